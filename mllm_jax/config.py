@@ -1,0 +1,356 @@
+"""Every knob, typed and frozen; `config_file` fills them from YAML and flags. Ground floor, imports nothing of ours.
+
+Each section validates itself when it is made, so an impossible combination never reaches a door's body.
+A door hands every part its own section only; `Config` itself stays in the doors.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+class ConfigError(ValueError):
+    """Bad input from a person: the message is one line with the field, the value and what is allowed."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError(message) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+# ----------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CLIP's image tower, as in Hugging Face's CLIPVisionConfig. Sizes in pixels or units."""
+
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    mlp: int = 4096
+    layers: int = 24
+    heads: int = 16
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+    feature_layer: int = -2  # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
+    projection: int = 768  # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        where = "model.vision"
+        require(
+            self.patch_size > 0 and self.image_size % self.patch_size == 0,
+            f"{where}.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}",
+        )
+        require(
+            self.heads > 0 and self.width % self.heads == 0,
+            f"{where}.width={self.width} is not a multiple of heads={self.heads}",
+        )
+        require(
+            -self.layers - 1 <= self.feature_layer <= self.layers,
+            f"{where}.feature_layer={self.feature_layer} is outside the tower's {self.layers} layers; "
+            f"allowed are {-self.layers - 1}..{self.layers}",
+        )
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image, P: also the number of seats an image takes in a row."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def used_layers(self) -> int:
+        """How many of the tower's layers stand before the hidden state that the connector reads."""
+        return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """The bridge: `linear` is one matrix, `mlp` is linear, exact gelu, linear (LLaVA-1.5's mlp2x_gelu)."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions; `llama3` stretches the low frequencies as Llama 3.1 does (transformers: modeling_rope_utils)."""
+
+    theta: float = 500000.0
+    kind: Literal["default", "llama3"] = "default"
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """A Llama 3 / 3.1 / 3.2 decoder. `vocab` counts the rows of the embedding table, padding rows included."""
+
+    vocab: int = 128320
+    width: int = 4096
+    mlp: int = 14336
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    norm_eps: float = 1e-5
+    tied: bool = False
+    max_length: int = 131072
+    rope: RopeConfig = field(default_factory=RopeConfig)
+
+    def __post_init__(self):
+        where = "model.language"
+        require(
+            self.kv_heads > 0 and self.heads % self.kv_heads == 0,
+            f"{where}.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
+        )
+        require(self.head_dim % 2 == 0, f"{where}.head_dim={self.head_dim} is odd; rotary positions need an even width")
+        for name in ("vocab", "width", "mlp", "layers", "max_length"):
+            require(getattr(self, name) > 0, f"{where}.{name}={getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the network is. A backbone alone (only `vision`, or only `language`) is a model too."""
+
+    vision: VisionConfig | None = None
+    connector: ConnectorConfig | None = None
+    language: LanguageConfig | None = None
+    image_token: int | None = None  # id of <image> in the tokenizer
+
+    def __post_init__(self):
+        require(self.vision is not None or self.language is not None, "model: give vision, language, or all three parts")
+        if self.vision is not None and self.language is not None:
+            require(self.connector is not None, "model.connector: missing between vision and language; add kind: linear or mlp")
+            require(self.image_token is not None, "model.image_token: missing; give the id of <image> in the tokenizer")
+        if self.image_token is not None and self.language is not None:
+            require(
+                0 <= self.image_token < self.language.vocab,
+                f"model.image_token={self.image_token} is outside the {self.language.vocab} rows of model.language.vocab",
+            )
+
+    @property
+    def patches(self) -> int:
+        """Seats of one image in a row; 0 for a model that reads text only."""
+        return self.vision.patches if self.vision is not None and self.connector is not None else 0
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Where a stage's weights come from: a model, run or Hugging Face folder, or random when `weights` is empty."""
+
+    weights: str | None = None
+    fresh: str | None = None  # regex over parameter paths that are drawn anew although `weights` holds them
+    tokenizer: str | None = None  # folder of tokenizer files; needed when `weights` is empty
+
+    def __post_init__(self):
+        require(
+            self.weights is not None or self.tokenizer is not None,
+            "init: give weights (a model, run or Hugging Face folder) or, for random weights, a tokenizer folder",
+        )
+        require(self.fresh is None or self.weights is not None, f"init.fresh={self.fresh!r} has no effect without init.weights")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Number formats and what is kept for the backward pass. Frozen parameters are always held in `compute`."""
+
+    compute: Literal["float32", "bfloat16"] = "bfloat16"
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "full"
+    attention: Literal["auto", "dense", "blocks"] = "auto"
+    loss_chunk: int = 512  # positions whose logits exist at the same time
+
+    def __post_init__(self):
+        require(self.loss_chunk > 0, f"compute.loss_chunk={self.loss_chunk} must be positive")
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One weighted source of records: a LLaVA JSON or JSONL file and the folder its image paths start from."""
+
+    path: str
+    images: str | None = None
+    language: str | None = None  # of records that do not name their own
+    weight: float = 1.0
+    format: Literal["plain", "llama3", "llama31"] = "llama31"
+
+    def __post_init__(self):
+        require(self.weight > 0, f"data.streams.*.weight={self.weight} must be positive; remove the stream instead")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The mixture and the shape of a batch: `rows` rows of `length` tokens with `image_slots` images each."""
+
+    streams: dict[str, StreamConfig]
+    languages: tuple[str, ...]
+    length: int = 2048
+    image_slots: int = 1
+    rows: int = 128
+    pack: bool = True
+    window: int = 512  # positions of the mixture that are packed together
+    over_long: Literal["drop", "cut", "fail"] = "fail"
+    image_fit: Literal["crop", "pad"] = "crop"
+    threads: int = 4
+    prefetch: int = 4  # batches made ahead of the step
+
+    def __post_init__(self):
+        require(len(self.streams) > 0, "data.streams: empty; name at least one stream")
+        require(len(self.languages) > 0, "data.languages: empty; list the language of every record")
+        for name in ("length", "rows", "window", "threads"):
+            require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)} must be positive")
+        for name in ("image_slots", "prefetch"):
+            require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)} must not be negative")
+        for name, stream in self.streams.items():
+            if stream.language is not None:
+                require(
+                    stream.language in self.languages,
+                    f"data.streams.{name}.language={stream.language!r} is not in data.languages {list(self.languages)}",
+                )
+
+
+# -------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """One rule over parameter paths. Every parameter must be claimed by exactly one part."""
+
+    match: str  # regex, must match the whole path, e.g. "language/.*"
+    train: bool = True
+    learning_rate: float | None = None  # None: optimizer.learning_rate
+
+    def __post_init__(self):
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ConfigError(f"optimizer.parts.*.match={self.match!r} is no regular expression: {error}") from error
+        require(
+            self.train or self.learning_rate is None,
+            f"optimizer.parts.*.learning_rate={self.learning_rate} has no effect on a frozen part (train: false)",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a learning-rate schedule, per part."""
+
+    parts: dict[str, PartConfig]
+    learning_rate: float = 2e-5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.03  # share of all steps with a linear rise from 0
+    floor: float = 0.0  # the schedule ends at floor x learning rate
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    no_decay: str = r".*(bias|scale|embedding)"  # regex over whole paths
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        require(any(part.train for part in self.parts.values()), "optimizer.parts: every part is frozen; set train: true on one")
+        require(0 <= self.warmup_ratio < 1, f"optimizer.warmup_ratio={self.warmup_ratio} must lie in [0, 1)")
+        require(0 <= self.floor <= 1, f"optimizer.floor={self.floor} must lie in [0, 1]")
+        require(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive or null")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often saved. Give `steps` or `epochs` (over the mixture's records), not both."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    microbatches: int = 1
+    save_every: int = 500
+    keep: int = 2  # checkpoints kept; the last is always among them
+    log_every: int = 10  # steps between printed lines; metrics.jsonl gets every step
+
+    def __post_init__(self):
+        require(
+            (self.steps is None) != (self.epochs is None),
+            f"train: give steps or epochs, exactly one (steps={self.steps}, epochs={self.epochs})",
+        )
+        for name in ("steps", "epochs", "microbatches", "save_every", "keep", "log_every"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"train.{name}={value} must be positive")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis spans; -1 once: all that remain."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One stage, complete in itself. The resolved config in a run folder is itself valid input."""
+
+    model: ModelConfig
+    init: InitConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    out: str = "runs/run"
+    seed: int = 0
+
+    def __post_init__(self):
+        rows, micro = self.data.rows, self.train.microbatches
+        require(rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}")
+        require(
+            self.model.language is not None, "model.language: missing; a stage trains a language model, with or without images"
+        )
+        if self.model.patches and self.data.image_slots:
+            require(
+                self.data.length > self.model.patches,
+                f"data.length={self.data.length} is too short for one image of {self.model.patches} tokens",
+            )
+        if not self.model.patches:
+            require(self.data.image_slots == 0, f"data.image_slots={self.data.image_slots}: the model reads no images, set 0")
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """`config.yaml` of a model folder: what the network is and what a model card should say of it."""
+
+    model: ModelConfig
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored parameters
+    languages: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)  # stream -> share of trained tokens
+    scores: dict[str, float] = field(default_factory=dict)  # "exact match (eu)" -> value
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out data at the end of a recipe: a LLaVA JSON file."""
+
+    data: str
+    images: str | None = None
+    max_new_tokens: int = 32
+    rows: int = 32  # answered at the same time
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Stages in order, each from the last one's weights, then evaluation and export."""
+
+    stages: tuple[str, ...]  # stage files, relative to the recipe file
+    out: str = "runs/recipe"
+    evaluate: EvaluateConfig | None = None
+    export: Literal["float32", "bfloat16"] | None = "bfloat16"
+
+    def __post_init__(self):
+        require(len(self.stages) > 0, "stages: empty; name at least one stage file")

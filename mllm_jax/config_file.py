@@ -1,0 +1,149 @@
+"""YAML and flags -> frozen config sections, and back. Ground floor, the only reader and writer of our YAML.
+
+Strict: a misspelt key, a wrong type or a value that is not allowed ends in one line that says where it stands,
+what was found, and what is allowed. (General config libraries accept more and say it in several lines.)
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mllm_jax.config import ConfigError, require
+
+T = typing.TypeVar("T")
+
+
+def load(cls: type[T], path: str | Path, overrides: typing.Sequence[str] = ()) -> T:
+    """Reads one config of type `cls`, e.g. `load(Config, "align.yaml", ["--optimizer.learning_rate", "1e-4"])`.
+
+    Args:
+        cls: a frozen dataclass of `mllm_jax.config`.
+        path: the YAML file.
+        overrides: flags `--section.key value` (or `--section.key=value`), values written as YAML; later ones win.
+
+    Raises:
+        ConfigError: one line naming the key, the value and what is allowed.
+    """
+    tree = read_yaml(path)
+    for key, value in _flags(overrides):
+        _put(tree, key.split("."), value, key)
+    return build(cls, tree)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file as a dict. Raises ConfigError for a missing file, broken YAML (with its line) or no mapping."""
+    path = Path(path)
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else "?"
+        raise ConfigError(f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    require(isinstance(tree, dict), f"{path}: expected sections (a mapping), found {type(tree).__name__}")
+    return tree
+
+
+def build(cls: type[T], tree: dict[str, Any]) -> T:
+    """A nested dict as a config section; strict about names and types. Raises ConfigError."""
+    return _read(cls, tree, "")
+
+
+def dump(section: Any, path: str | Path) -> None:
+    """Writes a config section as YAML that `load` reads back to an equal section."""
+    Path(path).write_text(yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def to_dict(section: Any) -> Any:
+    """A config section as plain dicts, lists and scalars."""
+    if dataclasses.is_dataclass(section):
+        return {f.name: to_dict(getattr(section, f.name)) for f in dataclasses.fields(section)}
+    if isinstance(section, dict):
+        return {key: to_dict(value) for key, value in section.items()}
+    if isinstance(section, tuple):
+        return [to_dict(value) for value in section]
+    return section
+
+
+def _flags(words: typing.Sequence[str]) -> list[tuple[str, Any]]:
+    pairs, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        require(word.startswith("--"), f"unexpected argument {word!r}; overrides are written --section.key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            require(len(words) > 0, f"--{key}: value missing; write --{key} VALUE")
+            value = words.pop(0)
+        try:
+            pairs.append((key, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key}: {value!r} is not a value YAML can read") from error
+    return pairs
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
+    for key in keys[:-1]:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        require(isinstance(tree, dict), f"--{full}: {key} is not a section")
+    tree[keys[-1]] = value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: a dataclass, dict[str, X], tuple[X, ...], X | None, Literal, or a scalar type."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _read(next(a for a in args if a is not types.NoneType), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_section(kind, value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, value, "a mapping of names to sections")
+        return {str(name): _read(args[1], item, f"{where}.{name}") for name, item in value.items()}
+    if origin is tuple:
+        _expect(isinstance(value, list | tuple), where, value, "a list")
+        fixed = args[-1] is not Ellipsis
+        _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is typing.Literal:
+        _expect(value in args and type(value) in {type(a) for a in args}, where, value, " or ".join(map(str, args)))
+        return value
+    return _read_scalar(kind, value, where)
+
+
+def _read_section(cls: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where or "config", value, "a section (key: value lines)")
+    hints = typing.get_type_hints(cls)
+    for name in value:
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(hints)}"
+            raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
+    for f in dataclasses.fields(cls):
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        require(f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default")
+    return cls(**{name: _read(hints[name], item, _join(where, name)) for name, item in value.items()})
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as text, and people write it all the time
+            return float(value)
+        except (TypeError, ValueError):
+            _expect(False, where, value, "a number")
+    names = {int: "a whole number", str: "text", bool: "true or false"}
+    _expect(type(value) is kind, where, value, names.get(kind, str(kind)))
+    return value
+
+
+def _expect(condition: bool, where: str, value: Any, allowed: str) -> None:
+    require(condition, f"{where}: expected {allowed}, got {value!r}")
+
+
+def _join(where: str, name: Any) -> str:
+    return f"{where}.{name}" if where else str(name)

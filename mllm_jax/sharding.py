@@ -4,7 +4,7 @@ Models name their dimensions with logical words; this file alone knows the mesh.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -88,3 +88,15 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; every other dimension whole."""
     return NamedSharding(mesh, spec(("batch",)))
+
+
+def per_device(
+    run: Callable[..., jax.Array], inputs: Sequence[Sequence[str]], output: Sequence[str]
+) -> Callable[..., jax.Array]:
+    """`run` on each device's own part, for work that needs nothing of its neighbours (attention over whole rows).
+
+    Without a mesh, `run` itself. `inputs` and `output` are logical names of the arrays' dimensions.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return run
+    return jax.shard_map(run, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)

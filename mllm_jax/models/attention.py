@@ -1,0 +1,113 @@
+"""Attention for packed rows: rotary positions, segment masks, grouped queries, one function per backend.
+
+A query sees a key when both lie in the same segment and, if causal, the key does not stand later in the row:
+
+    segments  1 1 2 2 0        keys ->   a b c d .
+                              query a    x
+      a b | c d | padding           b    x x
+                                    c        x
+                                    d        x x
+                                    .            x      padding sees itself only: no row of the softmax is empty
+
+Every backend honours segments; there is none here that silently does not.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mllm_jax.config import RopeConfig
+from mllm_jax.models import block_attention
+from mllm_jax.sharding import per_device
+
+MASKED = -1e30  # finite, so that a fully masked score never makes a NaN
+
+
+def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:
+    """Inverse frequencies of the rotary positions, float32.
+
+    `llama3` keeps high frequencies, divides low ones by `factor` and blends between, by wavelength against the length
+    the model was first trained on. Source: transformers, modeling_rope_utils._compute_llama3_parameters.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = (1.0 / np.float32(config.theta) ** exponents).astype(np.float32)
+    if config.kind == "default":
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    low, high = config.low_freq_factor, config.high_freq_factor
+    blend = np.clip((config.original_length / wavelengths - low) / (high - low), 0, 1)
+    return ((1 - blend) * frequencies / config.factor + blend * frequencies).astype(np.float32)
+
+
+def rotary_tables(
+    config: RopeConfig, head_dim: int, positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+    """Cosines and sines of every position, float32, ready to meet [B, T, heads, H/2]."""
+    frequencies = jnp.asarray(rotary_frequencies(config, head_dim))
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+) -> Float[Array, "B T N H"]:
+    """Turns pairs (x[i], x[i + H/2]) by the position's angle: Hugging Face's order of the halves, not Meta's."""
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def dense(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    q_segments: Int[Array, "B T"],
+    k_segments: Int[Array, "B S"],
+    offset: Int[Array, ""] | int,
+    causal: bool,
+) -> Float[Array, "B T N H"]:
+    """All scores at once: the reference, and the way with a key/value cache. Query t stands at key slot offset + t."""
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    allowed = q_segments[:, :, None] == k_segments[:, None, :]
+    if causal:
+        slots = jnp.arange(T)[:, None] + offset
+        allowed = allowed & (jnp.arange(k.shape[1])[None, :] <= slots)[None]
+    scores = jnp.where(allowed[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    *,
+    causal: bool,
+    backend: str,
+) -> Float[Array, "B T N H"]:
+    """Self-attention over a row, each device on its own rows and heads.
+
+    Args:
+        q, k, v: queries and keys after rotary positions, values; N is a multiple of K.
+        segments: 0 for padding.
+        causal: whether later keys are hidden.
+        backend: "dense" (all scores at once), "blocks" (blockwise, batched over heads: accelerators) or "loop"
+            (blockwise, one head after another: CPUs).
+    """
+    if backend == "dense":
+        local = functools.partial(dense, offset=0, causal=causal)
+        run = lambda q, k, v, s: local(q, k, v, s, s)  # noqa: E731
+    else:
+        run = functools.partial(block_attention.attend, causal=causal, loop=backend == "loop")
+    heads = ("batch", "length", "heads", "head_dim")
+    kv_heads = ("batch", "length", "kv_heads", "head_dim")
+    return per_device(run, (heads, kv_heads, kv_heads, ("batch", "length")), heads)(q, k, v, segments)

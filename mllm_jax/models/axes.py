@@ -1,0 +1,45 @@
+"""Names for every parameter's dimensions: the table from which `sharding` lays the whole model out.
+
+One row per kind of parameter. A parameter that no row claims, or two, is an error: nothing is replicated by accident.
+"""
+
+import re
+from typing import Any
+
+import jax
+
+# (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
+TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"vision/class_embedding", ("none",)),
+    (r"vision/position_embedding", ("none", "embed")),
+    (r"vision/patch_embedding/kernel", ("none", "none", "none", "embed")),
+    (r"connector/linear_[12]/kernel", ("none", "embed")),
+    (r"connector/linear_[12]/bias", ("none",)),
+    (r"language/embedding", ("vocab", "embed")),
+    (r"language/head/kernel", ("vocab", "embed")),
+    (r".*norm\d?/(scale|bias)", ("none",)),
+    (r".*/attention/q/kernel", ("embed", "heads", "head_dim")),
+    (r"vision/.*/attention/[kv]/kernel", ("embed", "heads", "head_dim")),
+    (r"language/.*/attention/[kv]/kernel", ("embed", "kv_heads", "head_dim")),
+    (r".*/attention/out/kernel", ("heads", "head_dim", "embed")),
+    (r".*/attention/[qkv]/bias", ("heads", "head_dim")),
+    (r".*/attention/out/bias", ("none",)),
+    (r".*/mlp/(in|gate|up)/kernel", ("embed", "mlp")),
+    (r".*/mlp/(out|down)/kernel", ("mlp", "embed")),
+    (r".*/mlp/in/bias", ("mlp",)),
+    (r".*/mlp/out/bias", ("none",)),
+)
+
+
+def logical_axes(params: Any) -> Any:
+    """A parameter tree (arrays or shapes) -> the same tree of tuples of logical names, one per dimension."""
+
+    def one(path: Any, leaf: Any) -> tuple[str, ...]:
+        name = "/".join(key.key for key in path)
+        rows = [names for pattern, names in TABLE if re.fullmatch(pattern, name)]
+        assert len(rows) == 1, f"{name}: claimed by {len(rows)} rows of the axes table"
+        names = (("layers",) if "/layers/" in name else ()) + rows[0]
+        assert len(names) == len(leaf.shape), f"{name}: {names} for shape {leaf.shape}"
+        return names
+
+    return jax.tree_util.tree_map_with_path(one, params)

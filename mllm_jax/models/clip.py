@@ -1,0 +1,115 @@
+"""CLIP's image tower: pixels -> patch features, one vector per patch, from a chosen hidden layer."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from mllm_jax.config import ComputeConfig, VisionConfig
+from mllm_jax.models.attention import attend
+from mllm_jax.models.layers import Einsum, LayerNorm, stack
+from mllm_jax.sharding import constrain
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}
+
+
+def normalise(
+    config: VisionConfig, pixels: UInt8[Array, "B height width C"] | Float[Array, "B height width C"]
+) -> Float[Array, "B height width C"]:
+    """RGB bytes -> what CLIP was trained on: scaled to 0..1, minus mean, over std. Floats count as normalised already."""
+    if jnp.issubdtype(pixels.dtype, jnp.floating):
+        return pixels
+    shape = (1, 1, 1, 3)
+    mean = jnp.asarray(config.image_mean, jnp.float32).reshape(shape)
+    std = jnp.asarray(config.image_std, jnp.float32).reshape(shape)
+    return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with full attention."""
+
+    config: VisionConfig
+    backend: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], state: None) -> tuple[Float[Array, "B T D"], None]:
+        c = self.config
+        N, H, D, F = c.heads, c.width // c.heads, c.width, c.mlp
+        x = x + Attention(N, H, D, self.backend, self.dtype, name="attention")(self._norm("norm1")(x))
+        x = x + MLP(D, F, c.activation, self.dtype, name="mlp")(self._norm("norm2")(x))
+        return constrain(x, "batch", "length", "none"), state
+
+    def _norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.config.norm_eps, self.dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Every patch sees every patch of its image."""
+
+    heads: int
+    head_dim: int
+    width: int
+    backend: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        D, N, H = self.width, self.heads, self.head_dim
+        q, k, v = (Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), self.dtype, name=name)(x) for name in "qkv")
+        segments = jnp.ones(x.shape[:2], jnp.int32)
+        x = attend(q, k, v, segments, causal=False, backend=self.backend)
+        return Einsum("BTNH,NHD->BTD", (N, H, D), (D,), self.dtype, name="out")(x)
+
+
+class MLP(nn.Module):
+    """Two linear maps with the tower's activation between."""
+
+    width: int
+    hidden: int
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        D, F = self.width, self.hidden
+        x = Einsum("BTD,DF->BTF", (D, F), (F,), self.dtype, name="in")(x)
+        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(ACTIVATIONS[self.activation](x))
+
+
+class CLIP(nn.Module):
+    """Pixels -> features of the chosen hidden layer, class token left out.
+
+    The layers after the chosen one and the post-norm are parameters like the others, so that what was imported can be
+    exported whole; they are not computed.
+    """
+
+    config: VisionConfig
+    compute: ComputeConfig
+    backend: str
+
+    @nn.compact
+    def __call__(
+        self, pixels: UInt8[Array, "B height width 3"] | Float[Array, "B height width 3"]
+    ) -> Float[Array, "B P D"]:
+        c, dtype = self.config, jnp.dtype(self.compute.compute)
+        B, p, D = pixels.shape[0], c.patch_size, c.width
+        side = c.image_size // p
+        x = normalise(c, pixels).astype(dtype).reshape(B, side, p, side, p, 3)
+        x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, dtype, name="patch_embedding")(x)
+        init = nn.initializers.normal(D**-0.5)
+        first = self.param("class_embedding", init, (D,), jnp.float32).astype(dtype)
+        positions = self.param("position_embedding", init, (c.patches + 1, D), jnp.float32).astype(dtype)
+        x = jnp.concatenate([jnp.broadcast_to(first, (B, 1, D)), x.reshape(B, c.patches, D)], axis=1)
+        x = x + positions[None]
+        x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
+        block = Block(c, self.backend, dtype, parent=None)
+        x, _ = stack(self, block, c.layers, self.compute.remat, x, used=c.used_layers)
+        if self.is_initializing():
+            LayerNorm(c.norm_eps, dtype, name="post_norm")(x)
+        return x[:, 1:]

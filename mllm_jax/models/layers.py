@@ -1,0 +1,127 @@
+"""The few layers that both towers are made of: Einsum, the two norms, and stack() = remat + scan over layers.
+
+All parameters are created in float32; a layer casts them to its compute `dtype` where it uses them, so frozen weights
+may be stored in bfloat16 and trained ones in float32 without the layer knowing.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+DType = Any
+
+# name in the config -> what the backward pass finds already computed
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,  # nothing but the layer's input
+}
+
+
+def along_last(vector: Float[Array, "D"], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A vector shaped to meet the last dimension of `x` (rank promotion is an error in our tests)."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Einsum(nn.Module):
+    """One linear map written as an einsum, e.g. Einsum("BTD,DNH->BTNH", (D, N, H), bias=(N, H)).
+
+    The initial kernel is normal with variance 1 / fan-in, fan-in being the contracted dimensions; the bias is zero.
+    """
+
+    equation: str
+    shape: tuple[int, ...]
+    bias: tuple[int, ...] | None = None
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        inputs, output = self.equation.split("->")
+        weight_letters = inputs.split(",")[1]
+        contracted = [n for letter, n in zip(weight_letters, self.shape, strict=True) if letter not in output]
+        init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
+        kernel = self.param("kernel", init, self.shape, jnp.float32)
+        y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
+        if self.bias is not None:
+            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last dimension, computed in float32 (Llama)."""
+
+    eps: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return (x * along_last(scale.astype(jnp.float32), x)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias over the last dimension, computed in float32 (CLIP)."""
+
+    eps: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        x = x * along_last(scale.astype(jnp.float32), x) + along_last(bias.astype(jnp.float32), x)
+        return x.astype(self.dtype)
+
+
+def stack(
+    parent: nn.Module,
+    block: nn.Module,
+    layers: int,
+    remat: str,
+    x: Float[Array, "B T D"],
+    *shared: Any,
+    used: int | None = None,
+    state: Any = None,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Applies `layers` equal blocks in turn by one scan: one compiled body whatever the depth.
+
+    Args:
+        parent: the module whose parameter "layers" holds the stacked weights, [L, ...] each.
+        block: an unbound module with `block(x, state, *shared) -> (x, state)`.
+        layers: L.
+        remat: a key of REMAT.
+        x: what flows through.
+        *shared: what every block is given alike (masks, rotary tables).
+        used: apply the first `used` blocks only (CLIP's second-to-last hidden state); default all.
+        state: per-block state with leading axis L (key/value cache), or None.
+
+    Returns:
+        The last block's output, and the blocks' new states stacked.
+    """
+
+    def init(key: jax.Array) -> Any:
+        first_state = jax.tree.map(lambda s: s[0], state)
+        one = lambda k: block.init(k, x, first_state, *shared)["params"]  # noqa: E731
+        return jax.vmap(one)(jax.random.split(key, layers))
+
+    params = parent.param("layers", init)
+    if used is not None and used < layers:
+        params = jax.tree.map(lambda w: w[:used], params)
+
+    def body(h: Any, layer: Any) -> tuple[Any, Any]:
+        return block.apply({"params": layer[0]}, h, layer[1], *shared)  # pyright: ignore[reportReturnType]
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(body, x, (params, state), length=used)

@@ -1,0 +1,142 @@
+"""Llama 3 / 3.1 / 3.2: embeddings -> hidden states, with packed rows in training and a key/value cache in generation."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mllm_jax.config import ComputeConfig, LanguageConfig
+from mllm_jax.models.attention import attend, dense, rotary_tables, rotate
+from mllm_jax.models.layers import Einsum, RMSNorm, stack
+from mllm_jax.sharding import constrain
+
+
+class Cache(NamedTuple):
+    """Keys and values of all that was read so far, in S slots; slots not yet written have segment 0."""
+
+    keys: Float[Array, "L B S K H"]
+    values: Float[Array, "L B S K H"]
+    segments: Int[Array, "B S"]
+    used: Int[Array, ""]
+
+
+def empty_cache(config: LanguageConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
+    """A cache for `rows` rows of at most `slots` tokens, prompt and answer together."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), jnp.int32), jnp.int32(0))
+
+
+class Seen(NamedTuple):
+    """What a cached block needs to know beside its own keys and values."""
+
+    segments: Int[Array, "B S"]
+    used: Int[Array, ""]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; over the row itself, or over a cache that it extends."""
+
+    config: LanguageConfig
+    backend: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], cache: tuple | None, tables: tuple, segments: Array, seen: Seen | None):
+        c = self.config
+        D, N, K, H = c.width, c.heads, c.kv_heads, c.head_dim
+        q = rotate(Einsum("BTD,DNH->BTNH", (D, N, H), None, self.dtype, name="q")(x), tables)
+        k = rotate(Einsum("BTD,DKH->BTKH", (D, K, H), None, self.dtype, name="k")(x), tables)
+        v = Einsum("BTD,DKH->BTKH", (D, K, H), None, self.dtype, name="v")(x)
+        if cache is None or seen is None:
+            x = attend(q, k, v, segments, causal=True, backend=self.backend)
+        else:
+            at = (0, seen.used, 0, 0)
+            cache = (jax.lax.dynamic_update_slice(cache[0], k, at), jax.lax.dynamic_update_slice(cache[1], v, at))
+            x = dense(q, *cache, segments, seen.segments, seen.used, causal=True)
+        return Einsum("BTNH,NHD->BTD", (N, H, D), None, self.dtype, name="out")(x), cache
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    width: int
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        D, F = self.width, self.hidden
+        gate = Einsum("BTD,DF->BTF", (D, F), None, self.dtype, name="gate")(x)
+        up = Einsum("BTD,DF->BTF", (D, F), None, self.dtype, name="up")(x)
+        return Einsum("BTF,FD->BTD", (F, D), None, self.dtype, name="down")(jax.nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    config: LanguageConfig
+    backend: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], cache: tuple | None, tables: tuple, segments: Array, seen: Seen | None):
+        c = self.config
+        normed = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
+        mixed, cache = Attention(c, self.backend, self.dtype, name="attention")(normed, cache, tables, segments, seen)
+        x = x + mixed
+        normed = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x)
+        x = x + SwiGLU(c.width, c.mlp, self.dtype, name="mlp")(normed)
+        return constrain(x, "batch", "length", "none"), cache
+
+
+class Llama(nn.Module):
+    """Token table, decoder stack, final norm, and (untied) the output table, held beside it in the same [V, D] layout."""
+
+    config: LanguageConfig
+    compute: ComputeConfig
+    backend: str
+
+    def setup(self):
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (c.vocab, c.width), jnp.float32)
+        if not c.tied:
+            self.head = Head(c.vocab, c.width)
+        self.norm = RMSNorm(c.norm_eps, jnp.dtype(self.compute.compute))
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows of the token table. Rows are taken first and cast after: the whole table is never copied."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.compute.compute)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Embeddings -> final hidden states; with a cache, also the cache extended by these T tokens."""
+        c = self.config
+        x = constrain(x, "batch", "length", "none")
+        tables = rotary_tables(c.rope, c.head_dim, positions)
+        block = Block(c, self.backend, jnp.dtype(self.compute.compute), parent=None)
+        seen = state = None
+        if cache is not None:
+            seen = Seen(jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.used)), cache.used)
+            state = (cache.keys, cache.values)
+        x, state = stack(self, block, c.layers, self.compute.remat, x, tables, segments, seen, state=state)
+        if self.is_initializing() and not c.tied:
+            self.head()
+        if seen is not None:
+            cache = Cache(*state, seen.segments, seen.used + x.shape[1])
+        return self.norm(x), cache
+
+
+class Head(nn.Module):
+    """The output table, one row per token."""
+
+    vocab: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "V D"]:
+        return self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.vocab, self.width), jnp.float32)

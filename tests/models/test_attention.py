@@ -1,0 +1,103 @@
+"""Attention backends against the dense reference, and rotary positions against transformers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_jax.config import RopeConfig
+from mllm_jax.models import attention, block_attention
+
+B, T, N, K, H = 2, 300, 4, 2, 8
+SEGMENTS = np.zeros((B, T), np.int32)
+SEGMENTS[0, :100], SEGMENTS[0, 100:290] = 1, 2
+SEGMENTS[1, :] = 1
+
+
+def inputs(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H))
+    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def loss(q, k, v, g, backend, causal):
+    out = attention.attend(q, k, v, jnp.asarray(SEGMENTS), causal=causal, backend=backend)
+    return jnp.sum(out * g), out
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("backend", ["blocks", "loop"])
+def test_blockwise_equals_dense_forward_and_backward(backend, causal):
+    q, k, v, g = inputs()
+    run = lambda backend: jax.value_and_grad(  # noqa: E731
+        functools.partial(loss, backend=backend, causal=causal), (0, 1, 2), has_aux=True
+    )(q, k, v, g)
+    (_, expected), expected_grads = run("dense")
+    (_, out), grads = run(backend)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
+def test_no_backend_lets_a_segment_see_another(backend):
+    """Changing every key and value of segment 1 must not move a bit of segment 2 or of the other row."""
+    q, k, v, _ = inputs()
+    mine = jnp.asarray(SEGMENTS == 1)[:, :, None, None] & (jnp.arange(B) == 0)[:, None, None, None]
+    run = lambda k, v: attention.attend(q, k, v, jnp.asarray(SEGMENTS), causal=True, backend=backend)  # noqa: E731
+    before, after = run(k, v), run(jnp.where(mine, k + 1, k), jnp.where(mine, v - 3, v))
+    assert (before[0, 100:290] == after[0, 100:290]).all() and (before[1] == after[1]).all()
+    assert not np.allclose(before[0, :100], after[0, :100])
+
+
+def test_causal_by_hand():
+    """Equal scores: each query's output is the mean of the values it may see."""
+    zeros, values = jnp.zeros((1, 4, 1, 2)), jnp.arange(8.0).reshape(1, 4, 1, 2)
+    segments = jnp.array([[1, 1, 2, 2]])
+    for backend in ("dense", "blocks", "loop"):
+        out = attention.attend(zeros, zeros, values, segments, causal=True, backend=backend)
+        np.testing.assert_allclose(out[0, :, 0], [[0, 1], [1, 2], [4, 5], [5, 6]], atol=1e-6)
+
+
+def test_blocks_cover_every_query_once_and_skip_later_keys():
+    assert block_attention._blocks(300, True) == [(0, 128, 128), (128, 256, 256), (256, 300, 300)]
+    assert block_attention._blocks(300, False) == [(0, 128, 300), (128, 256, 300), (256, 300, 300)]
+    assert len(block_attention._blocks(8192, True)) == 8
+
+
+def test_bfloat16_stays_close_to_float32():
+    q, k, v, g = inputs()
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    _, expected = loss(*(x.astype(jnp.float32) for x in half), g, "dense", True)
+    for backend in ("dense", "blocks", "loop"):
+        _, out = loss(*half, g.astype(jnp.bfloat16), backend, True)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["default", "llama3"])
+@pytest.mark.parametrize("factor, theta, original", [(8.0, 500000.0, 8192), (10.0, 10000.0, 2048)])
+def test_frequencies_equal_transformers(kind, factor, theta, original):
+    pytest.importorskip("torch", reason="the reference is transformers with torch")
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rope = {"rope_type": kind, "rope_theta": theta}
+    if kind == "llama3":
+        rope |= {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope |= {"original_max_position_embeddings": original}
+    config = LlamaConfig(hidden_size=256, num_attention_heads=2, head_dim=128, rope_parameters=rope)
+    expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
+    ours = attention.rotary_frequencies(RopeConfig(theta, kind, factor, 1.0, 4.0, original), 128)
+    np.testing.assert_allclose(ours, expected, rtol=2e-6)
+
+
+def test_rotation_turns_halves_by_hand():
+    config = RopeConfig(theta=100.0)  # frequencies 1 and 1/10 for a head of 4
+    tables = attention.rotary_tables(config, 4, jnp.array([[0, 2]]))
+    x = jnp.broadcast_to(jnp.array([1.0, 1.0, 0.0, 0.0]), (1, 2, 1, 4))
+    out = attention.rotate(x, tables)
+    np.testing.assert_allclose(out[0, 0, 0], [1, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(out[0, 1, 0], [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], atol=1e-6)

@@ -1,0 +1,166 @@
+"""The join: packed = unpacked, empty slots, several images, the cache, and the axes table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_jax.config import ComputeConfig, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.models import axes, mllm
+
+P = 16
+CONFIG = ModelConfig(
+    VisionConfig(image_size=28, patch_size=7, width=24, mlp=48, layers=3, heads=2),
+    ConnectorConfig("mlp"),
+    LanguageConfig(vocab=128, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head_dim=8),
+    image_token=100,
+)
+COMPUTE = ComputeConfig(compute="float32", remat="none")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return mllm.init(mllm.build(CONFIG, COMPUTE), jax.random.key(0))
+
+
+def conversation(seed, images, text):
+    """tokens, seats and pixels of one conversation: text, then per image a span and text again."""
+    rng = np.random.default_rng(seed)
+    tokens, seats = [rng.integers(0, 100, text)], [np.full(text, -1)]
+    for i in range(images):
+        tokens += [np.full(P, 100), rng.integers(0, 100, text)]
+        seats += [np.arange(P) + i * P, np.full(text, -1)]
+    pixels = rng.integers(0, 256, (images, 28, 28, 3), dtype=np.uint8)
+    return np.concatenate(tokens), np.concatenate(seats), pixels
+
+
+def row(conversations, length, slots):
+    """Hand-packs conversations into one row: what data/packing must do, written a second time."""
+    arrays = {name: np.zeros(length, np.int32) for name in ("tokens", "segments", "positions", "targets")}
+    arrays["image_index"], weights = np.full(length, -1, np.int32), np.zeros(length, np.float32)
+    pixels, at, slot = np.zeros((slots, 28, 28, 3), np.uint8), 0, 0
+    for number, (tokens, seats, images) in enumerate(conversations, start=1):
+        n = len(tokens)
+        arrays["tokens"][at : at + n] = tokens
+        arrays["targets"][at : at + n - 1] = tokens[1:]
+        weights[at : at + n - 1] = seats[1:] < 0
+        arrays["segments"][at : at + n] = number
+        arrays["positions"][at : at + n] = np.arange(n)
+        arrays["image_index"][at : at + n] = np.where(seats >= 0, seats + slot * P, -1)
+        pixels[slot : slot + len(images)] = images
+        at, slot = at + n, slot + len(images)
+    arrays = {name: jnp.asarray(value)[None] for name, value in arrays.items()}
+    return arrays | {"pixels": jnp.asarray(pixels)[None], "weights": jnp.asarray(weights)[None]}
+
+
+def summed_loss(params, model, row):
+    names = ("tokens", "segments", "positions", "image_index", "pixels")
+    x = mllm.hidden(model, params, *(row[name] for name in names))
+    logp = jax.nn.log_softmax(mllm.logits(x, mllm.head(params)))
+    nll = -jnp.take_along_axis(logp, row["targets"][:, :, None], axis=-1)[:, :, 0]
+    return jnp.sum(nll * row["weights"])
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
+def test_packed_equals_unpacked_loss_and_gradients(params, backend):
+    """Two images, none and one image in one row = three rows of their own, in any slot."""
+    model = mllm.build(CONFIG, dataclasses.replace(COMPUTE, attention=backend if backend != "loop" else "auto"))
+    chats = [conversation(1, 2, 5), conversation(2, 0, 30), conversation(3, 1, 9)]
+    grad = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
+    packed, packed_grads = grad(params, model, row(chats, 150, 4))
+    alone = [grad(params, model, row([chat], 60, 2)) for chat in chats]
+    np.testing.assert_allclose(packed, sum(loss for loss, _ in alone), rtol=1e-6)
+    summed = jax.tree.map(lambda *g: sum(g), *(grads for _, grads in alone))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4), packed_grads, summed)
+
+
+def test_an_unused_slot_has_exactly_zero_gradient(params):
+    """Text only, but a slot with a picture in it: nothing of vision or connector may move, not by a rounding."""
+    model = mllm.build(CONFIG, COMPUTE)
+    text = row([conversation(2, 0, 30)], 40, 2)
+    text["pixels"] = jnp.full_like(text["pixels"], 77)
+    grads = jax.grad(summed_loss)(params, model, text)
+    for part in ("vision", "connector"):
+        assert all(not np.any(g) for g in jax.tree.leaves(grads[part]))
+    assert np.any(grads["language"]["embedding"])
+
+
+def test_the_placeholder_row_of_the_token_table_gets_no_gradient(params):
+    grads = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    assert not np.any(grads["language"]["embedding"][100])
+
+
+def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
+    grads = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    kernel = grads["vision"]["layers"]["mlp"]["in"]["kernel"]
+    assert np.any(kernel[1]) and not np.any(kernel[2])
+    assert not np.any(grads["vision"]["post_norm"]["scale"])
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_number(params, remat):
+    chat = row([conversation(1, 1, 5)], 40, 1)
+    base = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), chat)
+    other = jax.grad(summed_loss)(params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), base, other)
+
+
+def test_cache_equals_whole_row_left_padded(params):
+    """Two prompts of different lengths, padded on the left, decoded token by token = the whole row at once."""
+    model = mllm.build(CONFIG, COMPUTE)
+    long, short = row([conversation(1, 1, 8)], 32, 1), row([conversation(4, 0, 20)], 20, 1)
+    whole = [
+        mllm.logits(mllm.hidden(model, params, *(r[n] for n in NAMES)), mllm.head(params))[0] for r in (long, short)
+    ]
+    pad = 12
+    left = {n: jnp.pad(short[n], ((0, 0), (pad, 0)), constant_values=-1 if n == "image_index" else 0) for n in NAMES[:4]}
+    both = {n: jnp.concatenate([long[n], left[n]]) for n in NAMES[:4]}
+    pixels = jnp.concatenate([long["pixels"], short["pixels"]])
+    prompt = [both[n][:, :28] for n in NAMES[:4]]
+    scores, cache = mllm.prefill(model, params, *prompt, pixels, slots=40)
+    for t in range(28, 32):
+        np.testing.assert_allclose(scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5)
+        scores, cache = mllm.decode(model, params, both["tokens"][:, t], both["positions"][:, t], cache)
+    np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
+
+
+NAMES = ("tokens", "segments", "positions", "image_index", "pixels")
+
+
+@pytest.mark.parametrize("kind, bias", [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)])
+def test_connector_parameters(kind, bias):
+    model = mllm.build(dataclasses.replace(CONFIG, connector=ConnectorConfig(kind, bias)), COMPUTE)
+    tree = mllm.abstract_params(model)["connector"]
+    assert set(tree) == ({"linear_1"} if kind == "linear" else {"linear_1", "linear_2"})
+    assert all(("bias" in layer) == bias for layer in tree.values())
+
+
+def test_backbones_alone():
+    language = ModelConfig(language=dataclasses.replace(CONFIG.language, tied=True))
+    tree = mllm.abstract_params(mllm.build(language, COMPUTE))
+    assert set(tree) == {"language"} and "head" not in tree["language"]
+    assert set(mllm.abstract_params(mllm.build(ModelConfig(vision=CONFIG.vision), COMPUTE))) == {"vision"}
+
+
+def test_every_parameter_has_axes(params):
+    names = axes.logical_axes(params)
+    assert names["language"]["layers"]["attention"]["k"]["kernel"] == ("layers", "embed", "kv_heads", "head_dim")
+    assert names["vision"]["layers"]["norm1"]["scale"] == ("layers", "none")
+    with pytest.raises(AssertionError, match="other/thing: claimed by 0 rows"):
+        axes.logical_axes({"other": {"thing": jnp.zeros(3)}})
+
+
+def test_full_size_counts():
+    """Llama-3.1-8B, CLIP ViT-L/14-336 and the Basque model's linear connector, by their published sizes."""
+    model = mllm.build(
+        ModelConfig(VisionConfig(), ConnectorConfig("linear"), LanguageConfig(vocab=128256), image_token=128255), COMPUTE
+    )
+    sizes = {
+        part: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+        for part, tree in mllm.abstract_params(model).items()
+    }
+    assert sizes["language"] == 8_030_261_248  # transformers' count for Meta-Llama-3.1-8B
+    assert sizes["connector"] == 4_198_400
+    assert sizes["vision"] == 303_507_456  # CLIPVisionModel of openai/clip-vit-large-patch14-336

@@ -31,8 +31,8 @@ def loss(q, k, v, g, backend, causal):
 @pytest.mark.parametrize("backend", ["blocks", "loop"])
 def test_blockwise_equals_dense_forward_and_backward(backend, causal):
     q, k, v, g = inputs()
-    run = lambda backend: jax.value_and_grad(  # noqa: E731
-        functools.partial(loss, backend=backend, causal=causal), (0, 1, 2), has_aux=True
+    run = lambda backend: jax.jit(  # noqa: E731
+        jax.value_and_grad(functools.partial(loss, backend=backend, causal=causal), (0, 1, 2), has_aux=True)
     )(q, k, v, g)
     (_, expected), expected_grads = run("dense")
     (_, out), grads = run(backend)

@@ -1,6 +1,7 @@
 """The join: packed = unpacked, empty slots, several images, the cache, and the axes table."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,8 @@ COMPUTE = ComputeConfig(compute="float32", remat="none")
 
 @pytest.fixture(scope="module")
 def params():
-    return mllm.init(mllm.build(CONFIG, COMPUTE), jax.random.key(0))
+    model = mllm.build(CONFIG, COMPUTE)
+    return jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
 
 
 def conversation(seed, images, text):
@@ -63,17 +65,27 @@ def summed_loss(params, model, row):
     return jnp.sum(nll * row["weights"])
 
 
+def close(gradient, expected):
+    """Equal up to float32's rounding of sums taken in another order: 1e-5 of the parameter's largest gradient.
+
+    The absolute term is for CLIP's key bias: softmax does not feel it, so its gradient is rounding noise around zero.
+    """
+    assert np.abs(gradient - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-5
+
+
+loss_and_grads = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
+
+
 @pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
 def test_packed_equals_unpacked_loss_and_gradients(params, backend):
     """Two images, none and one image in one row = three rows of their own, in any slot."""
     model = mllm.build(CONFIG, dataclasses.replace(COMPUTE, attention=backend if backend != "loop" else "auto"))
     chats = [conversation(1, 2, 5), conversation(2, 0, 30), conversation(3, 1, 9)]
-    grad = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
-    packed, packed_grads = grad(params, model, row(chats, 150, 4))
-    alone = [grad(params, model, row([chat], 60, 2)) for chat in chats]
+    packed, packed_grads = loss_and_grads(params, model, row(chats, 150, 4))
+    alone = [loss_and_grads(params, model, row([chat], 60, 2)) for chat in chats]
     np.testing.assert_allclose(packed, sum(loss for loss, _ in alone), rtol=1e-6)
     summed = jax.tree.map(lambda *g: sum(g), *(grads for _, grads in alone))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4), packed_grads, summed)
+    jax.tree.map(close, packed_grads, summed)
 
 
 def test_an_unused_slot_has_exactly_zero_gradient(params):
@@ -81,19 +93,19 @@ def test_an_unused_slot_has_exactly_zero_gradient(params):
     model = mllm.build(CONFIG, COMPUTE)
     text = row([conversation(2, 0, 30)], 40, 2)
     text["pixels"] = jnp.full_like(text["pixels"], 77)
-    grads = jax.grad(summed_loss)(params, model, text)
+    _, grads = loss_and_grads(params, model, text)
     for part in ("vision", "connector"):
         assert all(not np.any(g) for g in jax.tree.leaves(grads[part]))
     assert np.any(grads["language"]["embedding"])
 
 
 def test_the_placeholder_row_of_the_token_table_gets_no_gradient(params):
-    grads = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    _, grads = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
     assert not np.any(grads["language"]["embedding"][100])
 
 
 def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
-    grads = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    _, grads = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
     kernel = grads["vision"]["layers"]["mlp"]["in"]["kernel"]
     assert np.any(kernel[1]) and not np.any(kernel[2])
     assert not np.any(grads["vision"]["post_norm"]["scale"])
@@ -102,9 +114,9 @@ def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_number(params, remat):
     chat = row([conversation(1, 1, 5)], 40, 1)
-    base = jax.grad(summed_loss)(params, mllm.build(CONFIG, COMPUTE), chat)
-    other = jax.grad(summed_loss)(params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), base, other)
+    _, base = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), chat)
+    _, other = loss_and_grads(params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat)
+    jax.tree.map(close, other, base)
 
 
 def test_cache_equals_whole_row_left_padded(params):
@@ -112,17 +124,20 @@ def test_cache_equals_whole_row_left_padded(params):
     model = mllm.build(CONFIG, COMPUTE)
     long, short = row([conversation(1, 1, 8)], 32, 1), row([conversation(4, 0, 20)], 20, 1)
     whole = [
-        mllm.logits(mllm.hidden(model, params, *(r[n] for n in NAMES)), mllm.head(params))[0] for r in (long, short)
+        jax.jit(lambda p, *r: mllm.logits(mllm.hidden(model, p, *r), mllm.head(p)))(params, *(r[n] for n in NAMES))[0]
+        for r in (long, short)
     ]
     pad = 12
     left = {n: jnp.pad(short[n], ((0, 0), (pad, 0)), constant_values=-1 if n == "image_index" else 0) for n in NAMES[:4]}
     both = {n: jnp.concatenate([long[n], left[n]]) for n in NAMES[:4]}
     pixels = jnp.concatenate([long["pixels"], short["pixels"]])
     prompt = [both[n][:, :28] for n in NAMES[:4]]
-    scores, cache = mllm.prefill(model, params, *prompt, pixels, slots=40)
+    prefill = jax.jit(functools.partial(mllm.prefill, model, slots=40))
+    decode = jax.jit(functools.partial(mllm.decode, model))
+    scores, cache = prefill(params, *prompt, pixels)
     for t in range(28, 32):
         np.testing.assert_allclose(scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5)
-        scores, cache = mllm.decode(model, params, both["tokens"][:, t], both["positions"][:, t], cache)
+        scores, cache = decode(params, both["tokens"][:, t], both["positions"][:, t], cache)
     np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
 
 

@@ -48,7 +48,11 @@ class Batch(NamedTuple):
     weights: Float32[Numbers, "B T"]
     segments: Int32[Numbers, "B T"]
     positions: Int32[Numbers, "B T"]
-    image_index: Int32[Numbers, "B T"]  # -1 text; else i * P + p: patch p in image slot i of the same row
+    image_index: Int32[
+        Numbers, "B T"
+    ]  # -1 text; else i * P + p: patch p in image slot i of the same row
     streams: Int32[Numbers, "B T"]  # number of the stream a token comes from
     languages: Int32[Numbers, "B T"]  # number of its language
-    pixels: UInt8[Numbers, "B I height width C"]  # RGB after resizing and cropping; unused slots are zero
+    pixels: UInt8[
+        Numbers, "B I height width C"
+    ]  # RGB after resizing and cropping; unused slots are zero

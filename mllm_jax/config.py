@@ -34,8 +34,12 @@ class VisionConfig:
     heads: int = 16
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
-    feature_layer: int = -2  # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
-    projection: int = 768  # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    feature_layer: int = (
+        -2
+    )  # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
+    projection: int = (
+        768  # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    )
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -63,7 +67,9 @@ class VisionConfig:
     @property
     def used_layers(self) -> int:
         """How many of the tower's layers stand before the hidden state that the connector reads."""
-        return self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+        return (
+            self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
+        )
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,14 @@ class LanguageConfig:
             self.kv_heads > 0 and self.heads % self.kv_heads == 0,
             f"{where}.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
         )
-        require(self.head_dim % 2 == 0, f"{where}.head_dim={self.head_dim} is odd; rotary positions need an even width")
+        require(
+            self.head_dim % 2 == 0,
+            f"{where}.head_dim={self.head_dim} is odd; rotary positions need an even width",
+        )
         for name in ("vocab", "width", "mlp", "layers", "max_length"):
-            require(getattr(self, name) > 0, f"{where}.{name}={getattr(self, name)} must be positive")
+            require(
+                getattr(self, name) > 0, f"{where}.{name}={getattr(self, name)} must be positive"
+            )
 
 
 @dataclass(frozen=True)
@@ -123,10 +134,19 @@ class ModelConfig:
     image_token: int | None = None  # id of <image> in the tokenizer
 
     def __post_init__(self):
-        require(self.vision is not None or self.language is not None, "model: give vision, language, or all three parts")
+        require(
+            self.vision is not None or self.language is not None,
+            "model: give vision, language, or all three parts",
+        )
         if self.vision is not None and self.language is not None:
-            require(self.connector is not None, "model.connector: missing between vision and language; add kind: linear or mlp")
-            require(self.image_token is not None, "model.image_token: missing; give the id of <image> in the tokenizer")
+            require(
+                self.connector is not None,
+                "model.connector: missing between vision and language; add kind: linear or mlp",
+            )
+            require(
+                self.image_token is not None,
+                "model.image_token: missing; give the id of <image> in the tokenizer",
+            )
         if self.image_token is not None and self.language is not None:
             require(
                 0 <= self.image_token < self.language.vocab,
@@ -144,7 +164,9 @@ class InitConfig:
     """Where a stage's weights come from: a model, run or Hugging Face folder, or random when `weights` is empty."""
 
     weights: str | None = None
-    fresh: str | None = None  # regex over parameter paths that are drawn anew although `weights` holds them
+    fresh: str | None = (
+        None  # regex over parameter paths that are drawn anew although `weights` holds them
+    )
     tokenizer: str | None = None  # folder of tokenizer files; needed when `weights` is empty
 
     def __post_init__(self):
@@ -152,7 +174,10 @@ class InitConfig:
             self.weights is not None or self.tokenizer is not None,
             "init: give weights (a model, run or Hugging Face folder) or, for random weights, a tokenizer folder",
         )
-        require(self.fresh is None or self.weights is not None, f"init.fresh={self.fresh!r} has no effect without init.weights")
+        require(
+            self.fresh is None or self.weights is not None,
+            f"init.fresh={self.fresh!r} has no effect without init.weights",
+        )
 
 
 @dataclass(frozen=True)
@@ -183,7 +208,10 @@ class StreamConfig:
     format: Literal["plain", "llama3", "llama31"] = "llama31"
 
     def __post_init__(self):
-        require(self.weight > 0, f"data.streams.*.weight={self.weight} must be positive; remove the stream instead")
+        require(
+            self.weight > 0,
+            f"data.streams.*.weight={self.weight} must be positive; remove the stream instead",
+        )
 
 
 @dataclass(frozen=True)
@@ -208,7 +236,9 @@ class DataConfig:
         for name in ("length", "rows", "window", "threads"):
             require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)} must be positive")
         for name in ("image_slots", "prefetch"):
-            require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)} must not be negative")
+            require(
+                getattr(self, name) >= 0, f"data.{name}={getattr(self, name)} must not be negative"
+            )
         for name, stream in self.streams.items():
             if stream.language is not None:
                 require(
@@ -232,7 +262,9 @@ class PartConfig:
         try:
             re.compile(self.match)
         except re.error as error:
-            raise ConfigError(f"optimizer.parts.*.match={self.match!r} is no regular expression: {error}") from error
+            raise ConfigError(
+                f"optimizer.parts.*.match={self.match!r} is no regular expression: {error}"
+            ) from error
         require(
             self.train or self.learning_rate is None,
             f"optimizer.parts.*.learning_rate={self.learning_rate} has no effect on a frozen part (train: false)",
@@ -256,10 +288,19 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
-        require(any(part.train for part in self.parts.values()), "optimizer.parts: every part is frozen; set train: true on one")
-        require(0 <= self.warmup_ratio < 1, f"optimizer.warmup_ratio={self.warmup_ratio} must lie in [0, 1)")
+        require(
+            any(part.train for part in self.parts.values()),
+            "optimizer.parts: every part is frozen; set train: true on one",
+        )
+        require(
+            0 <= self.warmup_ratio < 1,
+            f"optimizer.warmup_ratio={self.warmup_ratio} must lie in [0, 1)",
+        )
         require(0 <= self.floor <= 1, f"optimizer.floor={self.floor} must lie in [0, 1]")
-        require(self.clip_norm is None or self.clip_norm > 0, f"optimizer.clip_norm={self.clip_norm} must be positive or null")
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optimizer.clip_norm={self.clip_norm} must be positive or null",
+        )
 
 
 @dataclass(frozen=True)
@@ -272,13 +313,24 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2  # checkpoints kept; the last is always among them
     log_every: int = 10  # steps between printed lines; metrics.jsonl gets every step
+    stop_at: int | None = (
+        None  # end here although the schedule spans `steps` (jobs with a time limit); resume later
+    )
 
     def __post_init__(self):
         require(
             (self.steps is None) != (self.epochs is None),
             f"train: give steps or epochs, exactly one (steps={self.steps}, epochs={self.epochs})",
         )
-        for name in ("steps", "epochs", "microbatches", "save_every", "keep", "log_every"):
+        for name in (
+            "steps",
+            "epochs",
+            "microbatches",
+            "save_every",
+            "keep",
+            "log_every",
+            "stop_at",
+        ):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name}={value} must be positive")
 
@@ -308,9 +360,12 @@ class Config:
 
     def __post_init__(self):
         rows, micro = self.data.rows, self.train.microbatches
-        require(rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}")
         require(
-            self.model.language is not None, "model.language: missing; a stage trains a language model, with or without images"
+            rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}"
+        )
+        require(
+            self.model.language is not None,
+            "model.language: missing; a stage trains a language model, with or without images",
         )
         if self.model.patches and self.data.image_slots:
             require(
@@ -318,7 +373,10 @@ class Config:
                 f"data.length={self.data.length} is too short for one image of {self.model.patches} tokens",
             )
         if not self.model.patches:
-            require(self.data.image_slots == 0, f"data.image_slots={self.data.image_slots}: the model reads no images, set 0")
+            require(
+                self.data.image_slots == 0,
+                f"data.image_slots={self.data.image_slots}: the model reads no images, set 0",
+            )
 
 
 @dataclass(frozen=True)
@@ -326,7 +384,7 @@ class FolderConfig:
     """`config.yaml` of a model folder: what the network is and what a model card should say of it."""
 
     model: ModelConfig
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored parameters
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the stored parameters
     languages: tuple[str, ...] = ()
     base_models: tuple[str, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)  # stream -> share of trained tokens

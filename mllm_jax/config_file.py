@@ -6,8 +6,10 @@ what was found, and what is allowed. (General config libraries accept more and s
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,20 @@ from mllm_jax.config import ConfigError, require
 T = typing.TypeVar("T")
 
 
-def load(cls: type[T], path: str | Path, overrides: typing.Sequence[str] = ()) -> T:
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key written twice; PyYAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Reads one config of type `cls`, e.g. `load(Config, "align.yaml", ["--optimizer.learning_rate", "1e-4"])`.
 
     Args:
@@ -40,12 +55,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else "?"
-        raise ConfigError(f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    require(isinstance(tree, dict), f"{path}: expected sections (a mapping), found {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}"
+        ) from error
+    require(
+        isinstance(tree, dict),
+        f"{path}: expected sections (a mapping), found {type(tree).__name__}",
+    )
     return tree
 
 
@@ -56,7 +78,9 @@ def build(cls: type[T], tree: dict[str, Any]) -> T:
 
 def dump(section: Any, path: str | Path) -> None:
     """Writes a config section as YAML that `load` reads back to an equal section."""
-    Path(path).write_text(yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    Path(path).write_text(
+        yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def to_dict(section: Any) -> Any:
@@ -70,11 +94,14 @@ def to_dict(section: Any) -> Any:
     return section
 
 
-def _flags(words: typing.Sequence[str]) -> list[tuple[str, Any]]:
+def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
     pairs, words = [], list(words)
     while words:
         word = words.pop(0)
-        require(word.startswith("--"), f"unexpected argument {word!r}; overrides are written --section.key value")
+        require(
+            word.startswith("--"),
+            f"unexpected argument {word!r}; overrides are written --section.key value",
+        )
         key, equals, value = word[2:].partition("=")
         if not equals:
             require(len(words) > 0, f"--{key}: value missing; write --{key} VALUE")
@@ -99,7 +126,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`: a dataclass, dict[str, X], tuple[X, ...], X | None, Literal, or a scalar type."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _read(next(a for a in args if a is not types.NoneType), value, where)
+        return (
+            None
+            if value is None
+            else _read(next(a for a in args if a is not types.NoneType), value, where)
+        )
     if dataclasses.is_dataclass(kind):
         return _read_section(kind, value, where)
     if origin is dict:
@@ -111,7 +142,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is typing.Literal:
-        _expect(value in args and type(value) in {type(a) for a in args}, where, value, " or ".join(map(str, args)))
+        _expect(
+            value in args and type(value) in {type(a) for a in args},
+            where,
+            value,
+            " or ".join(map(str, args)),
+        )
         return value
     return _read_scalar(kind, value, where)
 
@@ -126,17 +162,23 @@ def _read_section(cls: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        require(f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default")
-    return cls(**{name: _read(hints[name], item, _join(where, name)) for name, item in value.items()})
+        require(
+            f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default"
+        )
+    return cls(
+        **{name: _read(hints[name], item, _join(where, name)) for name, item in value.items()}
+    )
 
 
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 as text, and people write it all the time
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            _expect(False, where, value, "a number")
-    names = {int: "a whole number", str: "text", bool: "true or false"}
+            number = math.nan
+        _expect(math.isfinite(number), where, value, "a number")
+        return number
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     _expect(type(value) is kind, where, value, names.get(kind, str(kind)))
     return value
 

@@ -34,11 +34,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The device mesh with axes data, fsdp, tensor. Raises ConfigError when the sizes do not multiply to the devices."""
     devices = list(devices if devices is not None else jax.devices())
     sizes = [config.data, config.fsdp, config.tensor]
-    require(sizes.count(-1) <= 1, f"mesh: -1 stands at most once, got data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}")
-    require(all(s == -1 or s > 0 for s in sizes), f"mesh: sizes must be positive or -1, got {sizes}")
+    require(
+        sizes.count(-1) <= 1,
+        f"mesh: -1 stands at most once, got data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}",
+    )
+    require(
+        all(s == -1 or s > 0 for s in sizes), f"mesh: sizes must be positive or -1, got {sizes}"
+    )
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes:
-        require(len(devices) % known == 0, f"mesh: {len(devices)} devices do not divide by {known} (data, fsdp, tensor = {sizes})")
+        require(
+            len(devices) % known == 0,
+            f"mesh: {len(devices)} devices do not divide by {known} (data, fsdp, tensor = {sizes})",
+        )
         sizes[sizes.index(-1)] = len(devices) // known
     require(
         math.prod(sizes) == len(devices),
@@ -52,7 +60,9 @@ def spec(names: Sequence[str]) -> P:
     parts, taken = [], set()
     for name in names:
         axes = TABLE[name]
-        assert not taken & set(axes), f"two dimensions of {tuple(names)} want mesh axis {taken & set(axes)}"
+        assert not taken & set(axes), (
+            f"two dimensions of {tuple(names)} want mesh axis {taken & set(axes)}"
+        )
         taken |= set(axes)
         parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return P(*parts)
@@ -60,7 +70,9 @@ def spec(names: Sequence[str]) -> P:
 
 def shardings(mesh: Mesh, axes: Any) -> Any:
     """A tree of logical-name tuples -> the same tree of NamedShardings."""
-    return jax.tree.map(lambda names: NamedSharding(mesh, spec(names)), axes, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(
+        lambda names: NamedSharding(mesh, spec(names)), axes, is_leaf=lambda x: isinstance(x, tuple)
+    )
 
 
 def check_divides(mesh: Mesh, axes: Any, shapes: Any) -> None:
@@ -99,4 +111,6 @@ def per_device(
     """
     if jax.sharding.get_abstract_mesh().empty:
         return run
-    return jax.shard_map(run, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
+    return jax.shard_map(
+        run, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False
+    )

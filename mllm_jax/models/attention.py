@@ -53,7 +53,8 @@ def rotary_tables(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]
+    x: Float[Array, "B T N H"],
+    tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
 ) -> Float[Array, "B T N H"]:
     """Turns pairs (x[i], x[i + H/2]) by the position's angle: Hugging Face's order of the halves, not Meta's."""
     cos, sin = tables
@@ -75,7 +76,9 @@ def dense(
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(
+        H
+    )
     allowed = q_segments[:, :, None] == k_segments[:, None, :]
     if causal:
         slots = jnp.arange(T)[:, None] + offset
@@ -110,4 +113,6 @@ def attend(
         run = functools.partial(block_attention.attend, causal=causal, loop=backend == "loop")
     heads = ("batch", "length", "heads", "head_dim")
     kv_heads = ("batch", "length", "kv_heads", "head_dim")
-    return per_device(run, (heads, kv_heads, kv_heads, ("batch", "length")), heads)(q, k, v, segments)
+    return per_device(run, (heads, kv_heads, kv_heads, ("batch", "length")), heads)(
+        q, k, v, segments
+    )

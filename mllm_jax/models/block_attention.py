@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 MASKED = -1e30
-BLOCKS = 8  # a row is cut into at most this many query blocks, so that the unrolled program stays small
+BLOCKS = (
+    8  # a row is cut into at most this many query blocks, so that the unrolled program stays small
+)
 SMALLEST = 128  # queries in a block at least
 
 
@@ -53,7 +55,9 @@ def _blocks(length: int, causal: bool) -> list[tuple[int, int, int]]:
     return [(start, end, end if causal else length) for start, end in ends]
 
 
-def _scores(q: Array, k: Array, segments: Array, block: tuple[int, int, int], causal: bool) -> Array:
+def _scores(
+    q: Array, k: Array, segments: Array, block: tuple[int, int, int], causal: bool
+) -> Array:
     """Scaled, masked scores of one block in float32: [(b G), keys]."""
     start, end, seen = block
     G, H = q.shape[1:]
@@ -84,7 +88,10 @@ def _forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tup
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.dot(weights.astype(v.dtype), v[: block[2]], preferred_element_type=jnp.float32) / total
+        out = (
+            jnp.dot(weights.astype(v.dtype), v[: block[2]], preferred_element_type=jnp.float32)
+            / total
+        )
         outs.append(out.astype(q.dtype).reshape(-1, G, H))
         logsums.append(top + jnp.log(total))
     out = jnp.concatenate(outs)
@@ -102,15 +109,30 @@ def _backward(causal: bool, kept: tuple, d_out: Array) -> tuple:
         d_rows = d_out[start:end].reshape(rows, H)
         weights = jnp.exp(_scores(q, k, segments, block, causal) - logsum)
         # softmax's own gradient needs sum_j w_j (d_out . v_j) = d_out . out
-        shift = jnp.sum(d_rows.astype(jnp.float32) * out[start:end].reshape(rows, H).astype(jnp.float32), -1, keepdims=True)
+        shift = jnp.sum(
+            d_rows.astype(jnp.float32) * out[start:end].reshape(rows, H).astype(jnp.float32),
+            -1,
+            keepdims=True,
+        )
         d_weights = jnp.dot(d_rows, v[:seen].T, preferred_element_type=jnp.float32)
         d_scores = (weights * (d_weights - shift) / math.sqrt(H)).astype(q.dtype)
-        d_queries.append(jnp.dot(d_scores, k[:seen], preferred_element_type=jnp.float32).reshape(-1, G, H))
-        block_keys = jnp.dot(d_scores.T, q[start:end].reshape(rows, H), preferred_element_type=jnp.float32)
-        block_values = jnp.dot(weights.astype(v.dtype).T, d_rows, preferred_element_type=jnp.float32)
+        d_queries.append(
+            jnp.dot(d_scores, k[:seen], preferred_element_type=jnp.float32).reshape(-1, G, H)
+        )
+        block_keys = jnp.dot(
+            d_scores.T, q[start:end].reshape(rows, H), preferred_element_type=jnp.float32
+        )
+        block_values = jnp.dot(
+            weights.astype(v.dtype).T, d_rows, preferred_element_type=jnp.float32
+        )
         d_keys = d_keys.at[:seen].add(block_keys)
         d_values = d_values.at[:seen].add(block_values)
-    return jnp.concatenate(d_queries).astype(q.dtype), d_keys.astype(k.dtype), d_values.astype(v.dtype), None
+    return (
+        jnp.concatenate(d_queries).astype(q.dtype),
+        d_keys.astype(k.dtype),
+        d_values.astype(v.dtype),
+        None,
+    )
 
 
 _unit.defvjp(_forward, _backward)

@@ -19,7 +19,8 @@ ACTIVATIONS = {
 
 
 def normalise(
-    config: VisionConfig, pixels: UInt8[Array, "B height width C"] | Float[Array, "B height width C"]
+    config: VisionConfig,
+    pixels: UInt8[Array, "B height width C"] | Float[Array, "B height width C"],
 ) -> Float[Array, "B height width C"]:
     """RGB bytes -> what CLIP was trained on: scaled to 0..1, minus mean, over std. Floats count as normalised already."""
     if jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -41,7 +42,9 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], state: None) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         N, H, D, F = c.heads, c.width // c.heads, c.width, c.mlp
-        x = x + Attention(N, H, D, self.backend, self.dtype, name="attention")(self._norm("norm1")(x))
+        x = x + Attention(N, H, D, self.backend, self.dtype, name="attention")(
+            self._norm("norm1")(x)
+        )
         x = x + MLP(D, F, c.activation, self.dtype, name="mlp")(self._norm("norm2")(x))
         return constrain(x, "batch", "length", "none"), state
 
@@ -61,7 +64,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, N, H = self.width, self.heads, self.head_dim
-        q, k, v = (Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), self.dtype, name=name)(x) for name in "qkv")
+        q, k, v = (
+            Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), self.dtype, name=name)(x) for name in "qkv"
+        )
         segments = jnp.ones(x.shape[:2], jnp.int32)
         x = attend(q, k, v, segments, causal=False, backend=self.backend)
         return Einsum("BTNH,NHD->BTD", (N, H, D), (D,), self.dtype, name="out")(x)
@@ -79,7 +84,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, F = self.width, self.hidden
         x = Einsum("BTD,DF->BTF", (D, F), (F,), self.dtype, name="in")(x)
-        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(ACTIVATIONS[self.activation](x))
+        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(
+            ACTIVATIONS[self.activation](x)
+        )
 
 
 class CLIP(nn.Module):
@@ -104,8 +111,12 @@ class CLIP(nn.Module):
         x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, dtype, name="patch_embedding")(x)
         init = nn.initializers.normal(D**-0.5)
         first = self.param("class_embedding", init, (D,), jnp.float32).astype(dtype)
-        positions = self.param("position_embedding", init, (c.patches + 1, D), jnp.float32).astype(dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (B, 1, D)), x.reshape(B, c.patches, D)], axis=1)
+        positions = self.param("position_embedding", init, (c.patches + 1, D), jnp.float32).astype(
+            dtype
+        )
+        x = jnp.concatenate(
+            [jnp.broadcast_to(first, (B, 1, D)), x.reshape(B, c.patches, D)], axis=1
+        )
         x = x + positions[None]
         x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
         block = Block(c, self.backend, dtype, parent=None)

@@ -23,5 +23,7 @@ class Connector(nn.Module):
         x = Einsum("BPC,CD->BPD", (self.features, self.width), bias, self.dtype, name="linear_1")(x)
         if self.config.kind == "mlp":
             x = jax.nn.gelu(x, approximate=False)
-            x = Einsum("BPE,ED->BPD", (self.width, self.width), bias, self.dtype, name="linear_2")(x)
+            x = Einsum("BPE,ED->BPD", (self.width, self.width), bias, self.dtype, name="linear_2")(
+                x
+            )
         return x

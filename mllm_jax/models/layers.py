@@ -43,12 +43,16 @@ class Einsum(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         inputs, output = self.equation.split("->")
         weight_letters = inputs.split(",")[1]
-        contracted = [n for letter, n in zip(weight_letters, self.shape, strict=True) if letter not in output]
+        contracted = [
+            n for letter, n in zip(weight_letters, self.shape, strict=True) if letter not in output
+        ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
         if self.bias is not None:
-            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32).astype(
+                self.dtype
+            )
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
 

@@ -25,7 +25,12 @@ class Cache(NamedTuple):
 def empty_cache(config: LanguageConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
     """A cache for `rows` rows of at most `slots` tokens, prompt and answer together."""
     shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, slots), jnp.int32), jnp.int32(0))
+    return Cache(
+        jnp.zeros(shape, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros((rows, slots), jnp.int32),
+        jnp.int32(0),
+    )
 
 
 class Seen(NamedTuple):
@@ -43,7 +48,14 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], cache: tuple | None, tables: tuple, segments: Array, seen: Seen | None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cache: tuple | None,
+        tables: tuple,
+        segments: Array,
+        seen: Seen | None,
+    ):
         c = self.config
         D, N, K, H = c.width, c.heads, c.kv_heads, c.head_dim
         q = rotate(Einsum("BTD,DNH->BTNH", (D, N, H), None, self.dtype, name="q")(x), tables)
@@ -53,7 +65,10 @@ class Attention(nn.Module):
             x = attend(q, k, v, segments, causal=True, backend=self.backend)
         else:
             at = (0, seen.used, 0, 0)
-            cache = (jax.lax.dynamic_update_slice(cache[0], k, at), jax.lax.dynamic_update_slice(cache[1], v, at))
+            cache = (
+                jax.lax.dynamic_update_slice(cache[0], k, at),
+                jax.lax.dynamic_update_slice(cache[1], v, at),
+            )
             x = dense(q, *cache, segments, seen.segments, seen.used, causal=True)
         return Einsum("BTNH,NHD->BTD", (N, H, D), None, self.dtype, name="out")(x), cache
 
@@ -81,10 +96,19 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], cache: tuple | None, tables: tuple, segments: Array, seen: Seen | None):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cache: tuple | None,
+        tables: tuple,
+        segments: Array,
+        seen: Seen | None,
+    ):
         c = self.config
         normed = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
-        mixed, cache = Attention(c, self.backend, self.dtype, name="attention")(normed, cache, tables, segments, seen)
+        mixed, cache = Attention(c, self.backend, self.dtype, name="attention")(
+            normed, cache, tables, segments, seen
+        )
         x = x + mixed
         normed = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x)
         x = x + SwiGLU(c.width, c.mlp, self.dtype, name="mlp")(normed)
@@ -112,7 +136,11 @@ class Llama(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], segments: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache | None = None
+        self,
+        x: Float[Array, "B T D"],
+        segments: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: Cache | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Embeddings -> final hidden states; with a cache, also the cache extended by these T tokens."""
         c = self.config
@@ -121,9 +149,13 @@ class Llama(nn.Module):
         block = Block(c, self.backend, jnp.dtype(self.compute.compute), parent=None)
         seen = state = None
         if cache is not None:
-            seen = Seen(jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.used)), cache.used)
+            seen = Seen(
+                jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.used)), cache.used
+            )
             state = (cache.keys, cache.values)
-        x, state = stack(self, block, c.layers, self.compute.remat, x, tables, segments, seen, state=state)
+        x, state = stack(
+            self, block, c.layers, self.compute.remat, x, tables, segments, seen, state=state
+        )
         if self.is_initializing() and not c.tied:
             self.head()
         if seen is not None:
@@ -139,4 +171,9 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "V D"]:
-        return self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.vocab, self.width), jnp.float32)
+        return self.param(
+            "kernel",
+            nn.initializers.normal(self.width**-0.5),
+            (self.vocab, self.width),
+            jnp.float32,
+        )

@@ -47,7 +47,9 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
     vision, language = config.vision, config.language
     connector = None
     if vision is not None and language is not None and config.connector is not None:
-        connector = Connector(config.connector, vision.width, language.width, jnp.dtype(compute.compute))
+        connector = Connector(
+            config.connector, vision.width, language.width, jnp.dtype(compute.compute)
+        )
     return MLLM(
         config,
         compute,
@@ -63,10 +65,14 @@ def init(model: MLLM, key: jax.Array) -> Params:
     params: Params = {}
     if model.vision is not None:
         size = model.vision.config.image_size
-        params["vision"] = model.vision.init(vision_key, jnp.zeros((1, size, size, 3), jnp.uint8))["params"]
+        params["vision"] = model.vision.init(vision_key, jnp.zeros((1, size, size, 3), jnp.uint8))[
+            "params"
+        ]
     if model.connector is not None:
         dtype = jnp.dtype(model.compute.compute)
-        params["connector"] = model.connector.init(connector_key, jnp.zeros((1, 1, model.connector.features), dtype))["params"]
+        params["connector"] = model.connector.init(
+            connector_key, jnp.zeros((1, 1, model.connector.features), dtype)
+        )["params"]
     if model.language is not None:
         x = jnp.zeros((1, 1, model.language.config.width), model.compute.compute)
         ones = jnp.ones((1, 1), jnp.int32)
@@ -89,13 +95,19 @@ def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array
     """What the language model reads of the images of each row: [B, J = I * P, D], slot after slot."""
     assert model.vision is not None and model.connector is not None
     B, I = pixels.shape[:2]  # noqa: E741
-    features = model.vision.apply({"params": params["vision"]}, pixels.reshape(B * I, *pixels.shape[2:]))
+    features = model.vision.apply(
+        {"params": params["vision"]}, pixels.reshape(B * I, *pixels.shape[2:])
+    )
     vectors = model.connector.apply({"params": params["connector"]}, features)
     return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])  # pyright: ignore
 
 
 def embed(
-    model: MLLM, params: Params, tokens: Int[Array, "B T"], image_index: Int[Array, "B T"], pixels: Pixels
+    model: MLLM,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    image_index: Int[Array, "B T"],
+    pixels: Pixels,
 ) -> Float[Array, "B T D"]:
     """Token embeddings with the image vectors in their seats."""
     assert model.language is not None
@@ -125,7 +137,9 @@ def hidden(
 
 def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
     """Scores of every token, float32."""
-    return jnp.einsum("BTD,VD->BTV", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "BTD,VD->BTV", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def prefill(
@@ -153,5 +167,7 @@ def decode(
     assert model.language is not None
     x = model.language.apply({"params": params["language"]}, token[:, None], method="embed")
     ones = jnp.ones_like(token)[:, None]
-    x, cache = model.language.apply({"params": params["language"]}, x, ones, position[:, None], cache)
+    x, cache = model.language.apply(
+        {"params": params["language"]}, x, ones, position[:, None], cache
+    )
     return logits(x, head(params))[:, 0], cache  # pyright: ignore

@@ -32,7 +32,9 @@ def loss(q, k, v, g, backend, causal):
 def test_blockwise_equals_dense_forward_and_backward(backend, causal):
     q, k, v, g = inputs()
     run = lambda backend: jax.jit(  # noqa: E731
-        jax.value_and_grad(functools.partial(loss, backend=backend, causal=causal), (0, 1, 2), has_aux=True)
+        jax.value_and_grad(
+            functools.partial(loss, backend=backend, causal=causal), (0, 1, 2), has_aux=True
+        )
     )(q, k, v, g)
     (_, expected), expected_grads = run("dense")
     (_, out), grads = run(backend)
@@ -46,7 +48,9 @@ def test_no_backend_lets_a_segment_see_another(backend):
     """Changing every key and value of segment 1 must not move a bit of segment 2 or of the other row."""
     q, k, v, _ = inputs()
     mine = jnp.asarray(SEGMENTS == 1)[:, :, None, None] & (jnp.arange(B) == 0)[:, None, None, None]
-    run = lambda k, v: attention.attend(q, k, v, jnp.asarray(SEGMENTS), causal=True, backend=backend)  # noqa: E731
+    run = lambda k, v: attention.attend(
+        q, k, v, jnp.asarray(SEGMENTS), causal=True, backend=backend
+    )  # noqa: E731
     before, after = run(k, v), run(jnp.where(mine, k + 1, k), jnp.where(mine, v - 3, v))
     assert (before[0, 100:290] == after[0, 100:290]).all() and (before[1] == after[1]).all()
     assert not np.allclose(before[0, :100], after[0, :100])
@@ -100,4 +104,6 @@ def test_rotation_turns_halves_by_hand():
     x = jnp.broadcast_to(jnp.array([1.0, 1.0, 0.0, 0.0]), (1, 2, 1, 4))
     out = attention.rotate(x, tables)
     np.testing.assert_allclose(out[0, 0, 0], [1, 1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(out[0, 1, 0], [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], atol=1e-6)
+    np.testing.assert_allclose(
+        out[0, 1, 0], [np.cos(2), np.cos(0.2), np.sin(2), np.sin(0.2)], atol=1e-6
+    )

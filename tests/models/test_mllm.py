@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import ComputeConfig, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config import (
+    ComputeConfig,
+    ConnectorConfig,
+    LanguageConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from mllm_jax.models import axes, mllm
 
 P = 16
@@ -40,7 +46,9 @@ def conversation(seed, images, text):
 
 def row(conversations, length, slots):
     """Hand-packs conversations into one row: what data/packing must do, written a second time."""
-    arrays = {name: np.zeros(length, np.int32) for name in ("tokens", "segments", "positions", "targets")}
+    arrays = {
+        name: np.zeros(length, np.int32) for name in ("tokens", "segments", "positions", "targets")
+    }
     arrays["image_index"], weights = np.full(length, -1, np.int32), np.zeros(length, np.float32)
     pixels, at, slot = np.zeros((slots, 28, 28, 3), np.uint8), 0, 0
     for number, (tokens, seats, images) in enumerate(conversations, start=1):
@@ -79,7 +87,9 @@ loss_and_grads = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
 @pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
 def test_packed_equals_unpacked_loss_and_gradients(params, backend):
     """Two images, none and one image in one row = three rows of their own, in any slot."""
-    model = mllm.build(CONFIG, dataclasses.replace(COMPUTE, attention=backend if backend != "loop" else "auto"))
+    model = mllm.build(
+        CONFIG, dataclasses.replace(COMPUTE, attention=backend if backend != "loop" else "auto")
+    )
     chats = [conversation(1, 2, 5), conversation(2, 0, 30), conversation(3, 1, 9)]
     packed, packed_grads = loss_and_grads(params, model, row(chats, 150, 4))
     alone = [loss_and_grads(params, model, row([chat], 60, 2)) for chat in chats]
@@ -100,12 +110,16 @@ def test_an_unused_slot_has_exactly_zero_gradient(params):
 
 
 def test_the_placeholder_row_of_the_token_table_gets_no_gradient(params):
-    _, grads = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    _, grads = loss_and_grads(
+        params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1)
+    )
     assert not np.any(grads["language"]["embedding"][100])
 
 
 def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
-    _, grads = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1))
+    _, grads = loss_and_grads(
+        params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1)
+    )
     kernel = grads["vision"]["layers"]["mlp"]["in"]["kernel"]
     assert np.any(kernel[1]) and not np.any(kernel[2])
     assert not np.any(grads["vision"]["post_norm"]["scale"])
@@ -115,7 +129,9 @@ def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
 def test_remat_changes_no_number(params, remat):
     chat = row([conversation(1, 1, 5)], 40, 1)
     _, base = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), chat)
-    _, other = loss_and_grads(params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat)
+    _, other = loss_and_grads(
+        params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat
+    )
     jax.tree.map(close, other, base)
 
 
@@ -124,11 +140,16 @@ def test_cache_equals_whole_row_left_padded(params):
     model = mllm.build(CONFIG, COMPUTE)
     long, short = row([conversation(1, 1, 8)], 32, 1), row([conversation(4, 0, 20)], 20, 1)
     whole = [
-        jax.jit(lambda p, *r: mllm.logits(mllm.hidden(model, p, *r), mllm.head(p)))(params, *(r[n] for n in NAMES))[0]
+        jax.jit(lambda p, *r: mllm.logits(mllm.hidden(model, p, *r), mllm.head(p)))(
+            params, *(r[n] for n in NAMES)
+        )[0]
         for r in (long, short)
     ]
     pad = 12
-    left = {n: jnp.pad(short[n], ((0, 0), (pad, 0)), constant_values=-1 if n == "image_index" else 0) for n in NAMES[:4]}
+    left = {
+        n: jnp.pad(short[n], ((0, 0), (pad, 0)), constant_values=-1 if n == "image_index" else 0)
+        for n in NAMES[:4]
+    }
     both = {n: jnp.concatenate([long[n], left[n]]) for n in NAMES[:4]}
     pixels = jnp.concatenate([long["pixels"], short["pixels"]])
     prompt = [both[n][:, :28] for n in NAMES[:4]]
@@ -136,7 +157,9 @@ def test_cache_equals_whole_row_left_padded(params):
     decode = jax.jit(functools.partial(mllm.decode, model))
     scores, cache = prefill(params, *prompt, pixels)
     for t in range(28, 32):
-        np.testing.assert_allclose(scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5)
+        np.testing.assert_allclose(
+            scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5
+        )
         scores, cache = decode(params, both["tokens"][:, t], both["positions"][:, t], cache)
     np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
 
@@ -144,7 +167,9 @@ def test_cache_equals_whole_row_left_padded(params):
 NAMES = ("tokens", "segments", "positions", "image_index", "pixels")
 
 
-@pytest.mark.parametrize("kind, bias", [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)])
+@pytest.mark.parametrize(
+    "kind, bias", [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)]
+)
 def test_connector_parameters(kind, bias):
     model = mllm.build(dataclasses.replace(CONFIG, connector=ConnectorConfig(kind, bias)), COMPUTE)
     tree = mllm.abstract_params(model)["connector"]
@@ -156,12 +181,19 @@ def test_backbones_alone():
     language = ModelConfig(language=dataclasses.replace(CONFIG.language, tied=True))
     tree = mllm.abstract_params(mllm.build(language, COMPUTE))
     assert set(tree) == {"language"} and "head" not in tree["language"]
-    assert set(mllm.abstract_params(mllm.build(ModelConfig(vision=CONFIG.vision), COMPUTE))) == {"vision"}
+    assert set(mllm.abstract_params(mllm.build(ModelConfig(vision=CONFIG.vision), COMPUTE))) == {
+        "vision"
+    }
 
 
 def test_every_parameter_has_axes(params):
     names = axes.logical_axes(params)
-    assert names["language"]["layers"]["attention"]["k"]["kernel"] == ("layers", "embed", "kv_heads", "head_dim")
+    assert names["language"]["layers"]["attention"]["k"]["kernel"] == (
+        "layers",
+        "embed",
+        "kv_heads",
+        "head_dim",
+    )
     assert names["vision"]["layers"]["norm1"]["scale"] == ("layers", "none")
     with pytest.raises(AssertionError, match="other/thing: claimed by 0 rows"):
         axes.logical_axes({"other": {"thing": jnp.zeros(3)}})
@@ -170,7 +202,13 @@ def test_every_parameter_has_axes(params):
 def test_full_size_counts():
     """Llama-3.1-8B, CLIP ViT-L/14-336 and the Basque model's linear connector, by their published sizes."""
     model = mllm.build(
-        ModelConfig(VisionConfig(), ConnectorConfig("linear"), LanguageConfig(vocab=128256), image_token=128255), COMPUTE
+        ModelConfig(
+            VisionConfig(),
+            ConnectorConfig("linear"),
+            LanguageConfig(vocab=128256),
+            image_token=128255,
+        ),
+        COMPUTE,
     )
     sizes = {
         part: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,240 @@
+"""The command line: verbs -> doors. A door is imported only when its verb is called, so `--help` is quick.
+
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a fault of ours (with its traceback).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mllm_jax.config import ConfigError
+
+Verb = Callable[[argparse.Namespace], None]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code. `words` defaults to the command line's."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and options.verb != "train":  # only a stage takes overrides
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    try:
+        options.run(options)
+    except ConfigError as error:
+        print(f"mllm-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mllm-jax: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All verbs and flags. Others script them: what stands here does not change its name."""
+    parser = argparse.ArgumentParser(
+        prog="mllm-jax",
+        description="Train multimodal large language models for low-resource languages, in JAX.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    _add_quickstart(verbs)
+    _add_train(verbs)
+    _add_recipe(verbs)
+    _add_convert(verbs)
+    _add_generate(verbs)
+    _add_evaluate(verbs)
+    _add_bench(verbs)
+    return parser
+
+
+# ---------------------------------------------------------------------------------- verbs and flags
+
+
+def _verb(verbs, name: str, run: Verb, text: str, usage: str | None = None):
+    made = verbs.add_parser(name, help=text, description=text, usage=usage, allow_abbrev=False)
+    made.set_defaults(run=run)
+    return made
+
+
+def _add_quickstart(verbs) -> None:
+    it = _verb(verbs, "quickstart", _quickstart, "the whole way in minutes, on handwritten digits")
+    it.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    it.add_argument(
+        "--share",
+        type=_share,
+        default=1.0,
+        metavar="X",
+        help="share of the steps, to try it (0..1]",
+    )
+
+
+def _add_train(verbs) -> None:
+    usage = "mllm-jax train --config FILE [--resume] [--section.key value ...]"
+    it = _verb(verbs, "train", _train, "one stage, from a YAML file", usage)
+    it.add_argument("--config", type=Path, required=True, metavar="FILE")
+    it.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+
+
+def _add_recipe(verbs) -> None:
+    it = _verb(verbs, "recipe", _recipe, "stages in order, then evaluation and export")
+    it.add_argument("file", type=Path, metavar="FILE")
+    it.add_argument("--out", type=Path, metavar="DIR", help="default: the file's own `out`")
+
+
+def _add_convert(verbs) -> None:
+    text = "Hugging Face folder <-> model folder; two backbones -> one model"
+    ways = verbs.add_parser("convert", help=text, description=text, allow_abbrev=False)
+    ways = ways.add_subparsers(dest="way", metavar="WAY", required=True)
+    it = _verb(ways, "from-hf", _convert_from_hf, "a Hugging Face folder into a model folder")
+    it.add_argument("src", type=Path, metavar="SRC")
+    it.add_argument("out", type=Path, metavar="OUT")
+    it = _verb(ways, "join", _convert_join, "CLIP and Llama into one model, with a fresh connector")
+    it.add_argument("out", type=Path, metavar="OUT")
+    it.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
+    it.add_argument("--language", type=Path, required=True, metavar="LLAMA_DIR")
+    it.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    it = _verb(ways, "to-hf", _convert_to_hf, "a model or run folder into a Hugging Face folder")
+    it.add_argument("model", type=Path, metavar="MODEL")
+    it.add_argument("out", type=Path, metavar="OUT")
+    it.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+
+
+def _add_generate(verbs) -> None:
+    it = _verb(verbs, "generate", _generate, "answer a prompt about images")
+    it.add_argument("model", type=Path, metavar="MODEL", help="a model, run or Hugging Face folder")
+    it.add_argument("--prompt", required=True, metavar="TEXT")
+    it.add_argument(
+        "--image", type=Path, nargs="+", action="extend", default=[], metavar="FILE", dest="images"
+    )
+    it.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
+    it.add_argument("--temperature", type=_not_negative, default=0.0, metavar="T", help="0: greedy")
+    it.add_argument("--seed", type=int, default=0, metavar="S")
+    it.add_argument("--json", action="store_true", help="one object: text, tokens, prompt_tokens")
+
+
+def _add_evaluate(verbs) -> None:
+    it = _verb(verbs, "evaluate", _evaluate, "answers and losses on held-out data, per language")
+    it.add_argument("model", type=Path, metavar="MODEL", help="a model, run or Hugging Face folder")
+    it.add_argument("--data", type=Path, required=True, metavar="FILE", help="LLaVA JSON or JSONL")
+    it.add_argument("--out", type=Path, metavar="DIR", help="answers.jsonl, scores.json, scores.md")
+    it.add_argument("--images", type=Path, metavar="DIR", help="where image paths start")
+
+
+def _add_bench(verbs) -> None:
+    it = _verb(verbs, "bench", _bench, "throughput of the real step on synthetic rows")
+    what = it.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE")
+    what.add_argument("--size", choices=("tiny", "small", "1b", "8b"))
+    it.add_argument("--stage", choices=("align", "instruct", "full"), help="default: instruct")
+    it.add_argument("--length", type=_positive, metavar="N", help="tokens in a row")
+    it.add_argument("--batch", type=_positive, metavar="N", help="rows")
+    it.add_argument("--steps", type=_positive, default=5, metavar="N")
+    it.add_argument("--dtype", choices=("float32", "bfloat16"))
+    it.add_argument("--remat", choices=("none", "dots", "full"), metavar="NAME")
+    it.add_argument("--json", metavar="FILE", help="also write the numbers here")
+
+
+# ---------------------------------------------------------------------------------------------- doors
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from mllm_jax import quickstart
+
+    quickstart.run(options.out, share=options.share)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from mllm_jax import config_file
+    from mllm_jax.config import Config
+
+    config = config_file.load(Config, options.config, options.overrides)
+
+    from mllm_jax import train  # after the config: what is wrong with it is said at once
+
+    train.train(config, resume=options.resume)
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    from mllm_jax import recipe
+
+    recipe.run(options.file, out=options.out)
+
+
+def _convert_from_hf(options: argparse.Namespace) -> None:
+    from mllm_jax import convert
+
+    convert.from_hf(options.src, options.out)
+
+
+def _convert_join(options: argparse.Namespace) -> None:
+    from mllm_jax import convert
+
+    convert.join(
+        options.out,
+        vision=options.vision,
+        language=options.language,
+        connector=options.connector,
+    )
+
+
+def _convert_to_hf(options: argparse.Namespace) -> None:
+    from mllm_jax import convert
+
+    convert.to_hf(options.model, options.out, dtype=options.dtype)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from mllm_jax import generate
+
+    generate.main(
+        options.model,
+        prompt=options.prompt,
+        images=options.images,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        as_json=options.json,
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from mllm_jax import evaluate
+
+    evaluate.evaluate(options.model, options.data, options.out, images=options.images)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from mllm_jax import bench
+
+    names = ("config", "size", "stage", "length", "batch", "steps", "dtype", "remat", "json")
+    bench.main(**{name: getattr(options, name) for name in names})
+
+
+# --------------------------------------------------------------------------------------- kinds of flag
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{value} must be positive")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

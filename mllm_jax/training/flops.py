@@ -1,0 +1,137 @@
+"""How much arithmetic a step needs, by formula, and what chips can do: together they give the MFU.
+
+The compiler's own count sees the body of a scan once, so it cannot be used (and it counts
+recomputation, which is no useful work). The formula, per step of `rows` rows of `length` tokens (T)
+with `images` images in all:
+
+    language layers   tokens x (f N + g L d T)         N weights of products, d = heads x head_dim
+    head              tokens x f V D                   every position has logits
+    connector         images x P x f N
+    vision layers     images x (P + 1) x (f N + 2 g L d (P + 1))
+    patch embedding   images x P x f N
+
+    f = 6  trained: 2 forward (a multiply and an add), 2 for the gradient of the activations,
+           2 for that of the weights
+    f = 4  frozen, but the gradient passes through to something trained before it
+    f = 2  frozen, forward only
+    g = 6  attention that is trained or that a gradient passes through; g = 2 forward only
+
+The input embedding is a look-up and counts nothing.
+
+Attention: scores q.k and the sum over values take 2 x 2 d T per token and layer forward; causal
+rows need half of it, 2 d T; the backward pass needs twice the forward one (both products have two
+inputs that want a gradient). So 6 L d T causal, and 12 L d T for the vision tower, where every
+patch sees all. As usual for an MFU (PaLM, arXiv 2204.02311, appendix B), recomputation by remat is
+not counted, norms and activations are not, and a packed row counts as one row of length T.
+"Trained" products count 6 also where nothing before them wants a gradient.
+"""
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from mllm_jax.config import LanguageConfig, ModelConfig, VisionConfig
+
+# Dense bfloat16 FLOP/s of one chip, without sparsity: part of jax's `device_kind` -> rate; the
+# first match counts.
+PEAKS: tuple[tuple[str, float], ...] = (
+    (r"H100 PCIe", 756e12),  # NVIDIA H100 data sheet (PCIe)
+    (r"H100 NVL", 835e12),  # NVIDIA H100 NVL product brief
+    (r"H100|H200|GH200", 989e12),  # NVIDIA H100 and H200 data sheets (SXM): 1,979 with sparsity
+    (r"A100", 312e12),  # NVIDIA A100 data sheet
+    (r"TPU v4", 275e12),  # cloud.google.com/tpu/docs/v4
+    (r"TPU v5 ?lite|TPU v5e", 197e12),  # cloud.google.com/tpu/docs/v5e
+    (r"TPU v5", 459e12),  # cloud.google.com/tpu/docs/v5p
+    (r"TPU v6", 918e12),  # cloud.google.com/tpu/docs/v6e
+)
+
+
+def peak_rate(device_kind: str) -> float | None:
+    """Published dense bfloat16 FLOP/s of a chip, by jax's `device_kind`; None when unknown."""
+    return next((rate for name, rate in PEAKS if re.search(name, device_kind)), None)
+
+
+class Part(NamedTuple):
+    """A stretch of the forward pass."""
+
+    prefixes: tuple[str, ...]  # of the paths of its parameters, products or not
+    tokens: int  # that go through it in a step
+    weights: dict[str, int]  # path -> size, of the weights that stand in a product
+    attention: float  # FLOPs forward per token
+
+
+def flops_per_step(
+    model: ModelConfig, trainable: Collection[str], rows: int, length: int, images: int
+) -> float:
+    """Useful FLOPs of one update, all devices together, by the formula at the top of this file.
+
+    Args:
+        model: what the network is.
+        trainable: paths of the trained parameters, as `flatten(state.trainable)` gives them.
+        rows: of the batch.
+        length: of a row, padding included (it is computed).
+        images: in the batch: used slots for the useful work, all slots for what is computed.
+    """
+    total, through = 0.0, False  # through: something trained stands here or before
+    for part in _way(model, rows, length, images):
+        through = through or any(path.startswith(part.prefixes) for path in trainable)
+        for path, size in part.weights.items():
+            total += part.tokens * size * (6 if path in trainable else 4 if through else 2)
+        total += part.tokens * part.attention * (3 if through else 1)
+    return total
+
+
+def matmul_parameters(model: ModelConfig) -> dict[str, int]:
+    """Sizes of the weights that stand in a product, by path.
+
+    Vision layers behind the feature layer are not used and do not count. A tied head stands under
+    "language/embedding", whose only product it is.
+    """
+    return {path: n for part in _way(model, 1, 1, 1) for path, n in part.weights.items()}
+
+
+def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
+    """The parts in the order of the forward pass."""
+    way: list[Part] = []
+    vision, language = model.vision, model.language
+    if vision is not None:
+        way += _vision(vision, images)
+    if vision is not None and language is not None and model.connector is not None:
+        weights = {"connector/linear_1/kernel": vision.width * language.width}
+        if model.connector.kind == "mlp":
+            weights["connector/linear_2/kernel"] = language.width**2
+        way.append(Part(("connector/",), images * vision.patches, weights, 0.0))
+    if language is not None:
+        way += _language(language, rows * length, length)
+    return way
+
+
+def _vision(c: VisionConfig, images: int) -> list[Part]:
+    layers, tokens = c.used_layers, c.patches + 1
+    names = ("attention/q", "attention/k", "attention/v", "attention/out")
+    sizes = dict.fromkeys(names, c.width**2) | {f"mlp/{n}": c.width * c.mlp for n in ("in", "out")}
+    weights = {f"vision/layers/{name}/kernel": layers * size for name, size in sizes.items()}
+    patch = {"vision/patch_embedding/kernel": c.patch_size**2 * 3 * c.width}
+    first = tuple(f"vision/{n}" for n in ("class", "patch", "position", "pre_norm"))
+    return [
+        Part(first, images * c.patches, patch, 0.0),
+        Part(("vision/layers/",), images * tokens, weights, 4.0 * layers * c.width * tokens),
+    ]
+
+
+def _language(c: LanguageConfig, tokens: int, length: int) -> list[Part]:
+    queries, keys = c.width * c.heads * c.head_dim, c.width * c.kv_heads * c.head_dim
+    sizes = {
+        "attention/q": queries,
+        "attention/k": keys,
+        "attention/v": keys,
+        "attention/out": queries,
+    }
+    sizes |= {f"mlp/{name}": c.width * c.mlp for name in ("gate", "up", "down")}
+    weights = {f"language/layers/{name}/kernel": c.layers * size for name, size in sizes.items()}
+    head = {"language/embedding" if c.tied else "language/head/kernel": c.vocab * c.width}
+    attention = 2.0 * c.layers * c.heads * c.head_dim * length
+    return [
+        Part(("language/embedding", "language/layers/"), tokens, weights, attention),
+        Part(("language/norm", "language/head"), tokens, head, 0.0),
+    ]

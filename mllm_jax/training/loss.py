@@ -1,0 +1,143 @@
+"""Weighted next-token cross-entropy, summed, in chunks over the length: hidden and head -> loss.
+
+Logits are the largest array of a step: 8 rows x 4,096 positions x 128,256 words are 15.7 GiB in
+float32. Here those of one chunk are alive at a time, and each exists once: the loop that makes them
+also takes their gradient home (to the hidden states and to the head), so a step pays three products
+with the head, not four, and keeps no logits for later.
+
+    for each chunk of positions:
+        logits  = hidden @ head.T                          1st product
+        loss   += sum(weight * (logsumexp - target))
+        d       = weight * (softmax - onehot)
+        d_hidden[chunk] = d @ head                         2nd product
+        d_head += d.T @ hidden                             3rd, only if someone asks for it
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32
+
+from mllm_jax.sharding import constrain
+
+
+def weighted_loss(
+    hidden: Float[Array, "B T D"],
+    head: Float[Array, "V D"],
+    targets: Int32[Array, "B T"],
+    weights: Float32[Array, "B T"],
+    chunk: int,
+) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
+    """Sum over all positions of weight x negative log-likelihood of the target, in nats.
+
+    Inputs and targets are aligned already: nothing is shifted here.
+
+    The gradient flows to `hidden` and `head` alone. Whether the head's gradient is wanted is seen
+    while JAX differentiates: a head that is not differentiated (a frozen one) costs no product and
+    no memory.
+
+    Args:
+        hidden: the model's last hidden states, in compute dtype. The products run in this dtype and
+            add up in float32; logits, softmax and loss are float32.
+        head: output vectors of the vocabulary, same dtype as `hidden`. Its gradient is added up in
+            float32 over the chunks and rounded to the head's dtype once.
+        targets: the right next token of every position.
+        weights: 0 where a target is not trained.
+        chunk: at most so many positions of every row have logits at the same time. The length is
+            divided into equal chunks, the last one padded if it must be.
+
+    Returns:
+        The sum, and the unweighted loss of every position (stop-gradient), for metrics.
+    """
+    both: Any = _loss(hidden, head, targets, weights, chunk)
+    loss, token_losses = both
+    return loss, jax.lax.stop_gradient(token_losses)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _loss(hidden: Any, head: Any, targets: Any, weights: Any, chunk: int) -> Any:
+    loss, token_losses, _, _ = _loop(hidden, head, targets, weights, chunk, (False, False))
+    return loss, token_losses
+
+
+def _forward(hidden: Any, head: Any, targets: Any, weights: Any, chunk: int) -> tuple[Any, Any]:
+    # symbolic_zeros: JAX says of every argument whether it is differentiated ("perturbed")
+    wanted = (hidden.perturbed, head.perturbed)
+    values = (hidden.value, head.value, targets.value, weights.value)
+    loss, token_losses, d_hidden, d_head = _loop(*values, chunk, wanted)
+    return (loss, token_losses), (d_hidden, d_head)
+
+
+def _backward(chunk: int, saved: Any, cotangents: Any) -> tuple[Any, ...]:
+    scale = cotangents[0]  # of the sum; that of the token losses is zero by the stop-gradient above
+    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
+        return None, None, None, None
+    return *(None if d is None else (d * scale).astype(d.dtype) for d in saved), None, None
+
+
+_loss.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _loop(
+    hidden: Any, head: Any, targets: Any, weights: Any, chunk: int, wanted: tuple[bool, bool]
+) -> Any:
+    """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two."""
+    rows, length, _ = hidden.shape
+    count = -(-length // chunk)
+    size = -(
+        -length // count
+    )  # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
+    head = constrain(head, "vocab", "none")  # gathered over fsdp once, before the loop
+    body = partial(_chunk, head=head, wanted=wanted)
+    start = jnp.zeros(head.shape, jnp.float32) if wanted[1] else None
+    parts = tuple(_cut(x, count, size) for x in (hidden, targets, weights))
+    if count == 1:
+        d_head, outs = body(start, tuple(x[0] for x in parts))
+        outs = jax.tree.map(lambda x: x[None], outs)
+    else:
+        d_head, outs = jax.lax.scan(body, start, parts)
+    token_losses, d_hidden = jax.tree.map(lambda x: _join(x, rows, length), outs)
+    loss = jnp.sum(token_losses * weights)
+    return loss, token_losses, d_hidden, None if d_head is None else d_head.astype(head.dtype)
+
+
+def _chunk(
+    d_head: Any, part: tuple[Any, Any, Any], head: Any, wanted: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """One chunk [B, c], made one axis of B x c: plain 2-D products are the fastest everywhere."""
+    hidden, targets, weights = part
+    flat = constrain(hidden.reshape(-1, hidden.shape[-1]), "batch", "none")
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    logits = constrain(product("td,vd->tv", flat, head), "batch", "vocab")
+    # a comparison, not a gather: it stays local when the vocabulary lies on several devices
+    is_target = jnp.arange(head.shape[0])[None, :] == targets.reshape(-1, 1)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    total = jnp.sum(jnp.exp(logits - peak), axis=-1, keepdims=True)
+    log_total = peak + jnp.log(total)
+    token_losses = log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
+    d_hidden = None
+    if any(wanted):
+        softmax = jnp.exp(logits - log_total)
+        d_logits = ((softmax - is_target) * weights.reshape(-1, 1)).astype(flat.dtype)
+        if wanted[0]:
+            d_hidden = (
+                product("tv,vd->td", d_logits, head).astype(hidden.dtype).reshape(hidden.shape)
+            )
+        if wanted[1]:
+            d_head = constrain(d_head + product("tv,td->vd", d_logits, flat), "vocab", "embed")
+    return d_head, (token_losses.reshape(targets.shape), d_hidden)
+
+
+def _cut(x: Any, count: int, size: int) -> Any:
+    """[B, T, ...] -> [count, B, size, ...], zeros behind the end: weight 0, no effect."""
+    pad = [(0, 0)] * x.ndim
+    pad[1] = (0, count * size - x.shape[1])
+    x = jnp.pad(x, pad) if pad[1][1] else x
+    return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x: Any, rows: int, length: int) -> Any:
+    """[count, B, size, ...] -> [B, T, ...]: the way back from `_cut`."""
+    return jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :length]

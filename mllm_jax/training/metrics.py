@@ -1,0 +1,195 @@
+"""What a run says about itself: the numbers of each step, from the device and from the host.
+
+`Meter` counts what only the host knows (padding, images, shares of the mixture, waiting) and joins
+it with the step's device metrics into one line; `MetricsWriter` puts lines into metrics.jsonl,
+TensorBoard and before the reader's eyes. The loop fetches a step's metrics after the next step is
+dispatched, so the device never waits for a line:
+
+    for step in range(start, stop):
+        with watch.waiting():
+            host = next(batches)
+        state, metrics = compiled.call(state, place(host.batch))
+        counts = meter.count(host.batch)
+        if previous: writer.write(meter.line(*previous, watch.lap()))
+        previous = (step, metrics, counts)
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from mllm_jax.batch import Batch
+
+Line = dict[str, Any]  # one line of metrics.jsonl: step and numbers
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is not finite: the run ends."""
+
+
+def require_finite(step: int, metrics: Mapping[str, Any], checkpoint: str | None) -> None:
+    """Raises Diverged unless the step's loss and gradient are finite.
+
+    Parameters and moments never take up such a step (see `make_train_step`), so nothing that is not
+    finite can reach a checkpoint, although the host hears of it one step later.
+
+    Args:
+        step: number of the step the metrics belong to.
+        metrics: from the train step.
+        checkpoint: the last one saved before, None if there is none.
+    """
+    if not float(metrics["finite"]):
+        where = (
+            f"last good checkpoint: {checkpoint}"
+            if checkpoint
+            else "no checkpoint was saved before"
+        )
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}, not finite; {where}")
+
+
+class Lap(NamedTuple):
+    """Time of one turn of the loop, in seconds."""
+
+    seconds: float
+    waiting: float  # of these, for data
+
+
+class Watch:
+    """Times the turns of the loop and how much of each was spent waiting for data."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock, self._start, self._waiting = clock, clock(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the call that waits for the next batch."""
+        start = self._clock()
+        yield
+        self._waiting += self._clock() - start
+
+    def lap(self) -> Lap:
+        """Ends a turn and begins the next."""
+        now = self._clock()
+        lap = Lap(now - self._start, self._waiting)
+        self._start, self._waiting = now, 0.0
+        return lap
+
+
+class Counts(NamedTuple):
+    """What one batch holds; records are examples, counted at their first token."""
+
+    positions: int  # rows x length
+    tokens: int  # real ones: no padding
+    images: int  # image slots in use
+    records: dict[str, Float64[np.ndarray, "n"]]  # "stream" and "language" -> count by number
+    trained: dict[str, Float64[np.ndarray, "n"]]
+
+
+class Meter:
+    """Counts batches on the host and words the lines of metrics.jsonl.
+
+    Shares of the mixture are cumulative over the whole run: realised, not wished. On resume they go
+    on from `last`. Counts are those of the batch handed in; with several hosts each counts its own
+    rows.
+
+    Args:
+        streams, languages: their names, in the order of the batch's numbers.
+        patches: seats of one image, P; 0 for a model without images.
+        flops: useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
+        peak: FLOP/s of all chips together (`flops.peak_rate` x chips); None: no MFU is written.
+        last: the last line kept on resume (`MetricsWriter.last`).
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[str],
+        languages: Sequence[str],
+        patches: int,
+        flops: float | None = None,
+        peak: float | None = None,
+        last: Line | None = None,
+    ):
+        self.names = {"stream": tuple(streams), "language": tuple(languages)}
+        self._patches, self._flops, self._peak = patches, flops, peak
+        self._totals = {
+            (what, kind): np.array(
+                [(last or {}).get(f"total_{what}/{kind}/{n}", 0.0) for n in names]
+            )
+            for what in ("records", "trained")
+            for kind, names in self.names.items()
+        }
+
+    def count(self, batch: Batch) -> Counts:
+        """Counts of one batch (numpy). An example begins where a new segment above 0 begins."""
+        segments, weights = np.asarray(batch.segments), np.asarray(batch.weights)
+        before = np.pad(segments[:, :-1], ((0, 0), (1, 0)))
+        first = (segments > 0) & (segments != before)
+        seats = np.asarray(batch.image_index)
+        images = int(np.sum((seats >= 0) & (seats % self._patches == 0))) if self._patches else 0
+        numbers = {"stream": np.asarray(batch.streams), "language": np.asarray(batch.languages)}
+        sizes = {kind: len(names) for kind, names in self.names.items()}
+        return Counts(
+            positions=segments.size,
+            tokens=int(np.sum(segments > 0)),
+            images=images,
+            records={
+                k: np.bincount(n[first], minlength=sizes[k]) * 1.0 for k, n in numbers.items()
+            },
+            trained={
+                k: np.bincount(n.ravel(), weights.ravel(), minlength=sizes[k])
+                for k, n in numbers.items()
+            },
+        )
+
+    def line(self, step: int, metrics: Mapping[str, Any], counts: Counts, lap: Lap) -> Line:
+        """One line of metrics.jsonl, in the order people read it; call it once per step, in order.
+
+        A stream or language without a trained token in this step has no loss in the line.
+
+        Args:
+            step: number of the step, 0 for the first.
+            metrics: the train step's; fetching them waits for the step to end.
+            counts: of the same step's batch.
+            lap: time of the turn of the loop in which the step ended.
+        """
+        got = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        trained = float(got["trained_tokens"])
+        line: Line = {"step": step, "loss": float(got["loss"])}
+        for kind, names in self.names.items():
+            sums, tokens = got[f"{kind}_loss_sum"], got[f"{kind}_tokens"]
+            line |= {
+                f"loss/{kind}/{n}": s / t for n, s, t in zip(names, sums, tokens, strict=True) if t
+            }
+        line |= {name: float(got[name]) for name in ("grad_norm", "update_norm", "param_norm")}
+        line |= {name: float(v) for name, v in got.items() if name.startswith("learning_rate/")}
+        line |= {
+            "finite": float(got["finite"]),
+            "trained_tokens": trained,
+            "trained_tokens_per_second": trained / lap.seconds,
+            "real_tokens_per_second": counts.tokens / lap.seconds,
+            "images_per_second": counts.images / lap.seconds,
+            "step_seconds": lap.seconds,
+            "data_wait_share": lap.waiting / lap.seconds,
+            "padding_share": 1 - counts.tokens / counts.positions,
+        }
+        if self._flops is not None:
+            line["teraflops_per_second"] = self._flops / lap.seconds / 1e12
+            if self._peak is not None:
+                line["mfu"] = self._flops / lap.seconds / self._peak
+        return line | self._mixture(counts)
+
+    def _mixture(self, counts: Counts) -> Line:
+        """Cumulative shares, and the totals they come from (a resumed run reads them back)."""
+        shares, totals = {}, {}
+        for (what, kind), total in self._totals.items():
+            total += counts.records[kind] if what == "records" else counts.trained[kind]
+            whole = max(float(total.sum()), 1e-30)
+            for name, value in zip(self.names[kind], total.tolist(), strict=True):
+                shares[f"share_{what}/{kind}/{name}"] = value / whole
+                totals[f"total_{what}/{kind}/{name}"] = value
+        return shares | totals

@@ -1,0 +1,221 @@
+"""AdamW and its schedules, and which parameters move: parts claim parameters by regex over paths.
+
+Frozen means free: parameters are split into a trainable and a frozen tree before anything is
+differentiated, so gradients, moments and master copies exist for the trainable ones alone. (AdamW
+followed by a freeze mask keeps moments for all: 64 GB for 8 billion frozen parameters.)
+
+Memory per trainable parameter, in bytes: float32 parameters 4 + moments 8 = 12, bfloat16 parameters
+2 + moments 8 = 10; gradients are 4 more while a step runs. Moments are float32 in both cases: with
+beta2 = 0.999 the second moment shrinks by at most 0.1 % a step, less than half a bfloat16 unit (0.2
+to 0.4 %), so it could never fall. Updates are computed and added in float32, then rounded to the
+parameter's dtype once. Mind that pure bfloat16 loses every change below 0.2 to 0.4 % of a weight:
+at a learning rate of 2e-5 weights above 0.01 hardly move. It suits connectors and high rates;
+float32 parameters are the default.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32, Num
+
+from mllm_jax.config import ConfigError, OptimizerConfig, PartConfig
+
+Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]
+
+
+class Optimizer(NamedTuple):
+    """AdamW over the trainable tree, pure functions as in optax; the state's step is handed in."""
+
+    init: Callable[[Any], Any]  # trainable -> moments
+    update: Callable[
+        [Any, Any, Any, Any], tuple[Any, Any]
+    ]  # grads, moments, trainable, step -> updates f32, moments
+    rates: dict[str, Schedule]  # part -> learning rate at a step, for the trained parts
+
+
+# -------------------------------------------------------------------------------------------- parts
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {"language/norm/scale": leaf}, in their order. What is no dict is a leaf."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"language/norm/scale": leaf} -> nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
+
+
+def assign(paths: Iterable[str], parts: Mapping[str, PartConfig]) -> dict[str, str]:
+    """{path: name of the part that claims it}. A part's regex must match the whole path.
+
+    Raises:
+        ConfigError: paths that no part claims, paths that several claim, parts that claim nothing.
+    """
+    claims = {
+        path: [name for name, part in parts.items() if re.fullmatch(part.match, path)]
+        for path in paths
+    }
+    faults = []
+    if unclaimed := [path for path, names in claims.items() if not names]:
+        faults.append(f"no part claims {_shorten(unclaimed)}")
+    if doubly := [
+        f"{path} ({' and '.join(names)})" for path, names in claims.items() if len(names) > 1
+    ]:
+        faults.append(f"more than one part claims {_shorten(doubly)}")
+    claimed = {name for names in claims.values() for name in names}
+    if idle := [
+        f"{name} (match: {part.match!r})" for name, part in parts.items() if name not in claimed
+    ]:
+        faults.append(f"claims nothing: {_shorten(idle)}")
+    if faults:
+        raise ConfigError(
+            f"optimizer.parts: {'; '.join(faults)}; "
+            "every parameter must be claimed by exactly one part"
+        )
+    return {path: names[0] for path, names in claims.items()}
+
+
+def split(
+    params: Mapping[str, Any], parts: Mapping[str, PartConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A tree by parameter paths -> (trainable, frozen); together they hold every leaf once."""
+    flat = flatten(params)
+    owner = assign(flat, parts)
+    trainable = {path: leaf for path, leaf in flat.items() if parts[owner[path]].train}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
+    return unflatten(trainable), unflatten(frozen)
+
+
+def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """(trainable, frozen) -> the whole parameter tree. Raises ValueError if a leaf is in both."""
+    one, two = flatten(trainable), flatten(frozen)
+    if both := sorted(one.keys() & two.keys()):
+        raise ValueError(f"trainable and frozen both hold {_shorten(both)}")
+    return unflatten({**one, **two})
+
+
+def _shorten(items: list[str], show: int = 5) -> str:
+    rest = len(items) - show
+    return ", ".join(items[:show]) + (f" and {rest} more ({len(items)} in all)" if rest > 0 else "")
+
+
+# ---------------------------------------------------------------------------------------- schedules
+
+
+def make_schedule(config: OptimizerConfig, steps: int, base: float) -> Schedule:
+    """Learning rate of update `step` (0 is the first) out of `steps`.
+
+        W = ceil(warmup_ratio * steps)
+        step < W:              base * step / W
+        constant:              base
+        cosine:                base * (floor + (1 - floor) * 0.5 * (1 + cos(pi * t)))
+                               with t = (step - W) / (steps - W)
+
+    Source: transformers `get_cosine_schedule_with_warmup` (the first update has rate 0, the value
+    after the last one is the floor); with a floor axolotl's `cosine_min_lr_ratio`
+    (src/axolotl/utils/schedulers.py). Past the end the last value stays.
+    """
+    # the small subtraction: 0.1 * 30 is 3.0000000000000004 and means 3
+    warmup = math.ceil(config.warmup_ratio * steps - 1e-9)
+    rest = max(1, steps - warmup)
+
+    def rate(step: Num[Array, ""] | int) -> Float32[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        factor = jnp.ones((), jnp.float32)
+        if config.schedule == "cosine":
+            done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
+            factor = config.floor + (1 - config.floor) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        return base * jnp.where(step < warmup, step / max(1, warmup), factor)
+
+    return rate
+
+
+# ---------------------------------------------------------------------------------------- optimizer
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, Any]) -> Optimizer:
+    """AdamW: clip by global norm, Adam, add weight_decay x parameter, times -rate of the part.
+
+    As torch.optim.AdamW after clip_grad_norm_: the decay is multiplied by the learning rate and is
+    not clipped. The norm is taken over all trainable gradients together.
+
+    Args:
+        config: rates, betas, decay, parts.
+        steps: updates of the whole run, for the schedule.
+        trainable: the trainable tree (arrays or abstract): its paths decide each leaf's part and
+            decay.
+    """
+    paths = list(flatten(trainable))
+    owner = {path: _owner(path, config.parts) for path in paths}
+    rates = {
+        name: make_schedule(
+            config,
+            steps,
+            config.learning_rate if part.learning_rate is None else part.learning_rate,
+        )
+        for name, part in config.parts.items()
+        if part.train and name in owner.values()
+    }
+    decayed = unflatten({path: re.fullmatch(config.no_decay, path) is None for path in paths})
+    chain = optax.chain(
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed)
+        if config.weight_decay
+        else optax.identity(),
+    )
+
+    def init(trainable: Any) -> Any:
+        return chain.init(_float32(trainable))
+
+    def update(grads: Any, moments: Any, trainable: Any, step: Any) -> tuple[Any, Any]:
+        directions: Any
+        directions, moments = chain.update(_float32(grads), moments, _float32(trainable))
+        now = {name: rate(step) for name, rate in rates.items()}
+        scaled = {path: -now[owner[path]] * d for path, d in flatten(directions).items()}
+        return unflatten(scaled), moments
+
+    return Optimizer(init, update, rates)
+
+
+def apply_updates(trainable: Any, updates: Any) -> Any:
+    """parameter + update, added in float32 and rounded to the parameter's dtype once."""
+    return jax.tree.map(
+        lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates
+    )
+
+
+def _owner(path: str, parts: Mapping[str, PartConfig]) -> str:
+    # not `assign`: here the trainable tree alone is at hand, and frozen parts claim nothing of it
+    names = [name for name, part in parts.items() if re.fullmatch(part.match, path)]
+    if len(names) != 1 or not parts[names[0]].train:
+        raise ValueError(
+            f"{path}: claimed by {names}, expected exactly one trained part; "
+            "split the parameters first"
+        )
+    return names[0]
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -1,0 +1,131 @@
+"""TrainState: what a step changes and a checkpoint keeps; described first, then born sharded.
+
+    abstract_state -> state_shardings -> parameters read or drawn in place -> birth
+
+Every leaf is made where it will lie: parameters come in placed (read from disk with shardings, or
+drawn by a jitted init with out_shardings), moments are made by a jitted init. At no moment does a
+device or the host hold it all.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mllm_jax import sharding
+from mllm_jax.config import ComputeConfig, PartConfig
+from mllm_jax.training.optimizer import Optimizer, assign, flatten, merge, split, unflatten
+
+
+class TrainState(NamedTuple):
+    """All that a step needs besides the batch; also holds abstract arrays, or shardings."""
+
+    step: Any  # int32 scalar: updates done so far
+    trainable: Any  # nested dict, in `compute.parameters`
+    frozen: Any  # nested dict, in `compute.compute`; no gradient, no moments
+    moments: Any  # the optimizer's, float32, shaped like `trainable`
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The whole parameter tree, trainable and frozen together."""
+        return merge(self.trainable, self.frozen)
+
+
+def param_dtypes(
+    params: Mapping[str, Any], parts: Mapping[str, PartConfig], compute: ComputeConfig
+) -> dict[str, Any]:
+    """Abstract parameters as they are held: trainable in `parameters`, frozen in `compute` dtype.
+
+    Hand this to whatever reads or draws the parameters, so that they are cast leaf by leaf on the
+    way in.
+    """
+    flat = flatten(params)
+    owner = assign(flat, parts)
+    dtypes = {True: jnp.dtype(compute.parameters), False: jnp.dtype(compute.compute)}
+    return unflatten(
+        {k: jax.ShapeDtypeStruct(p.shape, dtypes[parts[owner[k]].train]) for k, p in flat.items()}
+    )
+
+
+def abstract_state(
+    params: Mapping[str, Any],
+    parts: Mapping[str, PartConfig],
+    compute: ComputeConfig,
+    optimizer: Optimizer,
+) -> TrainState:
+    """Shapes and dtypes of the state for the whole model's abstract parameters."""
+    trainable, frozen = split(param_dtypes(params, parts, compute), parts)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, trainable, frozen, jax.eval_shape(optimizer.init, trainable))
+
+
+def state_shardings(mesh: Mesh, abstract: TrainState, axes: Mapping[str, Any]) -> TrainState:
+    """Where every leaf lies: parameters by logical axes, moments like them, scalars everywhere.
+
+    Args:
+        mesh: the mesh.
+        abstract: from `abstract_state`.
+        axes: tree of logical-name tuples for the whole model.
+
+    Raises:
+        ConfigError: a dimension does not divide over its mesh axes.
+    """
+    flat_axes, flat_params = flatten(axes), flatten(abstract.params)
+    compare(flat_params, flat_axes, "logical axes")
+    sharding.check_divides(mesh, axes, abstract.params)
+    placed = {path: NamedSharding(mesh, sharding.spec(names)) for path, names in flat_axes.items()}
+    trainable = unflatten({path: placed[path] for path in flatten(abstract.trainable)})
+    frozen = unflatten({path: placed[path] for path in flatten(abstract.frozen)})
+    whole = NamedSharding(mesh, P())
+    shape_of = jax.tree.structure(abstract.trainable)
+
+    def like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == shape_of
+
+    moments = jax.tree.map(
+        lambda node: trainable if like_params(node) else whole,
+        abstract.moments,
+        is_leaf=like_params,
+    )
+    return TrainState(whole, trainable, frozen, moments)
+
+
+def birth(
+    params: Mapping[str, Any], optimizer: Optimizer, abstract: TrainState, shardings: TrainState
+) -> TrainState:
+    """A fresh state, step 0, around parameters that already lie where they belong.
+
+    Raises:
+        ValueError: parameters that are missing, too many, misshapen, of another dtype or placed
+            elsewhere, by path.
+    """
+    given, wanted = flatten(params), flatten(abstract.params)
+    compare(wanted, given, "given parameters")
+    places = flatten(shardings.params)
+    wrong = [
+        f"{path} is {leaf.dtype}{list(leaf.shape)} on {leaf.sharding}, "
+        f"expected {want.dtype}{list(want.shape)} on {place}"
+        for path, leaf in given.items()
+        for want, place in [(wanted[path], places[path])]
+        if (leaf.shape, leaf.dtype) != (want.shape, want.dtype)
+        or not leaf.sharding.is_equivalent_to(place, leaf.ndim)
+    ]
+    if wrong:
+        raise ValueError(f"{len(wrong)} parameters do not fit the state: {'; '.join(wrong[:5])}")
+    trainable = unflatten({path: given[path] for path in flatten(abstract.trainable)})
+    frozen = unflatten({path: given[path] for path in flatten(abstract.frozen)})
+    moments = jax.jit(optimizer.init, out_shardings=shardings.moments)(trainable)
+    step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
+    return TrainState(step, trainable, frozen, moments)
+
+
+def compare(wanted: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError listing paths that are missing from `given` or too many (flat trees)."""
+    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    if missing or extra:
+        raise ValueError(
+            f"{what}: missing {missing[:5]} ({len(missing)}), too many {extra[:5]} ({len(extra)})"
+        )

@@ -1,0 +1,252 @@
+"""One update, one evaluation: pure functions of state and batch; the model comes in as `apply`.
+
+Sum, count, divide once: losses are summed and tokens counted over all microbatches and devices, and
+the gradient of the sum is divided by the count at the end. A mean of means is wrong whenever rows
+hold different numbers of trained tokens.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, Int32
+
+from mllm_jax.batch import Batch
+from mllm_jax.config import require
+from mllm_jax.sharding import TABLE, constrain
+from mllm_jax.training.loss import weighted_loss
+from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
+from mllm_jax.training.state import TrainState
+
+# params, batch -> hidden [B, T, D], head [V, D]
+Apply = Callable[[Any, Batch], tuple[Array, Array]]
+Metrics = dict[str, Array]
+
+
+def make_train_step(
+    apply: Apply,
+    optimizer: Optimizer,
+    microbatches: int,
+    chunk: int,
+    n_streams: int,
+    n_languages: int,
+    shardings: TrainState | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function (state, batch) -> (state, metrics), not yet compiled.
+
+    A batch without trained tokens, or with a loss or gradient that is not finite, changes neither
+    parameters nor moments (only the step counter moves): `finite` in the metrics tells the host,
+    which ends the run.
+
+    Args:
+        apply: (params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype.
+        optimizer: from `make_optimizer`.
+        microbatches: the rows are worked in so many turns; gradients add up in float32.
+        chunk: positions whose logits exist at the same time.
+        n_streams, n_languages: how many the batch's numbers count.
+        shardings: of the state, under a mesh: gradients are added up where their parameters lie.
+
+    Returns:
+        A step whose metrics are float32: loss (mean over trained tokens), loss_sum, trained_tokens
+        (sum of weights), stream_loss_sum and stream_tokens [n_streams], language_loss_sum and
+        language_tokens [n_languages], grad_norm (before clipping), update_norm, param_norm
+        (trainable, before the update), learning_rate/<part>, finite (1 or 0).
+    """
+
+    judge = _judge(apply, chunk, n_streams, n_languages)
+
+    def loss_of(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, Metrics]:
+        _, sums = judge(merge(trainable, frozen), batch)
+        return sums["loss_sum"], sums
+
+    def grads_of(state: TrainState, batch: Batch) -> tuple[Metrics, Any]:
+        grads, sums = jax.grad(loss_of, has_aux=True)(state.trainable, state.frozen, batch)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
+        return sums, grads
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if microbatches == 1:
+            sums, grads = grads_of(state, batch)
+        else:
+            turns = _turns(batch, microbatches)
+            sums, grads = _accumulate(lambda turn: grads_of(state, turn), turns)
+        return _update(state, sums, grads, optimizer)
+
+    return train_step
+
+
+def make_eval_step(
+    apply: Apply, chunk: int, n_streams: int, n_languages: int
+) -> Callable[[Any, Batch], dict[str, Array]]:
+    """The function (params, batch) -> losses, not yet compiled; nothing is differentiated.
+
+    Returns:
+        A step whose results are float32: token_losses [B, T] (unweighted), row_loss_sum and
+        row_tokens [B] (weighted sum and weight of each row, for a perplexity per row), and the sums
+        of the train step: loss_sum, trained_tokens, stream_* and language_*.
+    """
+
+    judge = _judge(apply, chunk, n_streams, n_languages)
+
+    def eval_step(params: Any, batch: Batch) -> dict[str, Array]:
+        token_losses, sums = judge(params, batch)
+        return {
+            "token_losses": token_losses,
+            "row_loss_sum": jnp.sum(token_losses * batch.weights, axis=1),
+            "row_tokens": jnp.sum(jnp.asarray(batch.weights), axis=1),
+            **sums,
+        }
+
+    return eval_step
+
+
+class Compiled(NamedTuple):
+    """A step compiled ahead of time."""
+
+    call: Any  # jax.stages.Compiled: call(state, batch); also has memory_analysis() and as_text()
+    seconds: float  # tracing and compiling
+
+
+def compile_step(
+    step: Callable[..., Any],
+    mesh: Mesh,
+    state: Any,
+    shardings: Any,
+    batch: Batch,
+    batch_sharding: NamedSharding,
+    donate: bool = True,
+) -> Compiled:
+    """Compiles `step(state, batch)` for this mesh; the old state's memory is given to the new one.
+
+    Args:
+        step: from `make_train_step` or `make_eval_step` (then `state` and `shardings` are those of
+            the parameters, and `donate=False`).
+        mesh: becomes the current mesh while tracing.
+        state, batch: abstract or real; only shapes and dtypes are read.
+        shardings: a tree like `state`.
+        batch_sharding: of every array of the batch.
+        donate: whether the state's buffers are used up by the call.
+    """
+    start = time.perf_counter()
+    everywhere = NamedSharding(mesh, P())
+    outs: Any = (shardings, everywhere) if donate else None
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, jax.tree.map(lambda _: batch_sharding, batch)),
+        out_shardings=outs,
+        donate_argnums=(0,) if donate else (),
+    )
+    with jax.set_mesh(mesh):
+        compiled = jitted.lower(_abstract(state), _abstract(batch)).compile()
+    return Compiled(compiled, time.perf_counter() - start)
+
+
+def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:
+    """Refuses a batch whose microbatches do not divide over the devices. Raises ConfigError."""
+    ways = math.prod(mesh.shape[axis] for axis in TABLE["batch"])
+    require(
+        rows % (microbatches * ways) == 0,
+        f"data.rows={rows} must be a multiple of train.microbatches={microbatches} x {ways} "
+        f"(devices on mesh axes {' and '.join(TABLE['batch'])})",
+    )
+
+
+# ----------------------------------------------------------------------------------------- insides
+
+
+def _judge(
+    apply: Apply, chunk: int, n_streams: int, n_languages: int
+) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
+    """(params, batch) -> loss of every token, and sums over the batch, per stream and language."""
+
+    def judge(params: Any, batch: Batch) -> tuple[Array, Metrics]:
+        hidden, head = apply(params, batch)
+        targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
+        loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk)
+        weighted = token_losses * weights
+        streams, languages = jnp.asarray(batch.streams), jnp.asarray(batch.languages)
+        return token_losses, {
+            "loss_sum": loss,
+            "trained_tokens": jnp.sum(weights),
+            "stream_loss_sum": _by_number(weighted, streams, n_streams),
+            "stream_tokens": _by_number(weights, streams, n_streams),
+            "language_loss_sum": _by_number(weighted, languages, n_languages),
+            "language_tokens": _by_number(weights, languages, n_languages),
+        }
+
+    return judge
+
+
+def _update(
+    state: TrainState, sums: Metrics, grads: Any, optimizer: Optimizer
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step along the gradient of the summed loss; nothing moves without a reason."""
+    count = sums["trained_tokens"]
+    share = jnp.where(count > 0, 1 / jnp.maximum(count, 1e-30), 0.0)
+    grads = jax.tree.map(lambda g: g * share, grads)
+    grad_norm = _norm(grads)
+    finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(grad_norm)
+    useful = finite & (count > 0)
+    updates, moments = optimizer.update(grads, state.moments, state.trainable, state.step)
+    updates = jax.tree.map(lambda u: jnp.where(useful, u, 0.0), updates)
+    moments = jax.tree.map(lambda new, old: jnp.where(useful, new, old), moments, state.moments)
+    metrics = {
+        **sums,
+        "loss": sums["loss_sum"] * share,
+        "grad_norm": grad_norm,
+        "update_norm": _norm(updates),
+        "param_norm": _norm(state.trainable),
+        "finite": finite.astype(jnp.float32),
+        **{f"learning_rate/{part}": rate(state.step) for part, rate in optimizer.rates.items()},
+    }
+    trainable = apply_updates(state.trainable, updates)
+    return TrainState(state.step + 1, trainable, state.frozen, moments), metrics
+
+
+def _by_number(
+    values: Float[Array, "B T"], numbers: Int32[Array, "B T"], count: int
+) -> Float32[Array, " count"]:
+    """Sums `values` by `numbers`; masked, since a product may round on GPU and TPU."""
+    chosen = numbers[..., None] == jnp.arange(count)[None, None, :]
+    return jnp.sum(jnp.where(chosen, values[..., None], 0.0), axis=(0, 1))
+
+
+def _norm(tree: Any) -> Float32[Array, ""]:
+    """Root of the sum of all squares, in float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+
+
+def _turns(batch: Batch, count: int) -> Batch:
+    """[B, ...] -> [count, B/count, ...]; turn m takes rows m::count, so they stay on their device.
+
+    rows on two devices   0 1 2 3 | 4 5 6 7      2 turns:   0 2 | 4 6   then   1 3 | 5 7
+    """
+
+    def one(x: Array) -> Array:
+        x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+        return constrain(x, "none", "batch", *["none"] * (x.ndim - 2))
+
+    return jax.tree.map(one, batch)
+
+
+def _accumulate(work: Callable[[Batch], Any], turns: Batch) -> Any:
+    """Sum of `work(turn)` over the first axis of `turns`, one at a time."""
+
+    def add(total: Any, turn: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, work(turn)), None
+
+    shapes = jax.eval_shape(work, jax.tree.map(lambda x: x[0], turns))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, turns)[0]
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -1,0 +1,93 @@
+"""What every test stands on: eight pretended devices, strict JAX, the shared test material.
+
+Set before the first import of JAX: `XLA_FLAGS` for the devices, and `JAX_PLATFORMS=cpu` unless
+`MLLM_JAX_TEST_GPU` is set.
+"""
+
+import fcntl
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+DEVICES = 8
+GPU = bool(os.environ.get("MLLM_JAX_TEST_GPU"))
+
+_flags = [f"--xla_force_host_platform_device_count={DEVICES}"]
+if not GPU:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    # small programs, each run a few times: compiling them is most of the work (78 s instead of 129)
+    _flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])  # the last one wins
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from mllm_jax import sharding
+from mllm_jax.config import MeshConfig
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips `gpu` tests where there is no GPU to run them on; the reason says how to get them."""
+    if GPU and jax.default_backend() == "gpu":
+        return
+    skip = pytest.mark.skip(reason="needs a GPU: set MLLM_JAX_TEST_GPU=1 on a machine that has one")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared test material beside the checkout. Skips without it, fails where required."""
+    if not SHARED.is_dir():
+        reason = f"no shared test material at {SHARED}"
+        if os.environ.get("MLLM_JAX_REQUIRE_SHARED") == "1":
+            pytest.fail(f"{reason}, and MLLM_JAX_REQUIRE_SHARED=1 asks for it")
+        pytest.skip(reason)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def oracle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small Hugging Face checkpoints with what transformers computes from them.
+
+    Made once a session. Test processes side by side (xdist) share it: the first makes it, the
+    others wait for it.
+    """
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip(
+            "needs torch (a CPU build, see the [test] extra) to make the reference checkpoints"
+        )
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    out, done = base / "oracle", base / "oracle.done"
+    with open(base / "oracle.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            command = [sys.executable, str(shared / "oracle" / "make_checkpoints.py"), str(out)]
+            made = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if made.returncode != 0:
+                pytest.fail(
+                    f"make_checkpoints.py ended with {made.returncode}:\n{made.stderr[-2000:]}"
+                )
+            done.touch()
+    return out
+
+
+@pytest.fixture
+def make_mesh() -> Callable[..., Mesh]:
+    """`make_mesh(fsdp=4, tensor=2)` over all devices, `make_mesh(devices=1)` over the first."""
+
+    def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
+        return sharding.make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[:devices])
+
+    return make

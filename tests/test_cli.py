@@ -1,0 +1,298 @@
+"""The command line: verbs and flags as others script them, exit codes, and a quick --help."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mllm_jax.__main__ import main, make_parser
+from mllm_jax.config import ConfigError
+
+
+class Door(types.ModuleType):
+    """Stands in for a door: remembers how it was called."""
+
+    def __init__(self, name: str, function: str, error: BaseException | None = None):
+        super().__init__(f"mllm_jax.{name}")
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            self.calls.append((args, kwargs))
+            if error is not None:
+                raise error
+
+        setattr(self, function, call)
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch):
+    import mllm_jax
+
+    def make(name: str, function: str, error: BaseException | None = None) -> Door:
+        made = Door(name, function, error)
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        monkeypatch.setattr(mllm_jax, name, made, raising=False)
+        return made
+
+    return make
+
+
+GENERATE = {"max_new_tokens": 128, "temperature": 0.0, "seed": 0, "as_json": False}
+BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json"))
+BENCH |= {"steps": 5}
+
+# (door, function, words, positional arguments, keyword arguments)
+CALLS = [
+    ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
+    ("quickstart", "run", "quickstart --out o --share 0.1", (Path("o"),), {"share": 0.1}),
+    ("recipe", "run", "recipe r.yaml", (Path("r.yaml"),), {"out": None}),
+    ("recipe", "run", "recipe r.yaml --out o", (Path("r.yaml"),), {"out": Path("o")}),
+    ("convert", "from_hf", "convert from-hf src out", (Path("src"), Path("out")), {}),
+    (
+        "convert",
+        "join",
+        "convert join out --vision clip --language llama",
+        (Path("out"),),
+        {"vision": Path("clip"), "language": Path("llama"), "connector": "linear"},
+    ),
+    (
+        "convert",
+        "join",
+        "convert join --vision clip out --language llama --connector mlp",
+        (Path("out"),),
+        {"vision": Path("clip"), "language": Path("llama"), "connector": "mlp"},
+    ),
+    ("convert", "to_hf", "convert to-hf m out", (Path("m"), Path("out")), {"dtype": None}),
+    (
+        "convert",
+        "to_hf",
+        "convert to-hf m out --dtype bfloat16",
+        (Path("m"), Path("out")),
+        {"dtype": "bfloat16"},
+    ),
+    (
+        "generate",
+        "main",
+        "generate m --prompt Zer?",
+        (Path("m"),),
+        GENERATE | {"prompt": "Zer?", "images": []},
+    ),
+    (
+        "generate",
+        "main",
+        "generate m --prompt p --image a.png b.png --image c.png --max-new-tokens 7 "
+        "--temperature 0.5 --seed -3 --json",
+        (Path("m"),),
+        {
+            "prompt": "p",
+            "images": [Path("a.png"), Path("b.png"), Path("c.png")],
+            "max_new_tokens": 7,
+            "temperature": 0.5,
+            "seed": -3,
+            "as_json": True,
+        },
+    ),
+    (
+        "evaluate",
+        "evaluate",
+        "evaluate m --data d.json",
+        (Path("m"), Path("d.json"), None),
+        {"images": None},
+    ),
+    (
+        "evaluate",
+        "evaluate",
+        "evaluate m --data d.json --out o --images i",
+        (Path("m"), Path("d.json"), Path("o")),
+        {"images": Path("i")},
+    ),
+    ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
+    (
+        "bench",
+        "main",
+        "bench --config c.yaml --stage full --length 64 --batch 2 --steps 3 --dtype float32 "
+        "--remat dots --json o.json",
+        (),
+        {
+            "config": "c.yaml",
+            "size": None,
+            "stage": "full",
+            "length": 64,
+            "batch": 2,
+            "steps": 3,
+            "dtype": "float32",
+            "remat": "dots",
+            "json": "o.json",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
+def test_a_verb_calls_its_door(door, name, function, words: str, args, kwargs):
+    made = door(name, function)
+    assert main(words.split()) == 0
+    assert made.calls == [(args, kwargs)]
+
+
+@pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
+def test_a_door_takes_what_its_verb_gives(name, function, words: str, args, kwargs):
+    module = importlib.import_module(f"mllm_jax.{name}")
+    inspect.signature(getattr(module, function)).bind(*args, **kwargs)
+
+
+STAGE = {
+    "model": {"language": {"vocab": 64, "width": 8, "mlp": 16, "layers": 1, "heads": 1,
+                           "kv_heads": 1, "head_dim": 8}},
+    "init": {"tokenizer": "tok"},
+    "data": {"streams": {"a": {"path": "a.json"}}, "languages": ["eu"], "image_slots": 0},
+    "optimizer": {"parts": {"all": {"match": ".*"}}},
+    "train": {"steps": 3},
+}  # fmt: skip
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> str:
+    path = tmp_path / "stage.yaml"
+    path.write_text(yaml.safe_dump(STAGE))
+    return str(path)
+
+
+def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
+    made = door("train", "train")
+    words = ["--optimizer.learning_rate", "1e-4", "--out", "runs/x", "--seed=7", "--resume"]
+    assert main(["train", "--mesh.data", "-1", "--config", stage, *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"resume": True}
+    assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
+    assert config.mesh.data == -1
+
+
+def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(door, stage: str):
+    made = door("train", "train")
+    words = ["--optimizer.weight_decay", "-0.5", "--optimizer.eps", "-1e-4", "--out", "a b"]
+    assert main(["train", "--config", stage, *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"resume": False}
+    assert (config.optimizer.weight_decay, config.optimizer.eps) == (-0.5, -1e-4)
+    assert config.out == "a b"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optimizer.learning_rat", "1"], "unknown key; did you mean 'learning_rate'?"),
+        (["--resum"], "--resum: value missing; write --resum VALUE"),
+        (["--train.steps", "0"], "train.steps=0 must be positive"),
+        (["extra"], "unexpected argument 'extra'; overrides are written --section.key value"),
+    ],
+)
+def test_a_bad_override_ends_with_one_line_and_code_2(door, capsys, stage: str, words, message):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mllm-jax: error: ")
+    assert err.endswith(f"{message}\n")
+    assert err.count("\n") == 1
+    assert not made.calls
+
+
+def test_a_missing_config_file_is_code_2(capsys, tmp_path: Path):
+    path = tmp_path / "none.yaml"
+    assert main(["train", "--config", str(path)]) == 2
+    assert capsys.readouterr().err == f"mllm-jax: error: {path}: no such file\n"
+
+
+def test_bad_input_found_by_a_door_is_code_2(door, capsys):
+    door("convert", "from_hf", ConfigError("out: exists and is not empty"))
+    assert main(["convert", "from-hf", "src", "out"]) == 2
+    assert capsys.readouterr().err == "mllm-jax: error: out: exists and is not empty\n"
+
+
+def test_an_interrupted_run_is_code_130(door, capsys):
+    door("recipe", "run", KeyboardInterrupt())
+    assert main(["recipe", "r.yaml"]) == 130
+    assert capsys.readouterr().err == "mllm-jax: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), OSError("disk full")])
+def test_a_fault_of_ours_keeps_its_traceback(door, error: Exception):
+    door("recipe", "run", error)
+    with pytest.raises(type(error)):
+        main(["recipe", "r.yaml"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "trian --config x",
+        "train",
+        "quickstart --share 0",
+        "quickstart --share 1.5",
+        "quickstart --sh 0.5",  # flags are never guessed from their beginnings
+        "recipe",
+        "recipe r.yaml --oot x",
+        "convert",
+        "convert from-hf src",
+        "convert join out --vision clip",
+        "convert join out --vision clip --language llama --connector mpl",
+        "convert to-hf m out --dtype float16",
+        "generate m",
+        "generate m --prompt p --max-new-tokens 0",
+        "generate m --prompt p --temperature -1",
+        "generate m --prompt p --temperature nan",
+        "evaluate m",
+        "bench",
+        "bench --size tiny --config c.yaml",
+        "bench --size huge",
+        "bench --size tiny --steps -1",
+        "bench --size tiny --mesh.data 2",
+    ],
+)
+def test_wrong_usage_is_code_2(words: str, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_every_verb_explains_itself(capsys):
+    for words in (
+        ["quickstart"], ["train"], ["recipe"], ["convert"], ["convert", "from-hf"],
+        ["convert", "join"], ["convert", "to-hf"], ["generate"], ["evaluate"], ["bench"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            make_parser().parse_args([*words, "--help"])
+        assert ended.value.code == 0
+        assert f"mllm-jax {' '.join(words)}" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_imports_no_jax():
+    code = (
+        "import sys\nfrom mllm_jax.__main__ import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'transformers', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    start = time.perf_counter()
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    seconds = time.perf_counter() - start
+    assert made.returncode == 0, made.stderr
+    assert "quickstart" in made.stdout
+    assert seconds < 1.5  # 0.1 s on an idle machine; the promise is half a second
+
+
+def test_the_module_and_the_exit_code_reach_the_shell(tmp_path: Path):
+    words = ["-m", "mllm_jax", "train", "--config", str(tmp_path / "none.yaml")]
+    made = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 2
+    assert made.stderr == f"mllm-jax: error: {tmp_path / 'none.yaml'}: no such file\n"

@@ -1,0 +1,117 @@
+"""A state is born where it lies: dtypes, places, no moments for what is frozen, clear refusals."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mllm_jax.config import ComputeConfig, ConfigError
+from mllm_jax.training import optimizer, state
+from tests.training import toy
+
+MIXED = ComputeConfig(compute="bfloat16", parameters="float32")
+
+
+def test_dtypes_by_part():
+    dtypes = optimizer.flatten(state.param_dtypes(toy.abstract_params(), toy.ALIGN, MIXED))
+    for path, leaf in dtypes.items():
+        assert leaf.dtype == (jnp.float32 if path.startswith("connector") else jnp.bfloat16), path
+        assert leaf.shape == toy.SHAPES[path]
+
+
+def test_frozen_leaves_have_no_moments():
+    _, abstract = toy.plan(toy.ALIGN, MIXED)
+    trainable = sum(x.size for x in jax.tree.leaves(abstract.trainable))
+    moments = jax.tree.leaves(abstract.moments)
+    assert trainable == toy.D * toy.D + toy.D
+    assert sum(x.size for x in moments if x.ndim) == 2 * trainable
+    assert sum(x.ndim == 0 for x in moments) == 1  # Adam's count
+    assert all(x.dtype == jnp.float32 for x in moments if x.ndim)
+    assert set(optimizer.flatten(abstract.params)) == set(toy.SHAPES)
+
+
+TABLE = {  # on fsdp=4, tensor=2
+    "language/embedding": P("tensor", "fsdp"),
+    "language/head/kernel": P("tensor", "fsdp"),
+    "language/mlp/up/kernel": P("fsdp", "tensor"),
+    "language/mlp/down/kernel": P("tensor", "fsdp"),
+    "connector/linear_1/kernel": P(None, "fsdp"),
+    "connector/linear_1/bias": P("fsdp"),
+}
+
+
+@pytest.mark.parametrize("parts", [toy.ALL, toy.ALIGN])
+def test_born_by_the_table(make_mesh, parts):
+    """Every array's sharding, and the bytes on each device, are those of the table; moments too."""
+    made, abstract = toy.plan(parts, MIXED)
+    born, places = toy.born(made, abstract, make_mesh(fsdp=4, tensor=2))
+    for tree in (born.params, places.params):
+        for path, leaf in optimizer.flatten(tree).items():
+            spec = getattr(leaf, "sharding", leaf).spec
+            assert spec == TABLE[path], path
+    for moments in (born.moments[1].mu, born.moments[1].nu):
+        for path, leaf in optimizer.flatten(moments).items():
+            assert leaf.sharding.spec == TABLE[path], path
+            assert leaf.dtype == jnp.float32
+            assert not leaf.any()
+    for leaf in jax.tree.leaves((born.params, born.moments)):
+        if leaf.ndim == 2 and leaf.sharding.spec != P(None, "fsdp"):
+            assert all(shard.data.size == leaf.size // 8 for shard in leaf.addressable_shards)
+    assert int(born.step) == 0
+    assert born.step.dtype == jnp.int32
+
+
+def test_moments_are_never_made_whole(make_mesh):
+    """The program that makes the moments allocates one device's shards and nothing on top."""
+    made, abstract = toy.plan()
+    places = state.state_shardings(make_mesh(fsdp=4, tensor=2), abstract, toy.AXES)
+    init = jax.jit(made.init, in_shardings=(places.trainable,), out_shardings=places.moments)
+    memory = toy.memory(init.lower(abstract.trainable).compile())
+    whole = sum(4 * x.size for x in jax.tree.leaves(abstract.moments))
+    assert memory.output_size_in_bytes < whole / 3
+    assert memory.temp_size_in_bytes == 0
+
+
+def test_a_single_trainable_leaf_is_placed_too(make_mesh):
+    """Its tree is a dict like Adam's own containers could be: structure decides, not luck."""
+    parts = {
+        "bias": toy.PartConfig(".*bias"),
+        "rest": toy.PartConfig("(?!.*bias).*", train=False),
+    }
+    _, abstract = toy.plan(parts)
+    places = state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
+    assert places.moments[1].mu["connector"]["linear_1"]["bias"].spec == P("fsdp")
+    assert places.moments[1].count.spec == P()
+
+
+def test_refuses_dimensions_that_do_not_divide(make_mesh):
+    _, abstract = toy.plan()
+    wide = dict(
+        abstract.trainable["connector"]["linear_1"], bias=jax.ShapeDtypeStruct((9,), "float32")
+    )
+    abstract.trainable["connector"]["linear_1"] = wide
+    with pytest.raises(ConfigError, match=r"bias.*embed=9"):
+        state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
+
+
+def test_birth_refuses_wrong_parameters(make_mesh):
+    made, abstract = toy.plan()
+    mesh = make_mesh(fsdp=8)
+    born, places = toy.born(made, abstract, mesh)
+    flat = optimizer.flatten(born.params)
+
+    def attempt(**changes):
+        changed = {**flat, **{path.replace(".", "/"): leaf for path, leaf in changes.items()}}
+        kept = {path: leaf for path, leaf in changed.items() if leaf is not None}
+        return state.birth(optimizer.unflatten(kept), made, abstract, places)
+
+    bias = flat["connector/linear_1/bias"]
+    with pytest.raises(ValueError, match=r"missing \['connector/linear_1/bias'\] \(1\)"):
+        attempt(**{"connector.linear_1.bias": None})
+    with pytest.raises(ValueError, match=r"too many \['connector/lora'\]"):
+        attempt(**{"connector.lora": bias})
+    with pytest.raises(ValueError, match=r"bias is bfloat16\[8\].*expected float32\[8\]"):
+        attempt(**{"connector.linear_1.bias": bias.astype(jnp.bfloat16)})
+    with pytest.raises(ValueError, match=r"1 parameters do not fit .* on "):
+        attempt(**{"connector.linear_1.bias": jax.device_put(bias, jax.devices()[0])})
+    assert attempt().params.keys() == born.params.keys()

@@ -1,0 +1,152 @@
+"""open_model: a model folder, a run's last checkpoint or a Hugging Face folder, read alike."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mllm_jax import config_file
+from mllm_jax.checkpoints import hf_files, store
+from mllm_jax.checkpoints.hf import HFFolder
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
+from mllm_jax.config import ConfigError, FolderConfig, ModelConfig, require
+
+
+class ModelSource:
+    """An opened model. Nothing is read before `load` or a leaf asks for it.
+
+    Attributes:
+        config: what the network is, and what its card says.
+        files: folder of the tokenizer, processor and chat template files.
+        image_fit: "crop" or "pad", what the folder's image processor does.
+        ids: bos_token_id, eos_token_id (may be a list), pad_token_id; None where there is none.
+        where: the folder, for messages.
+        left_out: names of stored tensors that no parameter needs (a CLIP model's text half,
+            buffers).
+    """
+
+    config: FolderConfig
+    files: Path
+    image_fit: str
+    ids: dict[str, Any]
+    where: Path
+    left_out: list[str]
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        """Path -> lazy leaf with its stored number format.
+
+        Args:
+            abstract: nested dict of shapes (dtypes and shardings are not looked at).
+            unread: regex over whole paths: stored parameters that need no place in `abstract`.
+
+        Raises:
+            ConfigError: missing, extra or misshapen parameters, listed.
+        """
+        raise NotImplementedError
+
+    def load(self, abstract: Any, unread: str | None = None) -> Any:
+        """The parameters, placed by the shardings and cast to the dtypes of `abstract`.
+
+        Args:
+            abstract: nested dict of `jax.ShapeDtypeStruct`; without a sharding a leaf lands on the
+                first device.
+            unread: as in `leaves`.
+
+        Raises:
+            ConfigError: missing, extra or misshapen parameters, listed.
+        """
+        raise NotImplementedError
+
+
+class OrbaxSource(ModelSource):
+    """A model folder or a checkpoint of a run."""
+
+    def __init__(self, where: Path, params: Path, files: Path):
+        self.where, self.files, self._params, self.left_out = where, files, params, []
+        self.config = config_file.load(FolderConfig, files / "config.yaml")
+        self.ids = hf_files.special_ids(files)
+        vision = self.config.model.vision
+        self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        wanted, stored = flatten(abstract), store.stored_leaves(self._params)
+        kept = {path: stored[path] for path in drop_unread(stored, wanted, unread)}
+        compare(str(self.where), wanted, kept)
+        return {path: kept[path] for path in wanted}
+
+    def load(self, abstract: Any, unread: str | None = None) -> Any:
+        return store.load_params(self._params, abstract, unread)
+
+
+class HFSource(ModelSource):
+    """A Hugging Face folder, read straight into place, without a converted copy."""
+
+    def __init__(self, where: Path):
+        self._folder = HFFolder(where)
+        self.where, self.files, self.config = where, where, self._folder.config
+        self.image_fit, self.left_out = self._folder.image_fit, self._folder.left_out
+        self.ids = self._folder.ids
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        return self._folder.leaves(abstract, unread)
+
+    def load(self, abstract: Any, unread: str | None = None) -> Any:
+        leaves = self.leaves(abstract, unread)
+        return nest({path: _place(leaves[path].read(), x) for path, x in flatten(abstract).items()})
+
+
+def _place(array: np.ndarray, abstract: Any) -> jax.Array:
+    array = array.astype(abstract.dtype, copy=False)
+    home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
+
+
+def copy_model_files(
+    source: ModelSource, out: Path, model: ModelConfig, fit: str | None = None
+) -> None:
+    """Writes the files beside the parameters of a model folder, or of a run's `model/`.
+
+    Args:
+        source: an opened model with tokenizer, chat template, generation config and processor.
+        out: an existing folder.
+        model: what the network in `out` is; its processor makes exactly P placeholders per image.
+        fit: "crop" or "pad", how images were fitted in training; None: as the source does.
+
+    Raises:
+        ConfigError: a language model without `tokenizer.json`, or without the image token in it.
+    """
+    hf_files.copy_files(source.files, out)
+    if model.language is not None:
+        hf_files.check_tokenizer(out)
+        hf_files.write_generation_config(out, source.ids)
+    if model.patches:
+        hf_files.write_processor(out, model, fit or source.image_fit)
+
+
+def open_model(path: str | Path) -> ModelSource:
+    """Opens a model folder, a run folder (its last checkpoint) or a Hugging Face folder.
+
+    Raises:
+        ConfigError: no such folder, no model in it, or a run without a checkpoint.
+    """
+    path = Path(path)
+    require(path.exists(), f"{path}: no such folder")
+    require(
+        path.is_dir(),
+        f"{path}: is a file; give a model folder, a run folder or a Hugging Face folder",
+    )
+    if (path / "params").is_dir() and (path / "config.yaml").is_file():
+        return OrbaxSource(path, path / "params", path)
+    if (path / "model" / "config.yaml").is_file():
+        steps = store.checkpoint_steps(path / "checkpoints")
+        require(
+            len(steps) > 0, f"{path}: a run folder without a finished checkpoint; train it first"
+        )
+        return OrbaxSource(path, path / "checkpoints" / str(steps[-1]) / "params", path / "model")
+    if (path / "config.json").is_file():
+        return HFSource(path)
+    raise ConfigError(
+        f"{path}: not a model: expected config.yaml and params/, a run's model/ and checkpoints/, "
+        "or a Hugging Face config.json"
+    )

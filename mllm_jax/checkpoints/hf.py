@@ -1,0 +1,217 @@
+"""Hugging Face folders, opened as lazy leaves by the table.
+
+    config.json + safetensors --canonical names--> table --turn--> our leaves
+
+Every tensor is accounted for before a byte is read: missing, extra or misshapen ones are refused
+with a list.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.checkpoints import hf_files
+from mllm_jax.checkpoints.hf_config import (
+    ConnectorKind,
+    model_type,
+    read_language,
+    read_llava,
+    read_vision,
+)
+from mllm_jax.checkpoints.hf_names import (
+    BY_NAME,
+    BY_PATH,
+    HEAD,
+    C,
+    L,
+    canonical_names,
+    export_name,
+    hf_shape,
+    is_stacked,
+    names_of,
+    pattern,
+    to_ours,
+)
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten
+from mllm_jax.checkpoints.original_llava import read_original
+from mllm_jax.checkpoints.tensor_files import (
+    FORMATS,
+    StoredTensor,
+    read_json,
+    stored_tensors,
+)
+from mllm_jax.config import FolderConfig, ModelConfig, require
+
+DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
+
+
+class HFFolder:
+    """An opened Hugging Face folder: its config as ours, its tensors by the table's names. Nothing
+    is read yet."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        raw = read_json(path / "config.json")
+        self._kind = model_type(path, raw)
+        stored = stored_tensors(path)
+        names, self.left_out = canonical_names(str(path), stored, clip=self._kind == "clip")
+        self._tensors = {name: stored[key] for name, key in names.items()}
+        model, self.image_fit = self._read_config(raw)
+        self.ids = (
+            hf_files.special_ids(path, raw.get("text_config") or raw) if model.language else {}
+        )
+        self._absorb(model)
+        self.config = FolderConfig(
+            model=model, dtype=self._main_dtype(), base_models=(_base_name(path, raw),)
+        )
+
+    def _read_config(self, raw: dict[str, Any]) -> tuple[ModelConfig, str]:
+        where = str(self.path / "config.json")
+        if self._kind == "llama":
+            return ModelConfig(language=read_language(where, raw)), "crop"
+        if self._kind == "original":
+            return read_original(self.path, raw, self._tensors)
+        vision = (
+            raw if raw.get("model_type") == "clip_vision_model" else raw.get("vision_config") or {}
+        )
+        size = vision.get("image_size", 336 if self._kind == "llava" and not vision else 224)
+        processor, fit = hf_files.read_processor(self.path, size)
+        if self._kind == "clip":
+            return ModelConfig(vision=read_vision(where, vision, **processor)), fit
+        return read_llava(where, raw, self._connector_kind(raw), **processor), fit
+
+    def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:
+        """LLaVA in transformers always has two matrices; an identity behind no activation is our
+        single one."""
+        activation = raw.get("projector_hidden_act") or "gelu"
+        if activation == "gelu":
+            return "mlp"
+        where = self.path / "config.json"
+        require(
+            activation == "linear",
+            f"{where}: projector_hidden_act={activation!r}; allowed are gelu and linear",
+        )
+        second, bias = (
+            self._tensors.get(f"{C}linear_2.weight"),
+            self._tensors.get(f"{C}linear_2.bias"),
+        )
+        if second is not None:
+            matrix = second.read()
+            identity = matrix.ndim == 2 and np.array_equal(
+                matrix, np.eye(len(matrix), dtype=matrix.dtype)
+            )
+            zero = bias is None or not bias.read().any()
+            require(
+                identity and zero,
+                f"{where}: projector_hidden_act='linear' with a linear_2 that is not "
+                "the identity with zero bias; multiply it into linear_1 first, then convert",
+            )
+        return "linear"
+
+    def _absorb(self, model: ModelConfig) -> None:
+        """Takes out the tensors that our parameters already say: linear's identity, a tied head."""
+        if model.connector is not None and model.connector.kind == "linear":
+            for name in (f"{C}linear_2.weight", f"{C}linear_2.bias"):
+                self._tensors.pop(name, None)
+        head = self._tensors.get(f"{HEAD}weight")
+        if head is not None and model.language is not None and model.language.tied:
+            table = self._tensors.get(f"{L}embed_tokens.weight")
+            same = (
+                table is not None
+                and table.shape == head.shape
+                and np.array_equal(table.read(), head.read())
+            )
+            require(
+                same,
+                f"{self.path}: tie_word_embeddings=true, but lm_head.weight differs from the "
+                "embedding; set it to false",
+            )
+            del self._tensors[f"{HEAD}weight"]
+
+    def _main_dtype(self) -> Any:
+        """The number format of most of the parameters."""
+        sizes: dict[str, int] = {}
+        for tensor in self._tensors.values():
+            tensor.check()
+            sizes[tensor.format] = sizes.get(tensor.format, 0) + tensor.nbytes
+        return FORMATS[max(sizes, key=lambda key: sizes[key])].name if sizes else "float32"
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        """Lazy leaves for the abstract parameter tree.
+
+        Args:
+            abstract: nested dict of shapes.
+            unread: regex over our paths: parameters that the folder holds and `abstract` does not
+                need.
+
+        Raises:
+            ConfigError: missing, extra or misshapen tensors, or layers of one parameter in
+                different number formats.
+        """
+        shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+        parts = frozenset(path.split("/")[0] for path in shapes)
+        found = {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            if self._is_read(name, shapes, unread)
+        }
+        expected = {
+            n: _Shape(hf_shape(p, shape)) for p, shape in shapes.items() for n in names_of(p, shape)
+        }
+        hint = (
+            "the vision weights are in another folder: bring both together with transformers"
+            if self._needs_vision()
+            else ""
+        )
+        compare(
+            str(self.path),
+            {export_name(name, parts): x for name, x in expected.items()},
+            {export_name(name, parts): x for name, x in found.items()},
+            hint,
+        )
+        return {path: self._leaf(path, shape) for path, shape in shapes.items()}
+
+    def _needs_vision(self) -> bool:
+        return self._kind == "original" and not any(
+            name.startswith("vision_tower.") for name in self._tensors
+        )
+
+    @staticmethod
+    def _is_read(name: str, shapes: Mapping[str, Any], unread: str | None) -> bool:
+        row = BY_NAME.get(pattern(name))
+        return row is None or bool(drop_unread([row.path], shapes, unread))
+
+    def _leaf(self, path: str, shape: tuple[int, ...]) -> Leaf:
+        tensors = [self._tensors[name] for name in names_of(path, shape)]
+        formats = sorted({tensor.format for tensor in tensors})
+        require(
+            len(formats) == 1,
+            f"{self.path}: layers of {BY_PATH[path].name} have different number formats {formats}; "
+            "save them in one",
+        )
+        return Leaf(shape, FORMATS[formats[0]], partial(_read, path, shape, tensors))
+
+
+class _Shape:
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+
+def _read(path: str, shape: tuple[int, ...], tensors: list[StoredTensor]) -> np.ndarray:
+    if not is_stacked(path):
+        return np.ascontiguousarray(to_ours(path, tensors[0].read(), shape))
+    out = np.empty(shape, FORMATS[tensors[0].format])
+    for layer, tensor in enumerate(tensors):
+        out[layer] = to_ours(path, tensor.read(), shape[1:])
+    return out
+
+
+def _base_name(path: Path, raw: dict[str, Any]) -> str:
+    """The hub's name of a checkpoint if its config says it, else the folder's."""
+    name = str(raw.get("_name_or_path") or "")
+    return (
+        name if name.count("/") == 1 and not name.startswith((".", "/")) else path.absolute().name
+    )

@@ -1,0 +1,97 @@
+"""Parameters by path: lazy leaves, flat and nested trees, and the comparison of two trees.
+
+Everything in this wing streams: a `Leaf` knows its shape and number format, and reads its array
+only when asked, so a conversion holds one parameter at a time.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from mllm_jax.config import ConfigError
+
+SHOWN = 20  # names listed of each kind of difference
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter that has not been read yet."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """A nested tree -> {path: leaf} with path keys joined by "/", e.g.
+    "language/layers/mlp/gate/kernel".
+
+    Works for dicts and for optimizer states (named tuples give their field names, tuples their
+    positions).
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: leaf} -> nested dict; the inverse of `flatten` for a tree of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, last = path.split("/")
+        node = tree
+        for key in folders:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def compare(
+    where: str, expected: Mapping[str, Any], found: Mapping[str, Any], hint: str = ""
+) -> None:
+    """Refuses unless both mappings hold the same names with the same shapes.
+
+    Args:
+        where: what was opened, for the message.
+        expected: name -> anything with `.shape`, what the model needs.
+        found: name -> anything with `.shape`, what is stored.
+        hint: what to do, put at the end of the message.
+
+    Raises:
+        ConfigError: one line that lists missing, extra and misshapen names.
+    """
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
+        for name in expected
+        if name in found and tuple(found[name].shape) != tuple(expected[name].shape)
+    ]
+    parts = [
+        _listed(*pair)
+        for pair in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+        if pair[1]
+    ]
+    if parts:
+        said = "; ".join([*parts, *([hint] if hint else [])])
+        raise ConfigError(f"{where}: checkpoint of another architecture: {said}")
+
+
+def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | None) -> list[str]:
+    """The stored paths that must have a place: all but those that match the regex `unread` and are
+    not wanted."""
+    return [p for p in stored if p in wanted or unread is None or not re.fullmatch(unread, p)]
+
+
+def _listed(kind: str, names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{kind} {len(names)} ({', '.join(names[:SHOWN])}{more})"

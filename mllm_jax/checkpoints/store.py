@@ -1,0 +1,273 @@
+"""Orbax: parameters of a model folder, checkpoints of a run. The only file that imports orbax.
+
+A run's `checkpoints/<step>/params` has the layout of a model folder's `params`, so a run folder is
+a model. Writing is atomic: orbax works in a temporary folder and renames it when everything is on
+disk, so a torn save is never seen.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
+from mllm_jax.config import ConfigError, require
+
+CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
+
+
+class _StreamingHandler(ocp.type_handlers.NumpyHandler):
+    """Writes lazy leaves one after the other, and each of them block by block along its first axis.
+
+    Orbax's own handler starts all leaves at once and holds each of them about four times (array,
+    copy, chunks, compressed chunks); here one leaf and one block are held.
+    """
+
+    def __init__(self, seen: Callable[[str], Any]):
+        super().__init__()
+        self._seen = seen
+
+    async def serialize(
+        self, values: Sequence[Leaf], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        """Returns no futures: everything is on disk when this returns."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        for leaf, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            await self._write(leaf, info, arg)
+            self._seen(info.name.replace(".", "/"))
+        return []
+
+    async def _write(self, leaf: Leaf, info: Any, arg: Any) -> None:
+        array = leaf.read()
+        assert (array.shape, array.dtype) == (leaf.shape, leaf.dtype), info.name
+        rows = _block_rows(leaf)
+        spec = ocp.type_handlers.get_json_tspec_write(
+            info,
+            use_ocdbt=info.is_ocdbt_checkpoint,
+            global_shape=leaf.shape,
+            local_shape=(rows, *leaf.shape[1:]) if leaf.shape else (),
+            dtype=leaf.dtype,
+            process_index=jax.process_index(),
+            arg=arg,
+        )
+        file = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+        if not leaf.shape:
+            await file.write(array)
+        for start in range(0, leaf.shape[0] if leaf.shape else 0, rows):
+            await file[start : start + rows].write(array[start : start + rows])
+
+
+def _block_rows(leaf: Leaf) -> int:
+    """Rows written at a time: as many as fit in a chunk, and a divisor of all of them, so that
+    blocks are chunks."""
+    if not leaf.shape or not leaf.size:
+        return 1
+    most = max(1, CHUNK_BYTES * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
+    return next(
+        rows for rows in range(min(most, leaf.shape[0]), 0, -1) if leaf.shape[0] % rows == 0
+    )
+
+
+def save_params(
+    folder: Path, leaves: Mapping[str, Leaf], seen: Callable[[str], Any] = lambda name: None
+) -> None:
+    """Writes parameters as one ordinary Orbax PyTree checkpoint, holding one leaf in memory at a
+    time.
+
+    Args:
+        folder: the folder to make; must not exist.
+        leaves: path -> lazy leaf.
+        seen: called with each parameter's name once it is written (a progress bar).
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (Leaf, _StreamingHandler(seen)),
+        (
+            jax.Array,
+            handlers.get_type_handler(jax.Array),
+        ),  # orbax warns when a registry cannot write it
+    )
+    tree = nest(leaves)
+    args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    ) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=args))
+
+
+def stored_leaves(folder: Path) -> dict[str, Leaf]:
+    """The parameters that lie in `folder`, path -> lazy leaf. Raises ConfigError when it holds no
+    finished checkpoint."""
+    require(
+        (folder / "_METADATA").is_file(),
+        f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+    described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
+    return {
+        path: Leaf(shape, dtype, partial(_read_one, folder, path, shape, dtype))
+        for path, (shape, dtype) in described.items()
+    }
+
+
+def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
+    """Restores parameters with the shapes, number formats and shardings of `abstract`.
+
+    Args:
+        folder: a folder written by `save_params`, or `checkpoints/<step>/params` of a run.
+        abstract: nested dict of `jax.ShapeDtypeStruct`; a leaf without sharding lands on the first
+            device. Values are cast to its dtype (round to nearest even).
+        unread: regex over whole paths: stored parameters that need no place in `abstract`.
+
+    Raises:
+        ConfigError: missing, extra or misshapen parameters, listed by path.
+    """
+    wanted = flatten(abstract)
+    stored = stored_leaves(folder)
+    compare(
+        str(folder), wanted, {path: stored[path] for path in drop_unread(stored, wanted, unread)}
+    )
+    return _restore(folder, abstract)
+
+
+def _restore(folder: Path, abstract: Any) -> Any:
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    args = jax.tree.map(
+        lambda x: ocp.ArrayRestoreArgs(
+            sharding=x.sharding or home, global_shape=x.shape, dtype=x.dtype
+        ),
+        abstract,
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            folder.absolute(),
+            args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
+        )
+
+
+def _read_one(folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """One parameter, read block by block: orbax's own read holds all of its chunks beside the
+    array."""
+    kvstore = {
+        "driver": "ocdbt",
+        "base": f"file://{folder.absolute()}/",
+        "path": path.replace("/", ".") + "/",
+    }
+    file: Any = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+    assert (file.shape, file.dtype.numpy_dtype) == (shape, dtype), path
+    array = np.empty(shape, dtype)
+    rows = file.chunk_layout.read_chunk.shape[0] if shape else 1
+    if not shape:
+        return file.read().result()
+    for start in range(0, shape[0], rows):
+        array[start : start + rows] = file[start : start + rows].read().result()
+    return array
+
+
+class Checkpoints:
+    """The checkpoints of a run: `<run>/checkpoints/<step>/{params,moments,extra}`; the last `keep`
+    stay.
+
+    Saving is synchronous: when `save` returns, the checkpoint is complete, and its buffers may be
+    donated.
+    """
+
+    def __init__(self, run_folder: str | Path, keep: int):
+        self.folder = Path(run_folder).absolute() / "checkpoints"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def save(self, step: int, params: Any, moments: Any, extra: dict[str, Any]) -> None:
+        """Writes one checkpoint.
+
+        Args:
+            step: number of finished optimizer steps.
+            params: nested dict of all parameters, trainable and frozen together.
+            moments: the optimizer's state, any tree of arrays.
+            extra: what else a restart needs, as JSON.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(params),
+                moments=ocp.args.PyTreeSave(nest(flatten(moments))),
+                extra=ocp.args.JsonSave(extra),
+            ),
+            force=True,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return checkpoint_steps(self.folder)
+
+    def latest(self) -> int | None:
+        """The last complete checkpoint's step; None when there is none."""
+        return max(self.steps(), default=None)
+
+    def restore(self, step: int, params: Any, moments: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Reads one checkpoint back to the bit, with the shardings of the abstract trees.
+
+        Args:
+            step: one of `steps()`.
+            params, moments: trees of `jax.ShapeDtypeStruct` as they were saved; shardings may
+                differ.
+
+        Returns:
+            (params, moments, extra).
+
+        Raises:
+            ConfigError: another tree, shape or number format than the checkpoint's, listed by path.
+        """
+        folder = self.folder / str(step)
+        require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
+        flat = flatten(moments)
+        for item, tree in (("params", flatten(params)), ("moments", flat)):
+            stored = stored_leaves(folder / item)
+            compare(str(folder / item), tree, stored)
+            _same_formats(folder / item, tree, stored)
+        restored = flatten(_restore(folder / "moments", nest(flat)))
+        extra = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
+            "extra"
+        ]
+        return (
+            _restore(folder / "params", params),
+            jax.tree.unflatten(jax.tree.structure(moments), [restored[path] for path in flat]),
+            extra,
+        )
+
+    def close(self) -> None:
+        """Lets go of orbax's threads."""
+        self._manager.close()
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints under `folder`, ascending; unfinished ones carry another
+    name until renamed."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        int(x.name)
+        for x in folder.iterdir()
+        if x.name.isdecimal() and (x / "params" / "_METADATA").is_file()
+    )
+
+
+def _same_formats(folder: Path, expected: Mapping[str, Any], stored: Mapping[str, Leaf]) -> None:
+    wrong = [
+        f"{p} is {stored[p].dtype}, expected {np.dtype(x.dtype)}"
+        for p, x in expected.items()
+        if stored[p].dtype != x.dtype
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{folder}: other number formats than the config's ({'; '.join(wrong[:5])}); "
+            "resume with the config of the run"
+        )

@@ -1,0 +1,210 @@
+"""Streams -> batches, any step at any time, in threads ahead of the device. The host's last stop.
+
+Which examples stand in which row of which step depends on (config, seed, step) alone. A process
+takes its slice of the rows, so resuming is a number, and another number of processes sees the same
+batches.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import UInt8
+
+from mllm_jax.batch import Batch
+from mllm_jax.config import DataConfig, ModelConfig, require
+from mllm_jax.data import images, index, packing
+from mllm_jax.data.chat import TEMPLATES, Chat
+from mllm_jax.data.order import Order, Ref
+from mllm_jax.data.records import load_records
+
+CACHE_BYTES = 256 * 2**20  # decoded images kept in memory; small data sets are decoded once
+
+
+class HostBatch(NamedTuple):
+    """A batch of numpy arrays and where it comes from."""
+
+    batch: Batch
+    records: list[str]  # "stream/id" of every example, row by row
+
+
+class Loader:
+    """The mixture as batches by step number."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        model: ModelConfig,
+        tokenizer: Any,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Reads, checks and tokenises every record.
+
+        Args:
+            config: streams, lengths, policies.
+            model: image token, image size and patches.
+            tokenizer: as `load_tokenizer` gives it.
+            seed: of the order.
+            process_index: this process, from 0.
+            process_count: processes that share the rows of a step.
+
+        Raises:
+            ConfigError: config, tokenizer and model do not fit each other, or records are refused.
+        """
+        _check(config, model, tokenizer, process_count)
+        self._config, self._model = config, model
+        self._patches = model.patches
+        self._size = model.vision.image_size if model.vision is not None and self._patches else 1
+        self._share = range(
+            process_index * config.rows // process_count,
+            (process_index + 1) * config.rows // process_count,
+        )
+        self._streams = _index(config, model, tokenizer)
+        names = list(config.streams)
+        weights = [float(stream.weight) for stream in config.streams.values()]
+        self._order = Order(names, [len(stream) for stream in self._streams], weights, seed)
+        self._rows = packing.Rows(self._pack, config.window)
+        self._cache = _ImageCache(config, model)
+
+    @property
+    def total_records(self) -> int:
+        """Records that fit, over all streams: what an epoch counts."""
+        return sum(len(stream) for stream in self._streams)
+
+    def steps(self, epochs: int | float) -> int:
+        """Steps until the mixture has given `epochs` times as many records as the streams hold."""
+        rows = self._rows.before(int(np.ceil(epochs * self.total_records)))
+        return max(1, -(-rows // self._config.rows))
+
+    def rows(self, step: int) -> list[list[Ref]]:
+        """The examples in all rows of a step, the same in every process."""
+        first = step * self._config.rows
+        return [[self._order[p] for p in self._rows[first + i]] for i in range(self._config.rows)]
+
+    def batch(self, step: int) -> HostBatch:
+        """This process's rows of a step. Raises ConfigError for an image that cannot be decoded."""
+        rows, records = [], []
+        first = step * self._config.rows
+        for number in self._share:
+            refs = [self._order[p] for p in self._rows[first + number]]
+            examples = [self._streams[ref.stream][ref.record] for ref in refs]
+            pixels = [self._cache[path] for example in examples for path in example.images]
+            row = packing.assemble(
+                examples,
+                pixels,
+                self._config.length,
+                self._config.image_slots,
+                self._patches,
+                self._size,
+            )
+            rows.append(row)
+            records += [example.record for example in examples]
+        batch = packing.stack(rows)
+        seats = batch.image_index >= 0
+        if self._patches and not np.array_equal(seats, batch.tokens == self._model.image_token):
+            raise ValueError(
+                f"step {step}: image tokens and image seats differ; records {records[:5]}"
+            )
+        return HostBatch(batch, records)
+
+    def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
+        """Batches of steps start, start + 1, ..., stop - 1 in order, made ahead in threads."""
+        if start >= stop:
+            return iter(())
+        ahead = self._config.prefetch
+        options = grain.ReadOptions(
+            num_threads=min(self._config.threads, ahead) if ahead else 0, prefetch_buffer_size=ahead
+        )
+        steps = grain.MapDataset.range(start, stop).map(self.batch)
+        return iter(steps.to_iter_dataset(options))
+
+    def report(self) -> dict[str, Any]:
+        """What the streams hold and what was left out: totals, and a `StreamReport` per stream."""
+        streams = {stream.name: index.report(stream)._asdict() for stream in self._streams}
+        tokens = sum(stream["tokens"] for stream in streams.values())
+        trained = sum(stream["trained_tokens"] for stream in streams.values())
+        return {
+            "records": sum(stream["records"] for stream in streams.values()),
+            "used": self.total_records,
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "trained_share": trained / tokens,
+            "streams": streams,
+        }
+
+    def _pack(self, positions: range) -> packing.Window:
+        if not self._config.pack:
+            return [[i] for i in range(len(positions))]
+        refs = [self._order[p] for p in positions]
+        sizes = [int(self._streams[ref.stream].sizes[ref.record]) for ref in refs]
+        counts = [int(self._streams[ref.stream].images[ref.record]) for ref in refs]
+        return packing.best_fit(sizes, counts, self._config.length, self._config.image_slots)
+
+
+def _check(config: DataConfig, model: ModelConfig, tokenizer: Any, processes: int) -> None:
+    require(
+        config.rows % processes == 0,
+        f"data.rows={config.rows} does not divide over {processes} processes",
+    )
+    if model.language is not None:
+        require(
+            len(tokenizer) <= model.language.vocab,
+            f"model.language.vocab={model.language.vocab} is too small for the tokenizer's "
+            f"{len(tokenizer)} tokens",
+        )
+        require(
+            config.length <= model.language.max_length,
+            f"data.length={config.length} is longer than model.language.max_length="
+            f"{model.language.max_length}",
+        )
+    require(
+        model.patches > 0 or config.image_slots == 0,
+        f"data.image_slots={config.image_slots}: the model reads no images, set 0",
+    )
+
+
+def _index(config: DataConfig, model: ModelConfig, tokenizer: Any) -> list[index.StreamIndex]:
+    formats = sorted({stream.format for stream in config.streams.values()})
+    image_token = model.image_token if model.patches else None
+    chats = {name: Chat(tokenizer, TEMPLATES[name], image_token, patches=1) for name in formats}
+    for chat in chats.values():
+        chat.check_prompts()
+    return [
+        index.StreamIndex(
+            n,
+            name,
+            load_records(name, stream, config.languages),
+            chats[stream.format],
+            config,
+            model,
+        )
+        for n, (name, stream) in enumerate(config.streams.items())
+    ]
+
+
+class _ImageCache:
+    """path -> pixels; keeps the first `CACHE_BYTES` of them. Shared by the threads of a loader."""
+
+    def __init__(self, config: DataConfig, model: ModelConfig):
+        vision = model.vision
+        self._args = (
+            (vision.image_size, config.image_fit, vision.image_mean) if vision is not None else None
+        )
+        self._kept: dict[str, UInt8[np.ndarray, "height width C"]] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __getitem__(self, path: str) -> UInt8[np.ndarray, "height width C"]:
+        if path in self._kept:
+            return self._kept[path]
+        assert self._args is not None, "an image reached a model without a vision tower"
+        pixels = images.load_pixels(path, *self._args)
+        with self._lock:
+            if path not in self._kept and self._bytes + pixels.nbytes <= CACHE_BYTES:
+                self._kept[path] = pixels
+                self._bytes += pixels.nbytes
+        return pixels

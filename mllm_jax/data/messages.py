@@ -1,0 +1,108 @@
+"""Turns -> messages for a chat template, in which one private-use character stands for each text.
+
+    turns      user (IMAGE, "\\n Zer da? ")         assistant ("Katu bat.",)
+    messages   user "<image>①"                      assistant "②"              as strings
+               user [image, " ① "]                  assistant ["②"]            as typed parts
+    slots      ① "\\n Zer da?" (typed: "Zer da?")   ② "Katu bat."
+
+White space at the ends of a content stays in the message: a template that trims does trim it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mllm_jax.config import require
+from mllm_jax.data.records import IMAGE, Turn
+
+FIRST = 0xF0000  # Supplementary Private Use Area-A: no template writes these
+SENTINELS = "[\U000f0000-\U000ffffd]"  # as a regular expression
+Messages = list[dict[str, Any]]
+
+
+class Slot(NamedTuple):
+    """A text that stands behind a sentinel."""
+
+    text: str
+    role: str
+
+
+def as_strings(turns: Sequence[Turn], mark: str) -> tuple[Messages, list[Slot]]:
+    """Messages whose content is one string: sentinels for texts, `mark` for images.
+
+    Raises:
+        ConfigError: there is an image but `mark` is empty, so the model reads none.
+    """
+    messages: Messages = []
+    slots: list[Slot] = []
+    for turn in turns:
+        parts = _merged(turn.parts)
+        content = "" if parts else _sentinel(slots, "", turn.role)
+        for n, part in enumerate(parts):
+            if part is IMAGE:
+                require(mark != "", "the conversation has an image, but the model reads no images")
+                content += mark
+            else:
+                ends = (n == 0, n == len(parts) - 1)
+                before, core, after = _outer_space(part, *ends)
+                content += before + _sentinel(slots, core, turn.role) + after
+        messages.append({"role": turn.role, "content": content})
+    return messages, slots
+
+
+def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[Slot]]:
+    """Messages of typed parts. The template itself breaks the line after an image, so ours goes."""
+    messages: Messages = []
+    slots: list[Slot] = []
+    for turn in turns:
+        content: list[dict[str, str]] = []
+        after_image = False
+        for part in _merged(turn.parts):
+            if part is IMAGE:
+                content.append({"type": "image"})
+            else:
+                text = part.removeprefix("\n") if after_image else part
+                before, core, after = _outer_space(text, True, True)
+                sentinel = _sentinel(slots, core, turn.role) if text else ""
+                content += [{"type": "text", "text": before + sentinel + after}] if text else []
+            after_image = part is IMAGE
+        messages.append({"role": turn.role, "content": content})
+    return messages, slots
+
+
+def says_the_same_typed(turn: Turn) -> bool:
+    """Whether typed parts say what the string says: a line break, or the end, after every image."""
+    parts = _merged(turn.parts)
+    return all(
+        part is not IMAGE or (isinstance(after, str) and after.startswith("\n"))
+        for part, after in zip(parts, [*parts[1:], "\n"], strict=False)
+    )
+
+
+def count_images(turns: Sequence[Turn]) -> int:
+    """Images in a conversation."""
+    return sum(part is IMAGE for turn in turns for part in turn.parts)
+
+
+def _sentinel(slots: list[Slot], text: str, role: str) -> str:
+    require(len(slots) < 0xFFFD, "the conversation has more than 65,000 texts")
+    slots.append(Slot(text, role))
+    return chr(FIRST + len(slots) - 1)
+
+
+def _outer_space(text: str, first: bool, last: bool) -> tuple[str, str, str]:
+    """(space before, text, space after); inside a content, space belongs to the text."""
+    core = text.lstrip() if first else text
+    before = text[: len(text) - len(core)]
+    trimmed = core.rstrip() if last else core
+    return before, trimmed, core[len(trimmed) :]
+
+
+def _merged(parts: Sequence[Any]) -> list[Any]:
+    """Neighbouring texts as one; empty ones vanish."""
+    merged: list[Any] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        elif part != "":
+            merged.append(part)
+    return merged

@@ -1,0 +1,215 @@
+"""Orbax: streaming writes, reads on another sharding, checkpoints of a run."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mllm_jax.checkpoints import store
+from mllm_jax.checkpoints.leaves import Leaf, flatten, nest
+from mllm_jax.config import ConfigError
+
+
+class Moments(NamedTuple):
+    count: jax.Array
+    mu: dict[str, dict[str, jax.Array]]
+
+
+def arrays() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "language/embedding": random.standard_normal((16, 8), np.float32),
+        "language/layers/mlp/up/kernel": random.standard_normal((2, 8, 24), np.float32).astype(
+            ml_dtypes.bfloat16
+        ),
+        "connector/linear_1/bias": random.standard_normal((8,), np.float32).astype(np.float16),
+    }
+
+
+def save(folder: Path) -> None:
+    store.save_params(
+        folder, {path: Leaf(x.shape, x.dtype, lambda x=x: x) for path, x in arrays().items()}
+    )
+
+
+def abstract(**change: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        path: jax.ShapeDtypeStruct(change.get(path, x.shape), x.dtype)
+        for path, x in arrays().items()
+    }
+
+
+def same(tree: dict, expected: dict[str, np.ndarray]) -> None:
+    flat = flatten(tree)
+    assert flat.keys() == expected.keys()
+    for path, x in expected.items():
+        found = np.asarray(flat[path])
+        assert found.dtype == x.dtype, path
+        assert found.tobytes() == x.tobytes(), path
+
+
+def test_one_leaf_is_read_at_a_time(tmp_path: Path) -> None:
+    events = []
+
+    def leaf(path: str, x: np.ndarray) -> Leaf:
+        return Leaf(x.shape, x.dtype, lambda: events.append(("read", path)) or x)
+
+    leaves = {path: leaf(path, x) for path, x in arrays().items()}
+    store.save_params(
+        tmp_path / "params", leaves, lambda name: events.append(("written", name.replace(".", "/")))
+    )
+    assert [kind for kind, _ in events] == ["read", "written"] * 3
+    assert all(a[1] == b[1] for a, b in zip(events[::2], events[1::2], strict=True))
+
+
+def test_it_is_an_ordinary_orbax_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "params")
+    with ocp.StandardCheckpointer() as checkpointer:
+        same(checkpointer.restore(tmp_path / "params"), arrays())
+
+
+def test_leaves_come_back_one_by_one(tmp_path: Path) -> None:
+    save(tmp_path / "params")
+    leaves = store.stored_leaves(tmp_path / "params")
+    same(nest({path: leaf.read() for path, leaf in leaves.items()}), arrays())
+
+
+def test_a_failed_write_leaves_no_model(tmp_path: Path) -> None:
+    def fail() -> np.ndarray:
+        raise OSError("disk gone")
+
+    leaves = {path: Leaf(x.shape, x.dtype, lambda x=x: x) for path, x in arrays().items()}
+    leaves["connector/linear_1/bias"] = Leaf((8,), np.dtype(np.float16), fail)
+    with pytest.raises(OSError, match="disk gone"):
+        store.save_params(tmp_path / "params", leaves)
+    assert not (tmp_path / "params").exists()
+    with pytest.raises(ConfigError, match="no parameters here"):
+        store.load_params(tmp_path / "params", nest(abstract()))
+
+
+def test_load_on_a_mesh_with_a_cast(tmp_path: Path, make_mesh) -> None:
+    save(tmp_path / "params")
+    mesh = make_mesh(fsdp=4, tensor=2)
+    wanted = {p: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for p, x in abstract().items()}
+    where = NamedSharding(mesh, P("tensor", "fsdp"))
+    wanted["language/embedding"] = jax.ShapeDtypeStruct((16, 8), jnp.bfloat16, sharding=where)
+    with jax.set_mesh(mesh):
+        loaded = store.load_params(tmp_path / "params", nest(wanted))
+    assert loaded["language"]["embedding"].sharding == where
+    same(loaded, {path: x.astype(ml_dtypes.bfloat16) for path, x in arrays().items()})
+
+
+def test_differences_are_listed_by_path(tmp_path: Path) -> None:
+    save(tmp_path / "params")
+    wanted = abstract(**{"language/embedding": (16, 9)})
+    del wanted["connector/linear_1/bias"]
+    wanted["language/head/kernel"] = jax.ShapeDtypeStruct((16, 8), jnp.float32)
+    with pytest.raises(ConfigError) as error:
+        store.load_params(tmp_path / "params", nest(wanted))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "checkpoint of another architecture" in message
+    assert "missing 1 (language/head/kernel)" in message
+    assert "extra 1 (connector/linear_1/bias)" in message
+    assert "misshapen 1 (language/embedding is [16, 8], expected [16, 9])" in message
+
+
+def test_unread_parameters_need_no_place(tmp_path: Path) -> None:
+    save(tmp_path / "params")
+    wanted = {path: x for path, x in abstract().items() if path.startswith("language")}
+    loaded = store.load_params(tmp_path / "params", nest(wanted), unread="connector/.*")
+    same(loaded, {path: x for path, x in arrays().items() if path in wanted})
+
+
+def state(mesh, spec: P) -> tuple[dict, Moments]:
+    where = NamedSharding(mesh, spec)
+    params = nest(
+        {
+            path: jax.device_put(x, where if x.ndim == 2 else NamedSharding(mesh, P()))
+            for path, x in arrays().items()
+        }
+    )
+    whole = NamedSharding(mesh, P())
+    moments = Moments(
+        jax.device_put(jnp.int32(7), whole),
+        {"language": {"embedding": params["language"]["embedding"] * 3}},
+    )
+    return params, moments
+
+
+def describe(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mesh) -> None:
+    one, many = make_mesh(devices=1), make_mesh(fsdp=4, tensor=2)
+    params, moments = state(many, P("fsdp", "tensor"))
+    checkpoints = store.Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    with jax.set_mesh(many):
+        for step in (1, 5, 9):
+            checkpoints.save(step, params, moments, {"seed": step})
+    assert checkpoints.steps() == [5, 9]
+    assert checkpoints.latest() == 9
+    checkpoints.close()
+    other_params, other_moments = state(one, P())
+    again = store.Checkpoints(tmp_path, keep=2)
+    with jax.set_mesh(one):
+        restored = again.restore(9, describe(other_params), describe(other_moments))
+    again.close()
+    same(restored[0], arrays())
+    assert isinstance(restored[1], Moments)
+    assert int(restored[1].count) == 7
+    assert np.array_equal(
+        restored[1].mu["language"]["embedding"], arrays()["language/embedding"] * 3
+    )
+    assert (
+        restored[0]["language"]["embedding"].sharding
+        == other_params["language"]["embedding"].sharding
+    )
+    assert restored[2] == {"seed": 9}
+
+
+def test_a_run_checkpoint_is_laid_out_like_a_model(tmp_path: Path, make_mesh) -> None:
+    params, moments = state(make_mesh(), P())
+    checkpoints = store.Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, params, moments, {})
+    checkpoints.close()
+    same(store.load_params(tmp_path / "checkpoints" / "3" / "params", nest(abstract())), arrays())
+
+
+def test_a_torn_checkpoint_is_invisible(tmp_path: Path, make_mesh) -> None:
+    params, moments = state(make_mesh(), P())
+    checkpoints = store.Checkpoints(tmp_path, keep=3)
+    checkpoints.save(3, params, moments, {})
+    torn = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
+    (torn / "params").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7" / "params").mkdir(parents=True)
+    assert checkpoints.steps() == [3]
+    assert checkpoints.latest() == 3
+    checkpoints.close()
+
+
+def test_restore_refuses_another_state(tmp_path: Path, make_mesh) -> None:
+    params, moments = state(make_mesh(), P())
+    checkpoints = store.Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, params, moments, {})
+    a, m = describe(params), describe(moments)
+    more = m._replace(mu=m.mu | {"connector": a["connector"]})
+    cast = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), a
+    )
+    with pytest.raises(ConfigError, match=r"missing 1 \(mu/connector/linear_1/bias\)"):
+        checkpoints.restore(3, a, more)
+    with pytest.raises(ConfigError, match="other number formats"):
+        checkpoints.restore(3, cast, m)
+    with pytest.raises(ConfigError, match=r"no such checkpoint; there are \[3\]"):
+        checkpoints.restore(4, a, m)
+    checkpoints.close()

@@ -1,0 +1,233 @@
+"""Batches by step number: the same after any restart and on any number of processes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm_jax.config import ConfigError, ModelConfig, StreamConfig, VisionConfig
+from mllm_jax.data.loader import HostBatch, Loader
+
+WORDS = ["Zer", "ikusten", "da", "irudian", "txakur", "beltz", "bat", "belardian", "korrika", "bi"]
+
+
+@pytest.fixture
+def streams(write, picture):
+    """A caption stream, a chat stream with images and text, and an English text stream."""
+    rng = np.random.default_rng(0)
+
+    def say(n: int) -> str:
+        return " ".join(rng.choice(WORDS, n))
+
+    def record(key: str, images: int, rounds: int = 1) -> dict:
+        turns = []
+        for r in range(rounds):
+            marks = "<image>\n" * images if r == 0 else ""
+            turns += [{"from": "human", "value": marks + say(3)}, {"from": "gpt", "value": say(4)}]
+        return {"id": key, "image": names[:images], "conversations": turns}
+
+    names = [picture(f"{n}.png", 40 * n) for n in range(1, 4)]
+    captions = [record(f"c{n}", 1) for n in range(11)]
+    talks = [record(f"t{n}", n % 3, 1 + n % 2) for n in range(17)]
+    texts = [record(f"e{n}", 0) for n in range(5)]
+    return {
+        "captions": StreamConfig(str(write("c.json", captions)), None, "eu", 2.0, "plain"),
+        "talks": StreamConfig(str(write("t.jsonl", talks)), None, "eu", 3.0, "llama31"),
+        "texts": StreamConfig(str(write("e.json", texts)), None, "en", 1.0, "llama3"),
+    }
+
+
+def same(one: HostBatch, other: HostBatch) -> None:
+    assert one.records == other.records
+    for a, b in zip(one.batch, other.batch, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def load(streams, model, tokenizer, make_data):
+    def make(seed=0, index=0, count=1, **changes) -> Loader:
+        config = make_data(streams, **({"length": 256} | changes))
+        return Loader(config, model, tokenizer, seed, index, count)
+
+    return make
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_any_step_from_anywhere(load, pack):
+    straight = list(load(pack=pack).iterate(0, 9))
+    assert len({tuple(batch.records) for batch in straight}) == 9
+    resumed = [*load(pack=pack).iterate(0, 3), *load(pack=pack).iterate(3, 5)]
+    resumed += load(pack=pack, threads=1, prefetch=0).iterate(5, 9)
+    for one, other in zip(straight, resumed, strict=True):
+        same(one, other)
+    same(load(pack=pack).batch(7), straight[7])
+
+
+def test_slices_of_processes_are_the_whole(load):
+    for count in (2, 4):
+        loaders = [load(index=i, count=count) for i in range(count)]
+        for step in (0, 5):
+            whole = load().batch(step)
+            parts = [loader.batch(step) for loader in loaders]
+            assert list(itertools.chain(*(part.records for part in parts))) == whole.records
+            for field, all_rows in enumerate(whole.batch):
+                joined = np.concatenate([part.batch[field] for part in parts])
+                np.testing.assert_array_equal(joined, all_rows)
+
+
+def test_seed_changes_the_order(load):
+    assert load(seed=1).batch(0).records != load(seed=2).batch(0).records
+
+
+def test_an_epoch_sees_every_record(load):
+    """Shares are 2 : 3 : 1 of 33 records: captions 11, talks 16.5, texts 5.5."""
+    loader = load()
+    assert loader.total_records == 33
+    steps = loader.steps(2)
+    seen = {record for batch in loader.iterate(0, steps) for record in batch.records}
+    assert len(seen) == 33
+    assert loader.steps(0.01) == 1 < loader.steps(0.5) < steps
+    assert loader.steps(4) > steps
+    rows = {ref.position for step in range(steps) for row in loader.rows(step) for ref in row}
+    assert rows >= set(range(66))
+
+
+def test_rows_name_what_the_batch_holds(load):
+    loader = load()
+    batch = loader.batch(3)
+    rows = loader.rows(3)
+    assert [len(row) for row in rows] == batch.batch.segments.max(axis=1).tolist()
+    names = ("captions", "talks", "texts")
+    shown = [record.split("/")[0] for record in batch.records]
+    assert shown == [names[ref.stream] for row in rows for ref in row]
+
+
+def test_a_batch_holds_what_its_rows_say(load, model, image_token, tokenizer):
+    loader = load()
+    for batch, records in loader.iterate(0, 6):
+        b, t = batch.tokens.shape
+        assert (b, t) == (4, 256)
+        assert batch.pixels.shape == (4, 3, 4, 4, 3)
+        assert batch.pixels.dtype == np.uint8
+        np.testing.assert_array_equal(batch.tokens == image_token, batch.image_index >= 0)
+        assert not batch.weights[batch.targets == image_token].any()
+        assert not batch.weights[batch.segments == 0].any()
+        assert not batch.tokens[batch.segments == 0].any()
+        trained = batch.weights > 0
+        np.testing.assert_array_equal(batch.targets[:, :-1][trained[:, :-1]],
+                                      batch.tokens[:, 1:][trained[:, :-1]])  # fmt: skip
+        same_segment = batch.segments[:, :-1] == batch.segments[:, 1:]
+        assert not trained[:, :-1][~same_segment].any()
+        starts = (batch.positions == 0) & (batch.segments > 0)
+        assert int(starts.sum()) == len(records)
+        assert (batch.tokens[starts] == tokenizer.bos_token_id).all()
+        texts = batch.streams == 2
+        np.testing.assert_array_equal(batch.languages == 1, texts)
+
+
+def test_images_sit_in_their_own_slots(load):
+    """The k-th picture of a record is grey 40 (k + 1); each image's seats point at its slot."""
+    loader = load(pack=True)
+    seen = 0
+    for step in range(5):
+        batch = loader.batch(step).batch
+        for row in range(4):
+            slots = batch.image_index[row][batch.image_index[row] >= 0]
+            assert slots.tolist() == list(range(len(slots)))
+            used = len(slots) // 4
+            assert not batch.pixels[row, used:].any()
+            for slot in range(used):
+                where = np.flatnonzero(batch.image_index[row] == slot * 4)[0]
+                segment = batch.segments[row, where]
+                before = (batch.segments[row] == segment) & (batch.image_index[row] >= 0)
+                number = int(before[:where].sum()) // 4
+                assert (batch.pixels[row, slot] == 40 * (number + 1)).all()
+                seen += 1
+    assert seen > 10
+
+
+def test_packed_and_unpacked_hold_the_same_examples(load):
+    def segments(loader: Loader, steps: int) -> dict[int, tuple]:
+        found = {}
+        for step in range(steps):
+            batch = loader.batch(step).batch
+            for r, row in enumerate(loader.rows(step)):
+                for s, ref in enumerate(row, start=1):
+                    at = batch.segments[r] == s
+                    image = batch.image_index[r][at]
+                    shape = np.where(image >= 0, image - image.max(initial=0), -99)
+                    found[ref.position] = tuple(
+                        map(bytes, (batch.tokens[r][at], batch.targets[r][at], shape,
+                                    batch.weights[r][at], batch.positions[r][at]))
+                    )  # fmt: skip
+        return found
+
+    packed, alone = segments(load(), 4), segments(load(pack=False), 12)
+    assert len(set(packed) & set(alone)) > 40
+    assert len(alone) == 48
+    assert all(packed[p] == alone[p] for p in set(packed) & set(alone))
+
+
+def test_report(load):
+    report = load(length=120, over_long="cut").report()
+    assert report["records"] == 33
+    assert report["used"] == report["records"] - sum(
+        sum(s["dropped"].values()) for s in report["streams"].values()
+    )
+    assert list(report["streams"]) == ["captions", "talks", "texts"]
+    assert set(report["streams"]["talks"]["dropped"]) <= {"eu"}
+    assert 0 < report["trained_share"] < 1
+
+
+def test_a_broken_image_ends_the_iteration_with_its_name(load, tmp_path):
+    data = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(data[:48])
+    for ahead in (0, 2):
+        with pytest.raises(ConfigError, match=r"2\.png: the image is broken"):
+            list(load(prefetch=ahead).iterate(0, 8))
+
+
+def test_rotation_and_fit_reach_the_batch(write, model, tokenizer, make_data, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left_dark = np.zeros((8, 4, 3), np.uint8)
+    left_dark[:4] = 250
+    Image.fromarray(left_dark).save(tmp_path / "a.png", exif=exif)
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]
+    path = write("a.json", [{"image": "a.png", "language": "eu", "conversations": turns}])
+    pixels = {}
+    for fit in ("crop", "pad"):
+        data = make_data({"s": StreamConfig(str(path))}, image_fit=fit, window=4)
+        pixels[fit] = Loader(data, model, tokenizer, 0).batch(0).batch.pixels[0, 0]
+    assert pixels["crop"][:, 0].max() < 60 < 200 < pixels["crop"][:, 3].min()
+    assert (abs(pixels["pad"][0].astype(int) - [122, 116, 104]) < 20).all()
+
+
+def test_what_does_not_fit_together(streams, model, tokenizer, make_data):
+    def refused(match: str, config=None, network=model, count: int = 1) -> None:
+        with pytest.raises(ConfigError, match=match):
+            Loader(config or make_data(streams), network, tokenizer, 0, 0, count)
+
+    refused("data.rows=4 does not divide over 3 processes", count=3)
+    assert model.language is not None
+    fields = {"vision": model.vision, "connector": model.connector, "image_token": 300}
+    few = ModelConfig(
+        language=type(model.language)(**{**vars(model.language), "vocab": 320}), **fields
+    )
+    refused("model.language.vocab=320 is too small for the tokenizer's 356 tokens", network=few)
+    short = type(model.language)(**{**vars(model.language), "max_length": 64})
+    short_model = ModelConfig(language=short, **fields)
+    refused("data.length=96 is longer than model.language.max_length=64", network=short_model)
+    blind = ModelConfig(language=model.language)
+    refused("data.image_slots=3: the model reads no images, set 0", network=blind)
+    assert isinstance(model.vision, VisionConfig)
+
+
+def test_text_alone(streams, model, tokenizer, make_data):
+    data = make_data({"texts": streams["texts"]}, image_slots=0)
+    loader = Loader(data, ModelConfig(language=model.language), tokenizer, 0)
+    batch = loader.batch(0).batch
+    assert batch.pixels.shape == (4, 0, 1, 1, 3)
+    assert (batch.image_index == -1).all()
+    assert list(loader.iterate(3, 3)) == []

@@ -1,0 +1,62 @@
+"""What a template is given, by hand."""
+
+import pytest
+
+from mllm_jax.config import ConfigError
+from mllm_jax.data.messages import Slot, as_parts, as_strings, count_images, says_the_same_typed
+from mllm_jax.data.records import IMAGE, Turn
+
+A, B, C = (chr(0xF0000 + n) for n in range(3))
+TURNS = (
+    Turn("system", (" s ",)),
+    Turn("user", ("x", " y\n", IMAGE, "\n z ", "", IMAGE)),
+    Turn("assistant", ("\n",)),
+)
+
+
+def test_as_strings():
+    messages, slots = as_strings(TURNS, "<im>")
+    d = chr(0xF0003)
+    contents = [f" {A} ", f"{B}<im>{C}<im>", f"\n{d}"]
+    assert [m["content"] for m in messages] == contents
+    assert [m["role"] for m in messages] == ["system", "user", "assistant"]
+    assert slots == [Slot("s", "system"), Slot("x y\n", "user"), Slot("\n z ", "user"),
+                     Slot("", "assistant")]  # fmt: skip
+    with pytest.raises(ConfigError, match="model reads no images"):
+        as_strings(TURNS, "")
+
+
+def test_an_empty_content_still_has_its_place():
+    assert as_strings([Turn("user", ())], "") == (
+        [{"role": "user", "content": A}],
+        [Slot("", "user")],
+    )
+
+
+def test_as_parts():
+    """The line break after an image goes: the template writes it."""
+    messages, slots = as_parts(TURNS[1:2])
+    image = {"type": "image"}
+    text = [{"type": "text", "text": f"{A}\n"}, {"type": "text", "text": f" {B} "}]
+    assert messages == [{"role": "user", "content": [text[0], image, text[1], image]}]
+    assert slots == [Slot("x y", "user"), Slot("z", "user")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "same"),
+    [
+        (("a",), True),
+        ((), True),
+        ((IMAGE,), True),
+        ((IMAGE, "\n", IMAGE, "\na"), True),
+        ((IMAGE, "a"), False),
+        ((IMAGE, IMAGE), False),
+        (("a", IMAGE, " b"), False),
+    ],
+)
+def test_says_the_same_typed(parts, same):
+    assert says_the_same_typed(Turn("user", parts)) is same
+
+
+def test_count_images():
+    assert count_images(TURNS) == 2

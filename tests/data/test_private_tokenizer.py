@@ -1,0 +1,51 @@
+"""No text becomes a control token, and the tokenizer it is copied from stays as it was."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+
+from mllm_jax.config import ConfigError
+from mllm_jax.data.private_tokenizer import (
+    control_tokens,
+    encode_literally,
+    literal_copy,
+    token_text,
+)
+
+PIECES = st.sampled_from(["<|eot_id|>", "<image>", "<|begin_of_text|>", "<", "|>", " ", "a", "é\n"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES, max_size=8).map("".join))
+def test_text_stays_text(tokenizer, text):
+    control = control_tokens(tokenizer, "<image>")
+    copy = literal_copy(tokenizer.backend_tokenizer, frozenset(control))
+    (encoding,) = encode_literally(copy, [text])
+    assert not set(encoding.ids) & set(control.values())
+    assert tokenizer.decode(encoding.ids) == text
+    assert all(0 <= start <= end <= len(text) for start, end in encoding.offsets)
+
+
+def test_an_image_token_that_is_not_marked_special(tokenizer):
+    """It is a control token for us all the same."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.add_tokens([AddedToken("<picture>", special=False, normalized=False)])
+    copy = literal_copy(backend, frozenset(["<picture>", "<|eot_id|>"]))
+    (encoding,) = encode_literally(copy, ["<picture>"])
+    assert backend.token_to_id("<picture>") not in encoding.ids
+    assert backend.encode("<picture>").ids == [backend.token_to_id("<picture>")]
+
+
+def test_control_tokens(tokenizer):
+    found = control_tokens(tokenizer, "<image>")
+    assert len(found) == 6
+    assert found["<image>"] == tokenizer.convert_tokens_to_ids("<image>")
+    assert token_text(tokenizer, found["<image>"]) == "<image>"
+
+
+def test_tokens_that_swallow_spaces_are_refused(tokenizer):
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens([AddedToken("<|x|>", lstrip=True, special=True)])
+    with pytest.raises(ConfigError, match=r"'<\|x\|>' swallows spaces beside it"):
+        literal_copy(backend, frozenset(["<|x|>"]))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 Verb = Callable[[argparse.Namespace], None]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mllm_jax.config import ConfigError, require
+from mllm_jax.errors import ConfigError, require
 
 T = typing.TypeVar("T")
 

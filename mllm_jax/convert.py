@@ -28,13 +28,9 @@ from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.model_card import model_card
 from mllm_jax.checkpoints.store import save_params
 from mllm_jax.checkpoints.tensor_files import SHARD_BYTES
-from mllm_jax.config import (
-    ComputeConfig,
-    ConnectorConfig,
-    FolderConfig,
-    ModelConfig,
-    require,
-)
+from mllm_jax.config import ComputeConfig, FolderConfig
+from mllm_jax.errors import require
+from mllm_jax.model_config import ConnectorConfig, ModelConfig
 from mllm_jax.models import mllm
 
 

@@ -11,7 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.config import MeshConfig, require
+from mllm_jax.config import MeshConfig
+from mllm_jax.errors import require
 
 AXES = ("data", "fsdp", "tensor")
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mllm_jax.__main__ import main, make_parser
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 
 class Door(types.ModuleType):

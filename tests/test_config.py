@@ -10,13 +10,13 @@ import yaml
 from mllm_jax import config_file
 from mllm_jax.config import (
     Config,
-    ConfigError,
     FolderConfig,
     MeshConfig,
     RecipeConfig,
     StreamConfig,
-    VisionConfig,
 )
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import VisionConfig
 
 TREE: dict[str, Any] = {
     "model": {

@@ -14,7 +14,7 @@ from mllm_jax.checkpoints import tensor_files
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.join_parts import new_rows
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 from tests.checkpoints.folders import make_clip, rewrite
 
 LLAVA = ["llava_mlp", "llava_linear", "llava_two_images", "llava_bf16"]

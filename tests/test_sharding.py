@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax import sharding
-from mllm_jax.config import ConfigError, MeshConfig
+from mllm_jax.config import MeshConfig
+from mllm_jax.errors import ConfigError
 
 
 def test_eight_devices_are_pretended():

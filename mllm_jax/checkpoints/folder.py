@@ -10,7 +10,9 @@ from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files, store
 from mllm_jax.checkpoints.hf import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
-from mllm_jax.config import ConfigError, FolderConfig, ModelConfig, require
+from mllm_jax.config import FolderConfig
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.model_config import ModelConfig
 
 
 class ModelSource:

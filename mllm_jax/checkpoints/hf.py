@@ -43,7 +43,9 @@ from mllm_jax.checkpoints.tensor_files import (
     read_json,
     stored_tensors,
 )
-from mllm_jax.config import FolderConfig, ModelConfig, require
+from mllm_jax.config import FolderConfig
+from mllm_jax.errors import require
+from mllm_jax.model_config import ModelConfig
 
 DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 

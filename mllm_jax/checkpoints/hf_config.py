@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm_jax.config import (
-    ConfigError,
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.model_config import (
     ConnectorConfig,
     LanguageConfig,
     ModelConfig,
     RopeConfig,
     VisionConfig,
-    require,
 )
 
 ConnectorKind = Literal["linear", "mlp"]

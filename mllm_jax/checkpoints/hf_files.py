@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.checkpoints.tensor_files import read_json
-from mllm_jax.config import ConfigError, ModelConfig, require
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.model_config import ModelConfig
 
 TEMPLATE = "chat_template.jinja"
 COPIED = (

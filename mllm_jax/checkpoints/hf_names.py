@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 V, C, L = "vision_tower.", "multi_modal_projector.", "language_model.model."
 HEAD = "language_model.lm_head."

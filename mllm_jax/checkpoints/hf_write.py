@@ -15,7 +15,9 @@ from mllm_jax.checkpoints.hf_config import write_config
 from mllm_jax.checkpoints.hf_names import export_name, hf_shape, is_stacked, names_of, to_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.tensor_files import FORMATS, SHARD_BYTES, write_tensors
-from mllm_jax.config import ConfigError, FolderConfig, ModelConfig
+from mllm_jax.config import FolderConfig
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import ModelConfig
 
 DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 

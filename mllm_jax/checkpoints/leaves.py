@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 SHOWN = 20  # names listed of each kind of difference
 

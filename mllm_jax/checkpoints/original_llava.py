@@ -11,7 +11,8 @@ from typing import Any
 from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.hf_config import ConnectorKind, read_language, read_vision
 from mllm_jax.checkpoints.hf_names import V
-from mllm_jax.config import ConnectorConfig, ModelConfig, require
+from mllm_jax.errors import require
+from mllm_jax.model_config import ConnectorConfig, ModelConfig
 
 KINDS: dict[str, ConnectorKind] = {"linear": "linear", "mlp2x_gelu": "mlp"}
 OPENAI_HEAD = 64  # every OpenAI CLIP image tower has heads of 64 (config.json of openai/clip-vit-*)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
-from mllm_jax.config import ConfigError, require
+from mllm_jax.errors import ConfigError, require
 
 CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
 

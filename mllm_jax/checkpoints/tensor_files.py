@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.config import ConfigError, require
+from mllm_jax.errors import ConfigError, require
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FORMATS = {

@@ -23,13 +23,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from mllm_jax.config import ConfigError, require
 from mllm_jax.data import messages as msg
 from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.messages import Messages, Slot
 from mllm_jax.data.records import IMAGE, Turn
 from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand, span_weights
 from mllm_jax.data.templates import LEAVES_OUT_USER_TEXT, TEMPLATES
+from mllm_jax.errors import ConfigError, require
 
 __all__ = ["TEMPLATES", "Chat", "Encoded", "expand"]
 

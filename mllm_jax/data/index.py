@@ -13,11 +13,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mllm_jax.batch import Example
-from mllm_jax.config import ConfigError, DataConfig, ModelConfig, require
+from mllm_jax.config import DataConfig
 from mllm_jax.data import packing
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.records import NAMED, Record
 from mllm_jax.data.spans import Encoded, expand
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.model_config import ModelConfig
 
 CHUNK = 2048  # records tokenised together
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.config import ConfigError, require
+from mllm_jax.errors import ConfigError, require
 
 
 def read_objects(path: Path) -> Iterator[tuple[int | None, Any]]:

@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllm_jax.batch import Batch
-from mllm_jax.config import DataConfig, ModelConfig, require
+from mllm_jax.config import DataConfig
 from mllm_jax.data import images, index, packing
 from mllm_jax.data.chat import TEMPLATES, Chat
 from mllm_jax.data.order import Order, Ref
 from mllm_jax.data.records import load_records
+from mllm_jax.errors import require
+from mllm_jax.model_config import ModelConfig
 
 CACHE_BYTES = 256 * 2**20  # decoded images kept in memory; small data sets are decoded once
 

@@ -11,8 +11,8 @@ White space at the ends of a content stays in the message: a template that trims
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mllm_jax.config import require
 from mllm_jax.data.records import IMAGE, Turn
+from mllm_jax.errors import require
 
 FIRST = 0xF0000  # Supplementary Private Use Area-A: no template writes these
 SENTINELS = "[\U000f0000-\U000ffffd]"  # as a regular expression

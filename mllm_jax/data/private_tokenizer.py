@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mllm_jax.config import require
+from mllm_jax.errors import require
 
 
 def token_text(tokenizer: Any, token: int) -> str:

@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mllm_jax.config import ConfigError, StreamConfig, require
+from mllm_jax.config import StreamConfig
 from mllm_jax.data import images as image_files
 from mllm_jax.data.json_files import read_objects
+from mllm_jax.errors import ConfigError, require
 
 MARK = "<image>"  # in a user's string: here stands an image
 NAMED = 5  # refused records that a message names

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mllm_jax.config import require
+from mllm_jax.errors import require
 
 
 class Encoded(NamedTuple):

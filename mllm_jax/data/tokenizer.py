@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.config import ConfigError, require
+from mllm_jax.errors import ConfigError, require
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.config import RopeConfig
+from mllm_jax.model_config import RopeConfig
 from mllm_jax.models import block_attention
 from mllm_jax.sharding import per_device
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from mllm_jax.config import ComputeConfig, VisionConfig
+from mllm_jax.config import ComputeConfig
+from mllm_jax.model_config import VisionConfig
 from mllm_jax.models.attention import attend
 from mllm_jax.models.layers import Einsum, LayerNorm, stack
 from mllm_jax.sharding import constrain

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Num
 
-from mllm_jax.config import ConfigError, OptimizerConfig, PartConfig
+from mllm_jax.config import OptimizerConfig, PartConfig
+from mllm_jax.errors import ConfigError
 
 Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]
 

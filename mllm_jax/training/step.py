@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
-from mllm_jax.config import require
+from mllm_jax.errors import require
 from mllm_jax.sharding import TABLE, constrain
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge

@@ -11,7 +11,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mllm_jax.config import require
+from mllm_jax.errors import require
 from mllm_jax.training.metrics import Line
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from mllm_jax.checkpoints.hf import HFFolder
 from mllm_jax.checkpoints.original_llava import read_original
-from mllm_jax.config import ComputeConfig, ConfigError, ModelConfig
+from mllm_jax.config import ComputeConfig
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import ModelConfig
 from mllm_jax.models import mllm
 from tests.checkpoints.folders import make_clip, read_all, rewrite
 

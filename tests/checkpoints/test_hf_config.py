@@ -11,8 +11,8 @@ from mllm_jax.checkpoints.hf_config import (
     read_vision,
     write_config,
 )
-from mllm_jax.config import (
-    ConfigError,
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import (
     ConnectorConfig,
     LanguageConfig,
     ModelConfig,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mllm_jax.checkpoints import hf_files
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 CLIP = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}, "resample": 3}
 CLIP |= {

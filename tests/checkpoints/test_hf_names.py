@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints import hf_names
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 
 def test_rows_are_unique() -> None:

@@ -3,7 +3,8 @@
 import yaml
 
 from mllm_jax.checkpoints.model_card import model_card
-from mllm_jax.config import ConnectorConfig, FolderConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config import FolderConfig
+from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 CONFIG = FolderConfig(
     model=ModelConfig(VisionConfig(), ConnectorConfig(), LanguageConfig(), 128256),

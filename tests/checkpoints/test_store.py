@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.checkpoints import store
 from mllm_jax.checkpoints.leaves import Leaf, flatten, nest
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 
 class Moments(NamedTuple):

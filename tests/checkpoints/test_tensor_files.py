@@ -10,7 +10,7 @@ import pytest
 
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.tensor_files import INDEX, SINGLE, stored_tensors, write_tensors
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 
 
 def unread() -> np.ndarray:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.chat import TEMPLATES, Chat
 from mllm_jax.data.records import IMAGE, Turn, user_turn
 from mllm_jax.data.spans import Encoded
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.errors import ConfigError
 
 USER, ANSWER = "⟨start⟩user⟨end⟩\n\n", "⟨start⟩assistant⟨end⟩\n\n"
 HEADER = "⟨start⟩system⟨end⟩\n\nCutting Knowledge Date: December 2023\nToday Date: "

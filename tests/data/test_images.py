@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mllm_jax.config import ConfigError, VisionConfig
 from mllm_jax.data.images import CLIP_MEAN, check, load_pixels, normalise
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import VisionConfig
 
 STD = VisionConfig().image_std
 

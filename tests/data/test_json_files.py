@@ -2,8 +2,8 @@
 
 import pytest
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.json_files import read_objects
+from mllm_jax.errors import ConfigError
 
 
 def test_a_list_and_lines(write):

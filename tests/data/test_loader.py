@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax.config import ConfigError, ModelConfig, StreamConfig, VisionConfig
+from mllm_jax.config import StreamConfig
 from mllm_jax.data.loader import HostBatch, Loader
+from mllm_jax.errors import ConfigError
+from mllm_jax.model_config import ModelConfig, VisionConfig
 
 WORDS = ["Zer", "ikusten", "da", "irudian", "txakur", "beltz", "bat", "belardian", "korrika", "bi"]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.messages import Slot, as_parts, as_strings, count_images, says_the_same_typed
 from mllm_jax.data.records import IMAGE, Turn
+from mllm_jax.errors import ConfigError
 
 A, B, C = (chr(0xF0000 + n) for n in range(3))
 TURNS = (

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.private_tokenizer import (
     control_tokens,
     encode_literally,
     literal_copy,
     token_text,
 )
+from mllm_jax.errors import ConfigError
 
 PIECES = st.sampled_from(["<|eot_id|>", "<image>", "<|begin_of_text|>", "<", "|>", " ", "a", "é\n"])
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mllm_jax.config import ConfigError, StreamConfig
+from mllm_jax.config import StreamConfig
 from mllm_jax.data.records import (
     IMAGE,
     Record,
@@ -14,6 +14,7 @@ from mllm_jax.data.records import (
     scan_records,
     user_turn,
 )
+from mllm_jax.errors import ConfigError
 
 LANGUAGES = ("eu", "en")
 

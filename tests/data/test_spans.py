@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.spans import Run, check_ends, expand, span_weights
+from mllm_jax.errors import ConfigError
 
 
 def test_expand():

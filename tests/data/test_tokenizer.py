@@ -9,10 +9,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.config import ConfigError
 from mllm_jax.data.chat import TEMPLATES, Chat
 from mllm_jax.data.records import Turn
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.errors import ConfigError
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"

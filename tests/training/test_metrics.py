@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mllm_jax.config import ConfigError
+from mllm_jax.errors import ConfigError
 from mllm_jax.training import metrics
 from mllm_jax.training.writer import MetricsWriter, cut
 from tests.training import toy

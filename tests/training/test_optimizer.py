@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import ConfigError, OptimizerConfig, PartConfig
+from mllm_jax.config import OptimizerConfig, PartConfig
+from mllm_jax.errors import ConfigError
 from mllm_jax.training import optimizer
 
 PARTS = {

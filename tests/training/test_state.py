@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.config import ComputeConfig, ConfigError
+from mllm_jax.config import ComputeConfig
+from mllm_jax.errors import ConfigError
 from mllm_jax.training import optimizer, state
 from tests.training import toy
 

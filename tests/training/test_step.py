@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mllm_jax import sharding
-from mllm_jax.config import ComputeConfig, ConfigError
+from mllm_jax.config import ComputeConfig
+from mllm_jax.errors import ConfigError
 from mllm_jax.training import step
 from tests.training import toy
 

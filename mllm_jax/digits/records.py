@@ -1,0 +1,220 @@
+"""Pictures and sentences -> files of records: ordinary LLaVA JSON with PNG images. Ground floor.
+
+    FOLDER/images/*.png          train-* from training scans, test-* from held-out scans
+    FOLDER/backbone_en.json      questions about pictures, English  | stand in for an image tower
+    FOLDER/backbone_text_*.json  text only, Basque and English      | and a language model
+    FOLDER/captions_*.json       a picture and a sentence, four languages
+    FOLDER/instruct_*.json       questions about pictures, Basque and English
+    FOLDER/text_*.json           arithmetic in words, no picture
+    FOLDER/heldout.json          questions about held-out scans
+
+A record's id says what it asks: "number-eu-000123" is <kind>-<language>-<count>.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mllm_jax.digits import phrases
+from mllm_jax.digits.names import name
+from mllm_jax.digits.pictures import Picture, draw_pictures, split_scans
+
+Record = dict[str, Any]
+# "which number" comes up twice as often as each of the others
+TURNS = ("number", "parity", "number", "sum", "larger")
+
+
+class Counts(NamedTuple):
+    """How much data is made."""
+
+    pictures: int = 6000  # training pictures
+    rounds: int = 2  # questions asked about each of them, per file
+    text: int = 4000  # records of each text-only file
+    heldout: int = 3  # held-out pictures of every number
+    fewer: int = (
+        3  # one in so many of them also gets the kinds of question other than "which number"
+    )
+
+
+def make_data(folder: Path, counts: Counts | None = None, seed: int = 0) -> list[str]:
+    """Writes every file above; the same arguments give the same files.
+
+    Args:
+        folder: an empty or new folder.
+        counts: how much.
+        seed: of the split of the scans, the pictures and the wordings.
+
+    Returns:
+        The texts of all training records, for a tokenizer.
+    """
+    counts = counts or Counts()
+    train, test = split_scans(seed=seed)
+    pictures = draw_pictures(
+        train, counts.pictures, folder / "images", "train", vary=True, seed=seed + 1
+    )
+    heldout = draw_pictures(
+        test, 100 * counts.heldout, folder / "images", "test", vary=False, seed=seed + 2
+    )
+    rng = np.random.default_rng(seed + 3)
+    files = {
+        "backbone_en": ask(pictures, "en", counts.rounds, rng),
+        "backbone_text_eu": list(itertools.islice(speak("eu", rng), counts.text)),
+        "backbone_text_en": list(itertools.islice(speak("en", rng), counts.text)),
+        **{
+            f"captions_{language}": describe(pictures, language, rng)
+            for language in phrases.CAPTIONS
+        },
+        "instruct_eu": ask(pictures, "eu", counts.rounds, rng),
+        "instruct_en": ask(pictures, "en", counts.rounds, rng),
+        "text_eu": list(itertools.islice(calculate("eu", rng), counts.text)),
+        "text_en": list(itertools.islice(calculate("en", rng), counts.text)),
+    }
+    for file, records in files.items():
+        _write(folder / f"{file}.json", records)
+    _write(folder / "heldout.json", examine(heldout, ("eu", "en"), counts.fewer, rng))
+    return [
+        turn["value"]
+        for records in files.values()
+        for record in records
+        for turn in record["conversations"]
+    ]
+
+
+def ask(
+    pictures: Sequence[Picture], language: str, rounds: int, rng: np.random.Generator
+) -> list[Record]:
+    """`rounds` questions about every picture; kinds and wordings change from picture to picture."""
+    asked = itertools.product(range(rounds), enumerate(pictures))
+    kinds = [TURNS[(i + r * 2) % len(TURNS)] for r, (i, _) in asked]
+    return [
+        _question(kind, picture, language, count, rng)
+        for count, (kind, picture) in enumerate(
+            zip(kinds, itertools.chain(*[pictures] * rounds), strict=True)
+        )
+    ]
+
+
+def describe(pictures: Sequence[Picture], language: str, rng: np.random.Generator) -> list[Record]:
+    """A sentence about every picture."""
+    sentences = phrases.CAPTIONS[language]
+    return [
+        _record(
+            f"caption-{language}-{count:06d}",
+            language,
+            "<image>",
+            _pick(sentences, rng).format(name(p.number, language)),
+            p.file,
+        )
+        for count, p in enumerate(pictures)
+    ]
+
+
+def examine(
+    pictures: Sequence[Picture], languages: Iterable[str], fewer: int, rng: np.random.Generator
+) -> list[Record]:
+    """Held-out questions: "which number" about every picture, the other kinds about one picture
+    in `fewer`.
+    """
+    records = []
+    for language, (n, kind) in itertools.product(languages, enumerate(phrases.QUESTIONS)):
+        chosen = pictures if kind == "number" else pictures[n % fewer :: fewer]
+        records += [
+            _question(kind, picture, language, count, rng) for count, picture in enumerate(chosen)
+        ]
+    return records
+
+
+def calculate(language: str, rng: np.random.Generator) -> Iterator[Record]:
+    """Sums and differences in words without end: a number of 0-99 and one of 0-9, the result
+    again in 0-99.
+    """
+    for count in itertools.count():
+        kind = ("plus", "minus")[count % 2]
+        small = int(rng.integers(10))
+        result = int(rng.integers(100 - small))
+        first, truth = (result, result + small) if kind == "plus" else (result + small, result)
+        words = [name(first, language), name(small, language)]
+        wordings = phrases.PLUS if kind == "plus" else phrases.MINUS
+        question = phrases.opening(_pick(wordings[language], rng).format(*words))
+        yield _record(f"{kind}-{language}-{count:06d}", language, question, name(truth, language))
+
+
+def speak(language: str, rng: np.random.Generator) -> Iterator[Record]:
+    """Text of every kind without end: what a language model knows of numbers before it has seen
+    one.
+
+    Questions about figures, arithmetic in words, counting, sentences, and names in the other
+    languages.
+    """
+    sums = calculate(language, rng)
+    makers = (_figures, _figures, _next, _sentence, _figures, _translation)
+    for count in itertools.count():
+        turn = count % (len(makers) + 1)
+        if turn == len(makers):
+            yield next(sums) | {"id": f"sums-{language}-{count:06d}"}
+            continue
+        kind, question, answer = makers[turn](int(rng.integers(100)), language, rng)
+        yield _record(f"{kind}-{language}-{count:06d}", language, question, answer)
+
+
+# ------------------------------------------------------------------------------------------ insides
+
+
+def _figures(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
+    """A question about a picture, asked of two figures instead."""
+    kind = _pick(TURNS, rng)
+    figures = phrases.FIGURES[language].format(f"{number:02d}")
+    question = _pick(phrases.QUESTIONS[kind][language], rng)
+    return f"figures-{kind}", f"{figures} {question}", phrases.answer(kind, number, language)
+
+
+def _next(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
+    first = min(number, 96)
+    words = [name(first + i, language) for i in range(4)]
+    return "next", phrases.NEXT[language].format(*words[:3]), words[3]
+
+
+def _sentence(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
+    word = name(number, language)
+    return (
+        "sentence",
+        phrases.SENTENCE[language].format(word),
+        _pick(phrases.CAPTIONS[language], rng).format(word),
+    )
+
+
+def _translation(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
+    asked = _pick(sorted(to for of, to in phrases.TRANSLATE if of == language), rng)
+    question = phrases.TRANSLATE[language, asked].format(name(number, language))
+    return f"into-{asked}", question, name(number, asked)
+
+
+def _question(
+    kind: str, picture: Picture, language: str, count: int, rng: np.random.Generator
+) -> Record:
+    question = _pick(phrases.QUESTIONS[kind][language], rng)
+    truth = phrases.answer(kind, picture.number, language)
+    return _record(
+        f"{kind}-{language}-{count:06d}", language, f"<image>\n{question}", truth, picture.file
+    )
+
+
+def _record(
+    key: str, language: str, question: str, answer: str, image: str | None = None
+) -> Record:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    picture = {} if image is None else {"image": image}
+    return {"id": key, **picture, "language": language, "conversations": turns}
+
+
+def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _write(path: Path, records: list[Record]) -> None:
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -1,0 +1,290 @@
+"""Door: answers to held-out questions and the loss on the true ones, per language.
+
+    LLaVA JSON -> items, one per answer -> batches of like length -> answers.jsonl, scores.json, .md
+                                            |  greedy answer to the prompt
+                                            |  loss of the truth, teacher-forced
+
+What was said before a question is the truth, not the model's own answer. Everything needed to
+repeat a score lies in the folder: every raw answer, the settings, the versions, checksums of data
+and template.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mllm_jax import scoring
+from mllm_jax.answering import Answerer, Picture
+from mllm_jax.batch import Batch
+from mllm_jax.config import StreamConfig
+from mllm_jax.convert import new_folder
+from mllm_jax.data.chat import Encoded
+from mllm_jax.data.records import IMAGE, Record, Turn, languages_in, load_records
+from mllm_jax.errors import require
+from mllm_jax.models.mllm import MLLM
+from mllm_jax.stage import apply_of
+from mllm_jax.training.step import make_eval_step
+
+LIBRARIES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "pillow", "numpy")
+LOSS_CHUNK = 128  # positions whose logits exist at the same time
+READERS = 4  # threads that read images of the next batch
+
+
+class Item(NamedTuple):
+    """One answer to be given: the truth before it, the question, and the truth itself."""
+
+    record: Record
+    turn: int  # which answer of the record, from 0
+    question: str  # last user's turn, images left out
+    truth: str
+    images: tuple[str, ...]  # seen so far
+    prompt: Encoded
+    whole: Encoded  # prompt and truth; weights of this truth alone
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path | None = None,
+    images: str | Path | None = None,
+    max_new_tokens: int = 32,
+    rows: int = 32,
+) -> dict[str, Any]:
+    """Answers every question of a file greedily, and scores the answers.
+
+    Args:
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
+        data: LLaVA JSON or JSONL; every record names its language.
+        out: folder to make; default `evaluation` inside a run folder.
+        images: where image paths start; default `images` beside the file, else the file's folder.
+        max_new_tokens: where an answer is cut.
+        rows: answered at the same time.
+
+    Returns:
+        What is written to scores.json: "languages" (count, exact_match, loss, perplexity,
+        answer_tokens, unfinished of each) and "settings".
+
+    Raises:
+        ConfigError: no such model or file, records that cannot be used (named), prompts that are
+            too long, an OUT that exists and is not empty, or no OUT for a model that is no run
+            folder.
+    """
+    require(rows > 0, f"rows={rows} must be positive")
+    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
+    opened = Answerer(model)
+    out = _out(opened, out)
+    languages = languages_in(data)
+    folder = Path(images) if images is not None else _image_folder(Path(data))
+    require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
+    records = load_records("evaluation", StreamConfig(str(data), str(folder)), languages)
+    items = make_items(opened, records, max_new_tokens)
+    with new_folder(out) as temporary:
+        answers = list(answer_all(opened, items, max_new_tokens, rows))
+        result = {
+            "languages": scoring.score(answers, languages),
+            "settings": settings(opened, Path(data), folder, max_new_tokens, rows),
+        }
+        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        (temporary / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+        (temporary / "scores.json").write_text(_json(result), encoding="utf-8")
+        table = scoring.table(result["languages"])
+        (temporary / "scores.md").write_text(table, encoding="utf-8")
+    print(f"{table}written to {out}", flush=True)
+    return result
+
+
+# -------------------------------------------------------------------------------------------- items
+
+
+def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int) -> list[Item]:
+    """One item per assistant's turn, in file order. Raises ConfigError naming the record."""
+    places = [
+        (record, end)
+        for record in records
+        for end, turn in enumerate(record.turns)
+        if turn.role == "assistant"
+    ]
+    names = [f"record {record.id!r}" for record, _ in places]
+    wholes = opened.chat.encode_batch([record.turns[: end + 1] for record, end in places], names)
+    items: list[Item] = []
+    trained = 0  # tokens of the record's earlier answers
+    for (record, end), whole, name in zip(places, wholes, names, strict=True):
+        turn = items[-1].turn + 1 if items and items[-1].record is record else 0
+        before = trained if turn else 0
+        weights = whole.weights.copy()
+        weights[np.flatnonzero(weights)[:before]] = 0
+        trained = int(np.count_nonzero(whole.weights))
+        shown = sum(part is IMAGE for said in record.turns[:end] for part in said.parts)
+        prompt = opened.prompt(record.turns[:end], max_new_tokens, f"{name}: ")
+        opened.check_length(len(prompt.tokens), len(whole.tokens) - len(prompt.tokens), f"{name}: ")
+        question, truth = _text(record.turns[end - 1]), _text(record.turns[end])
+        whole = whole._replace(weights=weights)
+        items.append(Item(record, turn, question, truth, record.images[:shown], prompt, whole))
+    return items
+
+
+def _text(turn: Turn) -> str:
+    return "".join(part for part in turn.parts if isinstance(part, str)).strip()
+
+
+# ------------------------------------------------------------------------------------------ answers
+
+
+def answer_all(
+    opened: Answerer, items: Sequence[Item], max_new_tokens: int, rows: int
+) -> Iterator[dict[str, Any]]:
+    """A line of answers.jsonl for every item, in the items' order."""
+    lines: dict[int, dict[str, Any]] = {}
+    batches = _batches(items, rows)
+    with (
+        ThreadPoolExecutor(READERS) as pool,
+        tqdm(
+            total=len(items), desc="answering", unit="answer", file=sys.stderr, disable=None
+        ) as bar,
+    ):
+        pictures = _read_ahead(opened, [[items[i] for i in batch.items] for batch in batches], pool)
+        for batch, seen in zip(batches, pictures, strict=True):
+            own = [items[i] for i in batch.items]
+            said = opened.answer(
+                [i.prompt for i in own], seen, max_new_tokens, rows=batch.rows, slots=batch.slots
+            )
+            losses, tokens = _losses(opened, own, seen, batch.rows, batch.slots)
+            for n, (number, item) in enumerate(zip(batch.items, own, strict=True)):
+                lines[number] = _line(opened, item, said[n], float(losses[n]), int(tokens[n]))
+            bar.update(len(own))
+    yield from (lines[number] for number in range(len(items)))
+
+
+def _line(
+    opened: Answerer, item: Item, said: list[int], loss: float, tokens: int
+) -> dict[str, Any]:
+    answer = opened.text(said).strip()
+    return {
+        "id": item.record.id,
+        "turn": item.turn,
+        "language": item.record.language,
+        "images": list(item.images),
+        "question": item.question,
+        "answer": answer,
+        "truth": item.truth,
+        "correct": scoring.exact_match(answer, item.truth),
+        "loss": loss / tokens,
+        "tokens": tokens,
+        "finished": said[-1] in opened.ends,
+        "answer_ids": said,
+    }
+
+
+class _Rows(NamedTuple):
+    items: list[int]
+    rows: int  # of the batch; more than items in the last one of its kind
+    slots: int
+
+
+def _batches(items: Sequence[Item], rows: int) -> list[_Rows]:
+    """Items of like length together, text-only ones apart: those skip the vision tower."""
+
+    def slots(number: int) -> int:
+        images = len(items[number].images)
+        return 1 << (images - 1).bit_length() if images else 0
+
+    order = sorted(
+        range(len(items)), key=lambda number: (slots(number), len(items[number].whole.tokens))
+    )
+    batches = []
+    for count, group in itertools.groupby(order, key=slots):
+        numbers = list(group)
+        size = min(rows, len(numbers))
+        batches += [_Rows(numbers[i : i + size], size, count) for i in range(0, len(numbers), size)]
+    return batches
+
+
+def _read_ahead(
+    opened: Answerer, batches: Sequence[Sequence[Item]], pool: ThreadPoolExecutor
+) -> Iterator[list[list[Picture]]]:
+    """The pictures of each batch; those of the next are read while this one is answered."""
+
+    def start(batch: Sequence[Item]) -> list[Future[list[Picture]]]:
+        return [pool.submit(opened.pictures, item.images) for item in batch]
+
+    waiting = start(batches[0])
+    for following in [*batches[1:], []]:
+        ready, waiting = waiting, start(following)
+        yield [future.result() for future in ready]
+
+
+def _losses(
+    opened: Answerer,
+    items: Sequence[Item],
+    pictures: Sequence[Sequence[Picture]],
+    rows: int,
+    slots: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of losses (nats) over the truth's tokens, and how many these are, for each item."""
+    batch = opened.batch([item.whole for item in items], pictures, rows, slots)
+    with opened.precision():
+        numbers = _eval_step(opened.model, opened.params, batch)
+    return np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _eval_step(model: MLLM, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    return make_eval_step(apply_of(model), LOSS_CHUNK, 1, 1)(params, batch)
+
+
+# --------------------------------------------------------------------------------------- the folder
+
+
+def settings(
+    opened: Answerer, data: Path, images: Path, max_new_tokens: int, rows: int
+) -> dict[str, Any]:
+    """All that a score depends on besides the weights."""
+    return {
+        "model": str(opened.path),
+        "template_sha256": hashlib.sha256(opened.template.encode()).hexdigest(),
+        "data": str(data),
+        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "images": str(images),
+        "decoding": {
+            "temperature": 0,
+            "max_new_tokens": max_new_tokens,
+            "end_ids": list(opened.ends),
+        },
+        "exact_match": "case, final punctuation and white space ignored, Unicode NFC",
+        "compute": opened.compute.compute,
+        "rows": rows,
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def _out(opened: Answerer, out: str | Path | None) -> Path:
+    if out is not None:
+        return Path(out)
+    is_run = opened.source.files != opened.source.where
+    require(is_run, f"{opened.path}: is no run folder, so say where the scores go: --out DIR")
+    return opened.path / "evaluation"
+
+
+def _image_folder(data: Path) -> Path:
+    beside = data.parent / "images"
+    return beside if beside.is_dir() else data.parent
+
+
+def _json(tree: dict[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"

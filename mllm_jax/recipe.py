@@ -1,0 +1,245 @@
+"""Door: stages in order, each from the last one's weights, then evaluation and export.
+
+    align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
+    OUT/summary.json
+
+Everything that can be wrong is looked at before the first stage starts. A recipe that was stopped
+goes on by the same command: finished stages are skipped, an unfinished one is resumed.
+"""
+
+import dataclasses
+import functools
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mllm_jax import config_file, convert, evaluate, run_folder, train
+from mllm_jax.checkpoints.fingerprints import Module, compare_modules
+from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.checkpoints.leaves import flatten, nest
+from mllm_jax.checkpoints.store import checkpoint_steps
+from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
+from mllm_jax.errors import require
+from mllm_jax.model_config import ModelConfig
+from mllm_jax.training.optimizer import assign
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+def run(path: str | Path, out: str | Path | None = None) -> Path:
+    """Trains the stages of a recipe file, evaluates the last one and exports it.
+
+    Args:
+        path: the recipe file; its stage files are looked for beside it.
+        out: folder of everything that is made; default: the file's own `out`.
+
+    Returns:
+        The folder: one run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
+            modules, versions).
+
+    Raises:
+        ConfigError: a file is missing or wrong, stages do not fit each other, or OUT holds other
+            runs.
+    """
+    recipe = config_file.load(RecipeConfig, path)
+    out = Path(out if out is not None else recipe.out)
+    stages = load_stages(Path(path), recipe, out)
+    summary = _Summary(out / "summary.json")
+    moved = [name for name, config in stages.items() if _train_stage(name, config, summary)]
+    last = Path(list(stages.values())[-1].out)
+    for made in (out / "evaluation", out / "hf"):
+        text = "is of the model before these steps; remove it, and start the recipe again"
+        require(not moved or not made.exists(), f"{made}: {text}")
+    if recipe.evaluate is not None:
+        _evaluate(last, recipe.evaluate, out, summary)
+    if recipe.export is not None and not (out / "hf").exists():
+        with summary.timed("export"):
+            convert.to_hf(last, out / "hf", dtype=recipe.export)
+    return out
+
+
+def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config]:
+    """The stages by name, checked against each other and the disk before anything is trained.
+
+    A stage's output is OUT/<name of its file>; from the second one on its weights are the stage
+    before it.
+
+    Raises:
+        ConfigError: as in `run`.
+    """
+    stages: dict[str, Config] = {}
+    before: str | None = None
+    for file in recipe.stages:
+        name = Path(file).stem
+        require(
+            name not in stages,
+            f"stages: two files are named {name!r}; every stage needs a name of its own",
+        )
+        config = config_file.load(Config, path.parent / file)
+        if before is not None:
+            weights = str(out / before)
+            config = dataclasses.replace(
+                config, init=dataclasses.replace(config.init, weights=weights)
+            )
+            _check_same_model(next(iter(stages.values())), config, path.parent / file)
+        stages[name] = dataclasses.replace(config, out=str(out / name))
+        assign(_shapes(config.model), config.optimizer.parts)
+        _check_paths(stages[name])
+        run_folder.check(stages[name], resume=_in_use(stages[name]))
+        before = name
+    if recipe.evaluate is not None:
+        _check_file(recipe.evaluate.data, "evaluate.data")
+    return stages
+
+
+# ------------------------------------------------------------------------------------------- stages
+
+
+def _train_stage(name: str, config: Config, summary: "_Summary") -> bool:
+    """Trains what is left of a stage; returns whether that was anything."""
+    run = Path(config.out)
+    saved = checkpoint_steps(run / "checkpoints")
+    # a stage counted in epochs is left to `train` to decide: it goes on from its last step, and may
+    # have nothing to do
+    finished = bool(saved) and config.train.steps is not None and saved[-1] >= config.train.steps
+    if finished and summary.has_stage(name):
+        print(f"stage {name}: finished before, {run}")
+        return False
+    start = time.perf_counter()
+    if not finished:
+        print(f"stage {name} -> {run}", flush=True)
+        if _in_use(config) and not saved:
+            print(f"{run} was stopped before its first checkpoint: it begins again", flush=True)
+            shutil.rmtree(run)
+        train.train(config, resume=bool(saved))
+    modules = module_table(config)
+    _print_modules(name, modules)
+    summary.add_stage(name, config, time.perf_counter() - start, modules)
+    return checkpoint_steps(run / "checkpoints") != saved
+
+
+def _check_same_model(first: Config, config: Config, file: Path) -> None:
+    old, new = run_folder.flat(first.model), run_folder.flat(config.model)
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        hint = "all stages of a recipe train one model"
+        require(a == b, f"{file}: model.{key} is {b!r}, but {a!r} in the first stage; {hint}")
+
+
+def _check_paths(config: Config) -> None:
+    for name, stream in config.data.streams.items():
+        _check_file(stream.path, f"data.streams.{name}.path")
+
+
+def _check_file(path: str, where: str) -> None:
+    require(Path(path).is_file(), f"{where}: {path}: no such file")
+
+
+def _in_use(config: Config) -> bool:
+    folder = Path(config.out)
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+
+
+# ------------------------------------------------------------------------------------------ modules
+
+
+def module_table(config: Config) -> list[Module]:
+    """What a finished stage did to each module, read from its weights before and after.
+
+    Raises:
+        RuntimeError: a frozen parameter is not what it was before.
+    """
+    shapes, init = _shapes(config.model), config.init
+    before = {}
+    if init.weights is not None:
+        kept = {path: x for path, x in shapes.items() if not run_folder.is_fresh(init, path)}
+        before = open_model(init.weights).leaves(nest(kept), init.fresh)
+    after = open_model(config.out).leaves(nest(shapes))
+    owner = assign(shapes, config.optimizer.parts)
+    trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}
+    return compare_modules(before, after, trained)
+
+
+@functools.cache
+def _shapes(model: ModelConfig) -> dict[str, Any]:
+    """Path -> shape of every parameter."""
+    return flatten(convert.abstract(model))
+
+
+def _print_modules(stage: str, modules: list[Module]) -> None:
+    print(f"\n{stage + ':':<14} {'parameters':>15}  {'trained':<8} {'before':<11} after")
+    for m in modules:
+        print(f"  {m.module:<12} {m.parameters:>15,}  {m.trained:<8} {m.before:<11} {m.after}")
+    print(flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- end
+
+
+def _evaluate(last: Path, c: EvaluateConfig, out: Path, summary: "_Summary") -> None:
+    """Answers in OUT/evaluation; the scores also go into the model's folder, for its card."""
+    made = out / "evaluation"
+    if not made.exists():
+        with summary.timed("evaluation"):
+            evaluate.evaluate(last, c.data, made, c.images, c.max_new_tokens, c.rows)
+    languages = json.loads((made / "scores.json").read_text(encoding="utf-8"))["languages"]
+    card = last / "model" / "config.yaml"
+    scores = {f"exact match ({key})": float(of["exact_match"]) for key, of in languages.items()}
+    config_file.dump(dataclasses.replace(config_file.load(FolderConfig, card), scores=scores), card)
+
+
+class _Summary:
+    """OUT/summary.json: what was done, how long it took; on disk, so a stopped recipe can go on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tree: dict[str, Any] = {"stages": [], "seconds": {}}
+        if path.is_file():
+            self.tree = json.loads(path.read_text(encoding="utf-8"))
+        self.tree["versions"] = {
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        }
+
+    def has_stage(self, name: str) -> bool:
+        return any(stage["name"] == name for stage in self.tree["stages"])
+
+    def add_stage(self, name: str, config: Config, seconds: float, modules: list[Module]) -> None:
+        row = {
+            "name": name,
+            "run": Path(config.out).name,
+            "seconds": seconds,
+            "settings": {
+                "rows": config.data.rows,
+                "length": config.data.length,
+                "learning_rate": config.optimizer.learning_rate,
+                "schedule": config.optimizer.schedule,
+            },
+            "modules": [module._asdict() for module in modules],
+        }
+        self.tree["stages"] = [
+            *(stage for stage in self.tree["stages"] if stage["name"] != name),
+            row,
+        ]
+        self._write()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.tree["seconds"][name] = time.perf_counter() - start
+        self._write()
+
+    def _write(self) -> None:
+        devices = jax.devices()
+        self.tree["device"] = f"{len(devices)} x {devices[0].device_kind}"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.tree, indent=2) + "\n", encoding="utf-8")

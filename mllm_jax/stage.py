@@ -1,0 +1,110 @@
+"""Config sections -> model, optimizer and the layout of the state: what every door that takes steps begins with.
+
+Everything here is abstract until `draw` or a loader puts numbers in, so an 8B stage is planned on a laptop.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mllm_jax import sharding
+from mllm_jax.batch import Batch
+from mllm_jax.config import ComputeConfig, OptimizerConfig
+from mllm_jax.model_config import ModelConfig
+from mllm_jax.models import axes, mllm
+from mllm_jax.training import optimizer, state
+
+
+class Stage(NamedTuple):
+    """A stage without numbers: what is trained, on what, and where each array will lie."""
+
+    model: mllm.MLLM
+    mesh: Mesh
+    optimizer: optimizer.Optimizer
+    abstract: state.TrainState  # ShapeDtypeStructs
+    shardings: state.TrainState  # NamedShardings
+
+    @property
+    def params(self) -> Any:
+        """The whole parameter tree as ShapeDtypeStructs that carry dtype and sharding: what a loader fills."""
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            self.abstract.params,
+            self.shardings.params,
+        )
+
+    @property
+    def moments(self) -> Any:
+        """The optimizer's state, likewise."""
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            self.abstract.moments,
+            self.shardings.moments,
+        )
+
+
+def plan(
+    model: ModelConfig, compute: ComputeConfig, config: OptimizerConfig, mesh: Mesh, steps: int
+) -> Stage:
+    """The stage for these sections.
+
+    Args:
+        model: what the network is.
+        compute: number formats, remat, attention.
+        config: which parts are trained, and how.
+        mesh: the devices.
+        steps: updates of the whole run, for the schedule.
+
+    Raises:
+        ConfigError: a parameter that no part claims or two do, a dimension that does not divide over the mesh.
+    """
+    built = mllm.build(model, compute, mesh.devices.flat[0].platform)
+    params = mllm.abstract_params(built)
+    trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
+    made = optimizer.make_optimizer(config, steps, trainable)
+    abstract = state.abstract_state(params, config.parts, compute, made)
+    return Stage(
+        built,
+        mesh,
+        made,
+        abstract,
+        state.state_shardings(mesh, abstract, axes.logical_axes(params)),
+    )
+
+
+def draw(stage: Stage, wanted: Any, seed: int) -> Any:
+    """Random parameters for the leaves of `wanted` (a part of `stage.params`), made where they will lie."""
+    flat = optimizer.flatten(wanted)
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = optimizer.flatten(mllm.init(stage.model, key))
+        return {path: drawn[path].astype(leaf.dtype) for path, leaf in flat.items()}
+
+    places = {path: leaf.sharding for path, leaf in flat.items()}
+    return optimizer.unflatten(jax.jit(make, out_shardings=places)(jax.random.key(seed)))
+
+
+def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """(params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype: what a step is made from."""
+
+    def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        hidden = mllm.hidden(
+            model,
+            params,
+            batch.tokens,
+            batch.segments,
+            batch.positions,
+            batch.image_index,
+            batch.pixels,
+        )
+        return hidden, mllm.head(params).astype(hidden.dtype)
+
+    return apply
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """A host's rows of a batch -> the global batch on the mesh, rows over data and fsdp."""
+    rows = sharding.batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)

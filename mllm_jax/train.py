@@ -1,0 +1,202 @@
+"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then one loop of steps."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mllm_jax import run_folder, sharding
+from mllm_jax.checkpoints.folder import ModelSource, open_model
+from mllm_jax.checkpoints.store import Checkpoints
+from mllm_jax.config import Config
+from mllm_jax.data.loader import Loader
+from mllm_jax.data.tokenizer import load_tokenizer
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.stage import Stage, apply_of, draw, place, plan
+from mllm_jax.training import flops, metrics, optimizer, state, step
+from mllm_jax.training.writer import MetricsWriter
+
+
+def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = None) -> Path:
+    """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
+
+    Args:
+        config: the stage.
+        resume: go on from the last checkpoint in `config.out`; the batches and losses are those of an undisturbed run.
+        devices: the mesh's devices; all there are when None.
+
+    Raises:
+        ConfigError: bad input, before anything is written.
+        Diverged: a loss that is not finite; names the step and the last good checkpoint.
+    """
+    run_folder.check(config, resume)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    source = open_model(config.init.weights) if config.init.weights else None
+    step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    _check_source(config, source)
+    tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
+    loader = Loader(
+        config.data, config.model, tokenizer, config.seed, jax.process_index(), jax.process_count()
+    )
+    steps = config.train.steps or loader.steps(config.train.epochs or 0)
+    stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    run = run_folder.prepare(config, source, loader, resume)
+    checkpoints = Checkpoints(run, config.train.keep)
+    now = restored(stage, checkpoints) if resume else born(stage, source, config)
+    first = int(now.step)
+    loop = Loop(config, stage, loader, checkpoints, steps)
+    with MetricsWriter(run, steps, first if resume else None, config.train.log_every) as writer:
+        now = loop.run(now, first, writer)
+    checkpoints.close()
+    run_folder.finish(run, writer.last_written)
+    return run
+
+
+class Loop:
+    """The compiled step and what one turn needs around it."""
+
+    def __init__(
+        self, config: Config, stage: Stage, loader: Loader, checkpoints: Checkpoints, steps: int
+    ):
+        self.config, self.stage, self.loader, self.checkpoints = config, stage, loader, checkpoints
+        self.stop = min(steps, config.train.stop_at or steps)
+        self.train_step = step.make_train_step(
+            apply_of(stage.model),
+            stage.optimizer,
+            config.train.microbatches,
+            config.compute.loss_chunk,
+            len(config.data.streams),
+            len(config.data.languages),
+            stage.shardings,
+        )
+
+    def run(self, now: state.TrainState, first: int, writer: MetricsWriter) -> state.TrainState:
+        """Steps `first` to `stop`. A step's numbers are fetched after the next step is on its way to the device."""
+        if first >= self.stop:
+            return now
+        batches, watch, meter = (
+            self.loader.iterate(first, self.stop),
+            metrics.Watch(),
+            self._meter(writer),
+        )
+        compiled, pending = None, None
+        for number in range(first, self.stop):
+            with watch.waiting():
+                host = next(batches)
+            if compiled is None:
+                compiled = self._compile(now, host.batch)
+                watch.lap()
+            now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
+            if pending is not None:
+                self._report(pending, writer, meter, watch)
+            pending = (number, numbers, meter.count(host.batch), host.records)
+            last = number + 1 == self.stop
+            if last or (number + 1) % self.config.train.save_every == 0:
+                self._report(pending, writer, meter, watch)
+                self._save(now)
+                pending = None
+                watch.lap()
+        return now
+
+    def _compile(self, now: state.TrainState, batch: Any) -> step.Compiled:
+        rows = sharding.batch_sharding(self.stage.mesh)
+        count = jax.process_count()
+        whole = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), batch
+        )
+        return step.compile_step(
+            self.train_step, self.stage.mesh, now, self.stage.shardings, whole, rows
+        )
+
+    def _meter(self, writer: MetricsWriter) -> metrics.Meter:
+        config = self.config
+        images = config.data.rows * config.data.image_slots if config.model.patches else 0
+        trained = optimizer.flatten(self.stage.abstract.trainable)
+        useful = flops.flops_per_step(
+            config.model, trained, config.data.rows, config.data.length, images
+        )
+        rate = flops.peak_rate(self.stage.mesh.devices.flat[0].device_kind)
+        peak = rate * self.stage.mesh.size if rate is not None else None
+        return metrics.Meter(
+            list(config.data.streams),
+            config.data.languages,
+            config.model.patches,
+            useful,
+            peak,
+            writer.last,
+        )
+
+    def _report(
+        self, pending: tuple, writer: MetricsWriter, meter: metrics.Meter, watch: metrics.Watch
+    ) -> None:
+        number, numbers, counts, records = pending
+        jax.block_until_ready(numbers)  # a lap runs from the end of one step to the end of the next
+        line = meter.line(number, numbers, counts, watch.lap())
+        line["records_crc32"] = zlib.crc32(
+            "\n".join(records).encode()
+        )  # the same on resume, or the data moved
+        writer.write(line)
+        saved = self.checkpoints.latest()
+        metrics.require_finite(
+            number, numbers, str(self.checkpoints.folder / str(saved)) if saved else None
+        )
+
+    def _save(self, now: state.TrainState) -> None:
+        self.checkpoints.save(int(now.step), now.params, now.moments, {"seed": self.config.seed})
+
+
+def born(stage: Stage, source: ModelSource | None, config: Config) -> state.TrainState:
+    """Step 0: pretrained weights straight into their places, the rest drawn there."""
+    wanted = optimizer.flatten(stage.params)
+    if source is None:
+        fresh = wanted
+    else:
+        fresh = {
+            path: leaf for path, leaf in wanted.items() if run_folder.is_fresh(config.init, path)
+        }
+        if config.init.fresh is not None:
+            require(len(fresh) > 0, f"init.fresh={config.init.fresh!r} matches no parameter path")
+    params = (
+        optimizer.flatten(draw(stage, optimizer.unflatten(fresh), config.seed)) if fresh else {}
+    )
+    if source is not None:
+        kept = {path: leaf for path, leaf in wanted.items() if path not in fresh}
+        params |= optimizer.flatten(source.load(optimizer.unflatten(kept), config.init.fresh))
+    return state.birth(
+        optimizer.unflatten(params), stage.optimizer, stage.abstract, stage.shardings
+    )
+
+
+def restored(stage: Stage, checkpoints: Checkpoints) -> state.TrainState:
+    """The state as it was after the last checkpoint's step."""
+    last = checkpoints.latest()
+    require(
+        last is not None,
+        f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
+    )
+    assert last is not None
+    params, moments, _ = checkpoints.restore(last, stage.params, stage.moments)
+    fresh = state.birth(params, stage.optimizer, stage.abstract, stage.shardings)
+    number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), stage.shardings.step)
+    return fresh._replace(step=number, moments=moments)
+
+
+def _check_source(config: Config, source: ModelSource | None) -> None:
+    if source is None:
+        return
+    ours, theirs = run_folder.flat(config.model), run_folder.flat(source.config.model)
+    connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind
+    drawn_anew = config.init.fresh is not None and run_folder.is_fresh(
+        config.init, "connector/linear_1/kernel"
+    )
+    differ = [
+        f"{key} is {theirs.get(key)!r}, the config says {ours.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key) and not (drawn_anew and key in connector)
+    ]
+    if differ:
+        raise ConfigError(
+            f"init.weights={config.init.weights!r} is of another architecture: {'; '.join(differ[:8])}"
+        )

@@ -1,0 +1,146 @@
+"""Does stock transformers compute what we compute? Compares logits on held-out prompts with
+pictures, in float32.
+
+    python tests/check_export.py RUN HF --data heldout.json --images images/ [--count 8]
+    [--tolerance 1e-4]
+
+RUN is ours (a run or model folder), HF its export. Token ids must be equal, pixel values within
+1e-5. Needs torch.
+Exit code 1 when the difference is above the tolerance.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.config import ComputeConfig, StreamConfig
+from mllm_jax.data.chat import Chat
+from mllm_jax.data.images import load_pixels, normalise
+from mllm_jax.data.records import IMAGE, Record, load_records
+from mllm_jax.data.tokenizer import load_template, load_tokenizer
+from mllm_jax.models import mllm
+
+
+class Ours:
+    """The model as mllm_jax sees it."""
+
+    def __init__(self, folder: Path):
+        self.source = open_model(folder)
+        self.config = self.source.config.model
+        tokenizer = load_tokenizer(self.source.files)
+        template = load_template(self.source.files, tokenizer)
+        self.chat = Chat(tokenizer, template, self.config.image_token, self.config.patches)
+        self.model = mllm.build(self.config, ComputeConfig(compute="float32", remat="none"))
+        self.params = self.source.load(mllm.abstract_params(self.model))
+        self.forward = jax.jit(
+            lambda params, *inputs: mllm.logits(
+                mllm.hidden(self.model, params, *inputs), mllm.head(params)
+            )
+        )
+
+    def __call__(self, record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(token ids [T], pixel values [I, height, width, C], logits [T, V]) of a record's
+        prompt.
+        """
+        assert self.config.vision is not None
+        prompt = self.chat.prompt(record.turns[:-1])
+        size, fit = self.config.vision.image_size, cast(Any, self.source.image_fit)
+        pixels = np.stack([load_pixels(path, size, fit) for path in record.images])
+        values = normalise(pixels, self.config.vision.image_mean, self.config.vision.image_std)
+        length = len(prompt.tokens)
+        rows = (
+            prompt.tokens,
+            np.ones(length, np.int32),
+            np.arange(length, dtype=np.int32),
+            prompt.seats,
+        )
+        logits = self.forward(
+            self.params, *(jnp.asarray(row)[None] for row in rows), jnp.asarray(pixels)[None]
+        )
+        return prompt.tokens, values, np.asarray(logits[0])
+
+
+class Theirs:
+    """The exported folder as transformers sees it."""
+
+    def __init__(self, folder: Path):
+        self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        opened: Any = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        self.model, info = opened
+        assert not info["missing_keys"], info
+        assert not info["unexpected_keys"], info
+        self.model.eval()
+
+    def __call__(self, record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same three for the same prompt, through transformers' own processor."""
+        (turn,) = record.turns[:-1]
+        text = "".join(part for part in turn.parts if part is not IMAGE).strip()
+        content = [*({"type": "image"} for _ in record.images), {"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content}]
+        rendered = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        images = [Image.open(path) for path in record.images]
+        inputs = self.processor(
+            images=images, text=rendered, add_special_tokens=False, return_tensors="pt"
+        )
+        with torch.no_grad():
+            logits = self.model(**inputs).logits[0]
+        values = inputs["pixel_values"].permute(0, 2, 3, 1)
+        return inputs["input_ids"][0].numpy(), values.numpy(), logits.numpy()
+
+
+def compare(run: Path, hf: Path, data: Path, images: Path, count: int = 8) -> float:
+    """The largest difference of a logit over `count` held-out prompts; raises AssertionError for
+    other ids or pixels.
+    """
+    ours, theirs = Ours(run), Theirs(hf)
+    records = load_records(
+        "check", StreamConfig(str(data), str(images)), ours.source.config.languages
+    )
+    worst = 0.0
+    for record in records[:: max(1, len(records) // count)][:count]:
+        (ids, pixels, logits), (their_ids, their_pixels, their_logits) = (
+            ours(record),
+            theirs(record),
+        )
+        np.testing.assert_array_equal(ids, their_ids, err_msg=record.id)
+        np.testing.assert_allclose(pixels, their_pixels, atol=1e-5, err_msg=record.id)
+        worst = max(worst, float(np.abs(logits - their_logits).max()))
+    return worst
+
+
+def main() -> int:
+    """Prints the largest difference; returns 1 when it is above the tolerance."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("hf", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    a = parser.parse_args()
+    worst = compare(a.run, a.hf, a.data, a.images, a.count)
+    verdict = "within" if worst <= a.tolerance else "ABOVE"
+    print(
+        f"transformers opens {a.hf}: largest logit difference {worst:.2e} "
+        f"over {a.count} prompts, {verdict} {a.tolerance:g}"
+    )
+    return 0 if worst <= a.tolerance else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

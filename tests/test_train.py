@@ -1,0 +1,179 @@
+"""The whole way of the data on a tiny stage: resumed = straight, 8 devices = 1, and what a run refuses."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mllm_jax import config_file
+from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.config import Config
+from mllm_jax.errors import ConfigError
+from mllm_jax.models import mllm
+from mllm_jax.train import train
+from mllm_jax.training.metrics import Diverged
+from tests import tiny
+
+PLACE_AND_TIME = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    tiny.make_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory) -> Path:
+    return one_device(tiny.config(data, tmp_path_factory.mktemp("straight") / "run"))
+
+
+def one_device(config: Config, resume: bool = False) -> Path:
+    return train(config, resume, jax.devices()[:1])
+
+
+def lines(run: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if not any(word in k for word in PLACE_AND_TIME)}
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("stops", [[6], [4, 8]], ids=["N/2", "N/3 twice"])
+def test_resumed_equals_straight_to_the_bit(data, straight, tmp_path, stops):
+    """Losses, norms, mixture shares and record ids of every step, then the parameters themselves."""
+    config = tiny.config(data, tmp_path / "run")
+    for i, stop in enumerate([*stops, None]):
+        part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
+        run = one_device(part, resume=i > 0)
+    assert lines(run) == lines(straight)
+    assert [row["step"] for row in lines(run)] == list(range(12))
+    jax.tree.map(np.testing.assert_array_equal, final_params(run), final_params(straight))
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(data, straight, tmp_path):
+    """Steps done after the last save are done again; metrics.jsonl has each once."""
+    config = tiny.config(
+        data, tmp_path / "run", train={"steps": 12, "save_every": 4, "stop_at": 10}
+    )
+    run = one_device(config)
+    shutil.rmtree(run / "checkpoints" / "10")  # as if the machine had died before the save at 10
+    whole = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=None))
+    one_device(whole, resume=True)
+    assert lines(run) == lines(straight)
+
+
+def final_params(run: Path):
+    source = open_model(run)
+    return source.load(
+        mllm.abstract_params(mllm.build(source.config.model, tiny.config(run, run).compute))
+    )
+
+
+@pytest.mark.parametrize(
+    "mesh", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
+def test_eight_devices_equal_one(data, straight, tmp_path, mesh):
+    run = train(tiny.config(data, tmp_path / "run", mesh=mesh))
+    one, eight = lines(straight), lines(run)
+    for name in ("loss", "grad_norm", "loss/language/eu", "loss/stream/text"):
+        first = [(row.get(name), other.get(name)) for row, other in zip(one, eight, strict=True)]
+        assert all((a is None) == (b is None) for a, b in first)
+        pairs = np.array([pair for pair in first if pair[0] is not None])
+        np.testing.assert_allclose(pairs[:, 1], pairs[:, 0], rtol=1e-4)
+    assert [row["records_crc32"] for row in one] == [row["records_crc32"] for row in eight]
+
+
+def test_microbatches_equal_one_batch(data, straight, tmp_path):
+    """Rows hold different numbers of trained tokens: a mean of means would differ in the first digits."""
+    run = one_device(
+        tiny.config(data, tmp_path / "run", train={"steps": 12, "save_every": 4, "microbatches": 4})
+    )
+    for name in ("loss", "grad_norm"):
+        values = [[row[name] for row in lines(r)] for r in (straight, run)]
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
+
+
+def test_the_loss_falls_and_the_run_folder_is_complete(straight):
+    rows = lines(straight)
+    assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
+    assert config_file.load(Config, straight / "config.yaml").train.steps == 12
+    names = {path.name for path in (straight / "model").iterdir()}
+    assert names >= {
+        "config.yaml",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "processor_config.json",
+        "generation_config.json",
+    }
+    assert {p.name for p in (straight / "checkpoints").iterdir() if p.name.isdigit()} == {"8", "12"}
+    shares = open_model(straight).config.shares
+    assert set(shares) == {"eu", "en", "text"} and sum(shares.values()) == pytest.approx(1)
+
+
+def test_frozen_parts_do_not_move_and_are_not_copied(data, straight, tmp_path):
+    """Align: a fresh connector of another kind is drawn, only it moves, the rest keeps every bit."""
+    parts = {
+        "connector": {"match": "connector/.*"},
+        "rest": {"match": "(vision|language)/.*", "train": False},
+    }
+    config = tiny.config(
+        data,
+        tmp_path / "align",
+        model=tiny.tree(data, tmp_path)["model"] | {"connector": {"kind": "linear"}},
+        init={"weights": str(straight), "fresh": "connector/.*", "tokenizer": None},
+        optimizer={"parts": parts},
+        train={"steps": 4},
+    )
+    run = one_device(config)
+    before, after = final_params(straight), final_params(run)
+    assert set(after["connector"]) == {"linear_1"}
+    for part in ("vision", "language"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], before[part])
+    moments = run / "checkpoints" / "4" / "moments"
+    stored = (moments / "_METADATA").read_text()
+    assert "connector" in stored and "language" not in stored
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(data, tmp_path):
+    config = tiny.config(data, tmp_path / "run", optimizer={"learning_rate": 1e38, "warmup_ratio": 0.0, "clip_norm": None},
+                         train={"save_every": 1})  # fmt: skip
+    with pytest.raises(
+        Diverged, match=r"step \d+: .* not finite; last good checkpoint: .*checkpoints/\d+"
+    ):
+        one_device(config)
+
+
+def test_refusals_write_nothing(data, straight, tmp_path):
+    out = tmp_path / "run"
+    wider = tiny.tree(data, out)["model"]
+    wider["language"] = wider["language"] | {"mlp": 64}
+    cases = [
+        ({"init": {"tokenizer": None, "weights": str(straight)}, "model": wider},
+         r"another architecture: language\.mlp is 48, the config says 64"),
+        ({"init": {"tokenizer": None, "weights": str(tmp_path / "none")}}, "none: no such folder"),
+        ({"init": {"tokenizer": str(tmp_path / "none")}}, "none: no such folder"),
+        ({"data": {"image_slots": 1}}, "image_slots"),
+        ({"optimizer": {"parts": {"a": {"match": "language/.*"}}}}, r"optimizer\.parts: no part claims connector/linear_1/bias"),
+        ({"mesh": {"data": 3}}, "data x fsdp x tensor = 3, but there are 8 devices"),
+    ]  # fmt: skip
+    for sections, message in cases:
+        with pytest.raises(ConfigError, match=message):
+            train(
+                tiny.config(data, out, **sections),
+                devices=None if "mesh" in sections else jax.devices()[:1],
+            )
+        assert not out.exists(), sections
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        train(tiny.config(data, straight))
+    with pytest.raises(ConfigError, match=r"seed was 3, is 4; put it back"):
+        train(dataclasses.replace(tiny.config(data, straight), seed=4), resume=True)
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train(tiny.config(data, out), resume=True)

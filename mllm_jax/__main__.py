@@ -1,6 +1,7 @@
-"""The command line: verbs -> doors. A door is imported only when its verb is called, so `--help` is quick.
+"""The command line: verbs -> doors. A door is imported when its verb is called: `--help` is quick.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a fault of ours (with its traceback).
+Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a fault of ours (with its
+traceback).
 """
 
 import argparse
@@ -136,7 +137,7 @@ def _add_bench(verbs) -> None:
     it.add_argument("--json", metavar="FILE", help="also write the numbers here")
 
 
-# ---------------------------------------------------------------------------------------------- doors
+# -------------------------------------------------------------------------------------------- doors
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -212,7 +213,7 @@ def _bench(options: argparse.Namespace) -> None:
     bench.main(**{name: getattr(options, name) for name in names})
 
 
-# --------------------------------------------------------------------------------------- kinds of flag
+# ------------------------------------------------------------------------------------ kinds of flag
 
 
 def _positive(text: str) -> int:

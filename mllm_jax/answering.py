@@ -44,6 +44,7 @@ class Answerer:
         tokenizer, template, chat: the folder's own.
         ends: ids that end an answer.
         compute: number format and attention of the forward pass.
+        model: the network.
     """
 
     def __init__(self, path: str | Path, compute: ComputeConfig | None = None):
@@ -271,13 +272,8 @@ def _answer(
             state, *mllm.decode(model, params, state.token, after + state.count - 1, state.cache)
         )
 
-    scores, cache = mllm.prefill(model, params, *prompt_fields(prompt), slots=T + limit)
+    scores, cache = mllm.prefill(model, params, *prompt.inputs, slots=T + limit)
     empty = jnp.full((B, limit), -1, jnp.int32)
     start = _State(jnp.int32(0), after, ~wanted.real, empty, None)
     unfinished = lambda state: (state.count < limit) & ~jnp.all(state.ended)  # noqa: E731
     return jax.lax.while_loop(unfinished, turn, append(start, scores, cache)).out
-
-
-def prompt_fields(batch: Batch) -> tuple[Any, ...]:
-    """Of a batch, what the model reads."""
-    return batch.tokens, batch.segments, batch.positions, batch.image_index, batch.pixels

@@ -1,13 +1,13 @@
-"""The values that travel: an Example becomes part of a Row, rows are stacked into a Batch. Ground floor.
+"""The values that travel: examples are packed into rows, rows stacked into a Batch. Ground floor.
 
 Dimension letters, the same in annotations and einsum strings everywhere:
 
-    B batch (rows)    T query length      S key length       D model width     F feed-forward width
-    N query heads     K key/value heads   G = N / K          H head width      V vocabulary
-    L layers (first axis of a stacked weight)                I images in a row P patches of an image   C channels
+    B batch (rows)     T query length         S key length  D model width  F feed-forward width
+    N query heads      K key/value heads      G = N / K     H head width   V vocabulary
+    I images in a row  P patches of an image  C channels    L layers (first axis of stacked weights)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float32, Int32, UInt8
@@ -18,8 +18,9 @@ Numbers = np.ndarray | Array
 class Example(NamedTuple):
     """One tokenised record: what packing places in a row, never split.
 
-    `weights[t]` says how much token t counts as a target (1 for trained tokens, 0 otherwise). `seats[t]` is -1 for
-    text; in an image span it is k * P + p: patch p of the example's k-th image.
+    `weights[t]` says how much token t counts as a target (1 for trained tokens, 0 otherwise).
+    `seats[t]` is -1 for text; in an image span it is k * P + p: patch p of the example's k-th
+    image.
     """
 
     tokens: Int32[np.ndarray, "T"]
@@ -34,8 +35,9 @@ class Example(NamedTuple):
 class Batch(NamedTuple):
     """Rows stacked; the only thing a step sees. Padding: segment 0, weight 0, token 0.
 
-    Inputs and targets are aligned once, here: `targets[t]` is the token that follows `tokens[t]` in the same segment,
-    and `weights[t]` is the weight of that target (0 at the last token of a segment).
+    Inputs and targets are aligned once, here: `targets[t]` is the token that follows `tokens[t]` in
+    the same segment, and `weights[t]` is the weight of that target (0 at the last token of a
+    segment).
 
         tokens       a b c d e f . .
         segments     1 1 1 2 2 2 0 0      block-diagonal causal attention
@@ -48,11 +50,14 @@ class Batch(NamedTuple):
     weights: Float32[Numbers, "B T"]
     segments: Int32[Numbers, "B T"]
     positions: Int32[Numbers, "B T"]
-    image_index: Int32[
-        Numbers, "B T"
-    ]  # -1 text; else i * P + p: patch p in image slot i of the same row
+    # -1 text; else i * P + p: patch p in image slot i of the same row
+    image_index: Int32[Numbers, "B T"]
     streams: Int32[Numbers, "B T"]  # number of the stream a token comes from
     languages: Int32[Numbers, "B T"]  # number of its language
-    pixels: UInt8[
-        Numbers, "B I height width C"
-    ]  # RGB after resizing and cropping; unused slots are zero
+    # RGB after resizing and cropping; unused slots are zero
+    pixels: UInt8[Numbers, "B I height width C"]
+
+    @property
+    def inputs(self) -> tuple[Any, Any, Any, Any, Any]:
+        """What the model reads: tokens, segments, positions, image index, pixels."""
+        return self.tokens, self.segments, self.positions, self.image_index, self.pixels

@@ -1,37 +1,35 @@
 """DOOR bench: how fast the real train step is, on synthetic rows; compile time apart.
 
-One row = one image (when the model has eyes) followed by text, `length` tokens in all, every text token trained: the
-work of the PyTorch peer's benchmark, with the same sizes, stages and JSON field names, so the two can be divided.
+One row = one image (when the model has eyes) followed by text, `length` tokens in all, every text
+token trained: the work of the PyTorch peer's benchmark, with the same sizes, stages and JSON field
+names, so the two can be divided.
 
     MFU = useful FLOPs per step / (step seconds x chips x published bfloat16 rate)
 
-The useful FLOPs are written out in training/flops.py: 6 N_matmul + 6 L d T per token that is trained through (causal,
-input embedding not counted), frozen parts 2 or 4 as they are.
+The useful FLOPs are written out in training/flops.py: 6 N_matmul + 6 L d T per token that is
+trained through (causal, input embedding not counted), frozen parts 2 or 4 as they are.
 """
 
 import json
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mllm_jax import config_file, sharding
 from mllm_jax.batch import Batch
-from mllm_jax.config import (
-    ComputeConfig,
-    Config,
-    MeshConfig,
-    OptimizerConfig,
-    PartConfig,
-)
+from mllm_jax.config import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
 from mllm_jax.errors import require
 from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.stage import Stage, apply_of, draw, place, plan
-from mllm_jax.training import flops, optimizer, state, step
+from mllm_jax.training import flops, state, step
+from mllm_jax.trees import flatten
 
-# vision (width, mlp, layers, heads, image, patch), language (width, mlp, layers, heads, kv heads, vocab)
+# vision (width, mlp, layers, heads, image, patch),
+# language (width, mlp, layers, heads, kv heads, vocab)
 SIZES = {
     "tiny": ((64, 256, 4, 4, 56, 14), (128, 384, 4, 4, 2, 1024)),
     "small": ((256, 1024, 6, 4, 336, 14), (512, 1536, 8, 8, 4, 32000)),
@@ -41,6 +39,17 @@ SIZES = {
 TRAINED = {"align": "connector/.*", "instruct": "(connector|language)/.*", "full": ".*"}
 FROZEN = {"align": "(vision|language)/.*", "instruct": "vision/.*"}
 WARMUP = 2  # steps before the clock starts: caches and allocators settle
+
+
+class Work(NamedTuple):
+    """What is timed."""
+
+    model: ModelConfig
+    compute: ComputeConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    length: int  # tokens in a row
+    rows: int
 
 
 def main(
@@ -54,7 +63,22 @@ def main(
     remat: str | None = None,
     json: str | None = None,
 ) -> None:
-    """Times a config's stage, or one of SIZES; prints one JSON object, and writes it to `json` when given."""
+    """`mllm-jax bench`: times a config's stage, or one of SIZES.
+
+    Args:
+        config: a stage file; excludes `size` and `stage`.
+        size: a key of SIZES.
+        stage: what is trained: a key of TRAINED.
+        length: tokens in a row.
+        batch: rows.
+        steps: timed steps.
+        dtype: number format of parameters and products.
+        remat: as `compute.remat`.
+        json: where the printed JSON object is also written.
+
+    Raises:
+        ConfigError: flags that exclude each other, or a batch that does not fit model or mesh.
+    """
     require(
         (config is None) != (size is None),
         "bench: give --config FILE or --size tiny|small|1b|8b, exactly one",
@@ -62,7 +86,8 @@ def main(
     if config is not None:
         require(
             stage is None,
-            f"bench: --stage {stage} has no effect with --config; its optimizer.parts say what is trained",
+            f"bench: --stage {stage} has no effect with --config; its optimizer.parts say what is "
+            "trained",
         )
         wanted = from_config(config_file.load(Config, config), length, batch, dtype, remat)
     else:
@@ -77,17 +102,15 @@ def main(
     result = {
         "size": size or Path(config or "").stem,
         "stage": stage or ("config" if config else "instruct"),
-    } | measure(*wanted, steps=steps)
+    } | measure(wanted, steps)
     text = _dump(result)
     print(text)
     if json is not None:
         Path(json).write_text(text + "\n", encoding="utf-8")
 
 
-def from_size(
-    size: str, stage: str, length: int, rows: int, dtype: str, remat: str
-) -> tuple[ModelConfig, ComputeConfig, OptimizerConfig, MeshConfig, int, int]:
-    """(model, compute, optimizer, mesh, length, rows) of the peer's size: mlp connector, parameters in `dtype`."""
+def from_size(size: str, stage: str, length: int, rows: int, dtype: str, remat: str) -> Work:
+    """The peer's model of this size: mlp connector, parameters in `dtype`."""
     v, t = SIZES[size]
     model = ModelConfig(
         VisionConfig(
@@ -105,47 +128,48 @@ def from_size(
         ),
         image_token=t[5] - 1,
     )
-    compute = ComputeConfig(
-        compute=dtype, parameters=dtype, remat=remat, loss_chunk=min(512, length)
-    )  # pyright: ignore
+    formats = {"compute": dtype, "parameters": dtype, "remat": remat}
+    compute = config_file.build(ComputeConfig, {**formats, "loss_chunk": min(512, length)})
     parts = {"trained": PartConfig(TRAINED[stage])}
     if stage in FROZEN:
         parts["frozen"] = PartConfig(FROZEN[stage], train=False)
     adamw = OptimizerConfig(
         parts=parts, learning_rate=1e-5, schedule="constant", warmup_ratio=0.0, weight_decay=0.01
     )
-    return model, compute, adamw, MeshConfig(), length, rows
+    return Work(model, compute, adamw, MeshConfig(), length, rows)
 
 
 def from_config(
     config: Config, length: int | None, rows: int | None, dtype: str | None, remat: str | None
-) -> tuple[ModelConfig, ComputeConfig, OptimizerConfig, MeshConfig, int, int]:
-    """The same of a stage file; flags overrule it. Rows are those of one microbatch."""
+) -> Work:
+    """A stage file's work; flags overrule it. Rows are those of one microbatch."""
     changes = {"compute": dtype, "parameters": dtype, "remat": remat}
     raw = config_file.to_dict(config.compute) | {
         key: value for key, value in changes.items() if value is not None
     }
     compute = config_file.build(ComputeConfig, raw)
     rows = rows or config.data.rows // config.train.microbatches
-    return config.model, compute, config.optimizer, config.mesh, length or config.data.length, rows
+    length = length or config.data.length
+    return Work(config.model, compute, config.optimizer, config.mesh, length, rows)
 
 
-def measure(
-    model: ModelConfig,
-    compute: ComputeConfig,
-    config: OptimizerConfig,
-    mesh_config: MeshConfig,
-    length: int,
-    rows: int,
-    steps: int,
-) -> dict[str, Any]:
-    """Compiles and times `steps` steps after WARMUP; the loss is fetched every step, as the peer does."""
+def measure(work: Work, steps: int) -> dict[str, Any]:
+    """Compiles and times `steps` steps after WARMUP.
+
+    The loss is fetched every step, as the peer does.
+    """
+    model, compute, _, _, length, rows = work
     require(
         length > model.patches + 1,
         f"--length {length}: too short for an image of {model.patches} tokens and text",
     )
-    mesh = sharding.make_mesh(_fitting(mesh_config, rows))
-    stage = plan(model, compute, config, mesh, steps=1_000)
+    mesh = sharding.make_mesh(work.mesh)
+    parts = sharding.ways(mesh, "batch")
+    require(
+        rows % parts == 0,
+        f"--batch {rows} does not divide over {parts} devices; give a multiple of {parts}",
+    )
+    stage = plan(model, compute, work.optimizer, mesh, steps=1_000)
     now = state.birth(
         draw(stage, stage.params, seed=0), stage.optimizer, stage.abstract, stage.shardings
     )
@@ -166,13 +190,17 @@ def measure(
 
 
 def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
-    """Random rows: BOS, one image if the model has eyes, text; the targets after the image's last seat are trained."""
+    """Random rows: BOS, one image if the model has eyes, text.
+
+    The targets after the image's last seat are trained.
+    """
     assert model.language is not None
     random = np.random.default_rng(0)
     patches, shape = model.patches, (rows, length)
     ids = random.integers(0, model.language.vocab - 1, shape, dtype=np.int32)
     index = np.full(shape, -1, np.int32)
     if patches:
+        assert model.image_token is not None
         ids[:, 1 : 1 + patches] = model.image_token
         index[:, 1 : 1 + patches] = np.arange(patches)
     weights = np.ones(shape, np.float32)
@@ -192,12 +220,11 @@ def report(
 ) -> dict[str, Any]:
     """The figures of a run, field names as the peer's where both have them."""
     device = stage.mesh.devices.flat[0]
-    trainable = optimizer.flatten(stage.abstract.trainable)
+    trainable = flatten(stage.abstract.trainable)
     config, compute = stage.model.config, stage.model.compute
     useful = flops.flops_per_step(config, trainable, rows, length, rows if config.patches else 0)
     peak = flops.peak_rate(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    count = lambda tree: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))  # noqa: E731
     return {
         "jax": jax.__version__,
         "device": device.device_kind,
@@ -210,27 +237,21 @@ def report(
         "median_step_seconds": round(seconds, 4),
         "tokens_per_second": round(rows * length / seconds, 1),
         "loss": round(loss, 4),
-        "parameters": count(stage.abstract.params),
-        "trainable": count(stage.abstract.trainable),
+        "parameters": _count(stage.abstract.params),
+        "trainable": _count(stage.abstract.trainable),
         "peak_gib": round(memory / 2**30, 2) if memory else None,
         "compile_seconds": round(compile_seconds, 2),
         "flops_per_step": useful,
         "teraflops_per_second": round(useful / seconds / 1e12, 4),
         "mfu": round(useful / seconds / (peak * stage.mesh.size), 4) if peak else None,
-        "mfu_formula": "flops_per_step / (median_step_seconds * devices * published bf16 rate); flops_per_step = "
-        "tokens * (6 N_matmul + 6 L d T) where trained through, 4 N frozen with gradient, 2 N frozen forward only",
+        "mfu_formula": "flops_per_step / (median_step_seconds * devices * published bf16 rate); "
+        "flops_per_step = tokens * (6 N_matmul + 6 L d T) where trained through, 4 N frozen with "
+        "gradient, 2 N frozen forward only",
     }
 
 
-def _fitting(mesh: MeshConfig, rows: int) -> MeshConfig:
-    """The mesh asked for; rows that do not divide over it are refused with the numbers."""
-    count = len(jax.devices())
-    ways = (count // mesh.tensor) if -1 in (mesh.data, mesh.fsdp) else mesh.data * mesh.fsdp
-    require(
-        rows % ways == 0,
-        f"--batch {rows} does not divide over {ways} devices; give a multiple of {ways}",
-    )
-    return mesh
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _dump(result: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""Every knob, typed and frozen; `config_file` fills them from YAML and flags. Ground floor, imports nothing of ours.
+"""Every knob, typed and frozen; `config_file` fills them from YAML and flags. Ground floor.
 
-Each section validates itself when it is made, so an impossible combination never reaches a door's body.
-A door hands every part its own section only; `Config` itself stays in the doors.
+`model_config` holds the sections that say what the network is. Each section validates itself when
+it is made, so an impossible combination never reaches a door's body. A door hands every part its
+own section only; `Config` itself stays in the doors.
 """
 
 import re
@@ -14,18 +15,18 @@ from mllm_jax.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class InitConfig:
-    """Where a stage's weights come from: a model, run or Hugging Face folder, or random when `weights` is empty."""
+    """Where a stage's weights come from: a model, run or Hugging Face folder, or random ones."""
 
-    weights: str | None = None
-    fresh: str | None = (
-        None  # regex over parameter paths that are drawn anew although `weights` holds them
-    )
+    weights: str | None = None  # the folder; random when empty
+    # regex over parameter paths that are drawn anew although `weights` holds them
+    fresh: str | None = None
     tokenizer: str | None = None  # folder of tokenizer files; needed when `weights` is empty
 
     def __post_init__(self):
         require(
             self.weights is not None or self.tokenizer is not None,
-            "init: give weights (a model, run or Hugging Face folder) or, for random weights, a tokenizer folder",
+            "init: give weights (a model, run or Hugging Face folder) or, for random weights, "
+            "a tokenizer folder",
         )
         require(
             self.fresh is None or self.weights is not None,
@@ -35,7 +36,10 @@ class InitConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Number formats and what is kept for the backward pass. Frozen parameters are always held in `compute`."""
+    """Number formats, and what is kept for the backward pass.
+
+    Frozen parameters are always held in `compute`.
+    """
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"
     parameters: Literal["float32", "bfloat16"] = "float32"
@@ -47,15 +51,15 @@ class ComputeConfig:
         require(self.loss_chunk > 0, f"compute.loss_chunk={self.loss_chunk} must be positive")
 
 
-# ------------------------------------------------------------------------------------------------ data
+# --------------------------------------------------------------------------------------------- data
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """One weighted source of records: a LLaVA JSON or JSONL file and the folder its image paths start from."""
+    """One weighted source of records: a LLaVA JSON or JSONL file and the folder of its images."""
 
     path: str
-    images: str | None = None
+    images: str | None = None  # where image paths start
     language: str | None = None  # of records that do not name their own
     weight: float = 1.0
     format: Literal["plain", "llama3", "llama31"] = "llama31"
@@ -69,7 +73,10 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The mixture and the shape of a batch: `rows` rows of `length` tokens with `image_slots` images each."""
+    """The mixture, and the shape of a batch.
+
+    A batch is `rows` rows of `length` tokens with `image_slots` images each.
+    """
 
     streams: dict[str, StreamConfig]
     languages: tuple[str, ...]
@@ -96,11 +103,12 @@ class DataConfig:
             if stream.language is not None:
                 require(
                     stream.language in self.languages,
-                    f"data.streams.{name}.language={stream.language!r} is not in data.languages {list(self.languages)}",
+                    f"data.streams.{name}.language={stream.language!r} is not in data.languages "
+                    f"{list(self.languages)}",
                 )
 
 
-# -------------------------------------------------------------------------------------------- training
+# ----------------------------------------------------------------------------------------- training
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,8 @@ class PartConfig:
             ) from error
         require(
             self.train or self.learning_rate is None,
-            f"optimizer.parts.*.learning_rate={self.learning_rate} has no effect on a frozen part (train: false)",
+            f"optimizer.parts.*.learning_rate={self.learning_rate} has no effect on a frozen part "
+            "(train: false)",
         )
 
 
@@ -158,7 +167,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often saved. Give `steps` or `epochs` (over the mixture's records), not both."""
+    """How long, how often saved.
+
+    Give `steps` or `epochs` (over the mixture's records), not both.
+    """
 
     steps: int | None = None
     epochs: float | None = None
@@ -166,24 +178,15 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2  # checkpoints kept; the last is always among them
     log_every: int = 10  # steps between printed lines; metrics.jsonl gets every step
-    stop_at: int | None = (
-        None  # end here although the schedule spans `steps` (jobs with a time limit); resume later
-    )
+    # end here although the schedule spans `steps` (jobs with a time limit); resume later
+    stop_at: int | None = None
 
     def __post_init__(self):
         require(
             (self.steps is None) != (self.epochs is None),
             f"train: give steps or epochs, exactly one (steps={self.steps}, epochs={self.epochs})",
         )
-        for name in (
-            "steps",
-            "epochs",
-            "microbatches",
-            "save_every",
-            "keep",
-            "log_every",
-            "stop_at",
-        ):
+        for name in "steps epochs microbatches save_every keep log_every stop_at".split():
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name}={value} must be positive")
 
@@ -223,7 +226,8 @@ class Config:
         if self.model.patches and self.data.image_slots:
             require(
                 self.data.length > self.model.patches,
-                f"data.length={self.data.length} is too short for one image of {self.model.patches} tokens",
+                f"data.length={self.data.length} is too short for one image of "
+                f"{self.model.patches} tokens",
             )
         if not self.model.patches:
             require(
@@ -234,7 +238,7 @@ class Config:
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """`config.yaml` of a model folder: what the network is and what a model card should say of it."""
+    """`config.yaml` of a model folder: what the network is, what a model card should say of it."""
 
     model: ModelConfig
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the stored parameters

@@ -1,7 +1,8 @@
-"""YAML and flags -> frozen config sections, and back. Ground floor, the only reader and writer of our YAML.
+"""YAML and flags -> frozen config sections, and back. Ground floor.
 
-Strict: a misspelt key, a wrong type or a value that is not allowed ends in one line that says where it stands,
-what was found, and what is allowed. (General config libraries accept more and say it in several lines.)
+The only reader and writer of our YAML. Strict: a misspelt key, a wrong type or a value that is not
+allowed ends in one line that says where it stands, what was found, and what is allowed. (General
+config libraries accept more and say it in several lines.)
 """
 
 import dataclasses
@@ -34,12 +35,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Reads one config of type `cls`, e.g. `load(Config, "align.yaml", ["--optimizer.learning_rate", "1e-4"])`.
+    """Reads one config of type `cls`.
+
+        load(Config, "align.yaml", ["--optimizer.learning_rate", "1e-4"])
 
     Args:
         cls: a frozen dataclass of `mllm_jax.config`.
         path: the YAML file.
-        overrides: flags `--section.key value` (or `--section.key=value`), values written as YAML; later ones win.
+        overrides: flags `--section.key value` (or `--section.key=value`), values written as YAML;
+            later ones win.
 
     Raises:
         ConfigError: one line naming the key, the value and what is allowed.
@@ -51,7 +55,11 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a dict. Raises ConfigError for a missing file, broken YAML (with its line) or no mapping."""
+    """A YAML file as a dict.
+
+    Raises:
+        ConfigError: a missing file, broken YAML (with its line), or no mapping.
+    """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
     try:
@@ -123,14 +131,11 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, dict[str, X], tuple[X, ...], X | None, Literal, or a scalar type."""
+    """`value` as `kind`: dataclass, dict[str, X], tuple[X, ...], X | None, Literal or scalar."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return (
-            None
-            if value is None
-            else _read(next(a for a in args if a is not types.NoneType), value, where)
-        )
+        some = next(a for a in args if a is not types.NoneType)
+        return None if value is None else _read(some, value, where)
     if dataclasses.is_dataclass(kind):
         return _read_section(kind, value, where)
     if origin is dict:
@@ -142,12 +147,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is typing.Literal:
-        _expect(
-            value in args and type(value) in {type(a) for a in args},
-            where,
-            value,
-            " or ".join(map(str, args)),
-        )
+        known = value in args and type(value) in {type(a) for a in args}
+        _expect(known, where, value, " or ".join(map(str, args)))
         return value
     return _read_scalar(kind, value, where)
 

@@ -1,17 +1,14 @@
-"""Door: Hugging Face folder <-> model folder, and the joining of two backbones. Streams parameter
-by parameter.
+"""DOOR convert: Hugging Face folder <-> model folder, and the joining of two backbones.
 
     from_hf   LLaVA, Llama or CLIP folder            -> model folder
     join      CLIP folder + Llama folder + connector -> model folder
     to_hf     model, run or Hugging Face folder      -> folder that stock transformers opens
 
-Everything is written to a folder beside OUT that gets its name at the very end: a failed conversion
-leaves nothing.
+One parameter is in memory at a time. Everything is written to a folder beside OUT that gets its
+name at the very end: a failed conversion leaves nothing.
 """
 
 import dataclasses
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +19,7 @@ from tqdm import tqdm
 
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files, join_parts
-from mllm_jax.checkpoints.folder import HFSource, ModelSource, copy_model_files, open_model
+from mllm_jax.checkpoints.folder import HFSource, ModelSource, open_model
 from mllm_jax.checkpoints.hf_write import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.model_card import model_card
@@ -30,13 +27,13 @@ from mllm_jax.checkpoints.store import save_params
 from mllm_jax.checkpoints.tensor_files import SHARD_BYTES
 from mllm_jax.config import ComputeConfig, FolderConfig
 from mllm_jax.errors import require
+from mllm_jax.folders import new_folder
 from mllm_jax.model_config import ConnectorConfig, ModelConfig
 from mllm_jax.models import mllm
 
 
 def from_hf(src: str | Path, out: str | Path) -> None:
-    """Writes the model folder OUT from the Hugging Face folder SRC; number formats stay as they
-    are.
+    """Writes the model folder OUT from the Hugging Face folder SRC, in the same number formats.
 
     Raises:
         ConfigError: SRC is no supported folder, a tensor is missing, extra or misshapen, or OUT is
@@ -45,8 +42,11 @@ def from_hf(src: str | Path, out: str | Path) -> None:
     source = open_model(src)
     require(isinstance(source, HFSource), f"{src}: is no Hugging Face folder (no config.json)")
     with new_folder(out) as folder:
-        leaves = source.leaves(abstract(source.config.model))
-        copy_model_files(source, folder, source.config.model)
+        model = source.config.model
+        leaves = source.leaves(abstract(model))
+        if model.language is not None:
+            hf_files.check_tokenizer(source.files)
+        hf_files.write_model_files(source.files, folder, model, source.ids, source.image_fit)
         _write_params(folder, source.config, leaves)
     _report(out, leaves, source.left_out)
 
@@ -54,11 +54,10 @@ def from_hf(src: str | Path, out: str | Path) -> None:
 def to_hf(
     model: str | Path, out: str | Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes the folder OUT that stock transformers opens, from a model, run or Hugging Face
-    folder.
+    """Writes the folder OUT that stock transformers opens.
 
     Args:
-        model: the folder to open.
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
         out: the folder to make.
         dtype: "float32" or "bfloat16"; None keeps each parameter's own.
         shard_bytes: largest shard; 5 GB as in transformers.
@@ -123,18 +122,16 @@ def join(
         llama.config.model.language is not None,
         f"--language {language}: has no language model; give a Llama folder",
     )
+    hf_files.check_tokenizer(llama.files)
     with new_folder(out) as folder:
         hf_files.copy_files(llama.files, folder)
-        hf_files.check_tokenizer(folder)
         image_token, known, added = hf_files.add_image_token(folder)
         config, rows = _joined(tower, llama, connector, image_token, known + added)
         old = _part(llama, "language")
         first = image_token if added else None
         leaves = {
             **_part(tower, "vision"),
-            **join_parts.fresh_connector(
-                _only(abstract(config.model), "connector"), config.dtype, seed
-            ),
+            **join_parts.fresh_connector(abstract(config.model), config.dtype, seed),
             **join_parts.grown(old, rows, first, seed),
         }
         ids = hf_files.special_ids(folder)
@@ -152,7 +149,7 @@ def _joined(
     rows = -(-max(language.vocab, tokens) // join_parts.ROWS) * join_parts.ROWS
     model = ModelConfig(
         vision=tower.config.model.vision,
-        connector=ConnectorConfig(kind=connector),  # pyright: ignore[reportArgumentType]
+        connector=config_file.build(ConnectorConfig, {"kind": connector}),
         language=dataclasses.replace(language, vocab=rows),
         image_token=image_token,
     )
@@ -164,14 +161,9 @@ def _joined(
 
 
 def _part(source: ModelSource, part: str) -> dict[str, Leaf]:
-    """The leaves of one part of a model; its other parts are checked for shape like the rest, and
-    left out."""
+    """The leaves of one part of a model; its other parts are checked for shape and left out."""
     leaves = source.leaves(abstract(source.config.model))
     return {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
-
-
-def _only(tree: Mapping[str, Any], part: str) -> dict[str, Any]:
-    return {part: tree[part]}
 
 
 def abstract(model: ModelConfig) -> Any:
@@ -183,32 +175,6 @@ def _write_params(folder: Path, config: FolderConfig, leaves: Mapping[str, Leaf]
     config_file.dump(config, folder / "config.yaml")
     with _bar(len(leaves)) as bar:
         save_params(folder / "params", leaves, bar)
-
-
-@contextmanager
-def new_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder beside OUT that becomes OUT when the block ends well, and disappears when
-    it does not.
-
-    Raises:
-        ConfigError: OUT exists and is not an empty folder.
-    """
-    out = Path(out).absolute()
-    require(not out.is_file(), f"{out}: is a file; give a folder to make")
-    require(
-        not (out.is_dir() and any(out.iterdir())),
-        f"{out}: exists and is not empty; remove it or give another folder",
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if out.is_dir():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 
 class ConfigError(ValueError):
-    """Bad input from a person: the message is one line with the field, the value and what is allowed."""
+    """Bad input from a person; the message is one line: field, value and what is allowed."""
 
 
 def require(condition: bool, message: str) -> None:

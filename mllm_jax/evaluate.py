@@ -1,4 +1,4 @@
-"""Door: answers to held-out questions and the loss on the true ones, per language.
+"""DOOR evaluate: answers to held-out questions and the loss on the true ones, per language.
 
     LLaVA JSON -> items, one per answer -> batches of like length -> answers.jsonl, scores.json, .md
                                             |  greedy answer to the prompt
@@ -29,10 +29,11 @@ from mllm_jax import scoring
 from mllm_jax.answering import Answerer, Picture
 from mllm_jax.batch import Batch
 from mllm_jax.config import StreamConfig
-from mllm_jax.convert import new_folder
 from mllm_jax.data.chat import Encoded
 from mllm_jax.data.records import IMAGE, Record, Turn, languages_in, load_records
 from mllm_jax.errors import require
+from mllm_jax.folders import new_folder
+from mllm_jax.json_file import write_json
 from mllm_jax.models.mllm import MLLM
 from mllm_jax.stage import apply_of
 from mllm_jax.training.step import make_eval_step
@@ -84,7 +85,7 @@ def evaluate(
     require(rows > 0, f"rows={rows} must be positive")
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     opened = Answerer(model)
-    out = _out(opened, out)
+    out = _out_folder(opened, out)
     languages = languages_in(data)
     folder = Path(images) if images is not None else _image_folder(Path(data))
     require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
@@ -98,7 +99,7 @@ def evaluate(
         }
         lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         (temporary / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
-        (temporary / "scores.json").write_text(_json(result), encoding="utf-8")
+        write_json(temporary / "scores.json", result)
         table = scoring.table(result["languages"])
         (temporary / "scores.md").write_text(table, encoding="utf-8")
     print(f"{table}written to {out}", flush=True)
@@ -273,7 +274,7 @@ def settings(
     }
 
 
-def _out(opened: Answerer, out: str | Path | None) -> Path:
+def _out_folder(opened: Answerer, out: str | Path | None) -> Path:
     if out is not None:
         return Path(out)
     is_run = opened.source.files != opened.source.where
@@ -284,7 +285,3 @@ def _out(opened: Answerer, out: str | Path | None) -> Path:
 def _image_folder(data: Path) -> Path:
     beside = data.parent / "images"
     return beside if beside.is_dir() else data.parent
-
-
-def _json(tree: dict[str, Any]) -> str:
-    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"

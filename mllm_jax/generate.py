@@ -1,4 +1,4 @@
-"""Door: answers one prompt about images, with the folder's own chat template.
+"""DOOR generate: answers one prompt about images, with the folder's own chat template.
 
 prompt + images -> one user's turn -> template -> tokens and seats -> answer
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mllm_jax.answering import Answerer
-from mllm_jax.data.records import user_turn
+from mllm_jax.data.records import is_text, user_turn
 from mllm_jax.errors import require
 
 
@@ -49,7 +49,7 @@ def generate(
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     require(0 <= temperature < float("inf"), f"temperature={temperature} must be 0 or more")
-    require(_is_text(prompt), "the prompt is not UTF-8 text")
+    require(is_text(prompt), "the prompt is not UTF-8 text")
     opened = Answerer(model)
     pictures = opened.pictures(images)
     asked = opened.prompt([user_turn(prompt, len(images))], max_new_tokens)
@@ -71,12 +71,3 @@ def main(
     """`mllm-jax generate`: prints the answer, or one JSON object with the fields of `Answer`."""
     answer = generate(model, prompt, images, max_new_tokens, temperature, seed)
     print(json.dumps(answer._asdict(), ensure_ascii=False) if as_json else answer.text)
-
-
-def _is_text(prompt: str) -> bool:
-    """Bytes on the command line that are no UTF-8 arrive as half surrogate pairs."""
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

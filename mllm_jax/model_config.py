@@ -18,12 +18,10 @@ class VisionConfig:
     heads: int = 16
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
-    feature_layer: int = (
-        -2
-    )  # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
-    projection: int = (
-        768  # CLIP's joint space: unused here, kept so that an exported config is the imported one
-    )
+    # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
+    feature_layer: int = -2
+    # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    projection: int = 768
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -31,7 +29,8 @@ class VisionConfig:
         where = "model.vision"
         require(
             self.patch_size > 0 and self.image_size % self.patch_size == 0,
-            f"{where}.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}",
+            f"{where}.image_size={self.image_size} is not a multiple of "
+            f"patch_size={self.patch_size}",
         )
         require(
             self.heads > 0 and self.width % self.heads == 0,
@@ -39,8 +38,8 @@ class VisionConfig:
         )
         require(
             -self.layers - 1 <= self.feature_layer <= self.layers,
-            f"{where}.feature_layer={self.feature_layer} is outside the tower's {self.layers} layers; "
-            f"allowed are {-self.layers - 1}..{self.layers}",
+            f"{where}.feature_layer={self.feature_layer} is outside the tower's {self.layers} "
+            f"layers; allowed are {-self.layers - 1}..{self.layers}",
         )
 
     @property
@@ -51,14 +50,16 @@ class VisionConfig:
     @property
     def used_layers(self) -> int:
         """How many of the tower's layers stand before the hidden state that the connector reads."""
-        return (
-            self.feature_layer if self.feature_layer >= 0 else self.layers + 1 + self.feature_layer
-        )
+        chosen = self.feature_layer
+        return chosen if chosen >= 0 else self.layers + 1 + chosen
 
 
 @dataclass(frozen=True)
 class ConnectorConfig:
-    """The bridge: `linear` is one matrix, `mlp` is linear, exact gelu, linear (LLaVA-1.5's mlp2x_gelu)."""
+    """The bridge between the towers.
+
+    `linear` is one matrix; `mlp` is linear, exact gelu, linear (LLaVA-1.5's mlp2x_gelu).
+    """
 
     kind: Literal["linear", "mlp"] = "linear"
     bias: bool = True
@@ -66,7 +67,10 @@ class ConnectorConfig:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions; `llama3` stretches the low frequencies as Llama 3.1 does (transformers: modeling_rope_utils)."""
+    """Rotary positions.
+
+    `llama3` stretches the low frequencies as Llama 3.1 does (transformers: modeling_rope_utils).
+    """
 
     theta: float = 500000.0
     kind: Literal["default", "llama3"] = "default"
@@ -78,9 +82,9 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """A Llama 3 / 3.1 / 3.2 decoder. `vocab` counts the rows of the embedding table, padding rows included."""
+    """A Llama 3 / 3.1 / 3.2 decoder."""
 
-    vocab: int = 128320
+    vocab: int = 128320  # rows of the embedding table, padding rows included
     width: int = 4096
     mlp: int = 14336
     layers: int = 32
@@ -134,7 +138,8 @@ class ModelConfig:
         if self.image_token is not None and self.language is not None:
             require(
                 0 <= self.image_token < self.language.vocab,
-                f"model.image_token={self.image_token} is outside the {self.language.vocab} rows of model.language.vocab",
+                f"model.image_token={self.image_token} is outside the {self.language.vocab} rows "
+                "of model.language.vocab",
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Door: stages in order, each from the last one's weights, then evaluation and export.
+"""DOOR recipe: stages in order, each from the last one's weights, then evaluation and export.
 
     align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
     OUT/summary.json
@@ -9,7 +9,6 @@ goes on by the same command: finished stages are skipped, an unfinished one is r
 
 import dataclasses
 import functools
-import json
 import platform
 import shutil
 import time
@@ -24,12 +23,14 @@ import jax
 from mllm_jax import config_file, convert, evaluate, run_folder, train
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.leaves import flatten, nest
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import in_use
+from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.training.optimizer import assign
+from mllm_jax.trees import flatten, unflatten
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -42,8 +43,8 @@ def run(path: str | Path, out: str | Path | None = None) -> Path:
         out: folder of everything that is made; default: the file's own `out`.
 
     Returns:
-        The folder: one run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
-            modules, versions).
+        The folder: a run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
+        modules, versions).
 
     Raises:
         ConfigError: a file is missing or wrong, stages do not fit each other, or OUT holds other
@@ -93,7 +94,7 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
         stages[name] = dataclasses.replace(config, out=str(out / name))
         assign(_shapes(config.model), config.optimizer.parts)
         _check_paths(stages[name])
-        run_folder.check(stages[name], resume=_in_use(stages[name]))
+        run_folder.check(stages[name], resume=in_use(out / name))
         before = name
     if recipe.evaluate is not None:
         _check_file(recipe.evaluate.data, "evaluate.data")
@@ -116,7 +117,7 @@ def _train_stage(name: str, config: Config, summary: "_Summary") -> bool:
     start = time.perf_counter()
     if not finished:
         print(f"stage {name} -> {run}", flush=True)
-        if _in_use(config) and not saved:
+        if in_use(run) and not saved:
             print(f"{run} was stopped before its first checkpoint: it begins again", flush=True)
             shutil.rmtree(run)
         train.train(config, resume=bool(saved))
@@ -127,11 +128,9 @@ def _train_stage(name: str, config: Config, summary: "_Summary") -> bool:
 
 
 def _check_same_model(first: Config, config: Config, file: Path) -> None:
-    old, new = run_folder.flat(first.model), run_folder.flat(config.model)
-    for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
-        hint = "all stages of a recipe train one model"
-        require(a == b, f"{file}: model.{key} is {b!r}, but {a!r} in the first stage; {hint}")
+    for key, (old, new) in run_folder.differences(first.model, config.model).items():
+        said = f"model.{key} is {new!r}, but {old!r} in the first stage"
+        raise ConfigError(f"{file}: {said}; all stages of a recipe train one model")
 
 
 def _check_paths(config: Config) -> None:
@@ -141,11 +140,6 @@ def _check_paths(config: Config) -> None:
 
 def _check_file(path: str, where: str) -> None:
     require(Path(path).is_file(), f"{where}: {path}: no such file")
-
-
-def _in_use(config: Config) -> bool:
-    folder = Path(config.out)
-    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
 
 
 # ------------------------------------------------------------------------------------------ modules
@@ -161,8 +155,8 @@ def module_table(config: Config) -> list[Module]:
     before = {}
     if init.weights is not None:
         kept = {path: x for path, x in shapes.items() if not run_folder.is_fresh(init, path)}
-        before = open_model(init.weights).leaves(nest(kept), init.fresh)
-    after = open_model(config.out).leaves(nest(shapes))
+        before = open_model(init.weights).leaves(unflatten(kept), init.fresh)
+    after = open_model(config.out).leaves(unflatten(shapes))
     owner = assign(shapes, config.optimizer.parts)
     trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}
     return compare_modules(before, after, trained)
@@ -190,7 +184,7 @@ def _evaluate(last: Path, c: EvaluateConfig, out: Path, summary: "_Summary") -> 
     if not made.exists():
         with summary.timed("evaluation"):
             evaluate.evaluate(last, c.data, made, c.images, c.max_new_tokens, c.rows)
-    languages = json.loads((made / "scores.json").read_text(encoding="utf-8"))["languages"]
+    languages = read_json(made / "scores.json")["languages"]
     card = last / "model" / "config.yaml"
     scores = {f"exact match ({key})": float(of["exact_match"]) for key, of in languages.items()}
     config_file.dump(dataclasses.replace(config_file.load(FolderConfig, card), scores=scores), card)
@@ -203,7 +197,7 @@ class _Summary:
         self.path = path
         self.tree: dict[str, Any] = {"stages": [], "seconds": {}}
         if path.is_file():
-            self.tree = json.loads(path.read_text(encoding="utf-8"))
+            self.tree = read_json(path)
         self.tree["versions"] = {
             "python": platform.python_version(),
             **{name: version(name) for name in LIBRARIES},
@@ -242,4 +236,4 @@ class _Summary:
         devices = jax.devices()
         self.tree["device"] = f"{len(devices)} x {devices[0].device_kind}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.tree, indent=2) + "\n", encoding="utf-8")
+        write_json(self.path, self.tree)

@@ -1,6 +1,7 @@
-"""Which array dimension lies on which mesh axis: one table, and the few calls that use it. Ground floor, no flax.
+"""Which array dimension lies on which mesh axis: one table, and the few calls that use it.
 
-Models name their dimensions with logical words; this file alone knows the mesh.
+Models name their dimensions with logical words; this file alone knows the mesh. Ground floor, no
+flax.
 """
 
 import math
@@ -13,10 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.config import MeshConfig
 from mllm_jax.errors import require
+from mllm_jax.trees import flatten
 
 AXES = ("data", "fsdp", "tensor")
 
-# logical name -> mesh axes. A name that is missing here is an error, so a typing slip cannot replicate a parameter.
+# logical name -> mesh axes. A name that is missing here is an error, so a typing slip cannot
+# replicate a parameter.
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": (),
@@ -32,7 +35,11 @@ TABLE: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh with axes data, fsdp, tensor. Raises ConfigError when the sizes do not multiply to the devices."""
+    """The device mesh with axes data, fsdp, tensor.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of devices.
+    """
     devices = list(devices if devices is not None else jax.devices())
     sizes = [config.data, config.fsdp, config.tensor]
     require(
@@ -57,7 +64,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def spec(names: Sequence[str]) -> P:
-    """Logical names of an array's dimensions -> PartitionSpec, e.g. ("layers", "embed", "mlp") -> P(None, "fsdp", "tensor")."""
+    """Logical names of an array's dimensions -> PartitionSpec.
+
+    ("layers", "embed", "mlp")  ->  P(None, "fsdp", "tensor")
+    """
     parts, taken = [], set()
     for name in names:
         axes = TABLE[name]
@@ -76,23 +86,32 @@ def shardings(mesh: Mesh, axes: Any) -> Any:
     )
 
 
+def ways(mesh: Mesh, name: str) -> int:
+    """Into how many parts the mesh divides a dimension of this logical name."""
+    return math.prod(mesh.shape[axis] for axis in TABLE[name])
+
+
 def check_divides(mesh: Mesh, axes: Any, shapes: Any) -> None:
-    """Refuses a parameter whose dimension does not divide over its mesh axes. Raises ConfigError with the numbers."""
+    """Refuses a parameter whose dimension does not divide over its mesh axes.
 
-    def one(path: Any, names: tuple[str, ...], array: Any) -> None:
-        for name, size in zip(names, array.shape, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in TABLE[name])
+    Raises:
+        ConfigError: with the parameter's path and the numbers.
+    """
+    arrays = flatten(shapes)
+    for path, names in flatten(axes).items():
+        for name, size in zip(names, arrays[path].shape, strict=True):
             require(
-                size % ways == 0,
-                f"mesh: {jax.tree_util.keystr(path)} has {name}={size}, which does not divide over {ways} devices "
-                f"(mesh {dict(mesh.shape)})",
+                size % ways(mesh, name) == 0,
+                f"mesh: {path} has {name}={size}, which does not divide over {ways(mesh, name)} "
+                f"devices (mesh {dict(mesh.shape)})",
             )
-
-    jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Asks the compiler to lay `x` out by these logical names; does nothing without a mesh (single-device tests)."""
+    """Asks the compiler to lay `x` out by these logical names.
+
+    Does nothing without a mesh (single-device tests).
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
@@ -106,9 +125,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def per_device(
     run: Callable[..., jax.Array], inputs: Sequence[Sequence[str]], output: Sequence[str]
 ) -> Callable[..., jax.Array]:
-    """`run` on each device's own part, for work that needs nothing of its neighbours (attention over whole rows).
+    """`run` on each device's own part, for work that needs nothing of its neighbours.
 
-    Without a mesh, `run` itself. `inputs` and `output` are logical names of the arrays' dimensions.
+    For example attention over whole rows. Without a mesh, `run` itself. `inputs` and `output` are
+    logical names of the arrays' dimensions.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return run

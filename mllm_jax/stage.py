@@ -1,6 +1,7 @@
-"""Config sections -> model, optimizer and the layout of the state: what every door that takes steps begins with.
+"""Config sections -> model, optimizer and the layout of the state.
 
-Everything here is abstract until `draw` or a loader puts numbers in, so an 8B stage is planned on a laptop.
+What every door that takes steps begins with. Everything here is abstract until `draw` or a
+checkpoint puts numbers in, so an 8B stage is planned on a laptop.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from mllm_jax.config import ComputeConfig, OptimizerConfig
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.models import axes, mllm
 from mllm_jax.training import optimizer, state
+from mllm_jax.trees import flatten, unflatten
 
 
 class Stage(NamedTuple):
@@ -28,21 +30,19 @@ class Stage(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """The whole parameter tree as ShapeDtypeStructs that carry dtype and sharding: what a loader fills."""
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            self.abstract.params,
-            self.shardings.params,
-        )
+        """The whole parameter tree as ShapeDtypeStructs with shardings: what a loader fills."""
+        return _placed(self.abstract.params, self.shardings.params)
 
     @property
     def moments(self) -> Any:
         """The optimizer's state, likewise."""
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            self.abstract.moments,
-            self.shardings.moments,
-        )
+        return _placed(self.abstract.moments, self.shardings.moments)
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
 
 
 def plan(
@@ -58,47 +58,35 @@ def plan(
         steps: updates of the whole run, for the schedule.
 
     Raises:
-        ConfigError: a parameter that no part claims or two do, a dimension that does not divide over the mesh.
+        ConfigError: a parameter that no part claims or two do, or a dimension that does not divide
+            over the mesh.
     """
     built = mllm.build(model, compute, mesh.devices.flat[0].platform)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
     made = optimizer.make_optimizer(config, steps, trainable)
     abstract = state.abstract_state(params, config.parts, compute, made)
-    return Stage(
-        built,
-        mesh,
-        made,
-        abstract,
-        state.state_shardings(mesh, abstract, axes.logical_axes(params)),
-    )
+    places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
+    return Stage(built, mesh, made, abstract, places)
 
 
 def draw(stage: Stage, wanted: Any, seed: int) -> Any:
-    """Random parameters for the leaves of `wanted` (a part of `stage.params`), made where they will lie."""
-    flat = optimizer.flatten(wanted)
+    """Random parameters for `wanted` (a part of `stage.params`), made where they will lie."""
+    flat = flatten(wanted)
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = optimizer.flatten(mllm.init(stage.model, key))
+        drawn = flatten(mllm.init(stage.model, key))
         return {path: drawn[path].astype(leaf.dtype) for path, leaf in flat.items()}
 
     places = {path: leaf.sharding for path, leaf in flat.items()}
-    return optimizer.unflatten(jax.jit(make, out_shardings=places)(jax.random.key(seed)))
+    return unflatten(jax.jit(make, out_shardings=places)(jax.random.key(seed)))
 
 
 def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """(params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype: what a step is made from."""
+    """(params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype: for a step."""
 
     def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = mllm.hidden(
-            model,
-            params,
-            batch.tokens,
-            batch.segments,
-            batch.positions,
-            batch.image_index,
-            batch.pixels,
-        )
+        hidden = mllm.hidden(model, params, *batch.inputs)
         return hidden, mllm.head(params).astype(hidden.dtype)
 
     return apply

@@ -1,4 +1,4 @@
-"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then one loop of steps."""
+"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; one loop of steps."""
 
 import zlib
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
 
     Args:
         config: the stage.
-        resume: go on from the last checkpoint in `config.out`; the batches and losses are those of an undisturbed run.
+        resume: go on from the last checkpoint in `config.out`; batches and losses are those of an
+            undisturbed run.
         devices: the mesh's devices; all there are when None.
 
     Raises:
@@ -73,7 +74,10 @@ class Loop:
         )
 
     def run(self, now: state.TrainState, first: int, writer: MetricsWriter) -> state.TrainState:
-        """Steps `first` to `stop`. A step's numbers are fetched after the next step is on its way to the device."""
+        """Steps `first` to `stop`.
+
+        A step's numbers are fetched after the next step is on its way to the device.
+        """
         if first >= self.stop:
             return now
         batches, watch, meter = (
@@ -198,5 +202,6 @@ def _check_source(config: Config, source: ModelSource | None) -> None:
     ]
     if differ:
         raise ConfigError(
-            f"init.weights={config.init.weights!r} is of another architecture: {'; '.join(differ[:8])}"
+            f"init.weights={config.init.weights!r} is of another architecture: "
+            f"{'; '.join(differ[:8])}"
         )

@@ -1,12 +1,10 @@
-"""Does stock transformers compute what we compute? Compares logits on held-out prompts with
-pictures, in float32.
+"""Does stock transformers compute what we compute? Logits on held-out prompts, in float32.
 
-    python tests/check_export.py RUN HF --data heldout.json --images images/ [--count 8]
-    [--tolerance 1e-4]
+    python tests/check_export.py RUN HF --data heldout.json --images images/ \\
+        [--count 8] [--tolerance 1e-4]
 
 RUN is ours (a run or model folder), HF its export. Token ids must be equal, pixel values within
-1e-5. Needs torch.
-Exit code 1 when the difference is above the tolerance.
+1e-5. Exit code 1 when the difference of a logit is above the tolerance. Needs torch.
 """
 
 import argparse
@@ -48,9 +46,7 @@ class Ours:
         )
 
     def __call__(self, record: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(token ids [T], pixel values [I, height, width, C], logits [T, V]) of a record's
-        prompt.
-        """
+        """Of a record's prompt: ids [T], pixel values [I, height, width, C], logits [T, V]."""
         assert self.config.vision is not None
         prompt = self.chat.prompt(record.turns[:-1])
         size, fit = self.config.vision.image_size, cast(Any, self.source.image_fit)
@@ -102,8 +98,10 @@ class Theirs:
 
 
 def compare(run: Path, hf: Path, data: Path, images: Path, count: int = 8) -> float:
-    """The largest difference of a logit over `count` held-out prompts; raises AssertionError for
-    other ids or pixels.
+    """The largest difference of a logit over `count` held-out prompts.
+
+    Raises:
+        AssertionError: ids or pixels differ.
     """
     ours, theirs = Ours(run), Theirs(hf)
     records = load_records(

@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 
 from mllm_jax import sharding
 from mllm_jax.config import MeshConfig
+from tests import tiny
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -81,6 +82,14 @@ def oracle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             done.touch()
     return out
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data and tokenizer of `tests.tiny`."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    tiny.make_data(folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,4 @@
-"""Every YAML file that comes with the project: loads, fits its neighbours, and builds its
-abstract state.
-"""
+"""Every YAML file of the project loads, fits its neighbours, and builds its abstract state."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from jax.sharding import Mesh
 from mllm_jax import config_file
 from mllm_jax.config import Config, RecipeConfig
 from mllm_jax.stage import plan
-from mllm_jax.training.optimizer import flatten
+from mllm_jax.trees import flatten
 
 ROOT = Path(__file__).resolve().parent.parent / "configs"
 STAGES = sorted(
@@ -72,9 +70,7 @@ def test_the_mixture_is_that_of_the_model_card(folder: str):
 
 @pytest.mark.parametrize("file", STAGES)
 def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
-    """Plans the stage over eight devices: every parameter claimed, every dimension divides,
-    frozen parts have no moments.
-    """
+    """Over eight devices: parameters are claimed, dimensions divide, the frozen cost nothing."""
     config = load(file)
     stage = plan(config.model, config.compute, config.optimizer, make_mesh(fsdp=8, data=1), 100)
     params = flatten(stage.params)

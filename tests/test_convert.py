@@ -48,8 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, name: str):
-    """Stock transformers' model of a folder, which must miss nothing and find nothing
-    unexpected."""
+    """Stock transformers' model of a folder: it must miss nothing, and find nothing unexpected."""
     transformers = pytest.importorskip("transformers")
     auto = (
         transformers.LlavaForConditionalGeneration

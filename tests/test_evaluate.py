@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mllm_jax import __main__ as command_line
-from mllm_jax.answering import Answerer, prompt_fields
+from mllm_jax.answering import Answerer
 from mllm_jax.config import StreamConfig
 from mllm_jax.data.records import load_records
 from mllm_jax.errors import ConfigError
@@ -148,7 +148,7 @@ def test_losses_equal_those_of_whole_conversations(done, run, data):
     for r in load_records("heldout", stream(data), ("eu", "en")):
         whole = opened.chat.encode(r.turns)
         batch = opened.batch([whole], [opened.pictures(r.images)], rows=1, slots=len(r.images))
-        losses = negative_log_likelihoods(opened.model, opened.params, *prompt_fields(batch))
+        losses = negative_log_likelihoods(opened.model, opened.params, *batch.inputs)
         own = [line for line in lines if line["id"] == r.id]
         size = len(whole.tokens)
         total = float(np.sum(np.asarray(losses)[: size - 1] * whole.weights[1:]))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mllm_jax import __main__ as command_line
 from mllm_jax import config_file
-from mllm_jax.answering import Answerer, bucket, compute_for, prompt_fields
+from mllm_jax.answering import Answerer, bucket, compute_for
 from mllm_jax.config import FolderConfig
 from mllm_jax.data.records import Turn, user_turn
 from mllm_jax.generate import generate
@@ -30,13 +30,6 @@ ASKED = [
     ("Zein kolore daude irudian? " * 8, 1),
     ("a", 0),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    tiny.make_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +88,7 @@ def test_each_token_is_the_likeliest_of_the_whole_row(opened, asked):
             weights=np.append(prompt.weights, np.zeros(16)).astype(np.float32),
             seats=np.append(prompt.seats, np.full(16, -1)).astype(np.int32),
         )
-        row = prompt_fields(opened.batch([whole], [own], rows=1, slots=len(own)))
+        row = opened.batch([whole], [own], rows=1, slots=len(own)).inputs
         found = likeliest(opened.model, opened.params, *row)[0, size - 1 : size + 15]
         assert found.tolist() == tokens
 
@@ -143,7 +136,7 @@ def test_draws_are_seeded(opened, asked):
 def test_draws_follow_the_temperature(opened, asked):
     """2,000 draws of one token: shares as softmax(logits / temperature) says."""
     prompt, temperature = asked[0][4], 20.0
-    row = prompt_fields(opened.batch([prompt], [[]], rows=1, slots=0, left=True))
+    row = opened.batch([prompt], [[]], rows=1, slots=0, left=True).inputs
     slots = row[0].shape[1] + 1
     prefill = jax.jit(functools.partial(mllm.prefill, opened.model, slots=slots))
     expected = jax.nn.softmax(prefill(opened.params, *row)[0][0] / temperature)

@@ -119,9 +119,7 @@ def test_missing_configs_are_named():
 
 @pytest.mark.slow
 def test_the_whole_way(tmp_path: Path):
-    """Few steps: nothing is learnt, but every part runs, and transformers computes what we
-    compute.
-    """
+    """Few steps: nothing is learnt, but every part runs; transformers computes what we do."""
     page = quickstart.run(tmp_path / "out", share=0.02)
     assert page == tmp_path / "out" / "report.html"
     text = page.read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
-"""A recipe's order, its refusals, and how it goes on after a stop; training, evaluation and
-export are made up here.
+"""A recipe's order, its refusals, and how it goes on after a stop.
+
+Training, evaluation and export are made up here.
 """
 
 import json
@@ -17,7 +18,8 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import ComputeConfig, Config, FolderConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.models import mllm
-from mllm_jax.training.optimizer import assign, flatten, unflatten
+from mllm_jax.training.optimizer import assign
+from mllm_jax.trees import flatten, unflatten
 
 MODEL = {
     "vision": {"image_size": 8, "patch_size": 4, "width": 8, "mlp": 8, "layers": 2, "heads": 2},
@@ -88,8 +90,9 @@ def begin(config: Config) -> None:
 
 
 def save(config: Config, step: int, spoil: str = "") -> None:
-    """What a stage of `step` updates leaves: every trained parameter one larger than before, and
-    those that `spoil` begins.
+    """What a stage of `step` updates leaves: every trained parameter one larger than before.
+
+    Likewise those whose paths begin with `spoil`.
     """
     parts = config.optimizer.parts
     shapes = mllm.abstract_params(mllm.build(config.model, ComputeConfig()))

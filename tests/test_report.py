@@ -1,6 +1,4 @@
-"""The page, built from a made-up run: what stands in it, and that a real browser shows it
-without sideways scrolling.
-"""
+"""The page, built from a made-up run: what stands in it, and that a real browser shows it."""
 
 import json
 import math
@@ -219,9 +217,7 @@ def test_a_chart_without_steps_says_so():
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_no_sideways_scrolling_in_a_real_browser(run: Path, tmp_path: Path, width: int):
-    """A frame of the phone's width around the page; the browser's own numbers are read from its
-    DOM.
-    """
+    """In a frame of a phone's width; the browser's own numbers are read from its DOM."""
     page.build_report(run)
     frame = tmp_path / "frame.html"
     frame.write_text(

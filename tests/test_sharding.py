@@ -25,7 +25,7 @@ def test_shapes_and_types_are_checked_in_tests():
 
 def test_ranks_are_not_promoted():
     with pytest.raises(ValueError, match="rank_promotion"):
-        jnp.ones((2, 3)) + jnp.ones(3)
+        jnp.add(jnp.ones((2, 3)), jnp.ones(3))
 
 
 @pytest.mark.parametrize(

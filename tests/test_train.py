@@ -1,4 +1,4 @@
-"""The whole way of the data on a tiny stage: resumed = straight, 8 devices = 1, and what a run refuses."""
+"""The whole way of the data on a tiny stage: resumed = straight, 8 devices = 1, refusals."""
 
 import dataclasses
 import json
@@ -22,13 +22,6 @@ PLACE_AND_TIME = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "data"
-    tiny.make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def straight(data, tmp_path_factory) -> Path:
     return one_device(tiny.config(data, tmp_path_factory.mktemp("straight") / "run"))
 
@@ -48,7 +41,7 @@ def lines(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("stops", [[6], [4, 8]], ids=["N/2", "N/3 twice"])
 def test_resumed_equals_straight_to_the_bit(data, straight, tmp_path, stops):
-    """Losses, norms, mixture shares and record ids of every step, then the parameters themselves."""
+    """Losses, norms, mixture shares and record ids of every step, then the parameters."""
     config = tiny.config(data, tmp_path / "run")
     for i, stop in enumerate([*stops, None]):
         part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
@@ -92,7 +85,7 @@ def test_eight_devices_equal_one(data, straight, tmp_path, mesh):
 
 
 def test_microbatches_equal_one_batch(data, straight, tmp_path):
-    """Rows hold different numbers of trained tokens: a mean of means would differ in the first digits."""
+    """Rows hold different numbers of trained tokens: a mean of means would differ plainly."""
     run = one_device(
         tiny.config(data, tmp_path / "run", train={"steps": 12, "save_every": 4, "microbatches": 4})
     )
@@ -119,7 +112,7 @@ def test_the_loss_falls_and_the_run_folder_is_complete(straight):
 
 
 def test_frozen_parts_do_not_move_and_are_not_copied(data, straight, tmp_path):
-    """Align: a fresh connector of another kind is drawn, only it moves, the rest keeps every bit."""
+    """Align: a fresh connector of another kind; only it moves, the rest keeps every bit."""
     parts = {
         "connector": {"match": "connector/.*"},
         "rest": {"match": "(vision|language)/.*", "train": False},
@@ -143,8 +136,8 @@ def test_frozen_parts_do_not_move_and_are_not_copied(data, straight, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_checkpoint(data, tmp_path):
-    config = tiny.config(data, tmp_path / "run", optimizer={"learning_rate": 1e38, "warmup_ratio": 0.0, "clip_norm": None},
-                         train={"save_every": 1})  # fmt: skip
+    wild = {"learning_rate": 1e38, "warmup_ratio": 0.0, "clip_norm": None}
+    config = tiny.config(data, tmp_path / "run", optimizer=wild, train={"save_every": 1})
     with pytest.raises(
         Diverged, match=r"step \d+: .* not finite; last good checkpoint: .*checkpoints/\d+"
     ):
@@ -161,7 +154,8 @@ def test_refusals_write_nothing(data, straight, tmp_path):
         ({"init": {"tokenizer": None, "weights": str(tmp_path / "none")}}, "none: no such folder"),
         ({"init": {"tokenizer": str(tmp_path / "none")}}, "none: no such folder"),
         ({"data": {"image_slots": 1}}, "image_slots"),
-        ({"optimizer": {"parts": {"a": {"match": "language/.*"}}}}, r"optimizer\.parts: no part claims connector/linear_1/bias"),
+        ({"optimizer": {"parts": {"a": {"match": "language/.*"}}}},
+         r"optimizer\.parts: no part claims connector/linear_1/bias"),
         ({"mesh": {"data": 3}}, "data x fsdp x tensor = 3, but there are 8 devices"),
     ]  # fmt: skip
     for sections, message in cases:

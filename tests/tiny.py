@@ -1,4 +1,4 @@
-"""A tiny stage on disk: pictures of two colours with their names in Basque and English, a tokenizer, a config."""
+"""A tiny stage on disk: pictures of two colours with their names, a tokenizer, a config."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,6 @@ COLOURS = {
     "gorria": ("red", (200, 30, 30)),
     "berdea": ("green", (30, 160, 60)),
     "urdina": ("blue", (40, 60, 200)),
-}
-COLOURS |= {
     "beltza": ("black", (10, 10, 10)),
     "zuria": ("white", (245, 245, 245)),
     "horia": ("yellow", (240, 220, 40)),
@@ -27,7 +25,10 @@ VOCAB = 320
 
 
 def make_data(folder: Path) -> None:
-    """24 pictures, 24 records in each language (one and two images), 12 of text only; uneven lengths."""
+    """24 pictures, 24 records in each language (one and two images), 12 of text only.
+
+    Lengths are uneven.
+    """
     (folder / "images").mkdir(parents=True)
     rng, names = np.random.default_rng(0), list(COLOURS)
     pairs = [tuple(rng.choice(names, 2)) for _ in range(24)]
@@ -37,13 +38,10 @@ def make_data(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
     for language in ("eu", "en"):
         records = []
-        for i, pair in enumerate(pairs):
+        for i in range(len(pairs)):
             both = [i, (i + 1) % len(pairs)] if i % 5 == 0 else [i]
-            words = " ".join(
-                f"{name if language == 'eu' else COLOURS[name][0]}"
-                for j in both
-                for name in pairs[j]
-            )
+            names = [name for j in both for name in pairs[j]]
+            words = " ".join(names if language == "eu" else [COLOURS[n][0] for n in names])
             question = "<image>\n" * len(both) + QUESTION[language]
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": words}]
             records.append(
@@ -55,33 +53,42 @@ def make_data(folder: Path) -> None:
                 }
             )
         (folder / f"{language}.json").write_text(json.dumps(records), encoding="utf-8")
-    texts = [[{"role": "user", "content": f"{a} eta {b}?"}, {"role": "assistant", "content": f"{a} {b} " * (i % 4 + 1)}]
-             for i, (a, b) in enumerate(pairs[:12])]  # fmt: skip
-    lines = [json.dumps({"id": f"t{i}", "messages": messages}) for i, messages in enumerate(texts)]
+    lines = []
+    for i, (a, b) in enumerate(pairs[:12]):
+        asked = {"role": "user", "content": f"{a} eta {b}?"}
+        answer = {"role": "assistant", "content": f"{a} {b} " * (i % 4 + 1)}
+        lines.append(json.dumps({"id": f"t{i}", "messages": [asked, answer]}))
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     corpus = [*QUESTION.values(), *COLOURS, *(name for name, _ in COLOURS.values()), "eta"] * 3
-    corpus += [
-        chr(c) * 2 + chr(d) for c in range(97, 123) for d in range(97, 123)
-    ]  # enough pairs to learn from
+    letters = [chr(c) for c in range(97, 123)]
+    corpus += [c * 2 + d for c in letters for d in letters]  # enough pairs to learn from
     make_tokenizer(corpus, folder / "tokenizer", TEMPLATES["llama3"], VOCAB)
 
 
 def tree(folder: Path, out: Path) -> dict[str, Any]:
     """The stage's YAML as a dict, for tests that change it."""
+    images = str(folder / "images")
     return {
         "model": {
-            "vision": {"image_size": 16, "patch_size": 8, "width": 16, "mlp": 32, "layers": 2, "heads": 2},
+            "vision": {
+                "image_size": 16, "patch_size": 8, "width": 16, "mlp": 32, "layers": 2, "heads": 2,
+            },
             "connector": {"kind": "mlp"},
-            "language": {"vocab": VOCAB, "width": 32, "mlp": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
-                         "max_length": 512},
+            "language": {
+                "vocab": VOCAB, "width": 32, "mlp": 48, "layers": 2, "heads": 4, "kv_heads": 2,
+                "head_dim": 8, "max_length": 512,
+            },
             "image_token": VOCAB - 1,
         },
         "init": {"tokenizer": str(folder / "tokenizer")},
         "compute": {"compute": "float32", "remat": "none", "loss_chunk": 32},
         "data": {
             "streams": {
-                "eu": {"path": str(folder / "eu.json"), "images": str(folder / "images"), "weight": 2.0, "format": "llama3"},
-                "en": {"path": str(folder / "en.json"), "images": str(folder / "images"), "format": "llama3"},
+                "eu": {
+                    "path": str(folder / "eu.json"), "images": images, "weight": 2.0,
+                    "format": "llama3",
+                },
+                "en": {"path": str(folder / "en.json"), "images": images, "format": "llama3"},
                 "text": {"path": str(folder / "text.jsonl"), "language": "eu", "format": "llama3"},
             },
             "languages": ["eu", "en"],
@@ -92,7 +99,7 @@ def tree(folder: Path, out: Path) -> dict[str, Any]:
             "learning_rate": 3e-3, "warmup_ratio": 0.1, "floor": 0.1,
         },
         "train": {"steps": 12, "save_every": 4, "log_every": 100},
-        "mesh": {"data": 1} ,
+        "mesh": {"data": 1},
         "out": str(out),
         "seed": 3,
     }  # fmt: skip

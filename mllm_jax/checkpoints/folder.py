@@ -9,10 +9,10 @@ import numpy as np
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files, store
 from mllm_jax.checkpoints.hf import HFFolder
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError, require
-from mllm_jax.model_config import ModelConfig
+from mllm_jax.trees import flatten, unflatten
 
 
 class ModelSource:
@@ -95,35 +95,14 @@ class HFSource(ModelSource):
 
     def load(self, abstract: Any, unread: str | None = None) -> Any:
         leaves = self.leaves(abstract, unread)
-        return nest({path: _place(leaves[path].read(), x) for path, x in flatten(abstract).items()})
+        wanted = flatten(abstract)
+        return unflatten({path: _place(leaves[path].read(), x) for path, x in wanted.items()})
 
 
 def _place(array: np.ndarray, abstract: Any) -> jax.Array:
     array = array.astype(abstract.dtype, copy=False)
     home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
-
-
-def copy_model_files(
-    source: ModelSource, out: Path, model: ModelConfig, fit: str | None = None
-) -> None:
-    """Writes the files beside the parameters of a model folder, or of a run's `model/`.
-
-    Args:
-        source: an opened model with tokenizer, chat template, generation config and processor.
-        out: an existing folder.
-        model: what the network in `out` is; its processor makes exactly P placeholders per image.
-        fit: "crop" or "pad", how images were fitted in training; None: as the source does.
-
-    Raises:
-        ConfigError: a language model without `tokenizer.json`, or without the image token in it.
-    """
-    hf_files.copy_files(source.files, out)
-    if model.language is not None:
-        hf_files.check_tokenizer(out)
-        hf_files.write_generation_config(out, source.ids)
-    if model.patches:
-        hf_files.write_processor(out, model, fit or source.image_fit)
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -35,24 +35,21 @@ from mllm_jax.checkpoints.hf_names import (
     pattern,
     to_ours,
 )
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
 from mllm_jax.checkpoints.original_llava import read_original
-from mllm_jax.checkpoints.tensor_files import (
-    FORMATS,
-    StoredTensor,
-    read_json,
-    stored_tensors,
-)
+from mllm_jax.checkpoints.tensor_files import FORMATS, StoredTensor, stored_tensors
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import require
+from mllm_jax.json_file import read_json
 from mllm_jax.model_config import ModelConfig
-
-DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
+from mllm_jax.trees import flatten
 
 
 class HFFolder:
-    """An opened Hugging Face folder: its config as ours, its tensors by the table's names. Nothing
-    is read yet."""
+    """An opened Hugging Face folder: its config as ours, its tensors by the table's names.
+
+    No tensor is read yet.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -86,8 +83,10 @@ class HFFolder:
         return read_llava(where, raw, self._connector_kind(raw), **processor), fit
 
     def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:
-        """LLaVA in transformers always has two matrices; an identity behind no activation is our
-        single one."""
+        """One matrix or two.
+
+        LLaVA in transformers always has two; an identity behind no activation is our single one.
+        """
         activation = raw.get("projector_hidden_act") or "gelu"
         if activation == "gelu":
             return "mlp"

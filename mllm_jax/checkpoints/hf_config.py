@@ -19,10 +19,8 @@ from mllm_jax.model_config import (
 
 ConnectorKind = Literal["linear", "mlp"]
 CLIP_TYPES = ("clip", "clip_vision_model")
-ORIGINAL_LLAVA = (
-    "llava_llama",
-    "llava",
-)  # with mm_projector_type; transformers' own "llava" has text_config
+# with mm_projector_type; transformers' own "llava" has text_config
+ORIGINAL_LLAVA = ("llava_llama", "llava")
 SUPPORTED = "llava, llama, clip_vision_model, clip and original LLaVA"
 _LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
     "hidden_size": 1024,
@@ -45,8 +43,11 @@ def is_original(config: dict[str, Any]) -> bool:
 def read_vision(
     where: str, config: dict[str, Any], feature_layer: int = -2, **processor: Any
 ) -> VisionConfig:
-    """A CLIPVisionConfig as ours; `processor` may bring image_mean and image_std. Raises
-    ConfigError."""
+    """A CLIPVisionConfig as ours; `processor` may bring image_mean and image_std.
+
+    Raises:
+        ConfigError: what we would compute differently.
+    """
     get = _Fields(where, config)
     get.expect("model_type", "clip_vision_model")
     get.expect("num_channels", 3)
@@ -77,8 +78,11 @@ def read_vision(
 
 
 def read_language(where: str, config: dict[str, Any], tied: bool | None = None) -> LanguageConfig:
-    """A LlamaConfig as ours. Raises ConfigError for biases, other activations and other rotary
-    scalings."""
+    """A LlamaConfig as ours.
+
+    Raises:
+        ConfigError: biases, other activations and other rotary scalings.
+    """
     get = _Fields(where, config)
     get.expect("model_type", "llama")
     get.expect("hidden_act", "silu")
@@ -101,8 +105,11 @@ def read_language(where: str, config: dict[str, Any], tied: bool | None = None) 
 
 
 def _read_rope(where: str, config: dict[str, Any]) -> RopeConfig:
-    """transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling` (with `type`
-    or `rope_type`)."""
+    """Rotary settings of any version.
+
+    transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling` (with
+    `type` or `rope_type`).
+    """
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     theta = float(
         rope.get("rope_theta")
@@ -138,8 +145,11 @@ def _read_rope(where: str, config: dict[str, Any]) -> RopeConfig:
 def read_llava(
     where: str, config: dict[str, Any], kind: ConnectorKind, **processor: Any
 ) -> ModelConfig:
-    """A LlavaConfig as ours; `kind` is what the projector's tensors showed it to be. Raises
-    ConfigError."""
+    """A LlavaConfig as ours; `kind` is what the projector's tensors showed it to be.
+
+    Raises:
+        ConfigError: what we would compute differently.
+    """
     get = _Fields(where, config)
     strategy = get("vision_feature_select_strategy", "default")
     require(
@@ -170,10 +180,7 @@ def write_config(model: ModelConfig, dtype: str, ids: Mapping[str, Any]) -> dict
         dtype: number format of the stored tensors.
         ids: bos_token_id, eos_token_id, pad_token_id of the text model.
     """
-    stored = {
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }  # the second name is for transformers before 4.56
+    stored = {"dtype": dtype, "torch_dtype": dtype}  # the second for transformers before 4.56
     if model.language is None:
         assert model.vision is not None
         return {"architectures": ["CLIPVisionModel"], **_vision_dict(model.vision), **stored}

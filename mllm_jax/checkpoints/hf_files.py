@@ -4,17 +4,17 @@ A model folder is complete in itself: it carries these files in the names that s
 reads.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.checkpoints.tensor_files import read_json
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 
 TEMPLATE = "chat_template.jinja"
+IMAGE = "<image>"  # the image token's text
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,8 +30,10 @@ PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor
 
 
 def copy_files(source: Path, out: Path) -> None:
-    """Copies tokenizer, template, generation and processor files; an old-style template becomes
-    `chat_template.jinja`."""
+    """Copies tokenizer, template, generation and processor files.
+
+    An old-style template becomes `chat_template.jinja`.
+    """
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
@@ -40,9 +42,30 @@ def copy_files(source: Path, out: Path) -> None:
         (out / TEMPLATE).write_text(template, encoding="utf-8")
 
 
+def write_model_files(
+    source: Path, out: Path, model: ModelConfig, ids: Mapping[str, Any], fit: str
+) -> None:
+    """Copies or writes everything that lies beside the parameters of `model`.
+
+    Args:
+        source: the folder with the tokenizer, template and processor files.
+        out: an existing folder.
+        model: what the network in `out` is; its processor makes exactly P placeholders per image.
+        ids: bos_token_id, eos_token_id, pad_token_id, where no generation config says them.
+        fit: "crop" or "pad", how images are fitted.
+
+    Raises:
+        ConfigError: a model that reads images without its image token in `tokenizer.json`.
+    """
+    copy_files(source, out)
+    if model.language is not None:
+        write_generation_config(out, ids)
+    if model.patches:
+        write_processor(out, model, fit)
+
+
 def _old_template(source: Path) -> str | None:
-    """Before transformers 4.50 the template stood in chat_template.json or in
-    tokenizer_config.json."""
+    """The template where it stood before transformers 4.50: in one of two JSON files."""
     for name in ("chat_template.json", "tokenizer_config.json"):
         if not (source / name).is_file():
             continue
@@ -70,8 +93,10 @@ def tokens(folder: Path) -> dict[str, int]:
 
 
 def special_ids(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """bos_token_id, eos_token_id (may be a list), pad_token_id; from the generation config,
-    `config`, or the tokenizer."""
+    """bos_token_id, eos_token_id (may be a list), pad_token_id.
+
+    From the generation config, else `config`, else the tokenizer; None where none says it.
+    """
     names = ("bos_token", "eos_token", "pad_token")
     sources = [config or {}]
     if (folder / "generation_config.json").is_file():
@@ -93,9 +118,8 @@ def special_ids(folder: Path, config: dict[str, Any] | None = None) -> dict[str,
 def write_generation_config(folder: Path, ids: Mapping[str, Any]) -> None:
     """Writes `generation_config.json` with the special ids, unless the folder has one."""
     if not (folder / "generation_config.json").is_file():
-        _write_json(
-            folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None}
-        )
+        known = {name: value for name, value in ids.items() if value is not None}
+        write_json(folder / "generation_config.json", known)
 
 
 def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:
@@ -159,8 +183,7 @@ def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
-    """Writes the processor of a LLaVA model such that `LlavaProcessor` makes exactly P placeholders
-    per image.
+    """Writes a processor with which `LlavaProcessor` makes exactly P placeholders per image.
 
     Both files are written: processor_config.json with the image processor inside (transformers 5)
     and preprocessor_config.json (transformers 4).
@@ -170,12 +193,10 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
         model: a model with all three parts.
         fit: "crop" or "pad" (pad to a square before resizing).
     """
-    vision, image = (
-        model.vision,
-        [text for text, i in tokens(folder).items() if i == model.image_token],
-    )
-    require(len(image) == 1, f"{folder}: image token {model.image_token} is not in tokenizer.json")
+    vision = model.vision
     assert vision is not None
+    image = [text for text, i in tokens(folder).items() if i == model.image_token]
+    require(len(image) == 1, f"{folder}: image token {model.image_token} is not in tokenizer.json")
     settings = {
         "image_processor_type": "LlavaImageProcessor" if fit == "pad" else "CLIPImageProcessor",
         "do_resize": True,
@@ -192,7 +213,7 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
         **({"do_pad": True} if fit == "pad" else {}),
     }
     shared = {"processor_class": "LlavaProcessor"}
-    _write_json(folder / "preprocessor_config.json", settings | shared)
+    write_json(folder / "preprocessor_config.json", settings | shared)
     processor = {
         "image_token": image[0],
         "patch_size": vision.patch_size,
@@ -200,11 +221,11 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
         "vision_feature_select_strategy": "default",
         "image_processor": settings,
     }
-    _write_json(folder / "processor_config.json", processor | shared)
+    write_json(folder / "processor_config.json", processor | shared)
 
 
-def add_image_token(folder: Path, token: str = "<image>") -> tuple[int, int, bool]:
-    """Makes sure that the tokenizer in `folder` knows the image token as a special token.
+def add_image_token(folder: Path) -> tuple[int, int, bool]:
+    """Makes sure that the tokenizer in `folder` knows `<image>` as a special token.
 
     Returns:
         (its id, number of ids the tokenizer had before, whether it was added).
@@ -215,19 +236,19 @@ def add_image_token(folder: Path, token: str = "<image>") -> tuple[int, int, boo
     path = folder / "tokenizer.json"
     tree, known = read_json(path), tokens(folder)
     count = max(known.values()) + 1
-    if token in known:
+    if IMAGE in known:
         special = any(
-            entry["content"] == token and entry.get("special")
+            entry["content"] == IMAGE and entry.get("special")
             for entry in tree.get("added_tokens", [])
         )
         require(
             special,
-            f"{path}: {token!r} is an ordinary token; make it special, or choose another tokenizer",
+            f"{path}: {IMAGE!r} is an ordinary token; make it special, or choose another tokenizer",
         )
-        return known[token], count, False
+        return known[IMAGE], count, False
     entry = {
         "id": count,
-        "content": token,
+        "content": IMAGE,
         "single_word": False,
         "lstrip": False,
         "rstrip": False,
@@ -235,14 +256,16 @@ def add_image_token(folder: Path, token: str = "<image>") -> tuple[int, int, boo
         "special": True,
     }
     tree.setdefault("added_tokens", []).append(entry)
-    path.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, tree)
     _declare_token(folder / "tokenizer_config.json", entry)
     return count, count, True
 
 
 def _declare_token(path: Path, entry: dict[str, Any]) -> None:
-    """Repeats a new special token where tokenizer_config.json lists them (each transformers version
-    has its own list)."""
+    """Repeats a new special token where tokenizer_config.json lists them.
+
+    Each version of transformers has its own list.
+    """
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if path.is_file():
         config = read_json(path)
@@ -250,17 +273,10 @@ def _declare_token(path: Path, entry: dict[str, Any]) -> None:
         config["added_tokens_decoder"][str(entry["id"])] = {
             k: v for k, v in entry.items() if k != "id"
         }
-    name = (
-        "additional_special_tokens"
-        if "additional_special_tokens" in config
-        else "extra_special_tokens"
-    )
+    old, new = "additional_special_tokens", "extra_special_tokens"
+    name = old if old in config else new
     listed = config.get(name) or []
     if not isinstance(listed, list):
         raise ConfigError(f"{path}: {name} is no list; save the tokenizer anew with transformers")
     config[name] = [*listed, entry["content"]]
-    _write_json(path, config)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config)

@@ -30,9 +30,8 @@ class Row(NamedTuple):
 
 
 def _norm(path: str, name: str) -> tuple[Row, Row]:
-    return Row(f"{path}/scale", f"{name}.weight", "D->D"), Row(
-        f"{path}/bias", f"{name}.bias", "D->D"
-    )
+    scale = Row(f"{path}/scale", f"{name}.weight", "D->D")
+    return scale, Row(f"{path}/bias", f"{name}.bias", "D->D")
 
 
 _VISION, _LANGUAGE = "vision/layers", "language/layers"
@@ -104,8 +103,10 @@ CLIP_ONLY = r"text_model\..*|text_projection\.weight|visual_projection\.weight|l
 
 
 def canonical(name: str) -> str | None:
-    """The table's name for a name of any layout, e.g. "model.layers.3.mlp.up_proj.weight"; None if
-    no layout has it."""
+    """The table's name for a name of any layout, e.g. "model.layers.3.mlp.up_proj.weight".
+
+    None if no layout has it.
+    """
     candidates = [name] + [
         new + name[len(old) :] for old, new in PREFIXES.items() if name.startswith(old)
     ]
@@ -119,8 +120,10 @@ def pattern(name: str) -> str:
 
 
 def names_of(path: str, shape: tuple[int, ...]) -> list[str]:
-    """The table's names of one parameter: one per layer if it is stacked. `shape` is ours, layers
-    first."""
+    """The table's names of one parameter: one per layer if it is stacked.
+
+    `shape` is ours, layers first.
+    """
     row = BY_PATH[path]
     return [row.name.format(layer=i) for i in range(shape[0])] if is_stacked(path) else [row.name]
 
@@ -138,8 +141,10 @@ def hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A Hugging Face tensor as our array, one layer of it if stacked; `shape` is ours, without
-    layers."""
+    """A Hugging Face tensor as our array, one layer of it if stacked.
+
+    `shape` is ours, without layers.
+    """
     groups, ours = _parse(BY_PATH[path].turn)
     sizes = dict(zip(ours, shape, strict=True))
     letters = "".join(groups)
@@ -147,8 +152,7 @@ def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
 
 
 def to_hf(path: str, array: np.ndarray) -> np.ndarray:
-    """Our array (one layer of it if stacked) as the Hugging Face tensor; the inverse of
-    `to_ours`."""
+    """Our array, one layer of it if stacked, as the Hugging Face tensor: undoes `to_ours`."""
     groups, ours = _parse(BY_PATH[path].turn)
     sizes = dict(zip(ours, array.shape, strict=True))
     turned = array.transpose([ours.index(x) for x in "".join(groups)])
@@ -161,8 +165,7 @@ def _parse(turn: str) -> tuple[list[str], str]:
 
 
 def export_name(name: str, parts: frozenset[str]) -> str:
-    """The table's name as `save_pretrained` writes it for a model that has only these parts
-    (vision, language)."""
+    """The table's name as `save_pretrained` writes it for a model with these parts alone."""
     if parts == {"language"}:
         return name.replace(L, "model.").replace(HEAD, "lm_head.")
     return name.removeprefix(V) if parts == {"vision"} else name

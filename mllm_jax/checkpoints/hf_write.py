@@ -3,7 +3,6 @@
 our leaves --turn--> table --export names--> safetensors + config.json + tokenizer + processor
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.hf_config import write_config
 from mllm_jax.checkpoints.hf_names import export_name, hf_shape, is_stacked, names_of, to_hf
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.tensor_files import FORMATS, SHARD_BYTES, write_tensors
+from mllm_jax.checkpoints.tensor_files import DTYPES, SHARD_BYTES, write_tensors
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError
+from mllm_jax.json_file import write_json
 from mllm_jax.model_config import ModelConfig
-
-DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 
 
 def write_hf(
@@ -33,8 +31,9 @@ def write_hf(
     shard_bytes: int = SHARD_BYTES,
     seen: Callable[[str], Any] = lambda name: None,
 ) -> None:
-    """Writes a folder that stock transformers opens: safetensors, config, generation config,
-    tokenizer, processor.
+    """Writes a folder that stock transformers opens.
+
+    Safetensors, config, generation config, tokenizer and processor.
 
     Args:
         folder: an existing, empty folder.
@@ -60,19 +59,14 @@ def write_hf(
         for path, leaf in leaves.items():
             for name, tensor in _tensors_of(path, leaf.read()):
                 yield export_name(name, parts), tensor.astype(target[path], copy=False)
-                del (
-                    tensor
-                )  # it may be a view that keeps the whole parameter while the next one is read
+                # it may be a view that keeps the whole parameter while the next one is read
+                del tensor
             seen(path)
 
     write_tensors(folder, tensors, arrays(), shard_bytes)
-    hf_files.copy_files(files, folder)
+    hf_files.write_model_files(files, folder, config.model, ids, fit)
     written = write_config(config.model, dtype or config.dtype, ids)
-    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    if config.model.language is not None:
-        hf_files.write_generation_config(folder, ids)
-    if config.model.patches:
-        hf_files.write_processor(folder, config.model, fit)
+    write_json(folder / "config.json", written)
 
 
 def _tensors_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -83,8 +77,10 @@ def _tensors_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]
 
 
 def _identity(model: ModelConfig, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """A linear connector's second matrix for transformers, which always has one: the identity, and
-    a zero bias."""
+    """A linear connector's second matrix for transformers, which always has one.
+
+    It is the identity, with a zero bias.
+    """
     if model.connector is None or model.connector.kind != "linear" or model.language is None:
         return {}
     width, dtype = model.language.width, leaves["connector/linear_1/kernel"].dtype

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.checkpoints.leaves import Leaf, flatten
-from mllm_jax.checkpoints.tensor_files import FORMATS
+from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.tensor_files import DTYPES
+from mllm_jax.trees import flatten
 
 ROWS = 64  # token tables are padded to a multiple of this, as with pad_to_multiple_of=64
 BLOCK = 8192  # rows of a token table in float32 at the same time
 TABLES = ("language/embedding", "language/head/kernel")
-DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 
 
 def generator(path: str, seed: int) -> np.random.Generator:
@@ -26,8 +26,16 @@ def generator(path: str, seed: int) -> np.random.Generator:
 
 
 def fresh_connector(abstract: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Leaf]:
-    """Leaves of a new connector: kernels normal with deviation 1 / sqrt(inputs), which keeps the
-    variance of features; biases zero."""
+    """Leaves of a new connector.
+
+    Kernels are normal with deviation 1 / sqrt(inputs), which keeps the variance of features; biases
+    are zero.
+
+    Args:
+        abstract: the whole model's abstract parameters.
+        dtype: name of a number format.
+        seed: of the draws.
+    """
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         if path.endswith("bias"):
@@ -37,7 +45,7 @@ def fresh_connector(abstract: Mapping[str, Any], dtype: str, seed: int) -> dict[
 
     return {
         p: Leaf(tuple(x.shape), DTYPES[dtype], partial(draw, p, tuple(x.shape)))
-        for p, x in flatten(abstract).items()
+        for p, x in flatten({"connector": abstract["connector"]}).items()
     }
 
 

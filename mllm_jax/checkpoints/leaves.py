@@ -1,4 +1,4 @@
-"""Parameters by path: lazy leaves, flat and nested trees, and the comparison of two trees.
+"""Parameters by path: lazy leaves, and the comparison of two trees.
 
 Everything in this wing streams: a `Leaf` knows its shape and number format, and reads its array
 only when asked, so a conversion holds one parameter at a time.
@@ -9,7 +9,6 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from mllm_jax.errors import ConfigError
@@ -29,29 +28,6 @@ class Leaf:
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """A nested tree -> {path: leaf} with path keys joined by "/", e.g.
-    "language/layers/mlp/gate/kernel".
-
-    Works for dicts and for optimizer states (named tuples give their field names, tuples their
-    positions).
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: leaf} -> nested dict; the inverse of `flatten` for a tree of dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, last = path.split("/")
-        node = tree
-        for key in folders:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
 
 
 def compare(
@@ -86,8 +62,10 @@ def compare(
 
 
 def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | None) -> list[str]:
-    """The stored paths that must have a place: all but those that match the regex `unread` and are
-    not wanted."""
+    """The stored paths that must have a place.
+
+    That is all but those that match the regex `unread` and are not wanted.
+    """
     return [p for p in stored if p in wanted or unread is None or not re.fullmatch(unread, p)]
 
 

@@ -5,6 +5,7 @@ a model. Writing is atomic: orbax works in a temporary folder and renames it whe
 disk, so a torn save is never seen.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, flatten, nest
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.trees import flatten, unflatten
 
 CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
 
@@ -64,8 +66,10 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
 
 
 def _block_rows(leaf: Leaf) -> int:
-    """Rows written at a time: as many as fit in a chunk, and a divisor of all of them, so that
-    blocks are chunks."""
+    """Rows written at a time: as many as fit in a chunk.
+
+    They divide the number of all rows, so that blocks are chunks.
+    """
     if not leaf.shape or not leaf.size:
         return 1
     most = max(1, CHUNK_BYTES * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
@@ -77,8 +81,7 @@ def _block_rows(leaf: Leaf) -> int:
 def save_params(
     folder: Path, leaves: Mapping[str, Leaf], seen: Callable[[str], Any] = lambda name: None
 ) -> None:
-    """Writes parameters as one ordinary Orbax PyTree checkpoint, holding one leaf in memory at a
-    time.
+    """Writes parameters as one ordinary Orbax PyTree checkpoint, one leaf in memory at a time.
 
     Args:
         folder: the folder to make; must not exist.
@@ -88,12 +91,10 @@ def save_params(
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
         (Leaf, _StreamingHandler(seen)),
-        (
-            jax.Array,
-            handlers.get_type_handler(jax.Array),
-        ),  # orbax warns when a registry cannot write it
+        # orbax warns when a registry cannot write it
+        (jax.Array, handlers.get_type_handler(jax.Array)),
     )
-    tree = nest(leaves)
+    tree = unflatten(leaves)
     args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     with ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
@@ -102,14 +103,19 @@ def save_params(
 
 
 def stored_leaves(folder: Path) -> dict[str, Leaf]:
-    """The parameters that lie in `folder`, path -> lazy leaf. Raises ConfigError when it holds no
-    finished checkpoint."""
+    """The parameters that lie in `folder`: path -> lazy leaf.
+
+    Raises:
+        ConfigError: it holds no finished checkpoint.
+    """
     require(
         (folder / "_METADATA").is_file(),
         f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
     )
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(folder.absolute()).item_metadata.tree
+    # not through a Checkpointer: it looks for metadata of a whole step here, and warns
+    handler: Any = ocp.PyTreeCheckpointHandler()
+    with contextlib.closing(handler):
+        tree = handler.metadata(folder.absolute()).tree
     described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
     return {
         path: Leaf(shape, dtype, partial(_read_one, folder, path, shape, dtype))
@@ -153,8 +159,10 @@ def _restore(folder: Path, abstract: Any) -> Any:
 
 
 def _read_one(folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One parameter, read block by block: orbax's own read holds all of its chunks beside the
-    array."""
+    """One parameter, read block by block.
+
+    Orbax's own read holds all of its chunks beside the array.
+    """
     kvstore = {
         "driver": "ocdbt",
         "base": f"file://{folder.absolute()}/",
@@ -172,9 +180,9 @@ def _read_one(folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype) 
 
 
 class Checkpoints:
-    """The checkpoints of a run: `<run>/checkpoints/<step>/{params,moments,extra}`; the last `keep`
-    stay.
+    """The checkpoints of a run: `<run>/checkpoints/<step>/{params,moments,extra}`.
 
+    The last `keep` stay.
     Saving is synchronous: when `save` returns, the checkpoint is complete, and its buffers may be
     donated.
     """
@@ -198,7 +206,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(params),
-                moments=ocp.args.PyTreeSave(nest(flatten(moments))),
+                moments=ocp.args.PyTreeSave(unflatten(_named(moments))),
                 extra=ocp.args.JsonSave(extra),
             ),
             force=True,
@@ -228,20 +236,15 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
-        flat = flatten(moments)
+        flat = _named(moments)
         for item, tree in (("params", flatten(params)), ("moments", flat)):
             stored = stored_leaves(folder / item)
             compare(str(folder / item), tree, stored)
             _same_formats(folder / item, tree, stored)
-        restored = flatten(_restore(folder / "moments", nest(flat)))
-        extra = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
-            "extra"
-        ]
-        return (
-            _restore(folder / "params", params),
-            jax.tree.unflatten(jax.tree.structure(moments), [restored[path] for path in flat]),
-            extra,
-        )
+        restored = flatten(_restore(folder / "moments", unflatten(flat)))
+        moments = jax.tree.unflatten(jax.tree.structure(moments), [restored[p] for p in flat])
+        items = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
+        return _restore(folder / "params", params), moments, items["extra"]
 
     def close(self) -> None:
         """Lets go of orbax's threads."""
@@ -249,8 +252,10 @@ class Checkpoints:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints under `folder`, ascending; unfinished ones carry another
-    name until renamed."""
+    """Steps of the complete checkpoints under `folder`, ascending.
+
+    Unfinished ones carry another name until they are renamed.
+    """
     if not folder.is_dir():
         return []
     return sorted(
@@ -258,6 +263,12 @@ def checkpoint_steps(folder: Path) -> list[int]:
         for x in folder.iterdir()
         if x.name.isdecimal() and (x / "params" / "_METADATA").is_file()
     )
+
+
+def _named(moments: Any) -> dict[str, Any]:
+    """{path: leaf} of an optimizer's state: field names of named tuples, positions in tuples."""
+    leaves = jax.tree_util.tree_leaves_with_path(moments)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _same_formats(folder: Path, expected: Mapping[str, Any], stored: Mapping[str, Leaf]) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.json_file import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FORMATS = {
@@ -27,6 +28,7 @@ FORMATS = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 NAMES = {dtype: name for name, dtype in FORMATS.items()}
+DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 HEADER_LIMIT = 100_000_000  # bytes, the library's own limit
 SHARD_BYTES = 5_000_000_000  # what save_pretrained takes
 
@@ -56,22 +58,6 @@ class StoredTensor:
             self.format in FORMATS,
             f"{self.file}: number format {self.format} is not supported; allowed are {allowed}",
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ConfigError with the line where it is broken, or when the file is
-    missing."""
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}:{getattr(error, 'lineno', 1)}: not valid JSON: {error}"
-        ) from error
-    require(
-        isinstance(value, dict), f"{path}: expected a JSON object, found {type(value).__name__}"
-    )
-    return value
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -168,7 +154,7 @@ def write_tensors(
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in tensors.values())
         weight_map = {key: places[key][0].name for key in sorted(places)}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index)
     for name, array in arrays:
         path, offset = places.pop(name)
         leaf = tensors[name]
@@ -194,13 +180,11 @@ def _share_out(tensors: Mapping[str, Leaf], shard_bytes: int) -> list[list[str]]
 
 
 def _lay_out(path: Path, tensors: Mapping[str, Leaf]) -> dict[str, tuple[Path, int]]:
-    """Makes the file with its header and its full length; returns where each tensor's bytes
-    begin."""
+    """Makes the file with its header and its full length: where each tensor's bytes begin."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in sorted(
-        tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)
-    ):  # wide formats first: all stay aligned
+    # wide formats first: all stay aligned
+    for name in sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)):
         leaf = tensors[name]
         begin, end = end, end + leaf.size * leaf.dtype.itemsize
         header[name] = {

@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 from mllm_jax.batch import Batch
 from mllm_jax.config import DataConfig
 from mllm_jax.data import images, index, packing
-from mllm_jax.data.chat import TEMPLATES, Chat
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.order import Order, Ref
 from mllm_jax.data.records import load_records
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.errors import require
 from mllm_jax.model_config import ModelConfig
 

@@ -101,9 +101,8 @@ class Rows:
 
 # ---------------------------------------------------------------------------------------- over-long
 
-FITS, CUT, LONG, IMAGES = range(
-    4
-)  # what becomes of a record: taken, cut, too many tokens, too many images
+# what becomes of a record: taken, cut, too many tokens, too many images
+FITS, CUT, LONG, IMAGES = range(4)
 
 
 class Lengths(NamedTuple):
@@ -111,9 +110,8 @@ class Lengths(NamedTuple):
 
     size: Int64[np.ndarray, "n"]  # tokens, image seats included
     images: Int64[np.ndarray, "n"]
-    first_trained: Int64[
-        np.ndarray, "n"
-    ]  # first token that is a target (never token 0); `size` if there is none
+    # first token that is a target (never token 0); `size` if there is none
+    first_trained: Int64[np.ndarray, "n"]
     last_seat: Int64[np.ndarray, "n"]  # last token of an image span; -1 without images
 
 

@@ -65,6 +65,15 @@ def user_turn(text: str, images: int = 0) -> Turn:
     return Turn("user", (*(IMAGE, "\n") * images, text))
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8. JSON and command lines may bring half surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) -> Sequence[Record]:
     """All records of a stream; one bad record ends the load.
 
@@ -250,7 +259,7 @@ def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) ->
         parts = _typed(content, role, where)
     for part in parts:
         _expect(
-            part is IMAGE or _encodable(part),
+            part is IMAGE or is_text(part),
             f"{where}: holds half of a surrogate pair, which is no text",
         )
     return Turn(role, parts)
@@ -283,14 +292,6 @@ def _typed(content: list[Any], role: str, where: str) -> tuple[str | Mark, ...]:
             )
             parts.append(str(text))
     return tuple(parts)
-
-
-def _encodable(text: Any) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_order(turns: tuple[Turn, ...]) -> None:

@@ -3,13 +3,13 @@
 `tokenizer.json` is taken as it is: nothing rebuilds it from parts, no code of the folder runs.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.json_file import read_json
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
@@ -25,7 +25,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
             (folder / name).is_file(),
             f"{folder}: {name} is missing; it is part of every tokenizer folder",
         )
-        _read_json(folder / name)
+        read_json(folder / name)
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -44,7 +44,7 @@ def load_template(folder: str | Path, tokenizer: Any) -> str:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        template = _read_json(folder / "chat_template.json").get("chat_template")
+        template = read_json(folder / "chat_template.json").get("chat_template")
         require(
             isinstance(template, str), f"{folder}/chat_template.json: no text under chat_template"
         )
@@ -71,7 +71,7 @@ def end_ids(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]
         path = Path(folder or ".") / name
         if folder is None or not path.is_file():
             continue
-        tree = _read_json(path)
+        tree = read_json(path)
         for section in (tree, tree.get("text_config") or {}):
             ids = section.get("eos_token_id")
             if ids is not None:
@@ -81,13 +81,3 @@ def end_ids(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]
         "the tokenizer has no end token and no generation_config.json names one",
     )
     return (tokenizer.eos_token_id,)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", 1)
-        raise ConfigError(f"{path}:{line}: not JSON: {getattr(error, 'msg', error)}") from error
-    require(isinstance(tree, dict), f"{path}: expected an object, found {type(tree).__name__}")
-    return tree

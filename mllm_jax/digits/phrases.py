@@ -64,26 +64,27 @@ PARITY = {"eu": ("bikoitia", "bakoitia"), "en": ("even", "odd")}
 EQUAL = {"eu": "berdinak dira", "en": "they are equal"}
 FIGURES = {"eu": "Zenbakia: {}.", "en": "The number: {}."}
 
+# About a picture: its two digits and its number, each by name.
 CAPTIONS: dict[str, tuple[str, ...]] = {
     "eu": (
-        "Irudian {} zenbakia ageri da.",
-        "Hau {} zenbakia da, eskuz idatzita.",
-        "Eskuz idatzitako {} zenbakia.",
+        "{tens} eta {ones}: {number}.",
+        "{tens} eta {ones} zifrekin {number} idatzi da.",
+        "Eskuz idatzita: {tens}, {ones}; hau da, {number}.",
     ),
     "en": (
-        "The picture shows the number {}.",
-        "This is the number {}, written by hand.",
-        "The number {}, written by hand.",
+        "{tens} and {ones}: {number}.",
+        "{tens} and {ones} make the number {number}.",
+        "Written by hand: {tens}, {ones}; that is {number}.",
     ),
     "it": (
-        "L'immagine mostra il numero {}.",
-        "Questo è il numero {}, scritto a mano.",
-        "Il numero {}, scritto a mano.",
+        "{tens} e {ones}: {number}.",
+        "{tens} e {ones} formano il numero {number}.",
+        "Scritto a mano: {tens}, {ones}; cioè {number}.",
     ),
     "es": (
-        "La imagen muestra el número {}.",
-        "Este es el número {}, escrito a mano.",
-        "El número {}, escrito a mano.",
+        "{tens} y {ones}: {number}.",
+        "{tens} y {ones} forman el número {number}.",
+        "Escrito a mano: {tens}, {ones}; es decir, {number}.",
     ),
 }
 
@@ -112,6 +113,12 @@ TRANSLATE: dict[tuple[str, str], str] = {
     ("en", "it"): "How do you say «{}» in Italian?",
     ("en", "es"): "How do you say «{}» in Spanish?",
 }
+
+
+def caption(wording: str, number: int, language: str) -> str:
+    """A wording of CAPTIONS for a number: `57` in English is "Five and seven: fifty-seven."."""
+    tens, ones = (name(digit, language) for digit in divmod(number, 10))
+    return opening(wording.format(tens=tens, ones=ones, number=name(number, language)))
 
 
 def answer(kind: str, number: int, language: str) -> str:

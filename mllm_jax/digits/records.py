@@ -24,15 +24,14 @@ from mllm_jax.digits.names import name
 from mllm_jax.digits.pictures import Picture, draw_pictures, split_scans
 
 Record = dict[str, Any]
-# "which number" comes up twice as often as each of the others
-TURNS = ("number", "parity", "number", "sum", "larger")
+KINDS = tuple(phrases.QUESTIONS)
 
 
 class Counts(NamedTuple):
     """How much data is made."""
 
-    pictures: int = 6000  # training pictures
-    rounds: int = 2  # questions asked about each of them, per file
+    pictures: int = 8000  # training pictures
+    rounds: int = 3  # questions in a conversation about one of them
     text: int = 4000  # records of each text-only file
     heldout: int = 3  # held-out pictures of every number
     fewer: int = (
@@ -87,15 +86,12 @@ def make_data(folder: Path, counts: Counts | None = None, seed: int = 0) -> list
 def ask(
     pictures: Sequence[Picture], language: str, rounds: int, rng: np.random.Generator
 ) -> list[Record]:
-    """`rounds` questions about every picture; kinds and wordings change from picture to picture."""
-    asked = itertools.product(range(rounds), enumerate(pictures))
-    kinds = [TURNS[(i + r * 2) % len(TURNS)] for r, (i, _) in asked]
-    return [
-        _question(kind, picture, language, count, rng)
-        for count, (kind, picture) in enumerate(
-            zip(kinds, itertools.chain(*[pictures] * rounds), strict=True)
-        )
-    ]
+    """A conversation about every picture: `rounds` questions of different kinds, in any order."""
+    records = []
+    for count, picture in enumerate(pictures):
+        kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:rounds]]
+        records.append(_talk(kinds, picture, language, count, rng))
+    return records
 
 
 def describe(pictures: Sequence[Picture], language: str, rng: np.random.Generator) -> list[Record]:
@@ -105,8 +101,7 @@ def describe(pictures: Sequence[Picture], language: str, rng: np.random.Generato
         _record(
             f"caption-{language}-{count:06d}",
             language,
-            "<image>",
-            _pick(sentences, rng).format(name(p.number, language)),
+            [("<image>", phrases.caption(_pick(sentences, rng), p.number, language))],
             p.file,
         )
         for count, p in enumerate(pictures)
@@ -123,7 +118,7 @@ def examine(
     for language, (n, kind) in itertools.product(languages, enumerate(phrases.QUESTIONS)):
         chosen = pictures if kind == "number" else pictures[n % fewer :: fewer]
         records += [
-            _question(kind, picture, language, count, rng) for count, picture in enumerate(chosen)
+            _talk([kind], picture, language, count, rng) for count, picture in enumerate(chosen)
         ]
     return records
 
@@ -140,7 +135,9 @@ def calculate(language: str, rng: np.random.Generator) -> Iterator[Record]:
         words = [name(first, language), name(small, language)]
         wordings = phrases.PLUS if kind == "plus" else phrases.MINUS
         question = phrases.opening(_pick(wordings[language], rng).format(*words))
-        yield _record(f"{kind}-{language}-{count:06d}", language, question, name(truth, language))
+        yield _record(
+            f"{kind}-{language}-{count:06d}", language, [(question, name(truth, language))]
+        )
 
 
 def speak(language: str, rng: np.random.Generator) -> Iterator[Record]:
@@ -158,7 +155,7 @@ def speak(language: str, rng: np.random.Generator) -> Iterator[Record]:
             yield next(sums) | {"id": f"sums-{language}-{count:06d}"}
             continue
         kind, question, answer = makers[turn](int(rng.integers(100)), language, rng)
-        yield _record(f"{kind}-{language}-{count:06d}", language, question, answer)
+        yield _record(f"{kind}-{language}-{count:06d}", language, [(question, answer)])
 
 
 # ------------------------------------------------------------------------------------------ insides
@@ -166,7 +163,7 @@ def speak(language: str, rng: np.random.Generator) -> Iterator[Record]:
 
 def _figures(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
     """A question about a picture, asked of two figures instead."""
-    kind = _pick(TURNS, rng)
+    kind = _pick(KINDS, rng)
     figures = phrases.FIGURES[language].format(f"{number:02d}")
     question = _pick(phrases.QUESTIONS[kind][language], rng)
     return f"figures-{kind}", f"{figures} {question}", phrases.answer(kind, number, language)
@@ -183,7 +180,7 @@ def _sentence(number: int, language: str, rng: np.random.Generator) -> tuple[str
     return (
         "sentence",
         phrases.SENTENCE[language].format(word),
-        _pick(phrases.CAPTIONS[language], rng).format(word),
+        phrases.caption(_pick(phrases.CAPTIONS[language], rng), number, language),
     )
 
 
@@ -193,20 +190,29 @@ def _translation(number: int, language: str, rng: np.random.Generator) -> tuple[
     return f"into-{asked}", question, name(number, asked)
 
 
-def _question(
-    kind: str, picture: Picture, language: str, count: int, rng: np.random.Generator
+def _talk(
+    kinds: Sequence[str], picture: Picture, language: str, count: int, rng: np.random.Generator
 ) -> Record:
-    question = _pick(phrases.QUESTIONS[kind][language], rng)
-    truth = phrases.answer(kind, picture.number, language)
-    return _record(
-        f"{kind}-{language}-{count:06d}", language, f"<image>\n{question}", truth, picture.file
-    )
+    """One picture and a question of each kind; the id begins with the first one."""
+    pairs = [
+        (
+            _pick(phrases.QUESTIONS[kind][language], rng),
+            phrases.answer(kind, picture.number, language),
+        )
+        for kind in kinds
+    ]
+    pairs[0] = (f"<image>\n{pairs[0][0]}", pairs[0][1])
+    return _record(f"{kinds[0]}-{language}-{count:06d}", language, pairs, picture.file)
 
 
 def _record(
-    key: str, language: str, question: str, answer: str, image: str | None = None
+    key: str, language: str, pairs: Sequence[tuple[str, str]], image: str | None = None
 ) -> Record:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    turns = [
+        {"from": who, "value": text}
+        for pair in pairs
+        for who, text in zip(("human", "gpt"), pair, strict=True)
+    ]
     picture = {} if image is None else {"image": image}
     return {"id": key, **picture, "language": language, "conversations": turns}
 

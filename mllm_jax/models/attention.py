@@ -1,13 +1,15 @@
-"""Attention for packed rows: rotary positions, segment masks, grouped queries, one function per backend.
+"""Attention for packed rows: rotary positions, segment masks, grouped queries, several backends.
 
-A query sees a key when both lie in the same segment and, if causal, the key does not stand later in the row:
+A query sees a key when both lie in the same segment and, if causal, the key does not stand later in
+the row:
 
     segments  1 1 2 2 0        keys ->   a b c d .
                               query a    x
       a b | c d | padding           b    x x
                                     c        x
                                     d        x x
-                                    .            x      padding sees itself only: no row of the softmax is empty
+                                    .            x      padding sees itself only: no row of the
+                                                        softmax is empty
 
 Every backend honours segments; there is none here that silently does not.
 """
@@ -30,8 +32,9 @@ MASKED = -1e30  # finite, so that a fully masked score never makes a NaN
 def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:
     """Inverse frequencies of the rotary positions, float32.
 
-    `llama3` keeps high frequencies, divides low ones by `factor` and blends between, by wavelength against the length
-    the model was first trained on. Source: transformers, modeling_rope_utils._compute_llama3_parameters.
+    `llama3` keeps high frequencies, divides low ones by `factor` and blends between, by wavelength
+    against the length the model was first trained on. Source: transformers,
+    modeling_rope_utils._compute_llama3_parameters.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = (1.0 / np.float32(config.theta) ** exponents).astype(np.float32)
@@ -56,7 +59,10 @@ def rotate(
     x: Float[Array, "B T N H"],
     tables: tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]],
 ) -> Float[Array, "B T N H"]:
-    """Turns pairs (x[i], x[i + H/2]) by the position's angle: Hugging Face's order of the halves, not Meta's."""
+    """Turns pairs (x[i], x[i + H/2]) by the position's angle.
+
+    That is Hugging Face's order of the halves, not Meta's.
+    """
     cos, sin = tables
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -72,13 +78,15 @@ def dense(
     offset: Int[Array, ""] | int,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """All scores at once: the reference, and the way with a key/value cache. Query t stands at key slot offset + t."""
+    """All scores at once: the reference, and the way with a key/value cache.
+
+    Query t stands at key slot offset + t.
+    """
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) / math.sqrt(
-        H
-    )
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = scores / math.sqrt(H)
     allowed = q_segments[:, :, None] == k_segments[:, None, :]
     if causal:
         slots = jnp.arange(T)[:, None] + offset
@@ -103,8 +111,8 @@ def attend(
         q, k, v: queries and keys after rotary positions, values; N is a multiple of K.
         segments: 0 for padding.
         causal: whether later keys are hidden.
-        backend: "dense" (all scores at once), "blocks" (blockwise, batched over heads: accelerators) or "loop"
-            (blockwise, one head after another: CPUs).
+        backend: "dense" (all scores at once), "blocks" (blockwise, batched over heads:
+            accelerators) or "loop" (blockwise, one head after another: CPUs).
     """
     if backend == "dense":
         local = functools.partial(dense, offset=0, causal=causal)

@@ -1,12 +1,13 @@
 """Names for every parameter's dimensions: the table from which `sharding` lays the whole model out.
 
-One row per kind of parameter. A parameter that no row claims, or two, is an error: nothing is replicated by accident.
+One row per kind of parameter. A parameter that no row claims, or two, is an error: nothing is
+replicated by accident.
 """
 
 import re
 from typing import Any
 
-import jax
+from mllm_jax.trees import flatten, unflatten
 
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -32,14 +33,13 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 def logical_axes(params: Any) -> Any:
-    """A parameter tree (arrays or shapes) -> the same tree of tuples of logical names, one per dimension."""
+    """A parameter tree (arrays or shapes) -> the same tree of tuples, one name per dimension."""
 
-    def one(path: Any, leaf: Any) -> tuple[str, ...]:
-        name = "/".join(key.key for key in path)
-        rows = [names for pattern, names in TABLE if re.fullmatch(pattern, name)]
-        assert len(rows) == 1, f"{name}: claimed by {len(rows)} rows of the axes table"
-        names = (("layers",) if "/layers/" in name else ()) + rows[0]
-        assert len(names) == len(leaf.shape), f"{name}: {names} for shape {leaf.shape}"
+    def one(path: str, leaf: Any) -> tuple[str, ...]:
+        rows = [names for pattern, names in TABLE if re.fullmatch(pattern, path)]
+        assert len(rows) == 1, f"{path}: claimed by {len(rows)} rows of the axes table"
+        names = (("layers",) if "/layers/" in path else ()) + rows[0]
+        assert len(names) == len(leaf.shape), f"{path}: {names} for shape {leaf.shape}"
         return names
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return unflatten({path: one(path, leaf) for path, leaf in flatten(params).items()})

@@ -1,12 +1,14 @@
-"""Blockwise attention: exact softmax attention without the T x T matrix, forward and backward written out.
+"""Blockwise attention: exact softmax attention without the T x T matrix, forward and backward.
 
-Queries are taken in blocks; a causal block never touches keys that stand after its end, which halves the work. The
-forward pass keeps the output and the log of each softmax's sum; the backward pass recomputes the probabilities of one
-block at a time from it. Method: Dao et al., FlashAttention-2 (arXiv 2307.08691), algorithms 1 and 2, with whole key
-ranges instead of key blocks, since a block's scores fit into cache or registers at the sizes used here.
+Queries are taken in blocks; a causal block never touches keys that stand after its end, which
+halves the work. The forward pass keeps the output and the log of each softmax's sum; the backward
+pass recomputes the probabilities of one block at a time from it. Method: Dao, FlashAttention-2
+(arXiv 2307.08691), algorithms 1 and 2, with whole key ranges instead of key blocks, since a block's
+scores fit into memory at the sizes used here.
 
-One key/value head with its G queries is the unit: the G query heads are folded into the rows of plain 2-D products.
-Units are batched by vmap on accelerators and looped over on CPUs, where batched products are several times slower.
+One key/value head with its G queries is the unit: the G query heads are folded into the rows of
+plain 2-D products. Units are batched by vmap on accelerators and looped over on CPUs, where batched
+products of long rows are several times slower.
 """
 
 import functools
@@ -32,7 +34,10 @@ def attend(
     causal: bool,
     loop: bool,
 ) -> Float[Array, "B T N H"]:
-    """Self-attention within segments; see `attention.attend`. `loop`: one unit after another instead of batched."""
+    """Self-attention within segments; see `attention.attend`.
+
+    `loop`: one unit after another instead of all batched.
+    """
     B, T, N, H = q.shape
     K = k.shape[2]
     G = N // K
@@ -49,7 +54,10 @@ def attend(
 
 
 def _blocks(length: int, causal: bool) -> list[tuple[int, int, int]]:
-    """(first query, last query + 1, keys seen) of every block. (10, causal, size 4) -> (0,4,4) (4,8,8) (8,10,10)."""
+    """(first query, last query + 1, keys seen) of every block.
+
+    Ten queries, causal, blocks of four: (0, 4, 4) (4, 8, 8) (8, 10, 10).
+    """
     size = max(SMALLEST, -(-length // BLOCKS))
     ends = [(start, min(start + size, length)) for start in range(0, length, size)]
     return [(start, end, end if causal else length) for start, end in ends]

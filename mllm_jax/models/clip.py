@@ -1,4 +1,4 @@
-"""CLIP's image tower: pixels -> patch features, one vector per patch, from a chosen hidden layer."""
+"""CLIP's image tower: pixels -> patch features, one vector per patch, of a chosen hidden layer."""
 
 import functools
 
@@ -23,7 +23,10 @@ def normalise(
     config: VisionConfig,
     pixels: UInt8[Array, "B height width C"] | Float[Array, "B height width C"],
 ) -> Float[Array, "B height width C"]:
-    """RGB bytes -> what CLIP was trained on: scaled to 0..1, minus mean, over std. Floats count as normalised already."""
+    """RGB bytes -> what CLIP was trained on: scaled to 0..1, minus mean, over std.
+
+    Floats count as normalised already.
+    """
     if jnp.issubdtype(pixels.dtype, jnp.floating):
         return pixels
     shape = (1, 1, 1, 3)
@@ -43,9 +46,8 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], state: None) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         N, H, D, F = c.heads, c.width // c.heads, c.width, c.mlp
-        x = x + Attention(N, H, D, self.backend, self.dtype, name="attention")(
-            self._norm("norm1")(x)
-        )
+        attention = Attention(N, H, D, self.backend, self.dtype, name="attention")
+        x = x + attention(self._norm("norm1")(x))
         x = x + MLP(D, F, c.activation, self.dtype, name="mlp")(self._norm("norm2")(x))
         return constrain(x, "batch", "length", "none"), state
 
@@ -85,16 +87,15 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, F = self.width, self.hidden
         x = Einsum("BTD,DF->BTF", (D, F), (F,), self.dtype, name="in")(x)
-        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(
-            ACTIVATIONS[self.activation](x)
-        )
+        x = ACTIVATIONS[self.activation](x)
+        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(x)
 
 
 class CLIP(nn.Module):
     """Pixels -> features of the chosen hidden layer, class token left out.
 
-    The layers after the chosen one and the post-norm are parameters like the others, so that what was imported can be
-    exported whole; they are not computed.
+    The layers after the chosen one and the post-norm are parameters like the others, so that what
+    was imported can be exported whole; they are not computed.
     """
 
     config: VisionConfig
@@ -112,13 +113,12 @@ class CLIP(nn.Module):
         x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, dtype, name="patch_embedding")(x)
         init = nn.initializers.normal(D**-0.5)
         first = self.param("class_embedding", init, (D,), jnp.float32).astype(dtype)
-        positions = self.param("position_embedding", init, (c.patches + 1, D), jnp.float32).astype(
-            dtype
-        )
-        x = jnp.concatenate(
-            [jnp.broadcast_to(first, (B, 1, D)), x.reshape(B, c.patches, D)], axis=1
-        )
-        x = x + positions[None]
+        # as loud as the patches, so that a tower trained from nothing soon tells left from right
+        loud, shape = nn.initializers.normal(1.0), (c.patches + 1, D)
+        positions = self.param("position_embedding", loud, shape, jnp.float32)
+        first = jnp.broadcast_to(first, (B, 1, D))
+        x = jnp.concatenate([first, x.reshape(B, c.patches, D)], axis=1)
+        x = x + positions.astype(dtype)[None]
         x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
         block = Block(c, self.backend, dtype, parent=None)
         x, _ = stack(self, block, c.layers, self.compute.remat, x, used=c.used_layers)

@@ -10,7 +10,7 @@ from mllm_jax.models.layers import Einsum
 
 
 class Connector(nn.Module):
-    """`linear`: one map, as in the Basque model. `mlp`: linear, exact gelu, linear, as in LLaVA-1.5."""
+    """`linear`: one map, as in the Basque model. `mlp`: linear, gelu, linear, as in LLaVA-1.5."""
 
     config: ConnectorConfig
     features: int
@@ -23,7 +23,6 @@ class Connector(nn.Module):
         x = Einsum("BPC,CD->BPD", (self.features, self.width), bias, self.dtype, name="linear_1")(x)
         if self.config.kind == "mlp":
             x = jax.nn.gelu(x, approximate=False)
-            x = Einsum("BPE,ED->BPD", (self.width, self.width), bias, self.dtype, name="linear_2")(
-                x
-            )
+            shape = (self.width, self.width)
+            x = Einsum("BPE,ED->BPD", shape, bias, self.dtype, name="linear_2")(x)
         return x

@@ -1,7 +1,7 @@
-"""The few layers that both towers are made of: Einsum, the two norms, and stack() = remat + scan over layers.
+"""What both towers are made of: Einsum, the two norms, and stack() = remat + scan over layers.
 
-All parameters are created in float32; a layer casts them to its compute `dtype` where it uses them, so frozen weights
-may be stored in bfloat16 and trained ones in float32 without the layer knowing.
+All parameters are created in float32; a layer casts them to its compute `dtype` where it uses them,
+so frozen weights may be stored in bfloat16 and trained ones in float32 without the layer knowing.
 """
 
 import math
@@ -24,14 +24,15 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 
 
 def along_last(vector: Float[Array, "D"], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A vector shaped to meet the last dimension of `x` (rank promotion is an error in our tests)."""
+    """A vector shaped to meet the last dimension of `x` (rank promotion is an error in tests)."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Einsum(nn.Module):
     """One linear map written as an einsum, e.g. Einsum("BTD,DNH->BTNH", (D, N, H), bias=(N, H)).
 
-    The initial kernel is normal with variance 1 / fan-in, fan-in being the contracted dimensions; the bias is zero.
+    The initial kernel is normal with variance 1 / fan-in, fan-in being the contracted dimensions;
+    the bias is zero.
     """
 
     equation: str
@@ -50,10 +51,9 @@ class Einsum(nn.Module):
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         y = jnp.einsum(self.equation, x, kernel.astype(self.dtype))
         if self.bias is not None:
-            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32).astype(
-                self.dtype
-            )
-            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32)
+            bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+            y = y + bias.astype(self.dtype)
         return y
 
 
@@ -124,7 +124,8 @@ def stack(
         params = jax.tree.map(lambda w: w[:used], params)
 
     def body(h: Any, layer: Any) -> tuple[Any, Any]:
-        return block.apply({"params": layer[0]}, h, layer[1], *shared)  # pyright: ignore[reportReturnType]
+        out: Any = block.apply({"params": layer[0]}, h, layer[1], *shared)
+        return out
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)

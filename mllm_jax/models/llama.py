@@ -1,4 +1,7 @@
-"""Llama 3 / 3.1 / 3.2: embeddings -> hidden states, with packed rows in training and a key/value cache in generation."""
+"""Llama 3 / 3.1 / 3.2: embeddings -> hidden states.
+
+Packed rows in training, a key/value cache in generation.
+"""
 
 from typing import NamedTuple
 
@@ -15,7 +18,10 @@ from mllm_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of all that was read so far, in S slots; slots not yet written have segment 0."""
+    """Keys and values of all that was read so far, in S slots.
+
+    Slots not yet written have segment 0.
+    """
 
     keys: Float[Array, "L B S K H"]
     values: Float[Array, "L B S K H"]
@@ -42,7 +48,10 @@ class Seen(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; over the row itself, or over a cache that it extends."""
+    """Grouped-query attention with rotary positions.
+
+    Over the row itself, or over a cache that it extends.
+    """
 
     config: LanguageConfig
     backend: str
@@ -66,11 +75,10 @@ class Attention(nn.Module):
             x = attend(q, k, v, segments, causal=True, backend=self.backend)
         else:
             at = (0, seen.used, 0, 0)
-            cache = (
-                jax.lax.dynamic_update_slice(cache[0], k, at),
-                jax.lax.dynamic_update_slice(cache[1], v, at),
-            )
-            x = dense(q, *cache, segments, seen.segments, seen.used, causal=True)
+            k = jax.lax.dynamic_update_slice(cache[0], k, at)
+            v = jax.lax.dynamic_update_slice(cache[1], v, at)
+            x = dense(q, k, v, segments, seen.segments, seen.used, causal=True)
+            cache = (k, v)
         return Einsum("BTNH,NHD->BTD", (N, H, D), None, self.dtype, name="out")(x), cache
 
 
@@ -117,7 +125,10 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token table, decoder stack, final norm, and (untied) the output table, held beside it in the same [V, D] layout."""
+    """Token table, decoder stack, final norm, and the output table.
+
+    The output table (absent when tied) has the same [V, D] layout as the token table.
+    """
 
     config: LanguageConfig
     compute: ComputeConfig
@@ -132,7 +143,7 @@ class Llama(nn.Module):
         self.norm = RMSNorm(c.norm_eps, jnp.dtype(self.compute.compute))
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Rows of the token table. Rows are taken first and cast after: the whole table is never copied."""
+        """Rows of the token table, taken first and cast after: the table is never copied whole."""
         return jnp.take(self.embedding, tokens, axis=0).astype(self.compute.compute)
 
     @nn.compact
@@ -143,7 +154,7 @@ class Llama(nn.Module):
         positions: Int[Array, "B T"],
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Embeddings -> final hidden states; with a cache, also the cache extended by these T tokens."""
+        """Embeddings -> final hidden states; with a cache, also the cache with these T tokens."""
         c = self.config
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
@@ -160,7 +171,8 @@ class Llama(nn.Module):
         if self.is_initializing() and not c.tied:
             self.head()
         if seen is not None:
-            cache = Cache(*state, seen.segments, seen.used + x.shape[1])
+            keys, values = state
+            cache = Cache(keys, values, seen.segments, seen.used + x.shape[1])
         return self.norm(x), cache
 
 

@@ -1,14 +1,16 @@
 """The three joined: image vectors take the placeholders' seats, then the language model reads on.
 
-    pixels --vision--> image_features --connector--> image_embeddings --+
-                                                                        v  one gather over image_index
-    tokens --embed--> token_embeddings ------------------------------> row --language--> hidden --head--> logits
+    pixels --vision--> image_features --connector--> image_embeddings
+                                                           |  one gather over image_index
+                                                           v
+    tokens --embed--> token_embeddings ------------------> row --language--> hidden --head--> logits
 
     tokens        <bos>  <image> <image> <image> <image>  What  is  it
-    image_index    -1      0       1       2       3       -1   -1  -1     i * P + p: patch p in image slot i of the row
+    image_index    -1      0       1       2       3       -1   -1  -1
 
-Several images, several conversations, or none: the same program with other indices. A slot that no index names is
-never gathered, so its gradient is exactly zero.
+An image index is i * P + p: patch p in image slot i of the row. Several images, several
+conversations, or none: the same program with other indices. A slot that no index names is never
+gathered, so its gradient is exactly zero.
 """
 
 from dataclasses import dataclass
@@ -43,7 +45,7 @@ class MLLM:
 
 
 def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") -> MLLM:
-    """The modules for a config. `platform` ("cpu", "gpu", "tpu") settles `compute.attention: auto`."""
+    """The modules for a config; `platform` (cpu, gpu, tpu) settles `compute.attention: auto`."""
     backend = AUTO_ATTENTION[platform] if compute.attention == "auto" else compute.attention
     vision, language = config.vision, config.language
     connector = None
@@ -61,19 +63,19 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
 
 
 def init(model: MLLM, key: jax.Array) -> Params:
-    """Random parameters, float32: a nested dict with the top keys vision, connector, language (those that exist)."""
+    """Random parameters, float32: a nested dict.
+
+    Its top keys are vision, connector and language, those that exist.
+    """
     vision_key, connector_key, language_key = jax.random.split(key, 3)
     params: Params = {}
     if model.vision is not None:
         size = model.vision.config.image_size
-        params["vision"] = model.vision.init(vision_key, jnp.zeros((1, size, size, 3), jnp.uint8))[
-            "params"
-        ]
+        pixels = jnp.zeros((1, size, size, 3), jnp.uint8)
+        params["vision"] = model.vision.init(vision_key, pixels)["params"]
     if model.connector is not None:
-        dtype = jnp.dtype(model.compute.compute)
-        params["connector"] = model.connector.init(
-            connector_key, jnp.zeros((1, 1, model.connector.features), dtype)
-        )["params"]
+        features = jnp.zeros((1, 1, model.connector.features), model.compute.compute)
+        params["connector"] = model.connector.init(connector_key, features)["params"]
     if model.language is not None:
         x = jnp.zeros((1, 1, model.language.config.width), model.compute.compute)
         ones = jnp.ones((1, 1), jnp.int32)
@@ -82,25 +84,26 @@ def init(model: MLLM, key: jax.Array) -> Params:
 
 
 def abstract_params(model: MLLM) -> Params:
-    """Shapes and dtypes of `init`, without any array: what loaders, shardings and converters are checked against."""
+    """Shapes and dtypes of `init`, without any array.
+
+    Loaders, shardings and converters are checked against them.
+    """
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
 def head(params: Params) -> Float[Array, "V D"]:
-    """The table that turns hidden states into logits: the output table, or the token table where they are tied."""
+    """The table that turns hidden states into logits: the output table, or a tied token table."""
     language = params["language"]
     return language["head"]["kernel"] if "head" in language else language["embedding"]
 
 
 def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array, "B J D"]:
-    """What the language model reads of the images of each row: [B, J = I * P, D], slot after slot."""
+    """What the language model reads of the images of each row, slot after slot: J = I * P."""
     assert model.vision is not None and model.connector is not None
     B, I = pixels.shape[:2]  # noqa: E741
-    features = model.vision.apply(
-        {"params": params["vision"]}, pixels.reshape(B * I, *pixels.shape[2:])
-    )
-    vectors = model.connector.apply({"params": params["connector"]}, features)
-    return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])  # pyright: ignore
+    features = _apply(model.vision, params["vision"], pixels.reshape(B * I, *pixels.shape[2:]))
+    vectors = _apply(model.connector, params["connector"], features)
+    return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])
 
 
 def embed(
@@ -111,13 +114,12 @@ def embed(
     pixels: Pixels,
 ) -> Float[Array, "B T D"]:
     """Token embeddings with the image vectors in their seats."""
-    assert model.language is not None
-    x = model.language.apply({"params": params["language"]}, tokens, method="embed")
+    x = _apply(model.language, params["language"], tokens, method="embed")
     if model.connector is None or pixels.shape[1] == 0:
-        return x  # pyright: ignore
+        return x
     vectors = image_embeddings(model, params, pixels)
     seated = jnp.take_along_axis(vectors, jnp.maximum(image_index, 0)[:, :, None], axis=1)
-    return jnp.where((image_index >= 0)[:, :, None], seated, x)  # pyright: ignore
+    return jnp.where((image_index >= 0)[:, :, None], seated, x)
 
 
 def hidden(
@@ -129,11 +131,12 @@ def hidden(
     image_index: Int[Array, "B T"],
     pixels: Pixels,
 ) -> Float[Array, "B T D"]:
-    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits. Pixels: RGB bytes, or floats
-    that are normalised already."""
-    assert model.language is not None
+    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
+
+    Pixels: RGB bytes, or floats that are normalised already.
+    """
     x = embed(model, params, tokens, image_index, pixels)
-    return model.language.apply({"params": params["language"]}, x, segments, positions)[0]  # pyright: ignore
+    return _apply(model.language, params["language"], x, segments, positions)[0]
 
 
 def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
@@ -153,11 +156,15 @@ def prefill(
     pixels: Pixels,
     slots: int,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads left-padded prompts into a new cache of `slots` tokens; returns the logits after the last token."""
+    """Reads left-padded prompts into a new cache of `slots` tokens.
+
+    Returns:
+        The logits after the last token, and the cache.
+    """
     assert model.language is not None
     x = embed(model, params, tokens, image_index, pixels)
     cache = empty_cache(model.language.config, tokens.shape[0], slots, x.dtype)
-    x, cache = model.language.apply({"params": params["language"]}, x, segments, positions, cache)
+    x, cache = _apply(model.language, params["language"], x, segments, positions, cache)
     return logits(x[:, -1:], head(params))[:, 0], cache
 
 
@@ -165,10 +172,13 @@ def decode(
     model: MLLM, params: Params, token: Int[Array, "B"], position: Int[Array, "B"], cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one more token of every row; returns the logits after it and the cache with it."""
-    assert model.language is not None
-    x = model.language.apply({"params": params["language"]}, token[:, None], method="embed")
+    x = _apply(model.language, params["language"], token[:, None], method="embed")
     ones = jnp.ones_like(token)[:, None]
-    x, cache = model.language.apply(
-        {"params": params["language"]}, x, ones, position[:, None], cache
-    )
-    return logits(x, head(params))[:, 0], cache  # pyright: ignore
+    x, cache = _apply(model.language, params["language"], x, ones, position[:, None], cache)
+    return logits(x, head(params))[:, 0], cache
+
+
+def _apply(module: Any, params: Params, *args: Any, **options: Any) -> Any:
+    """One of the three modules with its parameters."""
+    assert module is not None, "the model has no such part"
+    return module.apply({"params": params}, *args, **options)

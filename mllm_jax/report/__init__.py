@@ -1,3 +1,1 @@
-"""The page about a finished recipe: curves, scores, answers. Reads files, imports nothing of
-ours but config.
-"""
+"""The page about a finished recipe: curves, scores, answers. Made from its files alone."""

@@ -14,8 +14,9 @@ MOST = 240  # points of a drawn curve; more would only make the page heavy
 
 
 def line_chart(curves: Mapping[str, Points], x_label: str, y_label: str) -> str:
-    """Curves over a logarithmic y axis: each one faint as it is, strong when smoothed, its name at
-    its end.
+    """Curves over a logarithmic y axis.
+
+    Each one is faint as it is, strong when smoothed, its name at its end.
 
     Args:
         curves: name -> points (x, y > 0) in the order of x; the n-th has the style classes c<n>.
@@ -58,8 +59,9 @@ def line_chart(curves: Mapping[str, Points], x_label: str, y_label: str) -> str:
 
 
 def smoothed(curve: Points) -> list[tuple[float, float]]:
-    """A running mean over the neighbours on both sides (a thirtieth of the curve in all), so
-    that nothing lags.
+    """A running mean over the neighbours on both sides, so that nothing lags.
+
+    They are a thirtieth of the curve in all.
     """
     reach = len(curve) // 60
     points = []

@@ -86,9 +86,8 @@ def _loop(
     """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two."""
     rows, length, _ = hidden.shape
     count = -(-length // chunk)
-    size = -(
-        -length // count
-    )  # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
+    # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
+    size = -(-length // count)
     head = constrain(head, "vocab", "none")  # gathered over fsdp once, before the loop
     body = partial(_chunk, head=head, wanted=wanted)
     start = jnp.zeros(head.shape, jnp.float32) if wanted[1] else None

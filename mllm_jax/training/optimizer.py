@@ -25,44 +25,23 @@ from jaxtyping import Array, Float32, Num
 
 from mllm_jax.config import OptimizerConfig, PartConfig
 from mllm_jax.errors import ConfigError
+from mllm_jax.trees import flatten, unflatten
 
+SHOWN = 5  # paths named in a message
 Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]
 
 
 class Optimizer(NamedTuple):
     """AdamW over the trainable tree, pure functions as in optax; the state's step is handed in."""
 
-    init: Callable[[Any], Any]  # trainable -> moments
-    update: Callable[
-        [Any, Any, Any, Any], tuple[Any, Any]
-    ]  # grads, moments, trainable, step -> updates f32, moments
+    # trainable -> moments
+    init: Callable[[Any], Any]
+    # grads, moments, trainable, step -> updates in float32, moments
+    update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
     rates: dict[str, Schedule]  # part -> learning rate at a step, for the trained parts
 
 
 # -------------------------------------------------------------------------------------------- parts
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"language/norm/scale": leaf}, in their order. What is no dict is a leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"language/norm/scale": leaf} -> nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
 
 
 def assign(paths: Iterable[str], parts: Mapping[str, PartConfig]) -> dict[str, str]:
@@ -114,9 +93,9 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, 
     return unflatten({**one, **two})
 
 
-def _shorten(items: list[str], show: int = 5) -> str:
-    rest = len(items) - show
-    return ", ".join(items[:show]) + (f" and {rest} more ({len(items)} in all)" if rest > 0 else "")
+def _shorten(items: list[str]) -> str:
+    more = f" and {len(items) - SHOWN} more ({len(items)} in all)" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
 
 
 # ---------------------------------------------------------------------------------------- schedules
@@ -177,15 +156,13 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, 
         if part.train and name in owner.values()
     }
     decayed = unflatten({path: re.fullmatch(config.no_decay, path) is None for path in paths})
-    chain = optax.chain(
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed)
-        if config.weight_decay
-        else optax.identity(),
-    )
+    clip, decay = optax.identity(), optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    if config.weight_decay:
+        decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
+    chain = optax.chain(clip, adam, decay)
 
     def init(trainable: Any) -> Any:
         return chain.init(_float32(trainable))

@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax import sharding
 from mllm_jax.config import ComputeConfig, PartConfig
-from mllm_jax.training.optimizer import Optimizer, assign, flatten, merge, split, unflatten
+from mllm_jax.training.optimizer import Optimizer, assign, merge, split
+from mllm_jax.trees import flatten, unflatten
 
 
 class TrainState(NamedTuple):
@@ -73,10 +74,9 @@ def state_shardings(mesh: Mesh, abstract: TrainState, axes: Mapping[str, Any]) -
     Raises:
         ConfigError: a dimension does not divide over its mesh axes.
     """
-    flat_axes, flat_params = flatten(axes), flatten(abstract.params)
-    compare(flat_params, flat_axes, "logical axes")
+    compare(flatten(abstract.params), flatten(axes), "logical axes")
     sharding.check_divides(mesh, axes, abstract.params)
-    placed = {path: NamedSharding(mesh, sharding.spec(names)) for path, names in flat_axes.items()}
+    placed = flatten(sharding.shardings(mesh, axes))
     trainable = unflatten({path: placed[path] for path in flatten(abstract.trainable)})
     frozen = unflatten({path: placed[path] for path in flatten(abstract.frozen)})
     whole = NamedSharding(mesh, P())

@@ -5,7 +5,6 @@ the gradient of the sum is divided by the count at the end. A mean of means is w
 hold different numbers of trained tokens.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
 from mllm_jax.errors import require
-from mllm_jax.sharding import TABLE, constrain
+from mllm_jax.sharding import TABLE, constrain, ways
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
@@ -121,27 +120,23 @@ def compile_step(
     shardings: Any,
     batch: Batch,
     batch_sharding: NamedSharding,
-    donate: bool = True,
 ) -> Compiled:
     """Compiles `step(state, batch)` for this mesh; the old state's memory is given to the new one.
 
     Args:
-        step: from `make_train_step` or `make_eval_step` (then `state` and `shardings` are those of
-            the parameters, and `donate=False`).
+        step: from `make_train_step`.
         mesh: becomes the current mesh while tracing.
         state, batch: abstract or real; only shapes and dtypes are read.
         shardings: a tree like `state`.
         batch_sharding: of every array of the batch.
-        donate: whether the state's buffers are used up by the call.
     """
     start = time.perf_counter()
     everywhere = NamedSharding(mesh, P())
-    outs: Any = (shardings, everywhere) if donate else None
     jitted = jax.jit(
         step,
         in_shardings=(shardings, jax.tree.map(lambda _: batch_sharding, batch)),
-        out_shardings=outs,
-        donate_argnums=(0,) if donate else (),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
     )
     with jax.set_mesh(mesh):
         compiled = jitted.lower(_abstract(state), _abstract(batch)).compile()
@@ -150,10 +145,10 @@ def compile_step(
 
 def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:
     """Refuses a batch whose microbatches do not divide over the devices. Raises ConfigError."""
-    ways = math.prod(mesh.shape[axis] for axis in TABLE["batch"])
+    parts = ways(mesh, "batch")
     require(
-        rows % (microbatches * ways) == 0,
-        f"data.rows={rows} must be a multiple of train.microbatches={microbatches} x {ways} "
+        rows % (microbatches * parts) == 0,
+        f"data.rows={rows} must be a multiple of train.microbatches={microbatches} x {parts} "
         f"(devices on mesh axes {' and '.join(TABLE['batch'])})",
     )
 

@@ -1,5 +1,4 @@
-"""Tools of the checkpoint tests: Hugging Face folders made from other folders by renaming or
-changing tensors."""
+"""Tools of the checkpoint tests: Hugging Face folders made by changing others."""
 
 import json
 import shutil
@@ -23,8 +22,7 @@ def read_all(folder: Path) -> dict[str, np.ndarray]:
 def rewrite(
     source: Path, out: Path, change: Change, config: Callable[[dict], dict] | None = None
 ) -> Path:
-    """A copy of a Hugging Face folder with `change` applied to its tensors and `config` to its
-    config.json."""
+    """A copy of a Hugging Face folder: `change` turns its tensors, `config` its config.json."""
     out.mkdir(parents=True)
     for file in source.iterdir():
         if "safetensors" not in file.name:
@@ -39,8 +37,7 @@ def rewrite(
 
 
 def make_clip(out: Path) -> Path:
-    """Folders vision (CLIPVisionModel) and full (CLIPModel, with an image processor) with random
-    weights."""
+    """Folders vision (CLIPVisionModel) and full (CLIPModel, image processor), random weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

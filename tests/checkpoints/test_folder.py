@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding
 from mllm_jax import config_file, convert
 from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.leaves import flatten
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.errors import ConfigError
 from mllm_jax.models.axes import logical_axes
 from mllm_jax.sharding import shardings
+from mllm_jax.trees import flatten
 
 
 @pytest.fixture(scope="module")

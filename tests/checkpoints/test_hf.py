@@ -1,5 +1,4 @@
-"""Hugging Face folders in every key layout, and with tensors that are missing, extra or
-misshapen."""
+"""Hugging Face folders in every key layout; tensors that are missing, extra or misshapen."""
 
 import json
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""Our safetensors against the safetensors library, and files that are torn, missing or no
-safetensors."""
+"""Our safetensors against the safetensors library; files that are torn, missing or none."""
 
 import json
 from pathlib import Path

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.data.chat import TEMPLATES, Chat
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.records import IMAGE, Turn, user_turn
 from mllm_jax.data.spans import Encoded
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
 from mllm_jax.errors import ConfigError
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from mllm_jax.config import StreamConfig
-from mllm_jax.data.chat import TEMPLATES, Chat
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.index import StreamIndex, report
 from mllm_jax.data.records import Record, Turn, user_turn
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.errors import ConfigError
 from mllm_jax.model_config import ModelConfig
 

@@ -9,8 +9,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.data.chat import TEMPLATES, Chat
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.records import Turn
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
 from mllm_jax.errors import ConfigError
 

@@ -59,9 +59,9 @@ def test_every_file_is_an_ordinary_stream(folder: Path):
         sizes[path.stem] = len(load_records(path.stem, stream, ("eu", "en", "it", "es")))
     captions = {f"captions_{language}": 200 for language in ("eu", "en", "it", "es")}
     asked = {
-        "backbone_en": 400,
-        "instruct_eu": 400,
-        "instruct_en": 400,
+        "backbone_en": 200,
+        "instruct_eu": 200,
+        "instruct_en": 200,
         "heldout": 2 * (200 + 3 * 50),
     }
     assert sizes == captions | asked | dict.fromkeys(
@@ -89,21 +89,42 @@ def test_a_picture_gets_consistent_answers(folder: Path):
     number: dict[str, int] = {}
     for record in read(folder / "captions_eu.json"):
         words = record["conversations"][1]["value"]
-        number[record["image"]] = next(
-            n for n in range(99, -1, -1) if re.search(rf"\b{name(n, 'eu')} zenbakia", words)
-        )
+        number[record["image"]] = next(n for n in range(100) if words in captions(n, "eu"))
     for language in ("en", "it", "es"):
         for record in read(folder / f"captions_{language}.json"):
-            assert name(number[record["image"]], language) in record["conversations"][1]["value"]
-    seen = Counter()
+            words = record["conversations"][1]["value"]
+            assert words in captions(number[record["image"]], language)
+    seen, first = Counter(), Counter()
     for file in ("backbone_en", "instruct_en", "instruct_eu"):
         for record in read(folder / f"{file}.json"):
-            kind, language, _ = record["id"].rsplit("-", 2)
-            question, answer = (turn["value"] for turn in record["conversations"])
-            assert question.removeprefix("<image>\n") in phrases.QUESTIONS[kind][language]
-            assert answer == phrases.answer(kind, number[record["image"]], language)
-            seen[kind] += 1
-    assert seen == {"number": 480, "parity": 240, "sum": 240, "larger": 240}
+            opener, language, _ = record["id"].rsplit("-", 2)
+            values = [turn["value"] for turn in record["conversations"]]
+            kinds = [asked_kind(question, language) for question in values[::2]]
+            assert kinds[0] == opener and len(set(kinds)) == len(kinds) == COUNTS.rounds
+            right = [phrases.answer(kind, number[record["image"]], language) for kind in kinds]
+            assert values[1::2] == right
+            seen.update(kinds)
+            first[opener] += 1
+    assert seen.total() == 3 * 200 * COUNTS.rounds
+    assert min(seen.values()) > 250 and min(first.values()) > 110  # 300 and 150 if all were equal
+
+
+def captions(number: int, language: str) -> list[str]:
+    return [phrases.caption(wording, number, language) for wording in phrases.CAPTIONS[language]]
+
+
+def asked_kind(question: str, language: str) -> str:
+    words = question.removeprefix("<image>\n")
+    return next(kind for kind, asked in phrases.QUESTIONS.items() if words in asked[language])
+
+
+def test_captions():
+    assert phrases.caption(phrases.CAPTIONS["eu"][0], 57, "eu") == (
+        "Bost eta zazpi: berrogeita hamazazpi."
+    )
+    assert phrases.caption(phrases.CAPTIONS["en"][1], 7, "en") == (
+        "Zero and seven make the number seven."
+    )
 
 
 @pytest.mark.parametrize(

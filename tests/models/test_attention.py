@@ -45,12 +45,13 @@ def test_blockwise_equals_dense_forward_and_backward(backend, causal):
 
 @pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
 def test_no_backend_lets_a_segment_see_another(backend):
-    """Changing every key and value of segment 1 must not move a bit of segment 2 or of the other row."""
+    """Other keys and values in segment 1 move no bit of segment 2 or of the other row."""
     q, k, v, _ = inputs()
     mine = jnp.asarray(SEGMENTS == 1)[:, :, None, None] & (jnp.arange(B) == 0)[:, None, None, None]
-    run = lambda k, v: attention.attend(
-        q, k, v, jnp.asarray(SEGMENTS), causal=True, backend=backend
-    )  # noqa: E731
+
+    def run(k, v):
+        return attention.attend(q, k, v, jnp.asarray(SEGMENTS), causal=True, backend=backend)
+
     before, after = run(k, v), run(jnp.where(mine, k + 1, k), jnp.where(mine, v - 3, v))
     assert (before[0, 100:290] == after[0, 100:290]).all() and (before[1] == after[1]).all()
     assert not np.allclose(before[0, :100], after[0, :100])
@@ -73,16 +74,19 @@ def test_blocks_cover_every_query_once_and_skip_later_keys():
 
 def test_bfloat16_stays_close_to_float32():
     q, k, v, g = inputs()
-    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-    _, expected = loss(*(x.astype(jnp.float32) for x in half), g, "dense", True)
+    q, k, v, half_g = (x.astype(jnp.bfloat16) for x in (q, k, v, g))
+    whole_q, whole_k, whole_v = (x.astype(jnp.float32) for x in (q, k, v))
+    _, expected = loss(whole_q, whole_k, whole_v, g, "dense", True)
     for backend in ("dense", "blocks", "loop"):
-        _, out = loss(*half, g.astype(jnp.bfloat16), backend, True)
+        _, out = loss(q, k, v, half_g, backend, True)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
 
 
 @pytest.mark.parametrize("kind", ["default", "llama3"])
-@pytest.mark.parametrize("factor, theta, original", [(8.0, 500000.0, 8192), (10.0, 10000.0, 2048)])
+@pytest.mark.parametrize(
+    ("factor", "theta", "original"), [(8.0, 500000.0, 8192), (10.0, 10000.0, 2048)]
+)
 def test_frequencies_equal_transformers(kind, factor, theta, original):
     pytest.importorskip("torch", reason="the reference is transformers with torch")
     from transformers import LlamaConfig

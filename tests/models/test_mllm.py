@@ -69,9 +69,10 @@ def summed_loss(params, model, row):
 
 
 def close(gradient, expected):
-    """Equal up to float32's rounding of sums taken in another order: 1e-5 of the parameter's largest gradient.
+    """Equal up to float32's rounding of sums taken in another order.
 
-    The absolute term is for CLIP's key bias: softmax does not feel it, so its gradient is rounding noise around zero.
+    That is 1e-5 of the parameter's largest gradient. The absolute term is for CLIP's key bias:
+    softmax does not feel it, so its gradient is rounding noise around zero.
     """
     assert np.abs(gradient - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-5
 
@@ -94,7 +95,7 @@ def test_packed_equals_unpacked_loss_and_gradients(params, backend):
 
 
 def test_an_unused_slot_has_exactly_zero_gradient(params):
-    """Text only, but a slot with a picture in it: nothing of vision or connector may move, not by a rounding."""
+    """Text only, but a slot with a picture in it: vision and connector move by no rounding."""
     model = mllm.build(CONFIG, COMPUTE)
     text = row([conversation(2, 0, 30)], 40, 2)
     text["pixels"] = jnp.full_like(text["pixels"], 77)
@@ -131,7 +132,7 @@ def test_remat_changes_no_number(params, remat):
 
 
 def test_cache_equals_whole_row_left_padded(params):
-    """Two prompts of different lengths, padded on the left, decoded token by token = the whole row at once."""
+    """Two left-padded prompts of different lengths, token by token = the whole rows at once."""
     model = mllm.build(CONFIG, COMPUTE)
     long, short = row([conversation(1, 1, 8)], 32, 1), row([conversation(4, 0, 20)], 20, 1)
     whole = [
@@ -163,7 +164,7 @@ NAMES = ("tokens", "segments", "positions", "image_index", "pixels")
 
 
 @pytest.mark.parametrize(
-    "kind, bias", [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)]
+    ("kind", "bias"), [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)]
 )
 def test_connector_parameters(kind, bias):
     model = mllm.build(dataclasses.replace(CONFIG, connector=ConnectorConfig(kind, bias)), COMPUTE)
@@ -173,6 +174,7 @@ def test_connector_parameters(kind, bias):
 
 
 def test_backbones_alone():
+    assert CONFIG.language is not None
     language = ModelConfig(language=dataclasses.replace(CONFIG.language, tied=True))
     tree = mllm.abstract_params(mllm.build(language, COMPUTE))
     assert set(tree) == {"language"} and "head" not in tree["language"]
@@ -195,7 +197,7 @@ def test_every_parameter_has_axes(params):
 
 
 def test_full_size_counts():
-    """Llama-3.1-8B, CLIP ViT-L/14-336 and the Basque model's linear connector, by their published sizes."""
+    """Llama-3.1-8B, CLIP ViT-L/14-336 and a linear connector, by their published sizes."""
     model = mllm.build(
         ModelConfig(
             VisionConfig(),

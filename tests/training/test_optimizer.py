@@ -8,6 +8,7 @@ import pytest
 from mllm_jax.config import OptimizerConfig, PartConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.training import optimizer
+from mllm_jax.trees import flatten
 
 PARTS = {
     "vision": PartConfig("vision/.*", train=False),
@@ -113,8 +114,7 @@ def test_equals_torch_adamw():
     assert set(made.rates) == {"connector", "language"}
     moments = made.init(params)
     theirs = {
-        p: torch.nn.Parameter(torch.tensor(np.asarray(x)))
-        for p, x in optimizer.flatten(params).items()
+        p: torch.nn.Parameter(torch.tensor(np.asarray(x))) for p, x in flatten(params).items()
     }
     groups = [
         {"params": [theirs["connector/b"]], "lr": 3e-2, "weight_decay": 0.1},
@@ -129,13 +129,13 @@ def test_equals_torch_adamw():
         grads = random_tree(step + 1, 0.1 if step % 2 else 2.0)
         updates, moments = update(jax.tree.map(jnp.asarray, grads), moments, params, step)
         params = optimizer.apply_updates(params, updates)
-        for path, grad in optimizer.flatten(grads).items():
+        for path, grad in flatten(grads).items():
             theirs[path].grad = torch.tensor(grad)
         torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
         for group, base in zip(adamw.param_groups, bases, strict=True):
             group["lr"] = base * float(factor(step))
         adamw.step()
-    for path, ours in optimizer.flatten(params).items():
+    for path, ours in flatten(params).items():
         np.testing.assert_allclose(ours, theirs[path].detach().numpy(), rtol=1e-6, atol=2e-6)
 
 

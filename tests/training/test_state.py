@@ -7,14 +7,15 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.config import ComputeConfig
 from mllm_jax.errors import ConfigError
-from mllm_jax.training import optimizer, state
+from mllm_jax.training import state
+from mllm_jax.trees import flatten, unflatten
 from tests.training import toy
 
 MIXED = ComputeConfig(compute="bfloat16", parameters="float32")
 
 
 def test_dtypes_by_part():
-    dtypes = optimizer.flatten(state.param_dtypes(toy.abstract_params(), toy.ALIGN, MIXED))
+    dtypes = flatten(state.param_dtypes(toy.abstract_params(), toy.ALIGN, MIXED))
     for path, leaf in dtypes.items():
         assert leaf.dtype == (jnp.float32 if path.startswith("connector") else jnp.bfloat16), path
         assert leaf.shape == toy.SHAPES[path]
@@ -28,7 +29,7 @@ def test_frozen_leaves_have_no_moments():
     assert sum(x.size for x in moments if x.ndim) == 2 * trainable
     assert sum(x.ndim == 0 for x in moments) == 1  # Adam's count
     assert all(x.dtype == jnp.float32 for x in moments if x.ndim)
-    assert set(optimizer.flatten(abstract.params)) == set(toy.SHAPES)
+    assert set(flatten(abstract.params)) == set(toy.SHAPES)
 
 
 TABLE = {  # on fsdp=4, tensor=2
@@ -47,11 +48,11 @@ def test_born_by_the_table(make_mesh, parts):
     made, abstract = toy.plan(parts, MIXED)
     born, places = toy.born(made, abstract, make_mesh(fsdp=4, tensor=2))
     for tree in (born.params, places.params):
-        for path, leaf in optimizer.flatten(tree).items():
+        for path, leaf in flatten(tree).items():
             spec = getattr(leaf, "sharding", leaf).spec
             assert spec == TABLE[path], path
     for moments in (born.moments[1].mu, born.moments[1].nu):
-        for path, leaf in optimizer.flatten(moments).items():
+        for path, leaf in flatten(moments).items():
             assert leaf.sharding.spec == TABLE[path], path
             assert leaf.dtype == jnp.float32
             assert not leaf.any()
@@ -99,12 +100,12 @@ def test_birth_refuses_wrong_parameters(make_mesh):
     made, abstract = toy.plan()
     mesh = make_mesh(fsdp=8)
     born, places = toy.born(made, abstract, mesh)
-    flat = optimizer.flatten(born.params)
+    flat = flatten(born.params)
 
     def attempt(**changes):
         changed = {**flat, **{path.replace(".", "/"): leaf for path, leaf in changes.items()}}
         kept = {path: leaf for path, leaf in changed.items() if leaf is not None}
-        return state.birth(optimizer.unflatten(kept), made, abstract, places)
+        return state.birth(unflatten(kept), made, abstract, places)
 
     bias = flat["connector/linear_1/bias"]
     with pytest.raises(ValueError, match=r"missing \['connector/linear_1/bias'\] \(1\)"):

@@ -9,6 +9,7 @@ import numpy as np
 from mllm_jax.batch import Batch
 from mllm_jax.config import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.training import optimizer, state
+from mllm_jax.trees import flatten, unflatten
 
 V, D, F = 32, 8, 16
 AXES = {
@@ -37,15 +38,15 @@ FLOAT32 = ComputeConfig(compute="float32")
 
 def abstract_params():
     flat = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()}
-    return optimizer.unflatten(flat)
+    return unflatten(flat)
 
 
 def draw(wanted):
     """Parameters in the dtypes of `wanted`, the same numbers every time."""
     rng = np.random.default_rng(0)
-    flat = optimizer.flatten(wanted)
+    flat = flatten(wanted)
     drawn = {path: 0.3 * rng.normal(size=flat[path].shape) for path in sorted(flat)}
-    return optimizer.unflatten({path: drawn[path].astype(flat[path].dtype) for path in flat})
+    return unflatten({path: drawn[path].astype(flat[path].dtype) for path in flat})
 
 
 def apply(params, batch):

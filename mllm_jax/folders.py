@@ -1,0 +1,38 @@
+"""Folders that are made whole or not at all. Ground floor."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mllm_jax.errors import require
+
+
+def in_use(folder: Path) -> bool:
+    """Whether something stands where a new folder is to be made; an empty folder does not."""
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A temporary folder beside OUT that becomes OUT when the block ends well.
+
+    It disappears when the block does not.
+
+    Raises:
+        ConfigError: OUT exists and is not an empty folder.
+    """
+    out = Path(out).absolute()
+    require(not out.is_file(), f"{out}: is a file; give a folder to make")
+    require(not in_use(out), f"{out}: exists and is not empty; remove it or give another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.partial-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""JSON objects in files: the round trip, and what is refused with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from mllm_jax.errors import ConfigError
+from mllm_jax.json_file import read_json, write_json
+
+
+def test_round_trip_with_letters_as_they_are(tmp_path: Path):
+    tree = {"hizkuntza": "español", "n": [1, 2.5, None], "b": {"a": True}}
+    write_json(tmp_path / "a.json", tree)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "español" in text
+    assert text.endswith("}\n")
+    assert read_json(tmp_path / "a.json") == tree
+    assert list(read_json(tmp_path / "a.json")) == list(tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1,\n "b" 2}', "a.json:2: not JSON: Expecting ':' delimiter"),
+        (b"", "a.json:1: not JSON: Expecting value"),
+        (b"\xff\xfe", "a.json: not JSON: not UTF-8 text (invalid start byte)"),
+        (b"[1]", "a.json: expected an object, found list"),
+        (None, "a.json: no such file"),
+    ],
+)
+def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes | None, message: str):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        read_json(path)
+    assert str(error.value) == f"{tmp_path}/{message}"

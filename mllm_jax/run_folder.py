@@ -9,6 +9,7 @@ metrics.jsonl   tensorboard/   checkpoints/<step>/
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from mllm_jax.folders import in_use
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.trees import flatten
 
-# what may differ between a run and its continuation: nothing that decides which numbers come out
-# of a step
+# what may differ between a run and its continuation, and is said then; `train.steps` stretches the
+# schedule, everything else that decides which numbers come out of a step must stay
 FREE = ("train.", "mesh.", "data.threads", "data.prefetch", "out", "init.")
 
 
@@ -48,11 +49,12 @@ def check(config: Config, resume: bool) -> None:
         f"out={config.out}: no run to resume (config.yaml is missing)",
     )
     before = config_file.load(Config, run / "config.yaml")
-    changed = [
-        f"{key} was {old!r}, is {new!r}"
-        for key, (old, new) in differences(before, config).items()
-        if not key.startswith(FREE)
-    ]
+    differ = {
+        k: f"{k} was {old!r}, is {new!r}" for k, (old, new) in differences(before, config).items()
+    }
+    for words in (words for key, words in differ.items() if key.startswith(FREE)):
+        print(f"resume: {words}", file=sys.stderr)
+    changed = [words for key, words in differ.items() if not key.startswith(FREE)]
     require(
         not changed,
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "

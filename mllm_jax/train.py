@@ -1,4 +1,4 @@
-"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; one loop of steps."""
+"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
 
 import zlib
 from collections.abc import Sequence
@@ -43,9 +43,10 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
     )
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    now = None if resume else born(stage, source, config)  # before anything is written
     run = run_folder.prepare(config, source, loader, resume)
     checkpoints = Checkpoints(run, config.train.keep)
-    now = restored(stage, checkpoints) if resume else born(stage, source, config)
+    now = now or restored(stage, checkpoints)
     first = int(now.step)
     loop = Loop(config, stage, loader, checkpoints, steps)
     with MetricsWriter(run, steps, first if resume else None, config.train.log_every) as writer:

@@ -50,7 +50,7 @@ def test_everything_is_there_before_the_first_stage(tmp_path: Path, recipes: lis
             for stream in stage.data.streams.values()
         )
         assert stage.train.steps is not None
-        assert stage.train.steps <= 10
+        assert stage.train.steps <= 14  # a hundredth
         assert stage.out.startswith(str(out))
     model = stages["backbone.yaml"].model
     tokenizer = load_tokenizer(stages["backbone.yaml"].init.tokenizer or "")

@@ -24,9 +24,8 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.model_config import RopeConfig
 from mllm_jax.models import block_attention
+from mllm_jax.models.block_attention import MASKED
 from mllm_jax.sharding import per_device
-
-MASKED = -1e30  # finite, so that a fully masked score never makes a NaN
 
 
 def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:

@@ -18,10 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-MASKED = -1e30
-BLOCKS = (
-    8  # a row is cut into at most this many query blocks, so that the unrolled program stays small
-)
+MASKED = -1e30  # finite, so that a fully masked score never makes a NaN
+BLOCKS = 8  # query blocks of a row at most, so that the unrolled program stays small
 SMALLEST = 128  # queries in a block at least
 
 

@@ -1,8 +1,7 @@
-"""Door: the whole way in minutes on a laptop, on handwritten numbers, with nothing to download.
+"""DOOR quickstart: the whole way in minutes on a laptop, on handwritten numbers, no download.
 
-    scans -> OUT/data (LLaVA JSON + PNG), OUT/tokenizer -> OUT/configs -> recipe: backbone, align,
-    instruct,
-    evaluation, export -> OUT/report.html
+    scans -> OUT/data (LLaVA JSON + PNG), OUT/tokenizer -> OUT/configs
+          -> recipe: backbone, align, instruct, evaluation, export -> OUT/report.html
 
 The configs are those of configs/quickstart with the paths of OUT in them: ordinary files, for
 ordinary commands.
@@ -13,12 +12,14 @@ import re
 import time
 from pathlib import Path
 
-from mllm_jax import config_file, convert, recipe
+from mllm_jax import config_file, recipe
 from mllm_jax.config import Config
-from mllm_jax.data.chat import TEMPLATES
+from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.digits.records import Counts, make_data
 from mllm_jax.digits.tokenizer import make_tokenizer
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import in_use, new_folder
+from mllm_jax.json_file import read_json, write_json
 from mllm_jax.report.page import build_report
 
 HOME = "runs/quickstart"  # what the paths in configs/quickstart begin with
@@ -53,8 +54,9 @@ def run(out: str | Path = HOME, share: float = 1.0) -> Path:
 
 
 def configs_folder(name: str) -> Path:
-    """A folder of YAML files that come with mllm_jax: beside the package in a checkout, inside it
-    in a wheel.
+    """A folder of YAML files that come with mllm_jax.
+
+    It lies beside the package in a checkout, inside it in a wheel.
 
     Raises:
         ConfigError: it is in neither place.
@@ -71,9 +73,8 @@ def configs_folder(name: str) -> Path:
 
 def localised(text: str, out: Path, share: float) -> str:
     """A config file's text with OUT in its paths and `share` of its steps; comments stay."""
-    inside = json.dumps(str(out), ensure_ascii=False)[
-        1:-1
-    ]  # paths stand in double quotes, which JSON and YAML share
+    # paths stand in double quotes, which JSON and YAML share
+    inside = json.dumps(str(out), ensure_ascii=False)[1:-1]
     text = text.replace(f'"{HOME}', f'"{inside}')
 
     def scaled(match: re.Match[str]) -> str:
@@ -87,7 +88,7 @@ def localised(text: str, out: Path, share: float) -> str:
 
 def _begun(out: Path, share: float) -> bool:
     """Whether OUT holds an unfinished quickstart with its data; False for a new or empty folder."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not in_use(out):
         return False
     mark = out / "quickstart.json"
     require(mark.is_file(), f"--out={out}: exists and is not empty; give another folder")
@@ -95,7 +96,7 @@ def _begun(out: Path, share: float) -> bool:
         not (out / "report.html").exists(),
         f"--out={out}: holds a finished quickstart; give another folder or remove it",
     )
-    before = json.loads(mark.read_text(encoding="utf-8"))["share"]
+    before = read_json(mark)["share"]
     require(
         before == share,
         f"--share={share}: {out} was begun with --share {before}; give the same, or another --out",
@@ -111,7 +112,7 @@ def _prepare(out: Path, share: float) -> None:
         file.name: localised(file.read_text(encoding="utf-8"), out, share)
         for file in sorted(source.glob("*.yaml"))
     }
-    with convert.new_folder(out) as folder:
+    with new_folder(out) as folder:
         (folder / "configs").mkdir()
         for name, text in texts.items():
             (folder / "configs" / name).write_text(text, encoding="utf-8")
@@ -120,12 +121,8 @@ def _prepare(out: Path, share: float) -> None:
         sentences = make_data(folder / "data", counts)
         make_tokenizer(sentences, folder / "tokenizer", TEMPLATES["llama3"], model.language.vocab)
         seconds = time.perf_counter() - start
-        (folder / "summary.json").write_text(
-            json.dumps({"stages": [], "seconds": {"data": seconds}}), encoding="utf-8"
-        )
-        (folder / "quickstart.json").write_text(
-            json.dumps({"share": share}) + "\n", encoding="utf-8"
-        )
+        write_json(folder / "summary.json", {"stages": [], "seconds": {"data": seconds}})
+        write_json(folder / "quickstart.json", {"share": share})
     made = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
     print(f"made {made} in {seconds:.1f} s: {out / 'data'}", flush=True)
 
@@ -140,7 +137,7 @@ def _counts(share: float) -> Counts:
 
 
 def _say(out: Path, page: Path, seconds: float) -> None:
-    scores = json.loads((out / "evaluation" / "scores.json").read_text(encoding="utf-8"))
+    scores = read_json(out / "evaluation" / "scores.json")
     print(f"\ndone in {seconds / 60:.1f} minutes")
     for language, of in scores["languages"].items():
         share = f"{of['exact_match']:.1%} of {of['count']:,} questions"

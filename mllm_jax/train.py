@@ -13,10 +13,11 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import Config
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import require
 from mllm_jax.stage import Stage, apply_of, draw, place, plan
-from mllm_jax.training import flops, metrics, optimizer, state, step
+from mllm_jax.training import flops, metrics, state, step
 from mllm_jax.training.writer import MetricsWriter
+from mllm_jax.trees import flatten, unflatten
 
 
 def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = None) -> Path:
@@ -81,11 +82,8 @@ class Loop:
         """
         if first >= self.stop:
             return now
-        batches, watch, meter = (
-            self.loader.iterate(first, self.stop),
-            metrics.Watch(),
-            self._meter(writer),
-        )
+        batches = self.loader.iterate(first, self.stop)
+        watch, meter = metrics.Watch(), self._meter(writer)
         compiled, pending = None, None
         for number in range(first, self.stop):
             with watch.waiting():
@@ -118,7 +116,7 @@ class Loop:
     def _meter(self, writer: MetricsWriter) -> metrics.Meter:
         config = self.config
         images = config.data.rows * config.data.image_slots if config.model.patches else 0
-        trained = optimizer.flatten(self.stage.abstract.trainable)
+        trained = flatten(self.stage.abstract.trainable)
         useful = flops.flops_per_step(
             config.model, trained, config.data.rows, config.data.length, images
         )
@@ -139,14 +137,12 @@ class Loop:
         number, numbers, counts, records = pending
         jax.block_until_ready(numbers)  # a lap runs from the end of one step to the end of the next
         line = meter.line(number, numbers, counts, watch.lap())
-        line["records_crc32"] = zlib.crc32(
-            "\n".join(records).encode()
-        )  # the same on resume, or the data moved
+        # the same on resume, or the data moved
+        line["records_crc32"] = zlib.crc32("\n".join(records).encode())
         writer.write(line)
         saved = self.checkpoints.latest()
-        metrics.require_finite(
-            number, numbers, str(self.checkpoints.folder / str(saved)) if saved else None
-        )
+        last_good = str(self.checkpoints.folder / str(saved)) if saved else None
+        metrics.require_finite(number, numbers, last_good)
 
     def _save(self, now: state.TrainState) -> None:
         self.checkpoints.save(int(now.step), now.params, now.moments, {"seed": self.config.seed})
@@ -154,24 +150,16 @@ class Loop:
 
 def born(stage: Stage, source: ModelSource | None, config: Config) -> state.TrainState:
     """Step 0: pretrained weights straight into their places, the rest drawn there."""
-    wanted = optimizer.flatten(stage.params)
-    if source is None:
-        fresh = wanted
-    else:
-        fresh = {
-            path: leaf for path, leaf in wanted.items() if run_folder.is_fresh(config.init, path)
-        }
+    wanted = fresh = flatten(stage.params)
+    if source is not None:
+        fresh = {p: leaf for p, leaf in wanted.items() if run_folder.is_fresh(config.init, p)}
         if config.init.fresh is not None:
             require(len(fresh) > 0, f"init.fresh={config.init.fresh!r} matches no parameter path")
-    params = (
-        optimizer.flatten(draw(stage, optimizer.unflatten(fresh), config.seed)) if fresh else {}
-    )
+    params = flatten(draw(stage, unflatten(fresh), config.seed)) if fresh else {}
     if source is not None:
         kept = {path: leaf for path, leaf in wanted.items() if path not in fresh}
-        params |= optimizer.flatten(source.load(optimizer.unflatten(kept), config.init.fresh))
-    return state.birth(
-        optimizer.unflatten(params), stage.optimizer, stage.abstract, stage.shardings
-    )
+        params |= flatten(source.load(unflatten(kept), config.init.fresh))
+    return state.birth(unflatten(params), stage.optimizer, stage.abstract, stage.shardings)
 
 
 def restored(stage: Stage, checkpoints: Checkpoints) -> state.TrainState:
@@ -191,18 +179,12 @@ def restored(stage: Stage, checkpoints: Checkpoints) -> state.TrainState:
 def _check_source(config: Config, source: ModelSource | None) -> None:
     if source is None:
         return
-    ours, theirs = run_folder.flat(config.model), run_folder.flat(source.config.model)
     connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind
-    drawn_anew = config.init.fresh is not None and run_folder.is_fresh(
-        config.init, "connector/linear_1/kernel"
-    )
+    drawn_anew = run_folder.is_fresh(config.init, "connector/linear_1/kernel")
     differ = [
-        f"{key} is {theirs.get(key)!r}, the config says {ours.get(key)!r}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key) and not (drawn_anew and key in connector)
+        f"{key} is {theirs!r}, the config says {ours!r}"
+        for key, (theirs, ours) in run_folder.differences(source.config.model, config.model).items()
+        if not (drawn_anew and key in connector)
     ]
-    if differ:
-        raise ConfigError(
-            f"init.weights={config.init.weights!r} is of another architecture: "
-            f"{'; '.join(differ[:8])}"
-        )
+    where = f"init.weights={config.init.weights!r}"
+    require(not differ, f"{where} is of another architecture: {'; '.join(differ[:8])}")

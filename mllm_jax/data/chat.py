@@ -28,10 +28,8 @@ from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.messages import Messages, Slot
 from mllm_jax.data.records import IMAGE, Turn
 from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand, span_weights
-from mllm_jax.data.templates import LEAVES_OUT_USER_TEXT, TEMPLATES
+from mllm_jax.data.templates import LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
-
-__all__ = ["TEMPLATES", "Chat", "Encoded", "expand"]
 
 _KEPT = 4096  # shapes of conversations whose rendering is remembered
 _SENTINEL = re.compile(f"({msg.SENTINELS})")

@@ -5,6 +5,7 @@ traceback).
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if rest and options.verb != "train":  # only a stage takes overrides
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
+    # transformers would say on every call that it found no PyTorch; only its tokenizers are used
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         options.run(options)
     except ConfigError as error:

@@ -41,11 +41,11 @@ def linear(
     return jnp.einsum(equation, x, kernel)
 
 
-def _linear_forward(equation: str, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _linear_forward(equation: str, x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
     return linear(equation, x, kernel), (x, kernel)
 
 
-def _linear_backward(equation: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _linear_backward(equation: str, kept: tuple[Any, Any], dy: Any) -> tuple[Any, Any]:
     x, kernel = kept
     inputs, out = equation.split("->")
     letters, weights = inputs.split(",")
@@ -77,7 +77,7 @@ class Einsum(nn.Module):
         ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
-        y = linear(self.equation, x, kernel.astype(self.dtype))
+        y: Any = linear(self.equation, x, kernel.astype(self.dtype))
         if self.bias is not None:
             bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32)
             bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

@@ -1,7 +1,7 @@
 """The command line: verbs -> doors. A door is imported when its verb is called: `--help` is quick.
 
-Exit codes: 0 done, 2 bad input (one line on stderr), 130 interrupted, 1 a fault of ours (with its
-traceback).
+Exit codes: 0 done, 2 bad input, 1 a run that had to end (either with one line on stderr) or a fault
+of ours (with its traceback), 130 interrupted.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm_jax.errors import ConfigError
+from mllm_jax.errors import ConfigError, RunError
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -26,9 +26,9 @@ def main(words: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         options.run(options)
-    except ConfigError as error:
+    except (ConfigError, RunError) as error:
         print(f"mllm-jax: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("mllm-jax: interrupted", file=sys.stderr)
         return 130
@@ -137,7 +137,7 @@ def _add_bench(verbs) -> None:
     it.add_argument("--steps", type=_positive, default=5, metavar="N")
     it.add_argument("--dtype", choices=("float32", "bfloat16"))
     it.add_argument("--remat", choices=("none", "dots", "full"), metavar="NAME")
-    it.add_argument("--json", metavar="FILE", help="also write the numbers here")
+    it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the numbers here")
 
 
 # -------------------------------------------------------------------------------------------- doors
@@ -212,7 +212,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from mllm_jax import bench
 
-    names = ("config", "size", "stage", "length", "batch", "steps", "dtype", "remat", "json")
+    names = ("config", "size", "stage", "length", "batch", "steps", "dtype", "remat", "json_file")
     bench.main(**{name: getattr(options, name) for name in names})
 
 

@@ -61,7 +61,7 @@ def main(
     steps: int = 5,
     dtype: str | None = None,
     remat: str | None = None,
-    json: str | None = None,
+    json_file: str | None = None,
 ) -> None:
     """`mllm-jax bench`: times a config's stage, or one of SIZES.
 
@@ -74,7 +74,7 @@ def main(
         steps: timed steps.
         dtype: number format of parameters and products.
         remat: as `compute.remat`.
-        json: where the printed JSON object is also written.
+        json_file: where the printed JSON object is also written.
 
     Raises:
         ConfigError: flags that exclude each other, or a batch that does not fit model or mesh.
@@ -103,10 +103,10 @@ def main(
         "size": size or Path(config or "").stem,
         "stage": stage or ("config" if config else "instruct"),
     } | measure(wanted, steps)
-    text = _dump(result)
+    text = json.dumps(result)
     print(text)
-    if json is not None:
-        Path(json).write_text(text + "\n", encoding="utf-8")
+    if json_file is not None:
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
 
 
 def from_size(size: str, stage: str, length: int, rows: int, dtype: str, remat: str) -> Work:
@@ -252,7 +252,3 @@ def report(
 
 def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def _dump(result: dict[str, Any]) -> str:
-    return json.dumps(result)

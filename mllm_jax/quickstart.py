@@ -12,6 +12,8 @@ import re
 import time
 from pathlib import Path
 
+import jax
+
 from mllm_jax import config_file, recipe
 from mllm_jax.config import Config
 from mllm_jax.data.templates import TEMPLATES
@@ -47,7 +49,8 @@ def run(out: str | Path = HOME, share: float = 1.0) -> Path:
     require(0 < share <= 1, f"--share={share}: must lie in (0, 1]")
     if not _begun(out, share):
         _prepare(out, share)
-    recipe.run(out / "configs" / "recipe.yaml", out)
+    # batches of four rows: one device, whatever the machine has
+    recipe.run(out / "configs" / "recipe.yaml", out, devices=jax.devices()[:1])
     page = build_report(out, TITLE)
     _say(out, page, time.perf_counter() - start)
     return page

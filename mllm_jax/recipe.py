@@ -12,7 +12,7 @@ import functools
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -35,12 +35,15 @@ from mllm_jax.trees import flatten, unflatten
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
-def run(path: str | Path, out: str | Path | None = None) -> Path:
+def run(
+    path: str | Path, out: str | Path | None = None, devices: Sequence[Any] | None = None
+) -> Path:
     """Trains the stages of a recipe file, evaluates the last one and exports it.
 
     Args:
         path: the recipe file; its stage files are looked for beside it.
         out: folder of everything that is made; default: the file's own `out`.
+        devices: the mesh's devices in every stage; all there are when None.
 
     Returns:
         The folder: a run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
@@ -54,7 +57,9 @@ def run(path: str | Path, out: str | Path | None = None) -> Path:
     out = Path(out if out is not None else recipe.out)
     stages = load_stages(Path(path), recipe, out)
     summary = _Summary(out / "summary.json")
-    moved = [name for name, config in stages.items() if _train_stage(name, config, summary)]
+    moved = [
+        name for name, config in stages.items() if _train_stage(name, config, summary, devices)
+    ]
     last = Path(list(stages.values())[-1].out)
     for made in (out / "evaluation", out / "hf"):
         text = "is of the model before these steps; remove it, and start the recipe again"
@@ -104,7 +109,9 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
 # ------------------------------------------------------------------------------------------- stages
 
 
-def _train_stage(name: str, config: Config, summary: "_Summary") -> bool:
+def _train_stage(
+    name: str, config: Config, summary: "_Summary", devices: Sequence[Any] | None
+) -> bool:
     """Trains what is left of a stage; returns whether that was anything."""
     run = Path(config.out)
     saved = checkpoint_steps(run / "checkpoints")
@@ -120,7 +127,7 @@ def _train_stage(name: str, config: Config, summary: "_Summary") -> bool:
         if in_use(run) and not saved:
             print(f"{run} was stopped before its first checkpoint: it begins again", flush=True)
             shutil.rmtree(run)
-        train.train(config, resume=bool(saved))
+        train.train(config, resume=bool(saved), devices=devices)
     modules = module_table(config)
     _print_modules(name, modules)
     summary.add_stage(name, config, time.perf_counter() - start, modules)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mllm_jax.__main__ import main, make_parser
-from mllm_jax.errors import ConfigError
+from mllm_jax.errors import ConfigError, RunError
 
 
 class Door(types.ModuleType):
@@ -45,7 +45,7 @@ def door(monkeypatch: pytest.MonkeyPatch):
 
 
 GENERATE = {"max_new_tokens": 128, "temperature": 0.0, "seed": 0, "as_json": False}
-BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json"))
+BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json_file"))
 BENCH |= {"steps": 5}
 
 # (door, function, words, positional arguments, keyword arguments)
@@ -129,7 +129,7 @@ CALLS = [
             "steps": 3,
             "dtype": "float32",
             "remat": "dots",
-            "json": "o.json",
+            "json_file": "o.json",
         },
     ),
 ]
@@ -215,6 +215,12 @@ def test_bad_input_found_by_a_door_is_code_2(door, capsys):
     door("convert", "from_hf", ConfigError("out: exists and is not empty"))
     assert main(["convert", "from-hf", "src", "out"]) == 2
     assert capsys.readouterr().err == "mllm-jax: error: out: exists and is not empty\n"
+
+
+def test_a_run_that_has_to_end_is_code_1_in_one_line(door, capsys):
+    door("recipe", "run", RunError("step 12: loss nan"))
+    assert main(["recipe", "r.yaml"]) == 1
+    assert capsys.readouterr().err == "mllm-jax: error: step 12: loss nan\n"
 
 
 def test_an_interrupted_run_is_code_130(door, capsys):

@@ -114,7 +114,7 @@ def save(config: Config, step: int, spoil: str = "") -> None:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     made = Files(tmp_path)
 
-    def train(config: Config, resume: bool = False) -> Path:
+    def train(config: Config, resume: bool = False, devices: Any = None) -> Path:
         name = Path(config.out).name
         made.calls.append(f"{name}{' again' if resume else ''}")
         if not resume:
@@ -212,7 +212,7 @@ def test_a_frozen_parameter_that_moved_is_an_alarm(files: Files, monkeypatch: py
 def test_a_stopped_stage_is_resumed(files: Files, monkeypatch: pytest.MonkeyPatch):
     whole, stop = recipe.train.train, [True]
 
-    def train(config: Config, resume: bool = False) -> Path:
+    def train(config: Config, resume: bool = False, devices: Any = None) -> Path:
         if Path(config.out).name == "align" and stop:
             stop.clear()
             files.calls.append("align, half")
@@ -234,7 +234,7 @@ def test_a_stage_stopped_before_its_first_checkpoint_begins_again(
     files.recipe["stages"] = ["backbone.yaml"]
     whole = recipe.train.train
 
-    def train(config: Config, resume: bool = False) -> Path:
+    def train(config: Config, resume: bool = False, devices: Any = None) -> Path:
         Path(config.out).mkdir(parents=True)
         config_file.dump(config, Path(config.out) / "config.yaml")
         raise KeyboardInterrupt

@@ -23,11 +23,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from mllm_jax.batch import Batch
+from mllm_jax.errors import RunError
 
 Line = dict[str, Any]  # one line of metrics.jsonl: step and numbers
 
 
-class Diverged(RuntimeError):
+class Diverged(RunError):
     """The loss or the gradient is not finite: the run ends."""
 
 

@@ -9,7 +9,6 @@ metrics.jsonl   tensorboard/   checkpoints/<step>/
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,11 @@ from mllm_jax.trees import flatten
 FREE = ("train.", "mesh.", "data.threads", "data.prefetch", "out", "init.")
 
 
-def check(config: Config, resume: bool) -> None:
+def check(config: Config, resume: bool) -> list[str]:
     """Refuses a folder that is in use, or the continuation of something else; writes nothing.
+
+    Returns:
+        What differs from the run that is continued, and may: a line for each knob.
 
     Raises:
         ConfigError: a fresh run into a folder that is not empty; a resume without a run, or with
@@ -43,7 +45,7 @@ def check(config: Config, resume: bool) -> None:
             f"out={config.out}: exists and is not empty; give another folder, or --resume to "
             "continue it",
         )
-        return
+        return []
     require(
         (run / "config.yaml").is_file(),
         f"out={config.out}: no run to resume (config.yaml is missing)",
@@ -52,14 +54,13 @@ def check(config: Config, resume: bool) -> None:
     differ = {
         k: f"{k} was {old!r}, is {new!r}" for k, (old, new) in differences(before, config).items()
     }
-    for words in (words for key, words in differ.items() if key.startswith(FREE)):
-        print(f"resume: {words}", file=sys.stderr)
     changed = [words for key, words in differ.items() if not key.startswith(FREE)]
     require(
         not changed,
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
         "back, or start a new run",
     )
+    return [words for key, words in differ.items() if key.startswith(FREE)]
 
 
 def prepare(config: Config, source: ModelSource | None, loader: Loader, resume: bool) -> Path:

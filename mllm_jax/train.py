@@ -1,5 +1,6 @@
 """DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
 
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
         ConfigError: bad input, before anything is written.
         Diverged: a loss that is not finite; names the step and the last good checkpoint.
     """
-    run_folder.check(config, resume)
+    changed = run_folder.check(config, resume)
     mesh = sharding.make_mesh(config.mesh, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -45,6 +46,8 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     now = None if resume else born(stage, source, config)  # before anything is written
+    for words in changed:
+        print(f"resume: {words}", file=sys.stderr)
     run = run_folder.prepare(config, source, loader, resume)
     checkpoints = Checkpoints(run, config.train.keep)
     now = now or restored(stage, checkpoints)

@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm_jax.errors import ConfigError, RunError
+from mllm_jax.errors import ConfigError, RunError, require
 
 Verb = Callable[[argparse.Namespace], None]
+TAKE_OVERRIDES = ("train", "prepare", "inspect")  # what reads one stage file
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code. `words` defaults to the command line's."""
     parser = make_parser()
     options, rest = parser.parse_known_args(words)
-    if rest and options.verb != "train":  # only a stage takes overrides
+    if rest and options.verb not in TAKE_OVERRIDES:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = rest
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
@@ -45,6 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     _add_quickstart(verbs)
     _add_train(verbs)
+    _add_prepare(verbs)
+    _add_inspect(verbs)
     _add_recipe(verbs)
     _add_convert(verbs)
     _add_generate(verbs)
@@ -79,6 +82,27 @@ def _add_train(verbs) -> None:
     it = _verb(verbs, "train", _train, "one stage, from a YAML file", usage)
     it.add_argument("--config", type=Path, required=True, metavar="FILE")
     it.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+
+
+def _add_prepare(verbs) -> None:
+    usage = "mllm-jax prepare --config FILE [--workers N] [--json FILE] [--section.key value ...]"
+    text = "fetch, read, check and index a stage's data; afterwards it runs offline"
+    it = _verb(verbs, "prepare", _prepare, text, usage)
+    it.add_argument("--config", type=Path, required=True, metavar="FILE")
+    it.add_argument("--workers", type=_positive, metavar="N", help="processes; default: all cores")
+    it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the report here")
+
+
+def _add_inspect(verbs) -> None:
+    flags = "--config FILE [--step N] [--rows K] --out DIR [--section.key value ...]"
+    text = "a page with the rows of any step as the model gets them, and the mixture"
+    it = _verb(verbs, "inspect", _inspect, text, f"mllm-jax inspect {flags}")
+    it.add_argument("--config", type=Path, required=True, metavar="FILE")
+    it.add_argument("--step", type=int, default=0, metavar="N", help="from 0 on; default: 0")
+    it.add_argument(
+        "--rows", type=_positive, default=4, metavar="K", help="rows that are shown; default: 4"
+    )
+    it.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets index.html")
 
 
 def _add_recipe(verbs) -> None:
@@ -127,7 +151,9 @@ def _add_evaluate(verbs) -> None:
 
 
 def _add_bench(verbs) -> None:
-    it = _verb(verbs, "bench", _bench, "throughput of the real step on synthetic rows")
+    text = "throughput of the real step on synthetic rows, or of a stage's loader"
+    it = _verb(verbs, "bench", _bench, text)
+    it.add_argument("--data", action="store_true", help="the loader alone; needs --config")
     what = it.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE")
     what.add_argument("--size", choices=("tiny", "small", "1b", "8b"))
@@ -158,6 +184,29 @@ def _train(options: argparse.Namespace) -> None:
     from mllm_jax import train  # after the config: what is wrong with it is said at once
 
     train.train(config, resume=options.resume)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from mllm_jax import config_file
+    from mllm_jax.config import Config
+
+    config = config_file.load(Config, options.config, options.overrides)
+
+    from mllm_jax import prepare
+
+    workers = options.workers or os.cpu_count() or 1
+    prepare.run(config, workers=workers, json_file=options.json_file)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from mllm_jax import config_file
+    from mllm_jax.config import Config
+
+    config = config_file.load(Config, options.config, options.overrides)
+
+    from mllm_jax import inspect_rows  # after the config: what is wrong with it is said at once
+
+    inspect_rows.run(config, options.out, step=options.step, rows=options.rows)
 
 
 def _recipe(options: argparse.Namespace) -> None:
@@ -210,6 +259,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.data:
+        names = ("size", "stage", "length", "batch", "dtype", "remat")
+        given = [f"--{name}" for name in names if getattr(options, name) is not None]
+        require(not given, f"bench --data: {', '.join(given)}: no effect; give --config FILE")
+
+        from mllm_jax import bench_data
+
+        bench_data.main(options.config, steps=options.steps, json_file=options.json_file)
+        return
+
     from mllm_jax import bench
 
     names = ("config", "size", "stage", "length", "batch", "steps", "dtype", "remat", "json_file")

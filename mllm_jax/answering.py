@@ -103,7 +103,7 @@ class Answerer:
             f"the model's max_length={limit}; shorten the prompt or the answer",
         )
 
-    def pictures(self, paths: Sequence[str | Path]) -> list[Picture]:
+    def pictures(self, paths: Sequence[str | Path | bytes]) -> list[Picture]:
         """Image files as the vision tower wants them. Raises ConfigError for what is no image."""
         vision = self.config.vision
         require(

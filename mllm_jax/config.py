@@ -1,14 +1,15 @@
 """Every knob, typed and frozen; `config_file` fills them from YAML and flags. Ground floor.
 
-`model_config` holds the sections that say what the network is. Each section validates itself when
-it is made, so an impossible combination never reaches a door's body. A door hands every part its
-own section only; `Config` itself stays in the doors.
+`model_config` holds the sections that say what the network is, `data_config` what it reads. Each
+section validates itself when it is made, so an impossible combination never reaches a door's body.
+A door hands every part its own section only; `Config` itself stays in the doors.
 """
 
 import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.model_config import ModelConfig
 
@@ -49,63 +50,6 @@ class ComputeConfig:
 
     def __post_init__(self):
         require(self.loss_chunk > 0, f"compute.loss_chunk={self.loss_chunk} must be positive")
-
-
-# --------------------------------------------------------------------------------------------- data
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """One weighted source of records: a LLaVA JSON or JSONL file and the folder of its images."""
-
-    path: str
-    images: str | None = None  # where image paths start
-    language: str | None = None  # of records that do not name their own
-    weight: float = 1.0
-    format: Literal["plain", "llama3", "llama31"] = "llama31"
-
-    def __post_init__(self):
-        require(
-            self.weight > 0,
-            f"data.streams.*.weight={self.weight} must be positive; remove the stream instead",
-        )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The mixture, and the shape of a batch.
-
-    A batch is `rows` rows of `length` tokens with `image_slots` images each.
-    """
-
-    streams: dict[str, StreamConfig]
-    languages: tuple[str, ...]
-    length: int = 2048
-    image_slots: int = 1
-    rows: int = 128
-    pack: bool = True
-    window: int = 512  # positions of the mixture that are packed together
-    over_long: Literal["drop", "cut", "fail"] = "fail"
-    image_fit: Literal["crop", "pad"] = "crop"
-    threads: int = 4
-    prefetch: int = 4  # batches made ahead of the step
-
-    def __post_init__(self):
-        require(len(self.streams) > 0, "data.streams: empty; name at least one stream")
-        require(len(self.languages) > 0, "data.languages: empty; list the language of every record")
-        for name in ("length", "rows", "window", "threads"):
-            require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)} must be positive")
-        for name in ("image_slots", "prefetch"):
-            require(
-                getattr(self, name) >= 0, f"data.{name}={getattr(self, name)} must not be negative"
-            )
-        for name, stream in self.streams.items():
-            if stream.language is not None:
-                require(
-                    stream.language in self.languages,
-                    f"data.streams.{name}.language={stream.language!r} is not in data.languages "
-                    f"{list(self.languages)}",
-                )
 
 
 # ----------------------------------------------------------------------------------------- training

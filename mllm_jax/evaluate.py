@@ -28,9 +28,10 @@ from tqdm import tqdm
 from mllm_jax import scoring
 from mllm_jax.answering import Answerer, Picture
 from mllm_jax.batch import Batch
-from mllm_jax.config import StreamConfig
 from mllm_jax.data.chat import Encoded
-from mllm_jax.data.records import IMAGE, Record, Turn, languages_in, load_records
+from mllm_jax.data.record_files import languages_in, load_records
+from mllm_jax.data.records import IMAGE, Record, Turn
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import require
 from mllm_jax.folders import new_folder
 from mllm_jax.json_file import write_json
@@ -50,7 +51,7 @@ class Item(NamedTuple):
     turn: int  # which answer of the record, from 0
     question: str  # last user's turn, images left out
     truth: str
-    images: tuple[str, ...]  # seen so far
+    images: tuple[str | bytes, ...]  # seen so far
     prompt: Encoded
     whole: Encoded  # prompt and truth; weights of this truth alone
 

@@ -15,6 +15,7 @@ from typing import Any
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.folder import ModelSource
+from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, FolderConfig, InitConfig
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
@@ -25,7 +26,8 @@ from mllm_jax.trees import flatten
 
 # what may differ between a run and its continuation, and is said then; `train.steps` stretches the
 # schedule, everything else that decides which numbers come out of a step must stay
-FREE = ("train.", "mesh.", "data.threads", "data.prefetch", "out", "init.")
+FREE = ("train.", "mesh.", "out", "init.")
+FREE += tuple(f"data.{n}" for n in ("threads", "workers", "prefetch", "index", "image_cache"))
 
 
 def check(config: Config, resume: bool) -> list[str]:
@@ -54,13 +56,15 @@ def check(config: Config, resume: bool) -> list[str]:
     differ = {
         k: f"{k} was {old!r}, is {new!r}" for k, (old, new) in differences(before, config).items()
     }
-    changed = [words for key, words in differ.items() if not key.startswith(FREE)]
+    last = max(checkpoint_steps(run / "checkpoints"), default=0)
+    free = {key for key in differ if key.startswith(FREE) or _lies_ahead(key, last)}
+    changed = [words for key, words in differ.items() if key not in free]
     require(
         not changed,
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
         "back, or start a new run",
     )
-    return [words for key, words in differ.items() if key.startswith(FREE)]
+    return [words for key, words in differ.items() if key in free]
 
 
 def prepare(config: Config, source: ModelSource | None, loader: Loader, resume: bool) -> Path:
@@ -116,6 +120,12 @@ def chat_template(config: Config) -> str | None:
 def is_fresh(init: InitConfig, path: str) -> bool:
     """Whether `init.fresh` has this parameter drawn anew."""
     return init.fresh is not None and re.fullmatch(init.fresh, path) is not None
+
+
+def _lies_ahead(key: str, step: int) -> bool:
+    """Whether a knob is a change of the mixture's weights that no step has seen yet."""
+    found = re.match(r"data\.changes\.(\d+)\.", key)
+    return found is not None and int(found[1]) >= step
 
 
 def differences(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:

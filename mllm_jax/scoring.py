@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mllm_jax.errors import require
+from mllm_jax.markdown import markdown_table
 
 Scores = dict[str, dict[str, int | float]]  # language -> name -> value
 COLUMNS = (
@@ -89,15 +90,4 @@ def table(scores: Scores) -> str:
         )
         for language, own in scores.items()
     ]
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [_line(COLUMNS, widths), _line(rule, widths), *(_line(row, widths) for row in rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [
-        cells[0].ljust(widths[0]),
-        *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)),
-    ]
-    return f"| {' | '.join(padded)} |"
+    return markdown_table(COLUMNS, rows)

@@ -15,16 +15,18 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # torch is a test extra of Python 3.11
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.config import ComputeConfig, StreamConfig
+from mllm_jax.config import ComputeConfig
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.images import load_pixels, normalise
-from mllm_jax.data.records import IMAGE, Record, load_records
+from mllm_jax.data.record_files import load_records
+from mllm_jax.data.records import IMAGE, Record
 from mllm_jax.data.tokenizer import load_template, load_tokenizer
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.models import mllm
 
 

@@ -115,6 +115,13 @@ CALLS = [
     ),
     ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
     (
+        "bench_data",
+        "main",
+        "bench --data --config c.yaml --steps 7 --json o.json",
+        ("c.yaml",),
+        {"steps": 7, "json_file": "o.json"},
+    ),
+    (
         "bench",
         "main",
         "bench --config c.yaml --stage full --length 64 --batch 2 --steps 3 --dtype float32 "
@@ -173,6 +180,39 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
     assert kwargs == {"resume": True}
     assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
     assert config.mesh.data == -1
+
+
+def test_prepare_takes_overrides_too(door, stage: str):
+    made = door("prepare", "run")
+    words = ["--config", stage, "--workers", "3", "--json", "o.json", "--seed", "7"]
+    assert main(["prepare", *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"workers": 3, "json_file": "o.json"}
+    assert config.seed == 7
+
+
+def test_bench_of_data_takes_no_sizes(door, capsys):
+    made = door("bench_data", "main")
+    assert main("bench --data --size tiny --batch 3".split()) == 2
+    said = "bench --data: --size, --batch: no effect; give --config FILE"
+    assert capsys.readouterr().err == f"mllm-jax: error: {said}\n"
+    assert not made.calls
+
+
+def test_inspect_takes_overrides_beside_its_flags(door, stage: str):
+    made = door("inspect_rows", "run")
+    words = ["--step", "7", "--rows", "2", "--data.length", "64", "--out", "look"]
+    assert main(["inspect", "--config", stage, *words]) == 0
+    (((config, out), kwargs),) = made.calls
+    assert (out, kwargs) == (Path("look"), {"step": 7, "rows": 2})
+    assert (config.data.length, config.out) == (64, "runs/run")
+    assert main(["inspect", "--config", stage, "--out", "look"]) == 0
+    assert made.calls[1][1] == {"step": 0, "rows": 4}
+
+
+def test_inspect_calls_a_door_that_is_there():
+    module = importlib.import_module("mllm_jax.inspect_rows")
+    inspect.signature(module.run).bind(None, Path("look"), step=7, rows=2)
 
 
 def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(door, stage: str):
@@ -245,6 +285,10 @@ def test_a_fault_of_ours_keeps_its_traceback(door, error: Exception):
         "quickstart --share 0",
         "quickstart --share 1.5",
         "quickstart --sh 0.5",  # flags are never guessed from their beginnings
+        "inspect --config c.yaml",
+        "inspect --out look",
+        "inspect --config c.yaml --out look --rows 0",
+        "inspect --config c.yaml --out look --step one",
         "recipe",
         "recipe r.yaml --oot x",
         "convert",
@@ -273,7 +317,8 @@ def test_wrong_usage_is_code_2(words: str, capsys):
 
 def test_every_verb_explains_itself(capsys):
     for words in (
-        ["quickstart"], ["train"], ["recipe"], ["convert"], ["convert", "from-hf"],
+        ["quickstart"], ["train"], ["prepare"], ["inspect"], ["recipe"], ["convert"],
+        ["convert", "from-hf"],
         ["convert", "join"], ["convert", "to-hf"], ["generate"], ["evaluate"], ["bench"],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as ended:

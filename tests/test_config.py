@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from mllm_jax import config_file
-from mllm_jax.config import Config, MeshConfig, StreamConfig
+from mllm_jax.config import Config, MeshConfig
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.model_config import VisionConfig
 from tests.valid_config import TREE, tree

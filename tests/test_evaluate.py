@@ -15,8 +15,8 @@ import pytest
 
 from mllm_jax import __main__ as command_line
 from mllm_jax.answering import Answerer
-from mllm_jax.config import StreamConfig
-from mllm_jax.data.records import load_records
+from mllm_jax.data.record_files import load_records
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.evaluate import evaluate
 from mllm_jax.models import mllm

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from mllm_jax.errors import ConfigError
 from mllm_jax.report import charts, page
+from tests import browser
 
 KINDS = {
     "number": "hirurogeita hamazazpi",
@@ -19,9 +18,6 @@ KINDS = {
     "sum": "hamalau",
     "larger": "berdinak dira",
 }
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 
 
 def make_stage(out: Path, name: str, start: float, end: float, steps: int) -> dict:
@@ -214,39 +210,9 @@ def test_a_chart_without_steps_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+@browser.needed
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_no_sideways_scrolling_in_a_real_browser(run: Path, tmp_path: Path, width: int):
-    """In a frame of a phone's width; the browser's own numbers are read from its DOM."""
-    page.build_report(run)
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f"<iframe id=f src='run/report.html' style='width:{width}px;height:900px;border:0'>"
-        "</iframe><p id=said></p><script>"
-        "f.onload = () => { const d = f.contentDocument.documentElement;"
-        " said.textContent = `scroll ${d.scrollWidth} client ${d.clientWidth}`"
-        " + ` height ${d.scrollHeight}` }</script>"
-    )
-    assert CHROMIUM is not None
-    flags = (
-        "--headless --hide-scrollbars --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        "--allow-file-access-from-files --virtual-time-budget=5000"
-    )
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *flags.split(),
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            frame.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    found = re.search(r"scroll (\d+) client (\d+) height (\d+)", done.stdout)
-    assert found, done.stderr[-2000:]
-    scroll, client, height = map(int, found.groups())
-    assert height > 2000, "the page did not load"
-    assert scroll <= client <= width
+    shown = browser.show(page.build_report(run), tmp_path, width)
+    assert shown.height > 2000, "the page did not load"
+    assert shown.scroll <= shown.client <= width

@@ -28,7 +28,7 @@ from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.messages import Messages, Slot
 from mllm_jax.data.records import IMAGE, Turn
 from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand, span_weights
-from mllm_jax.data.templates import LEAVES_OUT_USER_TEXT
+from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
 
 _KEPT = 4096  # shapes of conversations whose rendering is remembered
@@ -113,6 +113,24 @@ class Chat:
                 check_ends(items, self._image)
             plans.append((items, msg.count_images(turns)))
         return self._encode(plans, names)
+
+    def completions(self, texts: Sequence[str]) -> list[Encoded]:
+        """Documents for training on text alone: beginning token, text, end of text.
+
+        Everything but the beginning token is trained.
+
+        Raises:
+            ConfigError: the tokenizer has no token that ends a text.
+        """
+        end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
+        require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
+        done = []
+        for encoding in private.encode_literally(self._literal, list(texts)):
+            tokens = np.array([self._bos, *encoding.ids, end], np.int32)
+            weights = np.ones(len(tokens), np.float32)
+            weights[0] = 0
+            done.append(Encoded(tokens, weights, np.full(len(tokens), -1, np.int32)))
+        return done
 
     def prompt(self, turns: Sequence[Turn]) -> Encoded:
         """A conversation that ends with a user turn, and the header that asks for an answer.
@@ -261,23 +279,23 @@ class Chat:
 
     def _join(self, items: Items, images: int, encodings: dict[str, Any]) -> Encoded:
         tokens: list[int] = []
-        trained: list[tuple[int, Any]] = []  # (first token, weights)
+        weights: list[float] = []
         answered = False  # the item before was an answer: this one ends its turn
         for item in items:
             if isinstance(item, Run):
-                if item.spans:
-                    trained.append((len(tokens), span_weights(item, encodings[item.text])))
-                tokens += encodings[item.text].ids
+                ids = encodings[item.text].ids
+                tokens += ids
+                weights += (
+                    span_weights(item, encodings[item.text]) if item.spans else [0.0] * len(ids)
+                )
+                answered = bool(item.spans)
             else:
-                trained += [(len(tokens), 1.0)] if answered else []
                 tokens.append(item)
-            answered = isinstance(item, Run) and bool(item.spans)
+                weights.append(float(answered))
+                answered = False
         if self._adds_bos and self._bos not in tokens:
             tokens.insert(0, self._bos)
-            trained = [(start + 1, values) for start, values in trained]
-        weights = np.zeros(len(tokens), np.float32)
-        for start, values in trained:
-            weights[start : start + np.size(values)] = values
+            weights.insert(0, 0.0)
         begins = tokens.count(self._bos)
         require(
             begins == 1 and tokens[0] == self._bos,
@@ -288,7 +306,8 @@ class Chat:
             found == images,
             f"the conversation has {images} images, but {found} places for them when rendered",
         )
-        return expand(np.asarray(tokens, np.int32), weights, self._image, self._patches)
+        wide = (np.asarray(tokens, np.int32), np.asarray(weights, np.float32))
+        return expand(*wide, self._image, self._patches)
 
 
 class _named:

@@ -1,6 +1,8 @@
 """Image files -> pixels as CLIP wants them, equal to Hugging Face's PIL processor.
 
-One resize everywhere (PIL, bicubic), in training, generation and evaluation alike:
+An image is a path, or the encoded bytes that a shard holds. It is judged by its header before
+anything is decoded: kind, pixels, frames. One resize everywhere (PIL, bicubic), in training,
+generation and evaluation alike:
 
     crop   shortest edge to `size`, then the central square         (CLIP, LLaVA pretraining)
     pad    a square canvas in the mean colour, then to `size`       (LLaVA-1.5 fine-tuning)
@@ -9,7 +11,14 @@ The model gets uint8 and normalises on the device; `normalise` is the reference 
 export checks.
 """
 
+import errno
+import io
+import os
+import stat
 import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -17,52 +26,95 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.resizing import to_square
+from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
-# what PIL raises for broken files, depending on the format
+MAX_PIXELS = DataConfig.max_pixels  # for those who read no data section
+# Raster formats whose header tells the size. PIL reads others too: EPS and WMF call an interpreter,
+# ICO and ICNS hold images of another size than they say.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Phones append a preview or a gain map to an ordinary JPEG; its first image is the picture.
+_FIRST_IS_THE_PICTURE = "MPO"
+# what PIL raises for broken files, depending on the format and on what is broken
 _BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, TypeError),
+    *(OverflowError, struct.error, zlib.error),
 )
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-def check(path: str | Path) -> None:
-    """Opens an image file as far as its header. Raises ConfigError when missing or no image."""
-    with _open(path):
+class BadImage(Fault, ConfigError):
+    """An image that cannot be used: a fault of its record, bad input of a person who named it."""
+
+    def __reduce__(self):
+        return BadImage, (self.code, self.reason)
+
+
+def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
+    """Judges an image by its header.
+
+    Args:
+        image: a path, or the bytes of an image file.
+        max_pixels: an image with more is refused before it is decoded.
+
+    Raises:
+        BadImage: image_missing, image_empty, image_type, image_pixels or image_animated; a header
+            that is broken is image_broken.
+        ConfigError: the file system does not let us read the file; that is no fault of a record.
+    """
+    with _opened(image, max_pixels):
         pass
 
 
+def decode(
+    image: str | Path | bytes, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width C"]:
+    """All pixels of an image as RGB, upright.
+
+    Raises:
+        BadImage, ConfigError: as `check`; image_broken for what cannot be decoded to its end.
+    """
+    return np.asarray(_upright_rgb(image, max_pixels))
+
+
 def load_pixels(
-    path: str | Path,
+    image: str | Path | bytes,
     size: int,
     fit: Literal["crop", "pad"],
     mean: tuple[float, float, float] = CLIP_MEAN,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "height width C"]:
-    """An image file as RGB pixels [size, size, 3].
+    """An image as RGB pixels [size, size, 3].
 
     Args:
-        path: any format PIL reads. EXIF rotation is applied; transparency is laid on white.
+        image: a path, or the bytes of an image file in one of FORMATS. EXIF rotation is applied;
+            transparency is laid on white.
         size: side of the square in pixels.
         fit: what happens to images that are not square, see the top of this file.
         mean: channel means in 0..1; `pad` fills with int(255 * mean).
+        max_pixels: an image with more is refused; see also `resizing.to_square`.
 
     Raises:
-        ConfigError: the file is missing, no image, or broken.
+        BadImage, ConfigError: as `decode`.
     """
-    with _open(path) as opened:
-        try:
-            image = _rgb(ImageOps.exif_transpose(opened))
-        except _BROKEN as error:
-            raise ConfigError(f"{path}: the image is broken: {_line(error)}") from error
-    if fit == "pad":
-        image = _square(image, mean)
-    return _crop(np.asarray(_resize(image, size)), size)
+    return to_square(_upright_rgb(image, max_pixels), size, fit, mean, max_pixels)
+
+
+def fingerprint(pixels: UInt8[np.ndarray, "height width C"]) -> int:
+    """64 bits that near-duplicates share but for a few: the difference hash.
+
+    The image is shrunk to 9 x 8 grey pixels; a bit is set where a pixel is brighter than its right
+    neighbour, row by row, the first in the highest bit. Source: Neal Krawetz, "Kind of Like That",
+    hackerfactor.com, 2013: more than 10 different bits mean another picture. Plain areas have no
+    bits: every image of one colour has the fingerprint 0.
+    """
+    image = Image.fromarray(pixels).convert("L")
+    # reduced by whole factors first: three times as fast, and the order of the pixels is the same
+    values = np.asarray(image.resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=3.0))
+    return int.from_bytes(np.packbits(values[:, :-1] > values[:, 1:]).tobytes(), "big")
 
 
 def normalise(
@@ -75,21 +127,93 @@ def normalise(
     return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
-def _open(path: str | Path) -> Image.Image:
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such image file")
+# ----------------------------------------------------------------------------------------- opening
+
+
+@contextmanager
+def _opened(image: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read and judged."""
+    name = _name(image)
+    with _file(image, name) as file:
+        opened = _identified(file, name)
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise BadImage(
+                "image_pixels",
+                f"{name}: {width} x {height} pixels are more than data.max_pixels={max_pixels}",
+            )
+        if _is_animated(opened, name):
+            raise BadImage("image_animated", f"{name}: the image has several frames")
+        yield opened
+
+
+def _file(image: str | Path | bytes, name: str) -> io.BytesIO | io.BufferedReader:
+    if isinstance(image, bytes):
+        size, file = len(image), io.BytesIO(image)
+    else:
+        try:
+            found = os.stat(image)
+            if not stat.S_ISREG(found.st_mode):
+                raise BadImage("image_missing", f"{name}: no such image file")
+            size, file = found.st_size, open(image, "rb")  # noqa: SIM115  _opened closes it
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise _broken(name, error) from error
+            raise BadImage("image_missing", f"{name}: no such image file") from error
+    if size > 0:
+        return file
+    file.close()
+    raise BadImage("image_empty", f"{name}: not an image: the file is empty")
+
+
+def _identified(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
+    # PIL's own limit warns or raises, whatever ours is; ours is held against the header right away
+    Image.MAX_IMAGE_PIXELS = None
     try:
-        return Image.open(path)
+        return Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        file.seek(0)
+        start = file.read(16)
+        kinds = [kind for kind in FORMATS if _begins_like(kind, start)]
+        if not kinds:
+            raise BadImage(
+                "image_type",
+                f"{name}: not an image that PIL reads as one of {', '.join(FORMATS)}",
+            ) from error
+        reason = f"it begins like {' or '.join(kinds)}, but its header cannot be read"
+        raise BadImage("image_broken", f"{name}: the image is broken: {reason}") from error
     except _BROKEN as error:
-        raise ConfigError(f"{path}: not an image that PIL reads: {_line(error)}") from error
+        raise _broken(name, error) from error
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _begins_like(kind: str, start: bytes) -> bool:
+    accept = Image.OPEN[kind][1]
+    return accept is not None and accept(start) is True
+
+
+def _is_animated(opened: Image.Image, name: str) -> bool:
+    try:
+        frames = getattr(opened, "is_animated", False)
+    except _BROKEN as error:
+        raise _broken(name, error) from error
+    return frames and opened.format != _FIRST_IS_THE_PICTURE
+
+
+def _upright_rgb(image: str | Path | bytes, max_pixels: int) -> Image.Image:
+    """Decoded to the end, turned as EXIF says, RGB."""
+    with _opened(image, max_pixels) as opened:
+        try:
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _rgb(opened)
+        except _BROKEN as error:
+            raise _broken(_name(image), error) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparency over white (transformers 5: convert_to_rgb)."""
+    """Any mode to RGB; transparency over white (transformers 5: convert_to_rgb).
+
+    Values of more than 8 bits are cut off at 255, not scaled, as PIL and so transformers do.
+    """
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -97,32 +221,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
-    """The image in the middle of a square of the mean colour (LLaVA: mm_utils.expand2square)."""
-    width, height = image.size
-    side = max(width, height)
-    canvas = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-    return canvas
+def _name(image: str | Path | bytes) -> str:
+    return f"image of {len(image)} bytes" if isinstance(image, bytes) else str(image)
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    """Shortest edge to `size`, the other in proportion, rounded down.
-
-    As transformers does (image_transforms.get_resize_output_image_size).
-    """
-    width, height = image.size
-    if width <= height:
-        shape = (size, int(size * height / width))
-    else:
-        shape = (int(size * width / height), size)
-    return image.resize(shape, Image.Resampling.BICUBIC)
-
-
-def _crop(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "size size C"]:
-    """The central square of pixels whose shorter side is `size` (transformers: center_crop).
-
-    Of an odd rest, the larger half is cut off at the bottom or right.
-    """
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+def _broken(name: str, error: Exception) -> BadImage | ConfigError:
+    if isinstance(error, OSError) and error.errno is not None:
+        # the file system failed, not PIL: no fault of the record, so none that may be skipped
+        return ConfigError(f"{name}: cannot be read: {error.strerror}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return BadImage("image_broken", f"{name}: the image is broken: {reason}")

@@ -1,27 +1,28 @@
-"""The length index: every record of a stream tokenised once at the start, kept compactly.
+"""An index folder as the usable examples of a stream: what fits a row, numbered from 0.
 
-An image is kept as one token and widened to its seats when an example is taken, so 576 seats cost
-no memory. Records that do not fit are dropped, cut or refused here, and counted; the rest of the
-way sees only what fits.
+An image is one token on disk and widened to its seats when an example is taken. Records that do not
+fit are dropped, cut or refused here, and counted; the rest of the way sees only what fits. A text
+document is cut into pieces of the row length that share one token, so that each token is a target
+once:
+
+    length = 4    document  B a b c d e f E    pieces  B a b c | c d e f | f E
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from jaxtyping import Int64, UInt64
 
 from mllm_jax.batch import Example
-from mllm_jax.config import DataConfig
 from mllm_jax.data import packing
-from mllm_jax.data.chat import Chat
-from mllm_jax.data.records import NAMED, Record
+from mllm_jax.data.faults import NAMED, NEVER_SKIPPED, FaultLine, refusal
 from mllm_jax.data.spans import Encoded, expand
+from mllm_jax.data.store import Store
+from mllm_jax.data_config import DataConfig, StreamConfig
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.model_config import ModelConfig
-
-CHUNK = 2048  # records tokenised together
 
 
 class StreamIndex:
@@ -31,66 +32,115 @@ class StreamIndex:
         self,
         number: int,
         name: str,
-        records: Sequence[Record],
-        chat: Chat,
+        store: Store,
         data: DataConfig,
         model: ModelConfig,
+        pictures: Any = None,
     ):
-        """Tokenises all records.
+        """Decides over every record from its lengths.
 
         Args:
             number: of the stream in the mixture.
             name: of the stream in the mixture.
-            records: all of them, in file order.
-            chat: made with `patches=1`.
-            data: lengths and the policy for records that are too long.
+            store: its index folder.
+            data: lengths, the policies for records that are too long or cannot be used.
             model: image token and patches.
+            pictures: row -> images, for those that lie in the rows themselves.
 
         Raises:
-            ConfigError: a record cannot be rendered, one is over-long and the policy is `fail`, or
-                nothing is left.
+            ConfigError: more faults than the stream allows, a record is over-long and the policy is
+                `fail`, or nothing is left.
         """
-        self.number, self.name, self.total = number, name, len(records)
+        self.number, self.name = number, name
+        self._store, self._pictures = store, pictures
+        stream = data.streams[name]
+        self._folder = image_folder(stream)
         self._length, self._patches = data.length, model.patches
         self._image = model.image_token if model.patches else None
-        codes = np.array([data.languages.index(record.language) for record in records], np.int64)
-        encoded = _Store(_encoded(name, records, chat), self._image, self._patches)
-        fates = packing.fate(encoded.lengths, data.length, data.image_slots, data.over_long)
-        self._refuse(records, encoded.lengths, fates, data)
-        self._usable = np.flatnonzero(fates <= packing.CUT)
+        faults = list(store.faults())
+        self.total = len(store) + len(faults) - len(store.duplicates)
+        check_faults(name, stream, faults, self.total)
+        require(self.total > 0, f"{stream.path}: no records (data.streams.{name}.path)")
+        self.faults = dict(sorted(collections.Counter(line.code for line in faults).items()))
+        records = np.setdiff1d(np.arange(len(store)), store.duplicates, assume_unique=True)
+        if is_text(stream):
+            fates = np.zeros(len(records), np.int64)
+            self._records, self._pieces, self.sizes = _pieces(store, records, data.length)
+            self.images = np.zeros(len(self._records), np.int64)
+        else:
+            lengths = _lengths(store, records, model.patches)
+            fates = packing.fate(lengths, data.length, data.image_slots, data.over_long)
+            self._refuse(records, lengths, fates, data)
+            usable = np.flatnonzero(fates <= packing.CUT)
+            self._records, self._pieces = records[usable], np.zeros(len(usable), np.int64)
+            self.sizes = np.minimum(lengths.size, data.length)[usable]
+            self.images = lengths.images[usable]
         require(
-            len(self._usable) > 0,
+            len(self._records) > 0,
             f"data.streams.{name}: no record fits into data.length={data.length} tokens and "
             f"data.image_slots={data.image_slots} images",
         )
-        self._encoded, self._codes = encoded, codes
-        self._ids = [record.id for record in records]
-        self._paths = [record.images for record in records]
-        self.sizes = np.minimum(encoded.lengths.size, data.length)[self._usable]
-        self.images = encoded.lengths.images[self._usable]
-        self.dropped = _by_language(codes[fates >= packing.LONG], data.languages)
-        self.cut = _by_language(codes[fates == packing.CUT], data.languages)
-        self.trained = self._count_trained(fates)
+        table = store.records[records]
+        self.dropped = _by_language(table["language"][fates >= packing.LONG], data.languages)
+        self.cut = _by_language(table["language"][fates == packing.CUT], data.languages)
+        self.languages = tuple(data.languages[code] for code in np.unique(table["language"]))
+        self.trained = int(table["trained"][fates == packing.FITS].sum())
+        cut = np.flatnonzero(np.isin(self._records, records[fates == packing.CUT]))
+        self.trained += sum(int(self.tokens(int(i)).weights.sum()) for i in cut)
 
     def __len__(self) -> int:
-        return len(self._usable)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """The example of a usable record, its images widened to seats, cut to the row's length."""
-        record = int(self._usable[index])
-        tokens, weights = self._encoded[record]
-        wide = expand(tokens, weights, self._image, self._patches)
-        wide = Encoded(*(field[: self._length] for field in wide))
-        name = f"{self.name}/{self._ids[record]}"
-        return Example(*wide, self._paths[record], self.number, int(self._codes[record]), name)
+        """A usable example, its images widened to seats, cut to the row's length."""
+        record, piece = int(self._records[index]), int(self._pieces[index])
+        key = f"{self.name}/{self._store.id(record)}" + (f"#{piece}" if piece else "")
+        images = self._images(record)
+        return Example(*self.tokens(index), images, self.number, self.language(index), key)
 
-    def _count_trained(self, fates: Any) -> int:
-        whole = int(self._encoded.trained[fates == packing.FITS].sum())
-        cut = np.flatnonzero(fates[self._usable] == packing.CUT)
-        return whole + sum(int(self[int(i)].weights.sum()) for i in cut)
+    def tokens(self, index: int) -> Encoded:
+        """Tokens, weights and seats of an example; its images are not looked for."""
+        record, piece = int(self._records[index]), int(self._pieces[index])
+        start = piece * (self._length - 1)
+        tokens, weights = (field[start:] for field in self._store.tokens(record))
+        if piece:
+            weights[0] = 0  # a target of the piece before
+        wide = expand(tokens, weights, self._image, self._patches)
+        return Encoded(*(field[: self._length] for field in wide))
+
+    def language(self, index: int) -> int:
+        """Number of the language of an example."""
+        return int(self._store.records["language"][self._records[index]])
+
+    @property
+    def hashes(self) -> UInt64[np.ndarray, "i"]:
+        """Perceptual hashes of all images of the stream; 0 where they were not decoded."""
+        return self._store.hashes
+
+    def tokens_per_word(self, languages: tuple[str, ...]) -> dict[str, float]:
+        """Trained tokens without the ends of answers, by the words between white space."""
+        table = self._store.records
+        found = {}
+        for code, language in enumerate(languages):
+            own = table["language"] == code
+            words = int(table["words"][own].sum())
+            if words:
+                tokens = int(table["trained"][own].sum()) - int(table["answers"][own].sum())
+                found[language] = tokens / words
+        return found
+
+    def _images(self, record: int) -> tuple[str | bytes, ...]:
+        paths = self._store.pictures(record)
+        if all(paths):
+            return tuple(str(self._folder / path) for path in paths)
+        return self._pictures(int(self._store.records["row"][record]))
 
     def _refuse(
-        self, records: Sequence[Record], lengths: packing.Lengths, fates: Any, data: DataConfig
+        self,
+        records: Int64[np.ndarray, "n"],
+        lengths: packing.Lengths,
+        fates: Int64[np.ndarray, "n"],
+        data: DataConfig,
     ) -> None:
         """Raises ConfigError for records that do not fit, if the policy says so."""
         bad = np.flatnonzero(fates >= packing.LONG) if data.over_long == "fail" else []
@@ -102,7 +152,7 @@ class StreamIndex:
                 reason = f"{lengths.images[i]} images, but data.image_slots={data.image_slots}"
             else:
                 reason = f"{lengths.size[i]} tokens, but data.length={data.length}"
-            reasons.append(f"record {records[i].id!r} has {reason}")
+            reasons.append(f"record {self._store.id(int(records[i]))!r} has {reason}")
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise ConfigError(
             f"data.streams.{self.name}: {len(bad)} of {len(records)} records do not fit a row: "
@@ -110,46 +160,61 @@ class StreamIndex:
         )
 
 
-class _Store:
-    """Encoded conversations end to end in two arrays, and their lengths."""
-
-    def __init__(self, encoded: Iterator[Encoded], image_token: int | None, patches: int):
-        tokens, weights, rows = [], [], []
-        for item in encoded:
-            tokens.append(item.tokens)
-            weights.append(item.weights.astype(np.int8))
-            rows.append(_measure(item, patches))
-        self._tokens, self._weights = np.concatenate(tokens), np.concatenate(weights)
-        self._ends = np.cumsum([len(part) for part in tokens])
-        self.trained = np.array([part.sum(dtype=np.int64) for part in weights])  # tokens, by record
-        self.lengths = packing.Lengths(*np.array(rows, np.int64).T)
-
-    def __getitem__(self, record: int) -> tuple[Any, Any]:
-        start = 0 if record == 0 else self._ends[record - 1]
-        span = slice(start, self._ends[record])
-        return self._tokens[span], self._weights[span].astype(np.float32)
+def is_text(stream: StreamConfig) -> bool:
+    """Whether its records are documents, read from end to end, not conversations."""
+    return stream.layout == "text" or stream.kind == "text"
 
 
-def _measure(item: Encoded, patches: int) -> tuple[int, int, int, int]:
-    """(size, images, first_trained, last_seat) once every image token is `patches` tokens wide."""
-    is_image = item.seats >= 0
-    images = int(is_image.sum())
-    ends = np.cumsum(np.where(is_image, patches, 1))  # token t of `item` ends before place ends[t]
-    size = int(ends[-1])
-    trained = np.flatnonzero(item.weights[1:] > 0) + 1
-    first = int(ends[trained[0]]) - 1 if len(trained) else size
-    last = int(ends[np.flatnonzero(is_image)[-1]]) - 1 if images else -1
-    return size, images, first, last
+def image_folder(stream: StreamConfig) -> Path:
+    """Where the stream's image paths start."""
+    if stream.images is not None:
+        return Path(stream.images)
+    path = Path(stream.path)
+    return path if path.is_dir() else path.parent
 
 
-def _encoded(name: str, records: Sequence[Record], chat: Chat) -> Iterator[Encoded]:
-    options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
-    with tqdm(total=len(records), desc=f"tokenising {name}", unit="record", **options) as bar:
-        for start in range(0, len(records), CHUNK):
-            part = records[start : start + CHUNK]
-            names = [f"data.streams.{name}: record {record.id!r}" for record in part]
-            yield from chat.encode_batch([record.turns for record in part], names)
-            bar.update(len(part))
+def check_faults(name: str, stream: StreamConfig, faults: list[FaultLine], total: int) -> None:
+    """Refuses a stream in which more is wrong than its config allows.
+
+    Raises:
+        ConfigError: names the first few records with their reasons, and what would allow them.
+    """
+    counts = collections.Counter(line.code for line in faults)
+    over = {
+        code
+        for code, count in counts.items()
+        if code in NEVER_SKIPPED or count > stream.skip.get(code, 0) * total
+    }
+    refused = [line for line in faults if line.code in over]
+    if not refused:
+        return
+    shares = {c: f"{counts[c] / total:.2g}" for c in sorted(over - set(NEVER_SKIPPED))}
+    hint = ", ".join(f"{code}: {share}" for code, share in shares.items())
+    allow = f"; mend them, or leave them out by data.streams.{name}.skip: {{{hint}}}"
+    raise ConfigError(refusal(stream.path, refused, total) + (allow if hint else ""))
+
+
+def _lengths(store: Store, records: Int64[np.ndarray, "n"], patches: int) -> packing.Lengths:
+    """Lengths once every image token is `patches` tokens wide."""
+    table, more = store.records[records], max(patches, 1) - 1
+    images = table["images"].astype(np.int64)
+    return packing.Lengths(
+        size=table["size"] + images * more,
+        images=images,
+        first_trained=table["first"] + table["before"].astype(np.int64) * more,
+        last_seat=np.where(images > 0, table["last"] + images * more, -1),
+    )
+
+
+def _pieces(
+    store: Store, records: Int64[np.ndarray, "n"], length: int
+) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Int64[np.ndarray, "p"]]:
+    """(record, number, tokens) of every piece of the documents; see the top of this file."""
+    sizes = store.records["size"][records].astype(np.int64)
+    counts = np.maximum(1, -(-(sizes - 1) // (length - 1)))
+    record = np.repeat(np.arange(len(records)), counts)
+    piece = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return records[record], piece, np.minimum(sizes[record] - piece * (length - 1), length)
 
 
 def _by_language(codes: Any, languages: tuple[str, ...]) -> dict[str, int]:
@@ -160,26 +225,30 @@ def _by_language(codes: Any, languages: tuple[str, ...]) -> dict[str, int]:
 class StreamReport(NamedTuple):
     """What a stream gives to a run; counts of over-long records are by language."""
 
-    records: int  # in the file
-    used: int  # that fit, whole or cut
+    records: int  # rows of the source
+    used: int  # examples: records that fit, whole or cut, and pieces of documents
+    faults: dict[str, int]  # rows left out, by code
     dropped: dict[str, int]
     cut: dict[str, int]
     images: int
     tokens: int  # image seats included
     trained_tokens: int
     trained_share: float
+    tokens_per_word: dict[str, float]
 
 
-def report(stream: StreamIndex) -> StreamReport:
+def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
     """Counts over one pass through a stream's usable records."""
     tokens = int(stream.sizes.sum())
     return StreamReport(
         records=stream.total,
         used=len(stream),
+        faults=stream.faults,
         dropped=stream.dropped,
         cut=stream.cut,
         images=int(stream.images.sum()),
         tokens=tokens,
         trained_tokens=stream.trained,
         trained_share=stream.trained / tokens,
+        tokens_per_word=stream.tokens_per_word(languages),
     )

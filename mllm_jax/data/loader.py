@@ -5,6 +5,7 @@ takes its slice of the rows, so resuming is a number, and another number of proc
 batches.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,16 +15,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllm_jax.batch import Batch
-from mllm_jax.config import DataConfig
 from mllm_jax.data import images, index, packing
-from mllm_jax.data.chat import Chat
-from mllm_jax.data.order import Order, Ref
-from mllm_jax.data.records import load_records
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.order import Ref
+from mllm_jax.data.plan import Plan
+from mllm_jax.data.prepared import Mixture, open_mixture
+from mllm_jax.data.workers import Workers
+from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import require
 from mllm_jax.model_config import ModelConfig
-
-CACHE_BYTES = 256 * 2**20  # decoded images kept in memory; small data sets are decoded once
 
 
 class HostBatch(NamedTuple):
@@ -45,7 +44,7 @@ class Loader:
         process_index: int = 0,
         process_count: int = 1,
     ):
-        """Reads, checks and tokenises every record.
+        """Opens the streams' indexes; those that are missing are built.
 
         Args:
             config: streams, lengths, policies.
@@ -66,12 +65,18 @@ class Loader:
             process_index * config.rows // process_count,
             (process_index + 1) * config.rows // process_count,
         )
-        self._streams = _index(config, model, tokenizer)
-        names = list(config.streams)
-        weights = [float(stream.weight) for stream in config.streams.values()]
-        self._order = Order(names, [len(stream) for stream in self._streams], weights, seed)
-        self._rows = packing.Rows(self._pack, config.window)
+        # several processes would write one index: they need it prepared
+        mixture = Mixture(
+            config, model, tokenizer, workers=os.cpu_count() or 1, build=process_count == 1
+        )
+        self._streams = open_mixture(mixture)
+        self._plan = Plan(self._streams, config, seed)
         self._cache = _ImageCache(config, model)
+
+    @property
+    def streams(self) -> list[index.StreamIndex]:
+        """The usable records of every stream, in the order of their numbers."""
+        return self._streams
 
     @property
     def total_records(self) -> int:
@@ -80,22 +85,29 @@ class Loader:
 
     def steps(self, epochs: int | float) -> int:
         """Steps until the mixture has given `epochs` times as many records as the streams hold."""
-        rows = self._rows.before(int(np.ceil(epochs * self.total_records)))
-        return max(1, -(-rows // self._config.rows))
+        return self._plan.steps(epochs)
+
+    def weights(self, step: int) -> dict[str, float]:
+        """Each stream's share of the records from this step on, as the config asks for."""
+        return dict(zip(self._config.streams, self._plan.weights(step), strict=True))
+
+    def count(self, steps: int) -> None:
+        """Counts the rows of the first steps and keeps the counts on disk, see `Plan`."""
+        self._plan.count(steps)
 
     def rows(self, step: int) -> list[list[Ref]]:
         """The examples in all rows of a step, the same in every process."""
         first = step * self._config.rows
-        return [[self._order[p] for p in self._rows[first + i]] for i in range(self._config.rows)]
+        return [self._plan.row(first + i) for i in range(self._config.rows)]
 
     def batch(self, step: int) -> HostBatch:
         """This process's rows of a step. Raises ConfigError for an image that cannot be decoded."""
         rows, records = [], []
         first = step * self._config.rows
         for number in self._share:
-            refs = [self._order[p] for p in self._rows[first + number]]
+            refs = self._plan.row(first + number)
             examples = [self._streams[ref.stream][ref.record] for ref in refs]
-            pixels = [self._cache[path] for example in examples for path in example.images]
+            pixels = [self._cache[image] for example in examples for image in example.images]
             row = packing.assemble(
                 examples,
                 pixels,
@@ -115,9 +127,18 @@ class Loader:
         return HostBatch(batch, records)
 
     def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
-        """Batches of steps start, start + 1, ..., stop - 1 in order, made ahead in threads."""
+        """Batches of steps start, start + 1, ..., stop - 1 in order, made ahead.
+
+        Raises:
+            ConfigError: an image that cannot be decoded, when its step comes.
+            RunError: a worker process was killed.
+        """
         if start >= stop:
             return iter(())
+        if self._config.workers:
+            self._plan.row(start * self._config.rows)  # counted once, not in every worker
+            pool = Workers(self.batch, self._config.workers)
+            return pool.iterate(range(start, stop), self._config.prefetch)
         ahead = self._config.prefetch
         options = grain.ReadOptions(
             num_threads=min(self._config.threads, ahead) if ahead else 0, prefetch_buffer_size=ahead
@@ -127,7 +148,8 @@ class Loader:
 
     def report(self) -> dict[str, Any]:
         """What the streams hold and what was left out: totals, and a `StreamReport` per stream."""
-        streams = {stream.name: index.report(stream)._asdict() for stream in self._streams}
+        languages = self._config.languages
+        streams = {s.name: index.report(s, languages)._asdict() for s in self._streams}
         tokens = sum(stream["tokens"] for stream in streams.values())
         trained = sum(stream["trained_tokens"] for stream in streams.values())
         return {
@@ -138,14 +160,6 @@ class Loader:
             "trained_share": trained / tokens,
             "streams": streams,
         }
-
-    def _pack(self, positions: range) -> packing.Window:
-        if not self._config.pack:
-            return [[i] for i in range(len(positions))]
-        refs = [self._order[p] for p in positions]
-        sizes = [int(self._streams[ref.stream].sizes[ref.record]) for ref in refs]
-        counts = [int(self._streams[ref.stream].images[ref.record]) for ref in refs]
-        return packing.best_fit(sizes, counts, self._config.length, self._config.image_slots)
 
 
 def _check(config: DataConfig, model: ModelConfig, tokenizer: Any, processes: int) -> None:
@@ -170,30 +184,14 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any, processes: in
     )
 
 
-def _index(config: DataConfig, model: ModelConfig, tokenizer: Any) -> list[index.StreamIndex]:
-    formats = sorted({stream.format for stream in config.streams.values()})
-    image_token = model.image_token if model.patches else None
-    chats = {name: Chat(tokenizer, TEMPLATES[name], image_token, patches=1) for name in formats}
-    for chat in chats.values():
-        chat.check_prompts()
-    return [
-        index.StreamIndex(
-            n,
-            name,
-            load_records(name, stream, config.languages),
-            chats[stream.format],
-            config,
-            model,
-        )
-        for n, (name, stream) in enumerate(config.streams.items())
-    ]
-
-
 class _ImageCache:
-    """path -> pixels; keeps the first `CACHE_BYTES` of them. Shared by the threads of a loader."""
+    """Image -> pixels; keeps the first `data.image_cache` MiB of those read by path.
+
+    Shared by the threads of a loader.
+    """
 
     def __init__(self, config: DataConfig, model: ModelConfig):
-        vision = model.vision
+        self._config, self._model, vision = config, model, model.vision
         self._args = (
             (vision.image_size, config.image_fit, vision.image_mean) if vision is not None else None
         )
@@ -201,13 +199,22 @@ class _ImageCache:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def __getitem__(self, path: str) -> UInt8[np.ndarray, "height width C"]:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Every worker process keeps images of its own."""
+        return _ImageCache, (self._config, self._model)
+
+    def __getitem__(self, path: str | bytes) -> UInt8[np.ndarray, "height width C"]:
+        assert self._args is not None, "an image reached a model without a vision tower"
+        if isinstance(path, bytes):
+            return images.load_pixels(path, *self._args)
         if path in self._kept:
             return self._kept[path]
-        assert self._args is not None, "an image reached a model without a vision tower"
         pixels = images.load_pixels(path, *self._args)
         with self._lock:
-            if path not in self._kept and self._bytes + pixels.nbytes <= CACHE_BYTES:
+            if (
+                path not in self._kept
+                and self._bytes + pixels.nbytes <= self._config.image_cache * 2**20
+            ):
                 self._kept[path] = pixels
                 self._bytes += pixels.nbytes
         return pixels

@@ -1,7 +1,6 @@
 """Examples -> rows of fixed length with a fixed number of image slots, by pure functions.
 
-A window of consecutive positions is packed on its own, so any row of the past or the future can be
-found by packing one window, once the number of rows of the windows before it is known:
+A window of consecutive positions is packed on its own (`plan` finds the window of a row):
 
     positions   0 1 2 3 4 5 6 7 | 8 9 ...          window = 8
     lengths     5 3 9 2 4 1 6 2 | ...              length = 10
@@ -9,9 +8,7 @@ found by packing one window, once the number of rows of the windows before it is
 """
 
 import bisect
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +19,10 @@ from mllm_jax.batch import Batch, Example
 Window = list[list[int]]  # rows of numbers of positions inside the window
 
 
-def best_fit(sizes: Sequence[int], images: Sequence[int], length: int, image_slots: int) -> Window:
+Counts = Sequence[int] | Int64[np.ndarray, "n"]
+
+
+def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
     """Places each example, longest first, into the row where it leaves the least room.
 
     Args:
@@ -36,67 +36,53 @@ def best_fit(sizes: Sequence[int], images: Sequence[int], length: int, image_slo
         stands once.
     """
     rows: Window = []
-    room = np.zeros(len(sizes), np.int64)
-    slots = np.zeros(len(sizes), np.int64)
-    for i in np.argsort(-np.asarray(sizes, np.int64), kind="stable").tolist():
-        n = len(rows)
-        fits = (room[:n] >= sizes[i]) & (slots[:n] >= images[i])
-        if fits.any():
-            row = int(np.where(fits, room[:n], length + 1).argmin())
-            rows[row].append(i)
-        else:
-            row = n
+    # rows by free image slots; each list in order of free tokens: (tokens, number of the row)
+    free: list[list[tuple[int, int]]] = [[] for _ in range(image_slots + 1)]
+    tokens, pictures = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
+    for i in np.lexsort((-pictures, -tokens)).tolist():
+        size, wanted = int(tokens[i]), int(pictures[i])
+        assert size <= length and wanted <= image_slots, "an example above the limits"
+        best: tuple[int, int, int] | None = None  # free tokens, row, free slots
+        for slots in range(wanted, image_slots + 1):
+            at = bisect.bisect_left(free[slots], (size,))
+            if at < len(free[slots]) and (best is None or free[slots][at] < best[:2]):
+                best = (*free[slots][at], slots)
+        if best is None:
+            room, row, slots = length, len(rows), image_slots
             rows.append([i])
-            room[row], slots[row] = length, image_slots
-        room[row] -= sizes[i]
-        slots[row] -= images[i]
-        assert min(room[row], slots[row]) >= 0, "an example above the limits reached the packing"
+        else:
+            room, row, slots = best
+            free[slots].pop(bisect.bisect_left(free[slots], (room, row)))
+            rows[row].append(i)
+        if room > size:
+            bisect.insort(free[slots - wanted], (room - size, row))
     return sorted(sorted(row) for row in rows)
 
 
-class Rows:
-    """Row number -> positions of the mixture. One count per window makes any row cheap to find.
+def first_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
+    """Each example in its turn, into the first row that has room: what many trainers do."""
+    rows: Window = []
+    free: list[tuple[int, int]] = []
+    for i, (size, wanted) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
+        for row, (room, slots) in enumerate(free):
+            if room >= size and slots >= wanted:
+                break
+        else:
+            row, room, slots = len(rows), length, image_slots
+            rows.append([])
+            free.append((room, slots))
+        rows[row].append(i)
+        free[row] = (room - size, slots - wanted)
+    return rows
 
-    Thread-safe: the threads of a loader share one.
-    """
 
-    def __init__(self, pack: Callable[[range], Window], window: int):
-        """`pack` gives the rows of a range of positions, as indices into it: at least one row."""
-        self._pack, self._window = pack, window
-        self._starts = [0]  # rows before window w
-        self._recent: OrderedDict[int, Window] = OrderedDict()
-        self._lock = threading.Lock()
+def one_each(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
+    """No packing: a row for every example."""
+    del images, length, image_slots
+    return [[i] for i in range(len(sizes))]
 
-    def __getitem__(self, row: int) -> list[int]:
-        """The positions in a row."""
-        with self._lock:
-            while self._starts[-1] <= row:
-                self._extend()
-            window = bisect.bisect_right(self._starts, row) - 1
-            packed = self._packed(window)
-            return [window * self._window + i for i in packed[row - self._starts[window]]]
 
-    def before(self, position: int) -> int:
-        """Rows, counted from the first, until every position below `position` has been in one."""
-        window, offset = divmod(position, self._window)
-        with self._lock:
-            while len(self._starts) <= window:
-                self._extend()
-            # rows of a window are in order of their first positions
-            part = sum(row[0] < offset for row in self._packed(window)) if offset else 0
-            return self._starts[window] + part
-
-    def _extend(self) -> None:
-        self._starts.append(self._starts[-1] + len(self._packed(len(self._starts) - 1)))
-
-    def _packed(self, window: int) -> Window:
-        if window not in self._recent:
-            first = window * self._window
-            self._recent[window] = self._pack(range(first, first + self._window))
-            if len(self._recent) > 64:
-                self._recent.popitem(last=False)
-        self._recent.move_to_end(window)
-        return self._recent[window]
+WAYS = {"best fit": best_fit, "first fit": first_fit, "no packing": one_each}
 
 
 # ---------------------------------------------------------------------------------------- over-long

@@ -1,7 +1,7 @@
-"""Files of conversations -> records, checked as a whole before anything is trained.
+"""Raw records -> records, checked one by one.
 
-First stop on the way of the data. Two shapes of a record are read, as LLaVA writes them, from .json
-(one list) or .jsonl (a record a line):
+On the way of the data behind `columns`. Two shapes of a conversation are read, as LLaVA writes
+them:
 
     {"id": "7", "image": "a.png", "language": "eu",
      "conversations": [{"from": "human", "value": "<image>\\nZer da?"},
@@ -15,20 +15,15 @@ In a user's *string*, every `<image>` stands for the next image. Everywhere else
 texts, typed text parts) text is text, whatever it looks like.
 """
 
-import difflib
 import enum
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mllm_jax.config import StreamConfig
-from mllm_jax.data import images as image_files
-from mllm_jax.data.json_files import read_objects
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_fields import check_id, check_text, expect, read_images, read_language
+from mllm_jax.data.record_fields import is_text as is_text  # for doors
 
 MARK = "<image>"  # in a user's string: here stands an image
-NAMED = 5  # refused records that a message names
 
 
 class Mark(enum.Enum):
@@ -48,16 +43,16 @@ class Turn(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One conversation: an optional system turn, then user and assistant in alternation."""
+    """One conversation: an optional system turn, then user and assistant in alternation.
+
+    Or one document, which has no turns.
+    """
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[str, ...]  # resolved paths, in the order of the IMAGE parts
+    images: tuple[str | bytes, ...]  # paths or encoded images, in the order of the IMAGE parts
     language: str
-
-
-class _Refused(Exception):
-    """A record cannot be used; the message says why."""
+    text: str = ""  # of a document
 
 
 def user_turn(text: str, images: int = 0) -> Turn:
@@ -65,172 +60,56 @@ def user_turn(text: str, images: int = 0) -> Turn:
     return Turn("user", (*(IMAGE, "\n") * images, text))
 
 
-def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8. JSON and command lines may bring half surrogate pairs."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) -> Sequence[Record]:
-    """All records of a stream; one bad record ends the load.
-
-    Args:
-        name: the stream's name in the mixture, for messages.
-        stream: file, image folder and default language.
-        languages: every language a record may have.
-
-    Raises:
-        ConfigError: the file cannot be read, it holds no record, or some records are refused; the
-            first few are named with their reasons.
-    """
-    records, refused = scan_records(name, stream, languages)
-    if refused:
-        shown = "; ".join(f"record {key!r}: {reason}" for key, reason in refused[:NAMED])
-        more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        total = len(records) + len(refused)
-        raise ConfigError(
-            f"{stream.path}: {len(refused)} of {total} records refused: {shown}{more}"
-        )
-    require(len(records) > 0, f"{stream.path}: no records (data.streams.{name}.path)")
-    return records
-
-
-def scan_records(
-    name: str, stream: StreamConfig, languages: tuple[str, ...]
-) -> tuple[list[Record], list[tuple[str, str]]]:
-    """Good records, and (id, reason) for every bad one.
-
-    Image files are opened far enough to see that they are images.
-
-    Raises:
-        ConfigError: the file is missing or is not JSON (file and line).
-    """
-    path = Path(stream.path)
-    require(path.is_file(), f"data.streams.{name}.path: {path}: no such file")
-    folder = Path(stream.images) if stream.images is not None else path.parent
-    require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
-    records: list[Record] = []
-    refused: list[tuple[str, str]] = []
-    for index, (line, raw) in enumerate(read_objects(path)):
-        key = _key(raw, index)
-        try:
-            records.append(_record(raw, key, folder, stream.language, languages))
-        except _Refused as reason:
-            refused.append((key, f"{reason} (line {line})" if line else str(reason)))
-    return _check_images(records, refused)
-
-
-def languages_in(path: str | Path) -> tuple[str, ...]:
-    """Languages that the records of a file name, in order of appearance.
-
-    Raises:
-        ConfigError: the file is missing or is not JSON (file and line).
-    """
-    require(Path(path).is_file(), f"{path}: no such file")
-    named = (raw.get("language") for _, raw in read_objects(Path(path)) if isinstance(raw, dict))
-    return tuple(dict.fromkeys(language for language in named if isinstance(language, str)))
-
-
-def _check_images(
-    records: list[Record], refused: list[tuple[str, str]]
-) -> tuple[list[Record], list[tuple[str, str]]]:
-    """Moves records whose image files are missing or no images to the refused ones."""
-    paths = sorted({image for record in records for image in record.images})
-    with ThreadPoolExecutor(16) as pool:
-        bad = {
-            p: reason
-            for p, reason in zip(paths, pool.map(_image_fault, paths), strict=True)
-            if reason
-        }
-    good = []
-    for record in records:
-        faults = [bad[image] for image in record.images if image in bad]
-        if faults:
-            refused.append((record.id, faults[0]))
-        else:
-            good.append(record)
-    return good, refused
-
-
-def _image_fault(path: str) -> str | None:
-    try:
-        image_files.check(path)
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
 # -------------------------------------------------------------------------------- object -> record
 
 
-def _key(raw: Any, index: int) -> str:
-    value = raw.get("id") if isinstance(raw, dict) else None
-    return str(index) if value is None else str(value)
-
-
-def _expect(condition: bool, reason: str) -> None:
-    if not condition:
-        raise _Refused(reason)
-
-
-def _record(
+def read_record(
     raw: Any, key: str, folder: Path, language: str | None, languages: tuple[str, ...]
 ) -> Record:
-    _expect(isinstance(raw, dict), f"expected an object, found {type(raw).__name__}")
-    _expect(
-        type(raw.get("id")) in (str, int, float, type(None)),
-        f"id {raw.get('id')!r} is neither text nor a number",
-    )
-    images = _images(raw.get("image"), folder)
+    """A raw record, see the top of this file, checked and taken apart.
+
+    Args:
+        raw: a conversation; or a document, {"id": "9", "text": "Kaixo.", "language": "eu"}.
+        key: the record's id.
+        folder: where image paths start.
+        language: of records that do not name their own.
+        languages: every language a record may have.
+
+    Raises:
+        Fault: with the first thing that is wrong. Image files are not looked at.
+    """
+    if not isinstance(raw, dict):
+        raise Fault("field", f"expected an object, found {type(raw).__name__}")
+    check_id(raw.get("id"))
+    if "text" in raw:
+        return _document(raw["text"], key, read_language(raw.get("language"), language, languages))
+    images = read_images(raw.get("image"), folder)
     turns = _turns(raw)
     _check_order(turns)
     marks = sum(part is IMAGE for turn in turns for part in turn.parts)
-    hint = ""
-    if marks and not images:
-        hint = "; to keep it as text, write typed parts: [{'type': 'text', 'text': ...}]"
-    _expect(marks == len(images), f"{marks} {MARK} in user turns, but {len(images)} images{hint}")
-    return Record(key, turns, images, _language(raw.get("language"), language, languages))
+    if marks != len(images):
+        typed = "; to keep it as text, write typed parts: [{'type': 'text', 'text': ...}]"
+        hint = "" if images else typed
+        reason = f"{marks} {MARK} in user turns, but {len(images)} images{hint}"
+        raise Fault("image_count", reason)
+    return Record(key, turns, images, read_language(raw.get("language"), language, languages))
 
 
-def _language(own: Any, default: str | None, languages: tuple[str, ...]) -> str:
-    value = own if own is not None else default
-    _expect(value is not None, "no language: give the record one, or the stream")
-    _expect(isinstance(value, str), f"language {value!r} is not text")
-    near = difflib.get_close_matches(str(value), languages, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(languages)}"
-    _expect(value in languages, f"language {value!r} is not in data.languages; {hint}")
-    return str(value)
-
-
-def _images(value: Any, folder: Path) -> tuple[str, ...]:
-    names = [] if value is None else [value] if isinstance(value, str) else value
-    _expect(
-        isinstance(names, list) and all(isinstance(n, str) for n in names),
-        f"image {value!r} is neither a path nor a list of paths",
-    )
-    for name in names:
-        path = PurePosixPath(name)
-        _expect(
-            name.strip() != "" and "\0" not in name,
-            f"image {name!r} is no path; leave image out where there is none",
-        )
-        _expect(
-            not path.is_absolute() and ".." not in path.parts,
-            f"image {name!r} leaves the image folder",
-        )
-    return tuple(str(folder / name) for name in names)
+def _document(text: Any, key: str, language: str) -> Record:
+    if not isinstance(text, str):
+        raise Fault("field", f"text {text!r:.60} is not text")
+    check_text(text, "text")
+    expect(text.strip() != "", "empty_answer", "the text is empty")
+    return Record(key, (), (), language, text)
 
 
 def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:
     given = [field for field in ("conversations", "messages") if field in raw]
-    _expect(
-        len(given) == 1, "give either conversations or messages" + (", not both" if given else "")
-    )
+    reason = "give either conversations or messages" + (", not both" if given else "")
+    expect(len(given) == 1, "field", reason)
     items = raw[given[0]]
-    _expect(isinstance(items, list) and len(items) > 0, f"{given[0]} is not a list of turns")
+    is_list = isinstance(items, list) and len(items) > 0
+    expect(is_list, "field", f"{given[0]} is not a list of turns")
     if given[0] == "conversations":
         roles = {"human": "user", "gpt": "assistant", "system": "system"}
         return tuple(
@@ -242,26 +121,21 @@ def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:
 
 def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) -> Turn:
     where = f"turn {number}"
-    _expect(isinstance(item, dict), f"{where}: expected an object, found {type(item).__name__}")
+    if not isinstance(item, dict):
+        raise Fault("field", f"{where}: expected an object, found {type(item).__name__}")
     name = item.get(who)
-    _expect(
-        isinstance(name, str) and name in roles,
-        f"{where}: {who} {name!r}; allowed are {', '.join(roles)}",
-    )
+    if not (isinstance(name, str) and name in roles):
+        raise Fault("role", f"{where}: {who} {name!r:.60}; allowed are {', '.join(roles)}")
     role, content = roles[name], item.get(what)
     if isinstance(content, str):
         parts = _split(content) if role == "user" else (content,)
-    else:
-        _expect(
-            what == "content" and isinstance(content, list),
-            f"{where}: {what} {content!r:.60} is not text",
-        )
+    elif what == "content" and isinstance(content, list):
         parts = _typed(content, role, where)
+    else:
+        raise Fault("field", f"{where}: {what} {content!r:.60} is not text")
     for part in parts:
-        _expect(
-            part is IMAGE or is_text(part),
-            f"{where}: holds half of a surrogate pair, which is no text",
-        )
+        if part is not IMAGE:
+            check_text(part, where)
     return Turn(role, parts)
 
 
@@ -280,31 +154,26 @@ def _typed(content: list[Any], role: str, where: str) -> tuple[str | Mark, ...]:
     for item in content:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "image":
-            _expect(
-                role == "user",
-                f"{where}: an image in a turn of role {role}; images stand in user turns",
-            )
+            reason = f"{where}: an image in a turn of role {role}; images stand in user turns"
+            expect(role == "user", "field", reason)
             parts += [IMAGE, "\n"]
+        elif kind == "text" and isinstance(item.get("text"), str):
+            parts.append(item["text"])
         else:
-            text = item.get("text") if kind == "text" else None
-            _expect(
-                isinstance(text, str), f"{where}: part {item!r:.60} is neither an image nor text"
-            )
-            parts.append(str(text))
+            raise Fault("field", f"{where}: part {item!r:.60} is neither an image nor text")
     return tuple(parts)
 
 
 def _check_order(turns: tuple[Turn, ...]) -> None:
     """system? (user assistant)+, with something in every answer."""
     spoken = turns[1:] if turns[0].role == "system" else turns
-    _expect(len(spoken) > 0, "only a system turn")
+    expect(len(spoken) > 0, "role_order", "only a system turn")
     skipped = len(turns) - len(spoken)
     for n, turn in enumerate(spoken):
-        wanted = ("user", "assistant")[n % 2]
-        _expect(
-            turn.role == wanted, f"turn {n + 1 + skipped}: found {turn.role}, expected {wanted}"
-        )
+        where, wanted = f"turn {n + 1 + skipped}", ("user", "assistant")[n % 2]
+        reason = f"{where}: found {turn.role}, expected {wanted}"
+        expect(turn.role == wanted, "role_order", reason)
         if turn.role == "assistant":
             text = "".join(part for part in turn.parts if isinstance(part, str))
-            _expect(text.strip() != "", f"turn {n + 1 + skipped}: the answer is empty")
-    _expect(spoken[-1].role == "assistant", "the last turn is not an answer")
+            expect(text.strip() != "", "empty_answer", f"{where}: the answer is empty")
+    expect(spoken[-1].role == "assistant", "role_order", "the last turn is not an answer")

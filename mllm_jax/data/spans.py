@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, require
 
 
 class Encoded(NamedTuple):
@@ -37,6 +37,9 @@ def expand(
     With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
     """
     is_image = tokens == (-1 if image_token is None else image_token)
+    if patches == 1:
+        seats = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, -1)
+        return Encoded(tokens, weights * ~is_image, seats.astype(np.int32))
     copies = np.where(is_image, patches, 1)
     wide = np.repeat(is_image, copies)
     seats = np.full(len(wide), -1, np.int32)
@@ -44,18 +47,17 @@ def expand(
     return Encoded(np.repeat(tokens, copies), np.repeat(weights * ~is_image, copies), seats)
 
 
-def span_weights(run: Run, encoding: Any) -> Float32[np.ndarray, "t"]:
+def span_weights(run: Run, encoding: Any) -> list[float]:
     """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
-    offsets = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)
-    weights = np.zeros(len(offsets), np.float32)
+    weights = [0.0] * len(encoding.offsets)
     for start, end in run.spans:
-        inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end)
-        apart = (offsets[:, 1] <= start) | (offsets[:, 0] >= end)
-        require(
-            bool(np.all(inside | apart)),
-            f"a token lies across the border of the answer {run.text[start:end]!r:.60}",
-        )
-        weights[inside] = 1
+        for t, (left, right) in enumerate(encoding.offsets):
+            if left >= start and right <= end:
+                weights[t] = 1.0
+            elif right > start and left < end:
+                raise ConfigError(
+                    f"a token lies across the border of the answer {run.text[start:end]!r:.60}"
+                )
     return weights
 
 

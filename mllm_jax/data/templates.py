@@ -16,7 +16,8 @@ are trimmed.
 LEAVES_OUT_USER_TEXT = "{#- leaves out the user's text -#}"
 
 # What the formats write after an answer; trained, and where generation stops.
-END_TOKENS = ("<|eot_id|>", "<|end_of_text|>")
+END_OF_TEXT = "<|end_of_text|>"
+END_TOKENS = ("<|eot_id|>", END_OF_TEXT)
 
 _CONTENT = """\
 {%- macro flat(content) -%}

@@ -1,1 +1,1 @@
-"""The page about a finished recipe: curves, scores, answers. Made from its files alone."""
+"""Pages, made from files or arrays alone: about a finished recipe, about the rows of a step."""

@@ -23,6 +23,17 @@ LARGEST = 320  # pixels: larger pictures are shrunk for the page
 SMALL = 96  # pixels: smaller pictures are enlarged without smoothing
 
 
+def document(title: str, body: str, *sheets: str) -> str:
+    """A whole page with its style sheets inside; `sheets` are files beside this one."""
+    style = "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in sheets)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
 def section(title: str, note: str, body: str) -> str:
     """A headline, a line of explanation, and what it is about."""
     return f"<section><h2>{escape(title)}</h2><p class=note>{escape(note)}</p>{body}</section>\n"
@@ -39,6 +50,12 @@ def row(name: str, cells: Iterable[str], css: str = "") -> str:
     """A row of a table: its name, then cells that are HTML already."""
     inside = "".join(f"<td>{cell}</td>" for cell in cells)
     return f"<tr class='{css}'><th scope=row>{escape(name)}</th>{inside}</tr>"
+
+
+def figures(pairs: Iterable[tuple[str, str]]) -> str:
+    """A few large numbers with their names; the numbers are HTML already."""
+    inside = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f"<dl class=figures>{inside}</dl>"
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
@@ -69,6 +86,16 @@ def picture(path: Path) -> str:
 def language_name(code: str) -> str:
     """A language's English name; its code where none is known here."""
     return LANGUAGES.get(code, code)
+
+
+def language_and_code(code: str) -> str:
+    """eu -> Basque (eu); a code that is not known here stands alone."""
+    return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code
+
+
+def counted(number: int, thing: str) -> str:
+    """1,234 tokens; 1 token."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:

@@ -61,13 +61,7 @@ def build_report(out: str | Path, title: str = "What the model has learnt") -> P
         ),
         _versions(summary),
     ]
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{style}</style>\n</head>\n<body>\n{''.join(body)}</body>\n</html>\n"
-    )
+    page = html.document(title, "".join(body), "style.css")
     (out / "report.html").write_text(page, encoding="utf-8")
     return out / "report.html"
 
@@ -92,7 +86,6 @@ def _head(title: str, summary: dict[str, Any], scores: dict[str, Any], count: in
         ("parameters", f"{sum(m['parameters'] for m in stages[-1]['modules']):,}"),
         ("from data to answers", html.duration(seconds)),
     ]
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in figures)
     text = (
         f"{count:,} questions in {' and '.join(map(html.language_name, scores))} it never saw, "
         f"answered after {len(stages)} stages of training: "
@@ -100,7 +93,7 @@ def _head(title: str, summary: dict[str, Any], scores: dict[str, Any], count: in
     )
     return (
         f"<header><h1>{escape(title)}</h1><p class=soft>{escape(text)}</p>"
-        f"<dl class=figures>{rows}</dl></header>\n"
+        f"{html.figures(figures)}</header>\n"
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax.config import StreamConfig
 from mllm_jax.data.loader import HostBatch, Loader
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.model_config import ModelConfig, VisionConfig
 
@@ -66,7 +66,21 @@ def test_any_step_from_anywhere(load, pack):
     same(load(pack=pack).batch(7), straight[7])
 
 
+def test_several_processes_want_the_index_prepared(load):
+    with pytest.raises(ConfigError, match="run `mllm-jax prepare --config FILE` once before"):
+        load(index=1, count=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_make_the_same_batches(load, workers):
+    straight = [load().batch(step) for step in range(3, 6)]
+    made = load(workers=workers, prefetch=3).iterate(3, 6)
+    for one, other in zip(straight, made, strict=True):
+        same(one, other)
+
+
 def test_slices_of_processes_are_the_whole(load):
+    load()  # builds the indexes
     for count in (2, 4):
         loaders = [load(index=i, count=count) for i in range(count)]
         for step in (0, 5):

@@ -1,7 +1,5 @@
 """Packing: nothing lost or split, limits kept, any row found by its number; masks drawn by hand."""
 
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 
 from mllm_jax.batch import Example
 from mllm_jax.data import packing
-from mllm_jax.data.packing import CUT, FITS, IMAGES, LONG, Lengths, Rows, assemble, best_fit, fate
+from mllm_jax.data.packing import CUT, FITS, IMAGES, LONG, Lengths, assemble, best_fit, fate
 
 EXAMPLES = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), max_size=60)
 
@@ -37,41 +35,6 @@ def test_best_fit_by_hand():
     assert best_fit([5, 3, 9, 2, 4, 1, 6, 2], [0] * 8, 10, 0) == [[0, 1, 3], [2, 5], [4, 6], [7]]
     assert best_fit([2, 2, 2, 2], [1, 1, 1, 0], 10, 2) == [[0, 1, 3], [2]]
     assert best_fit([10, 10], [0, 0], 10, 0) == [[0], [1]]
-
-
-def test_rows_are_found_from_anywhere():
-    sizes = np.random.default_rng(0).integers(1, 9, 10_000)
-
-    def pack(positions):
-        return best_fit(sizes[positions].tolist(), [0] * len(positions), 10, 0)
-
-    straight = Rows(pack, 16)
-    rows = [straight[r] for r in range(200)]
-    flat = [p for row in rows for p in row]
-    windows = max(flat) // 16  # the last one may be cut by the 200
-    assert sorted(p for p in flat if p < windows * 16) == list(range(windows * 16))
-    for start in (199, 3, 77):
-        assert Rows(pack, 16)[start] == rows[start]
-    counted = Rows(pack, 16)
-    assert counted.before(0) == 0
-    for position in (1, 2, 15, 16, 17, 100):
-        assert counted.before(position) == sum(min(row) < position for row in rows)
-
-
-def test_rows_serve_threads():
-    rows = Rows(lambda positions: [[i] for i in range(len(positions))], 4)
-    found: dict[int, list[int]] = {}
-
-    def read(numbers):
-        for n in numbers:
-            found[n] = rows[n]
-
-    threads = [threading.Thread(target=read, args=(range(t, 2000, 8),)) for t in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {n: [n] for n in range(2000)}
 
 
 def lengths(*records: tuple[int, int, int, int]) -> Lengths:
@@ -146,3 +109,9 @@ def test_stack():
     batch = packing.stack([assemble([e], [grey(0)], 10, 1, 2, 2) for e in (IMG, IMG)])
     assert batch.tokens.shape == (2, 10)
     assert batch.pixels.shape == (2, 1, 2, 2, 3)
+
+
+def test_first_fit_and_no_packing_by_hand():
+    sizes, images = [5, 3, 9, 2, 4, 1, 6, 2], [0, 1, 0, 1, 0, 0, 1, 0]
+    assert packing.first_fit(sizes, images, 10, 1) == [[0, 1, 5], [2], [3, 4, 7], [6]]
+    assert packing.one_each(sizes, images, 10, 1) == [[n] for n in range(8)]

@@ -1,19 +1,21 @@
 """What is read, and what is refused with which words."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from mllm_jax.config import StreamConfig
+from mllm_jax.data.columns import Columns
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_files import languages_in, load_records
 from mllm_jax.data.records import (
     IMAGE,
     Record,
     Turn,
-    languages_in,
-    load_records,
-    scan_records,
+    read_record,
     user_turn,
 )
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
 
 LANGUAGES = ("eu", "en")
@@ -74,59 +76,206 @@ def test_images_and_language_of_the_stream(write, picture, tmp_path):
 
 
 BAD = [
-    (chat("<image>\nZer?", "Bai."), "1 <image> in user turns, but 0 images; .*typed parts"),
-    (chat("Zer?", "Bai.", image="a.png"), "0 <image> in user turns, but 1 images"),
-    (chat("<image><image>", "Bai.", image="a.png"), "2 <image> in user turns, but 1 images"),
-    (chat("Zer?", "<image>", image="a.png"), "0 <image> in user turns, but 1 images"),
-    (chat("<image>", "b", image="b.png"), r"b\.png: no such image file"),
-    (chat("<image>", "b", image="text.png"), r"text\.png: not an image that PIL reads"),
-    (chat("<image>", "b", image="../a.png"), r"image '\.\./a\.png' leaves the image folder"),
-    (chat("<image>", "b", image="/etc/a.png"), r"image '/etc/a\.png' leaves the image folder"),
-    (chat("<image>", "b", image=""), "image '' is no path"),
-    (chat("<image>", "b", image=7), "image 7 is neither a path nor a list"),
-    (chat("<image>", "b", image=["a.png", None]), "neither a path nor a list of paths"),
-    (chat("Zer?", "Bai.", language="eus"), "language 'eus' is not in data.languages; did you mean"),
-    (chat("Zer?", "Bai.", language="x"), "language 'x' is not .*; allowed are eu, en"),
-    (chat("Zer?", "Bai.", language=None), "no language: give the record one, or the stream"),
-    (chat("Zer?", "Bai.", language=["eu"]), r"language \['eu'\] is not text"),
-    (chat("Zer?", " \n"), "turn 2: the answer is empty"),
-    (chat("Zer?"), "the last turn is not an answer"),
-    (chat("Zer?", "Bai.", "Eta?"), "the last turn is not an answer"),
-    (messages(("user", "a"), ("user", "b")), "turn 2: found user, expected assistant"),
-    (messages(("assistant", "a")), "turn 1: found assistant, expected user"),
-    (messages(("user", "a"), ("system", "b")), "turn 2: found system, expected assistant"),
-    (messages(("system", "a")), "only a system turn"),
-    (messages(("tool", "a")), "turn 1: role 'tool'; allowed are user, assistant, system"),
-    (messages(("user", 7)), "turn 1: content 7 is not text"),
-    (messages(("user", [{"type": "video"}])), "part .*video.* is neither an image nor text"),
-    (messages(("user", ["a"])), "part 'a' is neither an image nor text"),
-    (messages(("user", "a"), ("assistant", [{"type": "image"}])), "images stand in user turns"),
-    (messages(("user", "a"), ("assistant", [])), "turn 2: the answer is empty"),
-    ({"conversations": [{"from": "bot", "value": "a"}]}, "allowed are human, gpt, system"),
-    ({"conversations": ["a"]}, "turn 1: expected an object, found str"),
-    ({"conversations": []}, "conversations is not a list of turns"),
-    ({"text": "a"}, "give either conversations or messages"),
-    (chat("a", "b", messages=[]), "not both"),
-    (chat("a", "b", id=[1]), r"id \[1\] is neither text nor a number"),
-    (chat("a\ud800", "b"), "half of a surrogate pair"),
-    (["a"], "expected an object, found list"),
+    (
+        "image_count",
+        chat("<image>\nZer?", "Bai."),
+        "1 <image> in user turns, but 0 images; .*typed parts",
+    ),
+    ("image_count", chat("Zer?", "Bai.", image="a.png"), "0 <image> in user turns, but 1 images"),
+    (
+        "image_count",
+        chat("<image><image>", "Bai.", image="a.png"),
+        "2 <image> in user turns, but 1 images",
+    ),
+    (
+        "image_count",
+        chat("Zer?", "<image>", image="a.png"),
+        "0 <image> in user turns, but 1 images",
+    ),
+    ("image_missing", chat("<image>", "b", image="b.png"), r"b\.png: no such image file"),
+    (
+        "image_type",
+        chat("<image>", "b", image="text.png"),
+        r"text\.png: not an image that PIL reads",
+    ),
+    (
+        "image_path",
+        chat("<image>", "b", image="../a.png"),
+        r"image '\.\./a\.png' leaves the image folder",
+    ),
+    (
+        "image_path",
+        chat("<image>", "b", image="/etc/a.png"),
+        r"image '/etc/a\.png' leaves the image folder",
+    ),
+    ("field", chat("<image>", "b", image=""), "image '' is no path"),
+    ("field", chat("<image>", "b", image=7), "image 7 is neither a path nor a list"),
+    ("field", chat("<image>", "b", image=["a.png", None]), "neither a path nor a list of paths"),
+    (
+        "language",
+        chat("Zer?", "Bai.", language="eus"),
+        "language 'eus' is not in data.languages; did you mean",
+    ),
+    ("language", chat("Zer?", "Bai.", language="x"), "language 'x' is not .*; allowed are eu, en"),
+    (
+        "language",
+        chat("Zer?", "Bai.", language=None),
+        "no language: give the record one, or the stream",
+    ),
+    ("language", chat("Zer?", "Bai.", language=["eu"]), r"language \['eu'\] is not text"),
+    ("empty_answer", chat("Zer?", " \n"), "turn 2: the answer is empty"),
+    ("role_order", chat("Zer?"), "the last turn is not an answer"),
+    ("role_order", chat("Zer?", "Bai.", "Eta?"), "the last turn is not an answer"),
+    (
+        "role_order",
+        messages(("user", "a"), ("user", "b")),
+        "turn 2: found user, expected assistant",
+    ),
+    ("role_order", messages(("assistant", "a")), "turn 1: found assistant, expected user"),
+    (
+        "role_order",
+        messages(("user", "a"), ("system", "b")),
+        "turn 2: found system, expected assistant",
+    ),
+    ("role_order", messages(("system", "a")), "only a system turn"),
+    ("role", messages(("tool", "a")), "turn 1: role 'tool'; allowed are user, assistant, system"),
+    ("field", messages(("user", 7)), "turn 1: content 7 is not text"),
+    (
+        "field",
+        messages(("user", [{"type": "video"}])),
+        "part .*video.* is neither an image nor text",
+    ),
+    ("field", messages(("user", ["a"])), "part 'a' is neither an image nor text"),
+    (
+        "field",
+        messages(("user", "a"), ("assistant", [{"type": "image"}])),
+        "images stand in user turns",
+    ),
+    ("empty_answer", messages(("user", "a"), ("assistant", [])), "turn 2: the answer is empty"),
+    ("role", {"conversations": [{"from": "bot", "value": "a"}]}, "allowed are human, gpt, system"),
+    ("field", {"conversations": ["a"]}, "turn 1: expected an object, found str"),
+    ("field", {"conversations": []}, "conversations is not a list of turns"),
+    ("field", {"text": "a"}, "give either conversations or messages"),
+    ("field", chat("a", "b", messages=[]), "not both"),
+    ("field", chat("a", "b", id=[1]), r"id \[1\] is neither text nor a number"),
+    ("text", chat("a\ud800", "b"), "half of a surrogate pair"),
+    ("field", ["a"], "expected an object, found list"),
 ]
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD, ids=[reason[:40] for _, reason in BAD])
-def test_refused_records(bad, reason, write, picture, tmp_path):
+@pytest.mark.parametrize(("code", "bad", "reason"), BAD, ids=[reason[:40] for *_, reason in BAD])
+def test_refused_records(code, bad, reason, write, picture, tmp_path):
     picture("a.png")
     (tmp_path / "text.png").write_text("no image")
     lines = "\n".join(json.dumps(item) for item in [chat("a", "b"), bad])
     stream = StreamConfig(str(write("a.jsonl", lines)))
-    records, refused = scan_records("s", stream, LANGUAGES)
-    assert [record.id for record in records] == ["0"]
-    assert len(refused) == 1
     with pytest.raises(
         ConfigError, match=rf"a\.jsonl: 1 of 2 records refused: .*{reason}"
     ) as error:
         load_records("s", stream, LANGUAGES)
     assert "\n" not in str(error.value)
+    if code not in ("image_missing", "image_type"):  # files are looked at later
+        with pytest.raises(Fault, match=reason) as fault:
+            read(Columns("llava", {})(bad, 1) if isinstance(bad, dict) else bad, tmp_path)
+        assert fault.value.code == code
+
+
+def read(raw: object, folder: Path = Path()) -> Record:
+    return read_record(raw, "7", folder, None, LANGUAGES)
+
+
+EXACT = [
+    ("field", chat("a", "b", image=7), "image 7 is neither a path nor a list of paths, nor bytes"),
+    ("role", messages(("tool", "a")), "turn 1: role 'tool'; allowed are user, assistant, system"),
+    ("role_order", messages(("user", "a"), ("user", "b")),
+     "turn 2: found user, expected assistant"),
+    ("empty_answer", chat("Zer?", " "), "turn 2: the answer is empty"),
+    ("empty_answer", {"text": "\n", "language": "eu"}, "the text is empty"),
+    ("text", chat("a", "b\0"), "turn 2: holds a NUL character"),
+    ("text", chat("a", "\ud800"), "turn 2: holds half of a surrogate pair, which is no text"),
+    ("text", chat("a", "b", id="\udc00"), "id: holds half of a surrogate pair, which is no text"),
+    ("text", {"text": "a\0b", "language": "eu"}, "text: holds a NUL character"),
+    ("language", chat("a", "b", language="eus"),
+     "language 'eus' is not in data.languages; did you mean 'eu'?"),
+    ("image_count", chat("<image>", "b", image=["a.png", "b.png"]),
+     "1 <image> in user turns, but 2 images"),
+    ("image_path", chat("<image>", "b", image="../a.png"),
+     "image '../a.png' leaves the image folder"),
+    ("image_missing", chat("<image>", "b", image={"bytes": None, "path": None}),
+     "no such image: neither bytes nor a path are stored"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "raw", "reason"), EXACT, ids=[reason for *_, reason in EXACT])
+def test_messages_word_for_word(code, raw, reason):
+    with pytest.raises(Fault) as fault:
+        read(raw)
+    assert (fault.value.code, fault.value.reason) == (code, reason)
+
+
+def test_images_of_all_kinds(tmp_path):
+    """Bytes win over the path; paths are resolved, bytes passed on."""
+    data = b"encoded"
+    stored = ["a.png", data, {"bytes": data, "path": "b.png"}, {"bytes": None, "path": "c/d.png"}]
+    record = read(chat("<image>" * 4, "Bai.", image=stored), tmp_path)
+    assert record.images == (str(tmp_path / "a.png"), data, data, str(tmp_path / "c" / "d.png"))
+    assert read(chat("<image>", "Bai.", image=data)).images == (data,)
+    assert read(chat("<image>", "Bai.", image={"path": "a.png"})).images == ("a.png",)
+    # zero bytes are an image file that is empty: the images' own check says so
+    assert read(chat("<image>", "Bai.", image={"bytes": b""})).images == (b"",)
+    for wrong in ({"bytes": 7}, {"url": "a.png"}, {"bytes": None, "path": b"a"} | {"x": 1}, [None]):
+        with pytest.raises(Fault, match="neither a path nor a list of paths") as fault:
+            read(chat("<image>", "Bai.", image=wrong))
+        assert fault.value.code == "field"
+
+
+@pytest.mark.parametrize("path", ["../a.png", "b/../../a.png", "/etc/a.png"])
+def test_stored_paths_that_leave_the_folder(path, tmp_path):
+    with pytest.raises(Fault, match="leaves the image folder") as fault:
+        read(chat("<image>", "Bai.", image={"bytes": None, "path": path}), tmp_path)
+    assert fault.value.code == "image_path"
+
+
+def test_links_that_lead_out_of_the_image_folder(tmp_path):
+    inside, outside = tmp_path / "images", tmp_path / "secret"
+    for folder in (inside / "sub", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.png").touch()
+    (tmp_path / "images2").mkdir()  # begins with the same name
+    (inside / "file.png").symlink_to(outside / "a.png")
+    (inside / "folder").symlink_to(outside)
+    (inside / "broken.png").symlink_to("../nowhere.png")
+    (inside / "beside.png").symlink_to(tmp_path / "images2" / "a.png")
+    (inside / "good.png").symlink_to(inside / "sub" / "a.png")
+    (tmp_path / "link").symlink_to(inside)
+    for root in (inside, tmp_path / "link"):  # the folder itself may be a link
+        for name in ("file.png", "folder/a.png", "broken.png", "beside.png"):
+            with pytest.raises(Fault) as fault:
+                read(chat("<image>", "Bai.", image=name), root)
+            assert fault.value.code == "image_path"
+            said = f"image {name!r} leaves the image folder by a symbolic link"
+            assert fault.value.reason == said
+        for name in ("good.png", "sub/a.png", "not-there.png"):
+            assert read(chat("<image>", "Bai.", image=name), root).images == (str(root / name),)
+
+
+def test_a_link_that_leads_out_ends_a_load(write, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").symlink_to(tmp_path / "a.json")
+    stream = StreamConfig(
+        str(write("a.json", [chat("<image>", "Bai.", image="a.png")])), str(tmp_path / "images")
+    )
+    with pytest.raises(ConfigError, match="leaves the image folder by a symbolic link"):
+        load_records("s", stream, LANGUAGES)
+
+
+def test_documents():
+    raw = {"id": 3, "text": "Kaixo <image>,\nmundua!", "language": None}
+    record = read_record(raw, "3", Path(), "eu", LANGUAGES)
+    assert record == Record("3", (), (), "eu", "Kaixo <image>,\nmundua!")
+    with pytest.raises(Fault, match="text 7 is not text") as fault:
+        read({"text": 7, "language": "eu"})
+    assert fault.value.code == "field"
 
 
 def test_the_first_few_are_named_and_all_are_counted(write):
@@ -137,7 +286,7 @@ def test_the_first_few_are_named_and_all_are_counted(write):
 
 BROKEN = [
     ("a.json", '[\n {"id": 1},\n {"id" 2}\n]', r"a\.json:3: not JSON: Expecting ':' delimiter"),
-    ("a.jsonl", '{"id": 1}\n\n{"id"', r"a\.jsonl:3: not JSON"),
+    ("a.jsonl", '{"id": 1}\n\n{"id"', r"record '1' \(.*a\.jsonl:3\): not JSON"),
     ("a.json", '{"id": 1}\n{"id": 2}', r"a\.json:2: not JSON: .*name the file .jsonl"),
     ("a.json", '{"id": 1}', r"a\.json: expected a list of records, found dict"),
     ("a.json", "[]", r"a\.json: no records \(data.streams.s.path\)"),
@@ -163,7 +312,7 @@ def test_missing_and_unreadable_files(tmp_path, write):
 
 
 def test_languages_of_a_file(write, tmp_path):
-    objects = [chat("a", "b"), chat("a", "b", language="en"), chat("a", "b", language=None), 7]
+    objects = [chat("a", "b"), chat("a", "b", language="en"), chat("a", "b", language=None)]
     assert languages_in(write("a.json", [*objects, chat("a", "b")])) == ("eu", "en")
     with pytest.raises(ConfigError, match=r"nowhere\.json: no such file"):
         languages_in(tmp_path / "nowhere.json")
@@ -174,8 +323,7 @@ def test_published_sample(shared):
     path = shared / "realdata/llava_format/sample_data.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
     languages = tuple(dict.fromkeys(["en", *(r["language"] for r in raw if "language" in r)]))
-    records, refused = scan_records("sample", StreamConfig(str(path), language="en"), languages)
-    assert refused == []
+    records = load_records("sample", StreamConfig(str(path), language="en"), languages)
     assert [record.id for record in records] == [str(r["id"]) for r in raw]
     assert sum(len(record.images) for record in records) == 163
     assert sum(record.language == "ja" for record in records) == 20

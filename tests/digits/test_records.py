@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm_jax.config import StreamConfig
-from mllm_jax.data.records import load_records
+from mllm_jax.data.record_files import load_records
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.digits import phrases
 from mllm_jax.digits.names import name
 from mllm_jax.digits.records import Counts, make_data

@@ -1,0 +1,235 @@
+"""Source -> index folder: every row read, checked and tokenised once, on all cores.
+
+The rows are read in parts of CHUNK by worker processes; a part that is on disk is not made again,
+so a build that was stopped goes on. One writer, bounded memory: a part travels as arrays.
+"""
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from mllm_jax.data import images
+from mllm_jax.data.chat import Chat
+from mllm_jax.data.columns import Columns
+from mllm_jax.data.faults import Fault, FaultLine
+from mllm_jax.data.records import Record, read_record
+from mllm_jax.data.sources.base import Source
+from mllm_jax.data.spans import Encoded
+from mllm_jax.data.store import ENDS, RECORD, Part, join_parts, load_part, save_part
+from mllm_jax.errors import ConfigError, RunError
+
+CHUNK = 4096  # rows of a part
+
+
+class Reader(NamedTuple):
+    """Everything that makes records of rows; sent to every worker once."""
+
+    name: str  # of the stream
+    source: Source
+    columns: Columns
+    chat: Chat  # made with patches=1
+    folder: Path  # where image paths start
+    language: str | None
+    languages: tuple[str, ...]
+    max_pixels: int
+    decode: bool  # images to their end, or only their headers
+
+
+def build(reader: Reader, folder: Path, workers: int) -> None:
+    """Writes the arrays of an index into `folder`; its parts stand in `folder/parts` meanwhile.
+
+    Args:
+        reader: the stream.
+        folder: of the index; parts of an earlier try with the same rows are taken as they are.
+        workers: processes; 1 reads in this one.
+
+    Raises:
+        RunError: a worker was killed.
+    """
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    ranges = [
+        range(start, min(start + CHUNK, len(reader.source)))
+        for start in range(0, len(reader.source), CHUNK)
+    ]
+    files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
+    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not f.is_file()]
+    done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
+    options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
+    with tqdm(
+        total=len(reader.source), initial=done, desc=f"reading {reader.name}", **options
+    ) as bar:
+        for rows in _work(reader, missing, min(workers, len(missing))):
+            bar.update(len(rows))
+    join_parts(map(load_part, files), folder)
+    shutil.rmtree(parts)
+
+
+def _work(reader: Reader, todo: list[tuple[range, Path]], workers: int) -> Iterator[range]:
+    """Makes the parts, in any order; yields the rows of each that is on disk."""
+    if workers <= 1:
+        for rows, file in todo:
+            save_part(read_part(reader, rows), file)
+            yield rows
+        return
+    # spawned, not forked: this process may run threads of an accelerator
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (reader,)) as pool:
+        waiting, left = [], iter(todo)
+        while True:
+            waiting += [
+                (rows, pool.submit(_read_and_save, rows, file))
+                for rows, file in islice(left, 2 * workers - len(waiting))
+            ]
+            if not waiting:
+                return
+            rows, result = waiting.pop(0)
+            try:
+                result.result()
+            except BrokenProcessPool as error:
+                raise RunError(
+                    f"data.streams.{reader.name}: a worker process that read rows from "
+                    f"{rows.start} on was killed (out of memory?); start again to go on from here, "
+                    "with fewer workers"
+                ) from error
+            yield rows
+
+
+_reader: Reader | None = None  # of a worker process
+
+
+def _start(reader: Reader) -> None:
+    global _reader
+    _reader = reader
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker
+
+
+def _read_and_save(rows: range, file: Path) -> None:
+    assert _reader is not None
+    save_part(read_part(_reader, rows), file)
+
+
+# ------------------------------------------------------------------------------------------- a part
+
+
+class _Good(NamedTuple):
+    row: int
+    record: Record
+    hashes: list[int]
+
+
+def read_part(reader: Reader, rows: range) -> Part:
+    """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
+    good: list[_Good] = []
+    faults: list[FaultLine] = []
+    for row in rows:
+        key = str(row)
+        try:
+            raw = reader.columns(reader.source[row], row)
+            key = str(key if raw.get("id") is None else raw["id"])
+            record = read_record(raw, key, reader.folder, reader.language, reader.languages)
+            hashes = [_look(reader, image) for image in record.images]
+        except Fault as fault:
+            faults.append(FaultLine(row, key, reader.source.where(row), fault.code, fault.reason))
+        else:
+            good.append(_Good(row, record, hashes))
+    encoded = _encode(reader.chat, [item.record for item in good])
+    kept: list[tuple[_Good, Encoded]] = []
+    for item, tokens in zip(good, encoded, strict=True):
+        if isinstance(tokens, ConfigError):
+            where = reader.source.where(item.row)
+            faults.append(FaultLine(item.row, item.record.id, where, "template", str(tokens)))
+        else:
+            kept.append((item, tokens))
+    return _part(reader, kept, sorted(faults))
+
+
+def _look(reader: Reader, image: str | bytes) -> int:
+    """The image's hash, or 0 where only its header is looked at. Raises Fault."""
+    if not reader.decode:
+        images.check(image, reader.max_pixels)
+        return 0
+    return images.fingerprint(images.decode(image, reader.max_pixels))
+
+
+def _encode(chat: Chat, records: list[Record]) -> list[Encoded | ConfigError]:
+    """Tokens of every record, or why it has none."""
+    texts = [n for n, record in enumerate(records) if not record.turns]
+    talks = [n for n, record in enumerate(records) if record.turns]
+    done: dict[int, Encoded | ConfigError] = {}
+    done |= zip(texts, chat.completions([records[n].text for n in texts]), strict=True)
+    try:
+        done |= zip(talks, chat.encode_batch([records[n].turns for n in talks]), strict=True)
+    except ConfigError:  # one of them is refused: which?
+        for n in talks:
+            try:
+                done[n] = chat.encode(records[n].turns)
+            except ConfigError as error:
+                done[n] = error
+    return [done[n] for n in range(len(records))]
+
+
+def _part(reader: Reader, kept: list[tuple[_Good, Encoded]], faults: list[FaultLine]) -> Part:
+    ids = [item.record.id.encode() for item, _ in kept]
+    pictures = [_paths(reader.folder, item.record) for item, _ in kept]
+    ends = np.cumsum(
+        [
+            (len(encoded.tokens), len(key), len(paths), len(item.record.images))
+            for (item, encoded), key, paths in zip(kept, ids, pictures, strict=True)
+        ]
+        or np.zeros((0, len(ENDS)), np.int64),
+        axis=0,
+    )
+    lines = [
+        (
+            *(item.row, *end, len(encoded.tokens), len(item.record.images)),
+            *(*_measure(encoded), *_words(item.record)),
+            reader.languages.index(item.record.language),
+        )
+        for (item, encoded), end in zip(kept, ends.tolist(), strict=True)
+    ]
+    empty = np.zeros(0)
+    return Part(
+        np.array(lines, RECORD),
+        np.concatenate([empty, *(e.tokens for _, e in kept)]).astype(np.int32),
+        np.concatenate([empty, *(e.weights for _, e in kept)]).astype(np.bool_),
+        np.array([h for item, _ in kept for h in item.hashes], np.uint64),
+        b"".join(ids),
+        b"".join(pictures),
+        faults,
+    )
+
+
+def _measure(encoded: Encoded) -> tuple[int, int, int, int]:
+    """(first, before, last, trained) as RECORD names them; an image is one token."""
+    is_image = encoded.seats >= 0
+    targets = encoded.weights[1:].nonzero()[0]
+    first = int(targets[0]) + 1 if len(targets) else len(encoded.tokens)
+    seats = is_image.nonzero()[0]
+    last = int(seats[-1]) if len(seats) else -1
+    return first, int(is_image[:first].sum()), last, int(encoded.weights.sum())
+
+
+def _paths(folder: Path, record: Record) -> bytes:
+    """Image paths in the image folder, each with a NUL behind it."""
+    start = len(str(folder / "x")) - 1
+    names = ["" if isinstance(image, bytes) else image[start:] for image in record.images]
+    return "".join(f"{name}\0" for name in names).encode()
+
+
+def _words(record: Record) -> tuple[int, int]:
+    """(words, answers) of what is trained."""
+    if not record.turns:
+        return len(record.text.split()), 1
+    answers = [turn for turn in record.turns if turn.role == "assistant"]
+    texts = (part for turn in answers for part in turn.parts if isinstance(part, str))
+    return sum(len(text.split()) for text in texts), len(answers)

@@ -1,0 +1,237 @@
+"""Row (columns as stored) -> raw record, as `records` reads it. Behind a stream's source.
+
+Ready layouts for published sets; `columns` of a stream's config renames single columns. Wherever a
+layout has no `<image>` of its own, turns become typed messages, images first in the first user
+turn: a literal `<image>` in their text stays text.
+
+    caption    {"id": "7", "image": "a.png", "caption": "Katu bat."}
+    raw        {"id": "7", "image": "a.png", "messages": [
+                   {"role": "user", "content": [{"type": "image"}]},
+                   {"role": "assistant", "content": "Katu bat."}]}
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_fields import check_text
+from mllm_jax.errors import require
+
+Values = dict[str, Any]  # by our names
+
+# layout -> our name -> name of the column
+LAYOUTS: dict[str, dict[str, str]] = {
+    # haotian-liu/LLaVA, docs/Finetune_Custom_Data.md; `messages` as transformers' chat templates
+    "llava": {
+        "id": "id",
+        "image": "image",
+        "conversations": "conversations",
+        "messages": "messages",
+        "language": "language",
+    },
+    "caption": {"id": "id", "image": "image", "caption": "caption", "language": "language"},
+    "text": {"id": "id", "text": "text", "language": "language"},
+    # huggingface.co/datasets/pixparse/cc3m-wds: shards of img2dataset, {key}.jpg and {key}.txt;
+    # google-research-datasets/conceptual_captions itself holds addresses, no images
+    "conceptual_captions": {
+        "id": "__key__",
+        "image": "jpg",
+        "caption": "txt",
+        "language": "language",
+    },
+    # huggingface.co/datasets/allenai/pixmo-ask-model-anything: image_url, image_sha256, question,
+    # answer; `image` is where copies with downloaded images keep them
+    "pixmo_ama": {
+        "id": "id",
+        "image": "image",
+        "question": "question",
+        "answer": "answer",
+        "language": "language",
+    },
+    # magpie-align/magpie, data_sft/data_concatenation.ipynb: conversations of {from, value}; its
+    # column `language` is a classifier's tag, so the stream says the language
+    "magpie": {"id": "uuid", "conversations": "conversations"},
+    # huggingface.co/datasets/HuggingFaceM4/the_cauldron: texts of {user, assistant, source}
+    "cauldron": {"id": "id", "image": "images", "texts": "texts", "language": "language"},
+    # google-research-datasets/wit, DATA.md: a row an image on a page. In wikimedia/wit_base the
+    # captions of all languages hang in one column wit_features: make a row of each first.
+    "wit": {
+        "id": "id",
+        "image": "image",
+        "caption": "caption_reference_description",
+        "language": "language",
+    },
+}
+_ALWAYS = ("id", "language")  # names that every layout has; a row may leave them out
+_MAY_LACK = {"llava": ("image", "conversations", "messages")}  # records.py says what is missing
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+class Columns:
+    """What makes raw records of a stream's rows."""
+
+    def __init__(self, layout: str, renamed: dict[str, str]):
+        """`layout` is a key of LAYOUTS; `renamed` gives our names other columns.
+
+        Raises:
+            ConfigError: the layout has no such name.
+        """
+        columns = LAYOUTS[layout]
+        names = (*columns, *(name for name in _ALWAYS if name not in columns))
+        for name, column in renamed.items():
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            require(
+                name in names,
+                f"data.streams.*.columns.{name}={column!r}: layout {layout!r} has no such name; "
+                f"{hint}it has {', '.join(names)}",
+            )
+        self._layout, self._columns = layout, columns | renamed
+        # a column that the config names is there, or misspelt
+        may_lack = {*_ALWAYS, *_MAY_LACK.get(layout, ())} - renamed.keys()
+        self._needed = self._columns.keys() - may_lack
+
+    def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
+        """The raw record of a row.
+
+        Args:
+            row: columns as stored. Texts may be UTF-8 bytes, lists of structs a struct of lists.
+                Images are passed on as they are.
+            number: of the row in its source; the id of a record that has none.
+
+        Raises:
+            Fault: "field" for a column that is not there, "text" for bytes that are not UTF-8 or
+                an id that is no text, "image_missing" for a caption or question without an image.
+        """
+        values: Values = {}
+        for name, column in self._columns.items():
+            if column in row:
+                value = row[column]
+                values[name] = _listed(value) if name == "image" else _plain(value, column)
+            elif name in self._needed:
+                raise Fault(
+                    "field",
+                    f"no column {column!r} for {name}; the row has {', '.join(row) or 'none'}",
+                )
+        raw = _MAKERS[self._layout](values)
+        raw["id"] = number if values.get("id") is None else values["id"]
+        if isinstance(raw["id"], str):
+            check_text(raw["id"], "id")  # before anyone writes it into a message
+        if values.get("language") is not None:
+            raw["language"] = values["language"]
+        return raw
+
+
+def _llava(values: Values) -> Values:
+    raw = {"image": values.get("image")}
+    for name in ("conversations", "messages"):
+        if values.get(name) is not None:  # of two columns, one may be null
+            raw[name] = _structs(values[name])
+    return raw
+
+
+def _text(values: Values) -> Values:
+    return {"text": _answer(values["text"])}
+
+
+def _caption(values: Values) -> Values:
+    return _talk(_needs_image(values), [("", values["caption"])])
+
+
+def _question(values: Values) -> Values:
+    return _talk(_needs_image(values), [(values["question"], values["answer"])])
+
+
+def _cauldron(values: Values) -> Values:
+    texts = _structs(values["texts"])
+    if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
+        raise Fault("field", f"texts {texts!r:.60} is not a list of {{user, assistant}}")
+    return _talk(values["image"], [(text.get("user"), text.get("assistant")) for text in texts])
+
+
+def _magpie(values: Values) -> Values:
+    turns = _structs(values["conversations"])
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise Fault("field", f"conversations {turns!r:.60} is not a list of {{from, value}}")
+    messages = []
+    for turn in turns:
+        who = turn.get("from")
+        role = _ROLES.get(who, who) if isinstance(who, str) else who
+        content = [{"type": "text", "text": turn.get("value")}]
+        messages.append({"role": role, "content": content})
+    return {"messages": messages}
+
+
+_MAKERS: dict[str, Callable[[Values], Values]] = {
+    "llava": _llava,
+    "caption": _caption,
+    "text": _text,
+    "conceptual_captions": _caption,
+    "pixmo_ama": _question,
+    "magpie": _magpie,
+    "cauldron": _cauldron,
+    "wit": _caption,
+}
+
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def _talk(image: Any, rounds: Sequence[tuple[Any, Any]]) -> Values:
+    """Questions and answers; the images stand first in the first question."""
+    count = 0 if image is None else len(image) if isinstance(image, list) else 1
+    messages = []
+    for n, (question, answer) in enumerate(rounds):
+        content = [{"type": "image"}] * count if n == 0 else []
+        if question != "" or not content:
+            content = [*content, {"type": "text", "text": question}]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": _answer(answer)})
+    return {"image": image, "messages": messages}
+
+
+def _needs_image(values: Values) -> Any:
+    image = values["image"]
+    if image is None or image == []:
+        raise Fault("image_missing", "no image is stored with the text")
+    return image
+
+
+def _answer(value: Any) -> Any:
+    """A null is an answer without text: it is counted as such, not as a field of a wrong type."""
+    return "" if value is None else value
+
+
+def _plain(value: Any, column: str) -> Any:
+    """Python's own types, with bytes read as UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Fault("text", f"column {column!r}: not UTF-8 text ({error.reason})") from error
+    value = _listed(value)
+    if isinstance(value, list):
+        return [_plain(item, column) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item, column) for name, item in value.items()}
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _structs(value: Any) -> Any:
+    """{"from": ["human", "gpt"], "value": ["a", "b"]} -> a list of {"from", "value"}.
+
+    The `datasets` library and TFDS store a sequence of structs as a struct of sequences.
+    """
+    if not isinstance(value, dict) or not all(isinstance(item, list) for item in value.values()):
+        return value
+    lengths = {len(item) for item in value.values()}
+    if len(lengths) != 1:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]

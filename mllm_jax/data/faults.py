@@ -1,0 +1,61 @@
+"""What can be wrong with a record: every kind has a code, counted and allowed (or not) by name.
+
+`data.streams.*.skip` maps codes to the share of a stream's records that may be left out for that
+reason; everything else ends the run with the record's name. `image_path` can never be allowed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+CODES = {
+    "json": "a line is not JSON, or not UTF-8",
+    "field": "a field is missing or of the wrong type",
+    "role": "an unknown role",
+    "role_order": "turns do not alternate, or the last is not an answer",
+    "empty_answer": "an answer without text",
+    "text": "half a surrogate pair, or a NUL character",
+    "language": "no language, or one that is not in data.languages",
+    "duplicate_id": "an id that an earlier record of the stream has",
+    "image_count": "the number of <image> and of images differ",
+    "image_path": "a path that leaves the image folder: always refused",
+    "image_missing": "no such image file",
+    "image_empty": "an image of zero bytes",
+    "image_type": "the file is no image",
+    "image_broken": "an image that cannot be decoded to its end",
+    "image_pixels": "more pixels than data.max_pixels",
+    "image_animated": "an image of several frames",
+    "template": "the chat template refuses the conversation",
+    "over_long": "too many tokens or images for a row",
+}
+NEVER_SKIPPED = ("image_path",)
+NAMED = 5  # faults that a message names
+
+
+class FaultLine(NamedTuple):
+    """A row that cannot be used."""
+
+    row: int
+    id: str
+    where: str
+    code: str
+    reason: str
+
+
+def refusal(path: str, refused: Sequence[FaultLine], total: int) -> str:
+    """One line that counts the refused rows of a stream and names the first few."""
+    shown = "; ".join(f"record {f.id!r} ({f.where}): {f.reason}" for f in refused[:NAMED])
+    more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+    return f"{path}: {len(refused)} of {total} records refused: {shown}{more}"
+
+
+class Fault(Exception):
+    """A record cannot be used."""
+
+    def __init__(self, code: str, reason: str):
+        """`code` is a key of CODES; `reason` says in one line what is wrong."""
+        assert code in CODES, code
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+    def __reduce__(self):
+        return Fault, (self.code, self.reason)  # travels from worker processes

@@ -1,0 +1,42 @@
+"""A stream that lives on the Hugging Face Hub -> its folder, once; the only place that fetches."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from mllm_jax.data_config import StreamConfig
+from mllm_jax.errors import RunError, require
+from mllm_jax.folders import in_use, new_folder
+from mllm_jax.json_file import read_json, write_json
+
+NOTE = "hub.json"  # which data set and revision lies in a folder
+
+
+def fetch(name: str, stream: StreamConfig) -> None:
+    """Downloads a stream's data set into `path`; does nothing where it lies there already.
+
+    Raises:
+        ConfigError: the folder holds another data set or revision.
+        RunError: it cannot be downloaded.
+    """
+    if stream.hub is None:
+        return
+    folder, wanted = Path(stream.path), {"hub": stream.hub, "revision": stream.revision}
+    if in_use(folder):
+        note = folder / NOTE
+        found = read_json(note) if note.is_file() else None
+        where = f"data.streams.{name}.path={stream.path}"
+        require(found == wanted, f"{where}: holds {found}, not {wanted}; give another folder")
+        return
+    print(f"fetching {stream.hub} ({stream.revision}) -> {folder}", flush=True)
+    try:
+        with new_folder(folder) as made:
+            snapshot_download(
+                stream.hub, repo_type="dataset", revision=stream.revision, local_dir=made
+            )
+            write_json(made / NOTE, wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        where = f"data.streams.{name}.hub={stream.hub}"
+        raise RunError(f"{where}: cannot be fetched: {reason}") from error

@@ -1,0 +1,117 @@
+"""Single fields of a raw record -> checked values. Behind `records`, on the way of the data."""
+
+import difflib
+import os
+import reprlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mllm_jax.data.faults import Fault
+
+
+def expect(condition: bool, code: str, reason: str) -> None:
+    """Raises Fault(code, reason) unless `condition` holds.
+
+    For reasons that cost nothing to write; where one shows a value, `if` and `raise`.
+    """
+    if not condition:
+        raise Fault(code, reason)
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8. JSON and command lines may bring half surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses what is no text, or would end it for others. Raises Fault "text"."""
+    expect(is_text(text), "text", f"{where}: holds half of a surrogate pair, which is no text")
+    expect("\0" not in text, "text", f"{where}: holds a NUL character")
+
+
+def check_id(value: Any) -> None:
+    """Raises Fault unless it is text, a number or None."""
+    if type(value) not in (str, int, float, type(None)):
+        raise Fault("field", f"id {value!r:.60} is neither text nor a number")
+    if isinstance(value, str):
+        check_text(value, "id")
+
+
+def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> str:
+    """The record's own language, else the stream's. Raises Fault "language"."""
+    value = own if own is not None else default
+    expect(value is not None, "language", "no language: give the record one, or the stream")
+    if not isinstance(value, str):
+        raise Fault("language", f"language {value!r:.60} is not text")
+    if value not in languages:
+        near = difflib.get_close_matches(value, languages, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(languages)}"
+        raise Fault("language", f"language {value!r:.60} is not in data.languages; {hint}")
+    return value
+
+
+def read_images(value: Any, folder: Path) -> tuple[str | bytes, ...]:
+    """The images of a record: a path, encoded bytes, {"bytes", "path"}, a list of these, or None.
+
+    Args:
+        value: as stored; of {"bytes", "path"} the bytes are taken if there are any.
+        folder: where paths start. It may be a link itself; what lies in it may not lead out.
+
+    Returns:
+        Paths that start with `folder`, and bytes, in their order.
+
+    Raises:
+        Fault: "field", "image_path" or "image_missing".
+    """
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    images = []
+    for item in items:
+        found = _source(item)
+        if found is None:
+            shown = reprlib.repr(value)
+            raise Fault("field", f"image {shown} is neither a path nor a list of paths, nor bytes")
+        images.append(_inside(found, folder) if isinstance(found, str) else found)
+    return tuple(images)
+
+
+def _source(item: Any) -> str | bytes | None:
+    """The path or the bytes; None for anything else."""
+    if not isinstance(item, dict):
+        return item if isinstance(item, str | bytes) else None
+    if not item.keys() <= {"bytes", "path"}:
+        return None
+    data, path = item.get("bytes"), item.get("path")
+    expect(
+        data is not None or path is not None,
+        "image_missing",
+        "no such image: neither bytes nor a path are stored",
+    )
+    chosen = data if data or path is None else path
+    return chosen if isinstance(chosen, str | bytes) else None
+
+
+def _inside(name: str, folder: Path) -> str:
+    """The path of an image of this name. Raises Fault where it leaves the folder."""
+    if name.strip() == "" or "\0" in name or not is_text(name):
+        raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise Fault("image_path", f"image {name!r} leaves the image folder")
+    if _leads_out(folder, path):
+        raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
+    return str(folder / path)
+
+
+def _leads_out(folder: Path, path: PurePosixPath) -> bool:
+    """Whether a link in the folder leads out of it. Links are rare, so each step is asked first."""
+    step = str(folder)
+    for part in path.parts:
+        step = f"{step}/{part}"
+        if os.path.islink(step):
+            root = os.path.realpath(folder)
+            return os.path.commonpath((os.path.realpath(folder / path), root)) != root
+    return False

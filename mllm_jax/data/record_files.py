@@ -1,0 +1,71 @@
+"""Whole files of records, for evaluation: every one is read, a bad one ends the load."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mllm_jax.data import images
+from mllm_jax.data.columns import Columns
+from mllm_jax.data.faults import Fault, FaultLine, refusal
+from mllm_jax.data.records import Record, read_record
+from mllm_jax.data.sources.json_file import JsonSource
+from mllm_jax.data_config import StreamConfig
+from mllm_jax.errors import ConfigError, require
+
+READERS = 16  # threads that look at image files
+
+
+def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) -> Sequence[Record]:
+    """All records of a LLaVA JSON or JSONL file.
+
+    Image files are opened far enough to see that they are images.
+
+    Args:
+        name: the stream's name in the mixture, for messages.
+        stream: file, image folder and default language.
+        languages: every language a record may have.
+
+    Raises:
+        ConfigError: the file cannot be read, it holds no record, or some records are refused; the
+            first few are named with their reasons.
+    """
+    path = Path(stream.path)
+    require(path.is_file(), f"data.streams.{name}.path: {path}: no such file")
+    folder = Path(stream.images) if stream.images is not None else path.parent
+    require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
+    source, columns = JsonSource(path), Columns("llava", stream.columns)
+
+    def read(row: int) -> Record | FaultLine:
+        key = str(row)
+        try:
+            raw = columns(source[row], row)
+            key = str(raw["id"])
+            record = read_record(raw, key, folder, stream.language, languages)
+            for image in record.images:
+                images.check(image)
+        except Fault as fault:
+            return FaultLine(row, key, source.where(row), fault.code, fault.reason)
+        return record
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, range(len(source))))
+    refused = [item for item in found if isinstance(item, FaultLine)]
+    if refused:
+        raise ConfigError(refusal(stream.path, refused, len(found)))
+    require(len(found) > 0, f"{stream.path}: no records (data.streams.{name}.path)")
+    return [item for item in found if isinstance(item, Record)]
+
+
+def languages_in(path: str | Path) -> tuple[str, ...]:
+    """Languages that the records of a file name, in order of appearance.
+
+    Raises:
+        ConfigError: the file is missing or is not JSON.
+    """
+    source, named = JsonSource(path), []
+    for row in range(len(source)):
+        try:
+            named.append(source[row].get("language"))
+        except Fault:  # `load_records` names it
+            continue
+    return tuple(dict.fromkeys(language for language in named if isinstance(language, str)))

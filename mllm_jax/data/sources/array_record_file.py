@@ -1,0 +1,166 @@
+"""ArrayRecord files by number: a JSON object a record. First stop on the way of the data.
+
+A record is UTF-8 JSON, an object with the columns of a row. JSON has no bytes, so an encoded image
+is {"bytes": base64 text}, alone in its column or in a list; a path is text as everywhere:
+
+    {"id": "7", "image": {"bytes": "iVBORw0...", "path": "a.png"}, "conversations": [...]}
+
+`write_array_record` writes such files.
+"""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tqdm import tqdm
+
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.text import find_files
+from mllm_jax.errors import ConfigError, require
+
+
+@dataclass
+class _Shard:
+    """A file whose records are counted, as ArrayRecordDataSource asks for; it opens it later."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class ArrayRecordSource:
+    """The records of an .array_record (or .arrayrecord) file, or of a folder of them."""
+
+    def __init__(self, path: str | Path):
+        """Reads how many records each file holds.
+
+        Raises:
+            ConfigError: nothing there, or a file that is no ArrayRecord.
+        """
+        self.path = Path(path)
+        self.files = find_files(path, ".array_record", ".arrayrecord")
+        options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # on a terminal
+        counts = [_count(file) for file in tqdm(self.files, desc=f"opening {path}", **options)]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._records = ArrayRecordDataSource(  # pickles itself without its open files
+            [_Shard(str(f), 0, n, n) for f, n in zip(self.files, counts, strict=True)]
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, number: int) -> Row:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        try:
+            data = self._records[int(number)]
+        except RuntimeError as error:
+            raise ConfigError(_broken(self.where(number), error)) from error
+        try:
+            row = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise Fault("json", f"not UTF-8 text ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
+        except RecursionError as error:
+            raise Fault("json", "not JSON we can read: nested too deeply") from error
+        if not isinstance(row, dict):
+            raise Fault("field", f"expected an object, found {type(row).__name__}")
+        return {column: _decoded(value, column) for column, value in row.items()}
+
+    def where(self, number: int) -> str:
+        """The file and the record in it, from 0: "train.array_record[12]"."""
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return f"{self.files[shard]}[{number - int(self._starts[shard])}]"
+
+
+def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
+    """Writes rows as one file; it appears when it is whole.
+
+    Args:
+        rows: columns as JSON can hold them. Images are paths, encoded bytes, {"bytes", "path"}, or
+            lists of those; plain bytes come back as {"bytes": bytes}.
+        path: a new file, named .array_record or .arrayrecord.
+
+    Raises:
+        ConfigError: the file exists or is named otherwise, or a row holds what JSON cannot.
+    """
+    path = Path(path)
+    require(
+        path.suffix in (".array_record", ".arrayrecord"),
+        f"{path}: expected a name that ends with .array_record or .arrayrecord",
+    )
+    require(not path.exists(), f"{path}: exists; remove it or give another name")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")  # a group is decompressed as a whole
+    try:
+        for number, row in enumerate(rows):
+            coded = {column: _encoded(value) for column, value in row.items()}
+            try:
+                text = json.dumps(coded, ensure_ascii=False, allow_nan=False)
+                writer.write(text.encode("utf-8"))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{path}: row {number} cannot be JSON: {error}") from error
+        writer.close()
+        partial.rename(path)
+    finally:
+        if writer.is_open():
+            writer.close()
+        partial.unlink(missing_ok=True)
+
+
+def _count(file: Path) -> int:
+    try:
+        reader = ArrayRecordReader(str(file))
+        count = reader.num_records()
+        reader.close()
+    except RuntimeError as error:
+        raise ConfigError(_broken(str(file), error)) from error
+    return count
+
+
+def _broken(where: str, error: RuntimeError) -> str:
+    reason = " ".join(str(error).split())  # some of the library's errors say nothing
+    return f"{where}: not an ArrayRecord file that can be read" + (f": {reason}" if reason else "")
+
+
+def _encoded(value: Any) -> Any:
+    """Bytes of images -> base64 text."""
+    if isinstance(value, list):
+        return [_encoded(one) for one in value]
+    if isinstance(value, bytes):
+        value = {"bytes": value}
+    if _is_image(value, bytes):
+        return value | {"bytes": base64.b64encode(value["bytes"]).decode("ascii")}
+    return value
+
+
+def _decoded(value: Any, column: str) -> Any:
+    """Base64 text of images -> bytes."""
+    if isinstance(value, list):
+        return [_decoded(one, column) for one in value]
+    if _is_image(value, str):
+        try:
+            return value | {"bytes": base64.b64decode(value["bytes"], validate=True)}
+        except (binascii.Error, ValueError) as error:
+            raise Fault("field", f"{column}: bytes are not base64 text ({error})") from error
+    return value
+
+
+def _is_image(value: Any, kind: type) -> bool:
+    """Whether it is {"bytes": ...} or {"bytes": ..., "path": ...} with bytes of that kind."""
+    return (
+        isinstance(value, dict)
+        and value.keys() <= {"bytes", "path"}
+        and isinstance(value.get("bytes"), kind)
+    )

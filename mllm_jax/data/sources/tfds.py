@@ -1,0 +1,186 @@
+"""Prepared TensorFlow Datasets by number, without TensorFlow. First stop on the way of the data.
+
+A dataset counts as prepared when `download_and_prepare` wrote it with file_format="array_record";
+other formats have no random access. Images stay encoded: they are decoded where all others are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.base import Row
+from mllm_jax.errors import ConfigError, require
+
+FORMAT = "array_record"
+
+
+class TfdsSource:
+    """The examples of one split of a prepared dataset.
+
+    Values: texts are str, images encoded bytes, class labels numbers, tensors lists; a sequence of
+    feature dicts, which TFDS stores as a dict of lists, is a list of dicts again.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None):
+        """Reads what the dataset says about itself; the shards are opened by the first row.
+
+        Args:
+            path: folder of the dataset's version, as ".../ai2d/1.0.0", or that and a split,
+                as ".../ai2d/1.0.0/train".
+            split: as TFDS names it: "train", "train[:90%]". May be left out where the path names
+                it, or where there is one only.
+
+        Raises:
+            ConfigError: TFDS is not installed, the folder is no prepared dataset with random
+                access, there is no such split or it must be named, or a shard is missing.
+        """
+        self.path, named = _split_path(Path(path))
+        for name in ("dataset_info.json", "features.json"):
+            require(
+                (self.path / name).is_file(),
+                f"{path}: no {name} in it, so no dataset that TFDS prepared; give the folder of "
+                "its version, as my_dataset/1.0.0",
+            )
+        info = _builder(self.path).info
+        formats = sorted(format.value for format in info.available_file_formats())
+        require(
+            FORMAT in formats,
+            f"{self.path}: prepared as {', '.join(formats)}, which has no random access; prepare "
+            f"it with file_format={FORMAT!r}",
+        )
+        self.split = _choose(self.path, split or named, list(info.splits))
+        parts = _instructions(self.path, self.split, info)
+        for part in parts:
+            require(Path(part.filename).is_file(), f"{part.filename}: no such file")
+        self._shards = [(Path(part.filename), part.skip) for part in parts]
+        self.files = [file for file, _ in self._shards]
+        self._starts = np.cumsum([0, *(part.take for part in parts)], dtype=np.int64)
+        self._opened: tuple[Any, Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, number: int) -> Row:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        if self._opened is None:
+            self._opened = _open(self.path, self.split)
+        kinds, features, examples = self._opened
+        try:
+            example = examples[int(number)]
+        except RuntimeError as error:  # of the ArrayRecord reader
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{self.where(number)}: cannot be read: {reason}") from error
+        return _plain(example, features, kinds)
+
+    def where(self, number: int) -> str:
+        """The file and the example in it, from 0: "ai2d-train.array_record-00000-of-00001[12]"."""
+        shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        file, skipped = self._shards[shard]
+        return f"{file}[{number - int(self._starts[shard]) + skipped}]"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+
+def _library() -> Any:
+    """tensorflow_datasets, an optional extra that is imported when a stream asks for it."""
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ConfigError(
+            f"a stream of kind tfds needs TensorFlow Datasets ({error}); "
+            'pip install "mllm-jax[tfds]"'
+        ) from error
+    return tensorflow_datasets
+
+
+def _builder(path: Path) -> Any:
+    tfds = _library()
+    from google.protobuf.json_format import ParseError  # what TFDS stands on
+
+    try:
+        return tfds.builder_from_directory(path)
+    except (ParseError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a dataset that TFDS can read: {reason}") from error
+
+
+def _split_path(path: Path) -> tuple[Path, str | None]:
+    """ ".../1.0.0/train" -> (".../1.0.0", "train"); ".../1.0.0" -> (itself, None)."""
+    if not path.exists() and (path.parent / "dataset_info.json").is_file():
+        return path.parent, path.name
+    return path, None
+
+
+def _choose(path: Path, split: str | None, splits: list[str]) -> str:
+    if split is None:
+        named = ", ".join(str(path / name) for name in splits)
+        require(
+            len(splits) == 1,
+            f"{path}: holds {len(splits)} splits, and a stream reads one; choose among {named}",
+        )
+        return splits[0]
+    return split
+
+
+def _instructions(path: Path, split: str, info: Any) -> list[Any]:
+    """The files of a split, with how many examples to skip and to take in each."""
+    try:
+        return info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"{path}: no split {split!r}; there are {', '.join(info.splits)}, and slices of them "
+            "as train[:90%]"
+        ) from error
+
+
+def _open(path: Path, split: str) -> tuple[Any, Any, Any]:
+    """TFDS' kinds of features, the features of a dataset, and a split's examples by number."""
+    tfds, builder = _library(), _builder(path)
+
+    class Encoded(tfds.decode.SkipDecoding):
+        """Leaves images as the bytes they are, in sequences too, where TFDS' class does not."""
+
+        def decode_batch_example_np(self, batch: Any) -> Any:
+            return batch
+
+        def decode_ragged_example_np(self, batch: Any) -> Any:
+            return batch
+
+    features = builder.info.features
+    decoders = _decoders(features, tfds.features, Encoded)
+    examples = builder.as_data_source(split, decoders=decoders, file_format=FORMAT)
+    return tfds.features, features, examples
+
+
+def _decoders(feature: Any, kinds: Any, encoded: type) -> Any:
+    """The features' tree with a decoder at every image, and nothing where there is none."""
+    if isinstance(feature, kinds.Image):
+        return encoded()
+    if isinstance(feature, kinds.FeaturesDict):
+        found = {name: _decoders(feature[name], kinds, encoded) for name in feature}
+        return {name: decoder for name, decoder in found.items() if decoder is not None} or None
+    if isinstance(feature, kinds.Sequence):
+        return _decoders(feature.feature, kinds, encoded)
+    return None
+
+
+def _plain(value: Any, feature: Any, kinds: Any) -> Any:
+    """A value as TFDS reads it -> texts, bytes, numbers, lists and dicts of those."""
+    if isinstance(feature, kinds.FeaturesDict):
+        return {name: _plain(value[name], feature[name], kinds) for name in feature}
+    if isinstance(feature, kinds.Sequence):
+        inner = feature.feature
+        if isinstance(inner, kinds.FeaturesDict):  # {"a": [1, 2]} -> [{"a": 1}, {"a": 2}]
+            columns = zip(*(value[name] for name in inner), strict=True)
+            value = [dict(zip(inner, row, strict=True)) for row in columns]
+        return [_plain(one, inner, kinds) for one in value]
+    if isinstance(feature, kinds.Text):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Fault("text", f"not UTF-8 text ({error.reason})") from error
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,190 @@
+"""The records of a stream as arrays on disk, memory-mapped: the length index and the tokens.
+
+Written in parts, each complete in itself, so that an interrupted build goes on where it stopped;
+joined into one folder at the end:
+
+    records.npy     a line per usable record, see RECORD
+    tokens.bin      int32, records end to end; an image is one token
+    weights.bin     bool, likewise
+    hashes.bin      uint64, of every image, see images.fingerprint; 0 where not decoded
+    ids.bin         UTF-8, ids end to end
+    pictures.bin    UTF-8, image paths in the image folder; a record's end in NUL each; a path that
+                    is empty says that the picture lies in the row itself
+    faults.jsonl    what is wrong with every other row
+    duplicates.npy  records whose id an earlier one has; their faults stand in faults.jsonl too
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32, UInt64
+
+from mllm_jax.data.faults import FaultLine
+
+RECORD = np.dtype(
+    [
+        ("row", np.int64),  # in the source
+        ("tokens", np.int64),  # end of its tokens
+        ("id", np.int64),  # end of its id
+        ("pictures", np.int64),  # end of its image paths
+        ("hashes", np.int64),  # end of its image hashes
+        ("size", np.int32),  # tokens, an image counted as one
+        ("images", np.int32),
+        ("first", np.int32),  # first token that is a target; `size` if there is none
+        ("before", np.int32),  # images before it
+        ("last", np.int32),  # last image token; -1 without images
+        ("trained", np.int32),  # tokens
+        ("words", np.int32),  # in what is trained, between white space
+        ("answers", np.int32),  # each is ended by one trained token more
+        ("language", np.int32),  # number in the list of languages
+    ]
+)
+ENDS = ("tokens", "id", "pictures", "hashes")
+
+
+class Part(NamedTuple):
+    """Some rows of a stream, read and tokenised."""
+
+    records: np.ndarray  # RECORD; ends count from the part's own beginning
+    tokens: Int32[np.ndarray, "t"]
+    weights: Bool[np.ndarray, "t"]
+    hashes: UInt64[np.ndarray, "i"]
+    ids: bytes
+    pictures: bytes
+    faults: list[FaultLine]
+
+
+def save_part(part: Part, path: Path) -> None:
+    """Writes a part; the file is whole or not there."""
+    arrays = {
+        "records": part.records,
+        "tokens": part.tokens,
+        "weights": part.weights,
+        "hashes": part.hashes,
+        "ids": np.frombuffer(part.ids, np.uint8),
+        "pictures": np.frombuffer(part.pictures, np.uint8),
+        "faults": np.frombuffer(json.dumps(part.faults).encode(), np.uint8),
+    }
+    beside = path.with_suffix(".partial")
+    with beside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    beside.rename(path)
+
+
+def load_part(path: Path) -> Part:
+    """A part as `save_part` wrote it."""
+    with np.load(path, allow_pickle=False) as file:
+        faults = [FaultLine(*line) for line in json.loads(file["faults"].tobytes())]
+        return Part(
+            file["records"],
+            file["tokens"],
+            file["weights"],
+            file["hashes"],
+            file["ids"].tobytes(),
+            file["pictures"].tobytes(),
+            faults,
+        )
+
+
+def join_parts(parts: Iterable[Part], folder: Path) -> None:
+    """Writes the arrays of a folder from its parts, one in memory at a time."""
+    records: list[np.ndarray] = []
+    ends = dict.fromkeys(ENDS, 0)
+    with (
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "weights.bin").open("wb") as weights,
+        (folder / "hashes.bin").open("wb") as hashes,
+        (folder / "ids.bin").open("wb") as ids,
+        (folder / "pictures.bin").open("wb") as pictures,
+        (folder / "faults.jsonl").open("w", encoding="utf-8") as faults,
+    ):
+        for part in parts:
+            moved = part.records.copy()
+            for name in ENDS:
+                moved[name] += ends[name]
+            records.append(moved)
+            sizes = (len(part.tokens), len(part.ids), len(part.pictures), len(part.hashes))
+            ends = {name: ends[name] + size for name, size in zip(ENDS, sizes, strict=True)}
+            tokens.write(part.tokens.tobytes())
+            weights.write(part.weights.tobytes())
+            hashes.write(part.hashes.tobytes())
+            ids.write(part.ids)
+            pictures.write(part.pictures)
+            for line in part.faults:
+                faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
+    joined = np.concatenate(records) if records else np.zeros(0, RECORD)
+    np.save(folder / "records.npy", joined, allow_pickle=False)
+
+
+def mark_duplicates(folder: Path, where: Callable[[int], str]) -> None:
+    """Notes every record whose id an earlier one has; `where` names a row for messages."""
+    store = Store(folder, duplicates=False)
+    hashed = (blake2b(store.id(n).encode(), digest_size=8).digest() for n in range(len(store)))
+    digests = np.frombuffer(b"".join(hashed), np.uint64)
+    first = np.unique(digests, return_index=True)[1]
+    again = np.setdiff1d(np.arange(len(store)), first, assume_unique=True)
+    np.save(folder / "duplicates.npy", again, allow_pickle=False)
+    with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
+        for record in again.tolist():
+            row, name = int(store.records["row"][record]), store.id(record)
+            reason = "an earlier record of the stream has this id"
+            line = FaultLine(row, name, where(row), "duplicate_id", reason)
+            file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
+
+
+class Store:
+    """An index folder, opened: nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path, duplicates: bool = True):
+        """`folder` as `join_parts` and, where it says so, `mark_duplicates` wrote it."""
+        self._folder = folder
+        self.duplicates = np.zeros(0, np.int64)
+        if duplicates:
+            self.duplicates = np.load(folder / "duplicates.npy", allow_pickle=False)
+        self.records = np.load(folder / "records.npy", mmap_mode="r", allow_pickle=False)
+        self._tokens = _open(folder / "tokens.bin", np.int32)
+        self._weights = _open(folder / "weights.bin", np.bool_)
+        self.hashes = _open(folder / "hashes.bin", np.uint64)
+        self._ids = _open(folder / "ids.bin", np.uint8)
+        self._pictures = _open(folder / "pictures.bin", np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the folder itself; memory maps would be copied."""
+        return Store, (self._folder,)
+
+    def tokens(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, weights) of a record, an image as one token."""
+        span = self._span(record, "tokens")
+        return np.asarray(self._tokens[span]), self._weights[span].astype(np.float32)
+
+    def id(self, record: int) -> str:
+        """The record's id."""
+        return self._ids[self._span(record, "id")].tobytes().decode("utf-8")
+
+    def pictures(self, record: int) -> list[str]:
+        """Paths of its images in the image folder; empty where they lie in the row itself."""
+        joined = self._pictures[self._span(record, "pictures")].tobytes().decode("utf-8")
+        return joined.split("\0")[:-1]
+
+    def faults(self) -> Iterator[FaultLine]:
+        """What is wrong with the rows that are no records."""
+        with (self._folder / "faults.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                yield FaultLine(**json.loads(line))
+
+    def _span(self, record: int, name: str) -> slice:
+        start = 0 if record == 0 else int(self.records[name][record - 1])
+        return slice(start, int(self.records[name][record]))
+
+
+def _open(path: Path, kind: Any) -> np.ndarray:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.zeros(0, kind)
+    return np.memmap(path, kind, mode="r")

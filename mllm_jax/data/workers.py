@@ -1,0 +1,101 @@
+"""Worker processes that make numbered items ahead of time, in order; a killed one is named.
+
+Item n is made by worker n % count, which takes its next number as soon as its last item was sent,
+so each holds one item and waits for the reader: memory is bounded by the number of workers.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, NoReturn, TypeVar
+
+from mllm_jax.errors import ConfigError, RunError
+
+T = TypeVar("T")
+
+
+class Workers(Generic[T]):
+    """Processes that call `make(number)`."""
+
+    def __init__(self, make: Callable[[int], T], count: int):
+        """Starts `count` processes; `make` is sent to each once and must survive that."""
+        # spawned, not forked: this process runs the threads of an accelerator
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            name = f"data-worker-{number}"
+            process = context.Process(target=_serve, args=(theirs, make), name=name, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def iterate(self, numbers: range, ahead: int) -> Iterator[T]:
+        """Items of `numbers` in order, up to `ahead` of them asked for before they are taken.
+
+        Raises:
+            RunError: a worker ended, with its name, its signal and the item it was making.
+            ConfigError: raised by `make`, when its item's turn comes.
+        """
+        asked = iter(numbers)
+        try:
+            for _, number in zip(range(max(1, ahead)), asked, strict=False):
+                self._pipe(number).send(number)
+            for number in numbers:
+                item = self._receive(number)
+                for following in asked:
+                    self._pipe(following).send(following)
+                    break
+                yield item
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+
+    def _pipe(self, number: int) -> Connection:
+        return self._pipes[number % len(self._pipes)]
+
+    def _receive(self, number: int) -> T:
+        pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]
+        if pipe not in wait([pipe, process.sentinel]):
+            self._ended(process, number)
+        try:
+            good, value = pipe.recv()
+        except (EOFError, ConnectionResetError):  # it ended in the middle of an item
+            self._ended(process, number)
+        if not good:
+            raise value
+        return value
+
+    def _ended(self, process: Any, number: int) -> NoReturn:
+        process.join()
+        code = process.exitcode
+        how = (
+            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        )
+        raise RunError(
+            f"{process.name} (process {process.pid}) {how} while it made batch {number} "
+            "(out of memory? lower data.workers); go on with --resume"
+        )
+
+
+def _serve(pipe: Connection, make: Callable[[int], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what Ctrl-C ends
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:  # the run is gone
+            return
+        try:
+            answer = (True, make(number))
+        except (ConfigError, RunError) as error:  # raised again in the run
+            answer = (False, error)
+        pipe.send(answer)

@@ -1,0 +1,110 @@
+"""DOOR prepare: everything a run reads is fetched, read once and indexed; then all is offline.
+
+    hub set -> folder -> rows read, images decoded, conversations tokenised -> index beside the data
+            -> rows of all steps counted -> a table of what there is
+
+What cannot be read is named in the index's faults.jsonl, with its reason; more of it than the
+config allows ends in one line. Started again, it goes on where it stopped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.config import Config
+from mllm_jax.data.hub import fetch
+from mllm_jax.data.index import StreamIndex, report
+from mllm_jax.data.plan import Plan
+from mllm_jax.data.prepared import Mixture, open_mixture
+from mllm_jax.data.tokenizer import load_tokenizer
+from mllm_jax.json_file import write_json
+from mllm_jax.markdown import markdown_table
+
+
+SAMPLE = 32  # windows of the mixture in which ways of packing are compared
+
+
+def run(config: Config, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Prepares the data of a stage.
+
+    Args:
+        config: the stage.
+        workers: processes that read, decode and tokenise.
+        json_file: where the report is also written.
+
+    Returns:
+        The report: what each stream holds, by its name.
+
+    Raises:
+        ConfigError: a path or a record is wrong, or more cannot be read than a stream allows.
+        RunError: the network or a worker process failed.
+    """
+    data = config.data
+    for name, stream in data.streams.items():
+        fetch(name, stream)
+    files = open_model(config.init.weights).files if config.init.weights else None
+    tokenizer = load_tokenizer(files or config.init.tokenizer or "")
+    mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
+    streams = open_mixture(mixture)
+    plan = Plan(streams, data, config.seed)
+    steps = config.train.steps or plan.steps(config.train.epochs or 0)
+    plan.count(steps)
+    found = {s.name: _report(s, data.languages) for s in streams}
+    print(_table(found))
+    print(_tokens_per_word(found, data.languages))
+    print(_fill(plan.fill(SAMPLE)))
+    if json_file is not None:
+        write_json(Path(json_file), found)
+    return found
+
+
+def _fill(found: dict[str, tuple[float, float]]) -> str:
+    rows = [(way, f"{tokens:.1%}", f"{slots:.1%}") for way, (tokens, slots) in found.items()]
+    return markdown_table(("rows", "useful tokens", "image slots used"), rows)
+
+
+def _report(stream: StreamIndex, languages: tuple[str, ...]) -> dict[str, Any]:
+    counts = report(stream, languages)._asdict()
+    return counts | {"near_duplicates": near_duplicates(stream.hashes)}
+
+
+def near_duplicates(hashes: np.ndarray) -> int:
+    """Images that look like an earlier one of the stream: the same perceptual hash.
+
+    Not counted where it is 0, as it is for every image of one colour.
+    """
+    some = hashes[hashes != 0]
+    return len(some) - len(np.unique(some))
+
+
+HEAD = ("stream", "records", "used", "left out", "over-long", "images", "alike", "tokens")
+HEAD += ("trained",)
+
+
+def _table(found: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, of in found.items():
+        faults = ", ".join(f"{count} {code}" for code, count in of["faults"].items())
+        counts = (
+            f"{of['records']:,}",
+            f"{of['used']:,}",
+            faults or "0",
+            f"{sum(of['dropped'].values()):,}",
+            f"{of['images']:,}",
+            f"{of['near_duplicates']:,}",
+            f"{of['tokens']:,}",
+            f"{of['trained_share']:.1%}",
+        )
+        rows.append((name, *counts))
+    return markdown_table(HEAD, rows)
+
+
+def _tokens_per_word(found: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:
+    rows = []
+    for language in languages:
+        values = [of["tokens_per_word"].get(language) for of in found.values()]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        rows.append((f"tokens per word, {language}", *cells))
+    return markdown_table(("", *found), rows)

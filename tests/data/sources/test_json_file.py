@@ -1,0 +1,99 @@
+"""JSON and JSONL by number: bytes found again, faults named by file and line."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.json_file import JsonSource
+from mllm_jax.errors import ConfigError
+
+ROWS = [{"id": "ñ", "text": "Zer da?\u2028 \n"}, {"a": [1, {"b": "]},{"}]}, {}, {"é": "😀"}]
+SPACES = st.sampled_from(["", " ", "\n", "\r\n\t"])
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_rows_by_number(write, name, mark):
+    whole = name.endswith(".json")
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    text = json.dumps(ROWS, ensure_ascii=False, indent=1) if whole else "\n".join(lines)
+    source = JsonSource(write(name, mark + text))
+    assert [source[n] for n in (3, 0, 2, 1)] == [ROWS[n] for n in (3, 0, 2, 1)]
+    assert len(source) == 4
+    sent = pickle.loads(pickle.dumps(source))
+    assert sent[1] == ROWS[1] and sent.files == source.files
+    path = source.files[0]
+    assert source.where(0) == (f"{path}:2" if whole else f"{path}:1")
+
+
+@given(st.lists(st.tuples(SPACES, SPACES), max_size=6), SPACES, SPACES)
+def test_any_space_between_elements(tmp_path_factory, gaps, before, after):
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    items = [f'{a}{{"n": {n}}}{b}' for n, (a, b) in enumerate(gaps)]
+    path.write_text(f"{before}[{','.join(items)}]{after}", encoding="utf-8", newline="")
+    source = JsonSource(path)
+    assert [source[n]["n"] for n in range(len(source))] == list(range(len(gaps)))
+
+
+def test_blank_lines_are_no_rows(write):
+    source = JsonSource(write("a.jsonl", '\n{"a": 1}\n\n  \t\n{"a": 2}\r\n\n'))
+    assert [source[n] for n in range(len(source))] == [{"a": 1}, {"a": 2}]
+    assert source.where(1).endswith("a.jsonl:5")
+    assert len(JsonSource(write("b.jsonl", ""))) == 0
+    assert len(JsonSource(write("b.json", " [ ] "))) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "reason"),
+    [
+        ('{"a": }', "json", "not JSON: Expecting value (column 7)"),
+        ("[2]", "field", "expected an object, found list"),
+        ("[" * 200_000, "json", "not JSON we can read: nested too deeply"),
+    ],
+)
+def test_a_broken_line_is_a_fault_of_its_own(write, line, code, reason):
+    source = JsonSource(write("a.jsonl", f'{{"a": 1}}\n{line}\n{{"a": 3}}\n'))
+    with pytest.raises(Fault) as fault:
+        source[1]
+    assert (fault.value.code, fault.value.reason) == (code, reason)
+    assert source[2] == {"a": 3}
+
+
+def test_bytes_that_are_no_utf8(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(Fault, match=r"not UTF-8 text \(invalid start byte\)"):
+        JsonSource(tmp_path / "a.jsonl")[0]
+    (tmp_path / "a.json").write_bytes(b'[\n{"a": "\xff"}]')
+    with pytest.raises(ConfigError, match=r"a\.json:2: not UTF-8 text \(invalid start byte\)"):
+        JsonSource(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"a": 1},\n{"a": }]', "a.json:2: not JSON: Expecting value (column 7)"),
+        ('[{"a": 1}\n{"a": 2}]', "a.json:2: not JSON: Expecting ',' delimiter or ']' (column 1)"),
+        ('[{"a": 1},\n]', "a.json:2: not JSON: Expecting value (column 1)"),
+        ('[{"a": 1}', "a.json:1: not JSON: Expecting ',' delimiter or ']'"),
+        ('[{"a": 1}] x', "a.json:1: not JSON: Extra data (column 12)"),
+        ('{"a": 1}', "a.json: expected a list of records, found dict"),
+        ('{"a": 1}\n{"a": 2}', "name the file .jsonl"),
+        ("", "a.json:1: not JSON: Expecting value (column 1)"),
+        ("[" * 200_000, "a.json:1: not JSON we can read: nested too deeply"),
+    ],
+)
+def test_a_broken_list_is_refused_whole(write, text, said):
+    with pytest.raises(ConfigError) as error:
+        JsonSource(write("a.json", text))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.json: no such file"):
+        JsonSource(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match=r"a\.txt: expected a file named \.json"):
+        JsonSource(write("a.txt", "[]"))

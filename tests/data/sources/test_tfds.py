@@ -1,0 +1,217 @@
+"""A dataset that TFDS prepares here, without TensorFlow, and its examples by number."""
+
+import importlib.util
+import io
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.tfds import TfdsSource
+from mllm_jax.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("tensorflow_datasets", "importlib_resources")
+    ),
+    reason='needs TensorFlow Datasets: pip install "mllm-jax[tfds]"',
+)
+
+BUILDER = '''
+import io
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+features = tfds.features
+
+
+def png(grey):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), (grey, grey, grey)).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Records of every kind of value."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        picture = lambda: features.Image(shape=(None, None, 3), encoding_format="png")
+        return tfds.core.DatasetInfo(builder=self, features=features.FeaturesDict({
+            "image": picture(),
+            "images": features.Sequence(picture()),
+            "nested": {"image": picture(), "note": features.Text()},
+            "caption": features.Text(),
+            "words": features.Sequence(features.Text()),
+            "turns": features.Sequence({"from": features.Text(), "value": features.Text()}),
+            "label": features.ClassLabel(names=["katu", "txakur"]),
+            "score": features.Scalar(np.float32),
+            "box": features.Tensor(shape=(2,), dtype=np.float32),
+        }), disable_shuffling=True)
+
+    def _split_generators(self, download_manager):
+        return {"train": self._generate_examples(4), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for n in range(count):
+            yield n, {
+                "image": png(n),
+                "images": [png(10 * n + k) for k in range(n)],
+                "nested": {"image": png(100 + n), "note": "ñ"},
+                "caption": b"\\xff" if count == 2 and n == 1 else f"Kaixo {n} ñ",
+                "words": ["bat", "bi"][:n],
+                "turns": [{"from": "human", "value": "Zer?"}, {"from": "gpt", "value": "A"}][:n],
+                "label": n % 2,
+                "score": n / 2,
+                "box": np.array([n, 1], np.float32),
+            }
+'''
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the dataset's version. A builder must live in a module in a folder."""
+    folder = tmp_path_factory.mktemp("tfds")
+    (folder / "tiny_tfds").mkdir()
+    (folder / "tiny_tfds" / "tiny_builder.py").write_text(BUILDER)
+    sys.path.insert(0, str(folder))
+    try:
+        from tiny_tfds.tiny_builder import Tiny  # pyright: ignore[reportMissingImports]
+
+        builder = Tiny(data_dir=folder / "out", file_format="array_record")
+        builder.download_and_prepare()
+    finally:
+        sys.path.remove(str(folder))
+    yield Path(builder.data_dir)
+    for name in [name for name in sys.modules if name.startswith("tiny_tfds")]:
+        del sys.modules[name]
+
+
+def grey(picture: Any) -> int:
+    """The picture's grey value; it must have stayed an encoded one."""
+    assert isinstance(picture, bytes)
+    return int(np.asarray(Image.open(io.BytesIO(picture)))[0, 0, 0])
+
+
+def test_examples_by_number(prepared: Path):
+    source = TfdsSource(prepared, "train")
+    assert len(source) == 4
+    for n in (3, 0, 2, 1):
+        row = source[n]
+        assert grey(row.pop("image")) == n
+        assert [grey(image) for image in row.pop("images")] == [10 * n + k for k in range(n)]
+        assert grey(row["nested"].pop("image")) == 100 + n
+        assert row == {
+            "nested": {"note": "ñ"},
+            "caption": f"Kaixo {n} ñ",
+            "words": ["bat", "bi"][:n],
+            "turns": [{"from": "human", "value": "Zer?"}, {"from": "gpt", "value": "A"}][:n],
+            "label": n % 2,
+            "score": n / 2,
+            "box": [n, 1],
+        }
+    assert "tensorflow" not in sys.modules
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            source[number]
+
+
+def test_splits_may_be_slices_and_part_of_the_path(prepared: Path):
+    source = TfdsSource(prepared, "train[50%:]")
+    assert [source[n]["caption"] for n in range(len(source))] == ["Kaixo 2 ñ", "Kaixo 3 ñ"]
+    file = prepared / "tiny-train.array_record-00000-of-00001"
+    assert source.files == [file]
+    assert source.where(1) == f"{file}[3]"
+    assert len(TfdsSource(prepared / "test")) == 2
+
+
+def test_a_copy_in_another_process_reads_the_same(prepared: Path):
+    source = TfdsSource(prepared, "train")
+    source[0]
+    sent = pickle.dumps(source)
+    assert b"tensorflow_datasets" not in sent
+    copy = pickle.loads(sent)
+    assert [copy[n] for n in range(4)] == [source[n] for n in range(4)]
+
+
+def test_text_that_is_not_utf8_is_a_fault(prepared: Path):
+    source = TfdsSource(prepared, "test")
+    assert source[0]["caption"] == "Kaixo 0 ñ"
+    with pytest.raises(Fault, match=r"not UTF-8 text \(invalid start byte\)") as fault:
+        source[1]
+    assert fault.value.code == "text"
+
+
+def test_the_library_is_asked_for_when_it_is_missing(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ConfigError, match=r'pip install "mllm-jax\[tfds\]"$'):
+        TfdsSource(prepared, "train")
+
+
+def test_folders_that_are_no_prepared_dataset_are_refused(prepared: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"nowhere: no dataset_info\.json in it, so no dataset"):
+        TfdsSource(tmp_path / "nowhere", "train")
+    with pytest.raises(ConfigError, match=r"tiny: no dataset_info\.json in it.*give the folder of"):
+        TfdsSource(prepared.parent, "train")
+    (tmp_path / "dataset_info.json").write_text("{}")  # as `datasets` writes one
+    with pytest.raises(ConfigError, match=r": no features\.json in it"):
+        TfdsSource(tmp_path, "train")
+
+
+def test_splits_that_are_not_there_are_refused(prepared: Path):
+    for split in ("valid", "train[", "train[1:x]"):
+        with pytest.raises(ConfigError, match=r"1\.0\.0: no split '.*'; there are train, test"):
+            TfdsSource(prepared, split)
+    with pytest.raises(ConfigError) as error:
+        TfdsSource(prepared)
+    assert str(error.value) == (
+        f"{prepared}: holds 2 splits, and a stream reads one; choose among "
+        f"{prepared / 'train'}, {prepared / 'test'}"
+    )
+
+
+@pytest.fixture
+def copied(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "1.0.0")
+
+
+def test_missing_and_broken_files_are_refused(copied: Path):
+    shard = copied / "tiny-test.array_record-00000-of-00001"
+    shard.unlink()
+    assert len(TfdsSource(copied, "train")) == 4
+    with pytest.raises(ConfigError, match=rf"{shard.name}: no such file"):
+        TfdsSource(copied, "test")
+    shard.write_bytes(b"x" * 1000)
+    source = TfdsSource(copied, "test")
+    with pytest.raises(ConfigError, match=rf"{shard.name}\[0\]: cannot be read: ArrayRecord file"):
+        source[0]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_descriptions_that_cannot_be_read_are_refused(copied: Path, name: str):
+    for content in ("", "{", "[]", '{"nonsense": 1}'):
+        (copied / name).write_text(content)
+        with pytest.raises(ConfigError, match=r"1\.0\.0: not a dataset that TFDS can read: "):
+            TfdsSource(copied, "train")
+
+
+def test_formats_without_random_access_are_refused(copied: Path):
+    path = copied / "dataset_info.json"
+    for name in ("tfrecord", "parquet"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": name}))
+        with pytest.raises(ConfigError, match=rf"prepared as {name}, which has no random access"):
+            TfdsSource(copied, "train")

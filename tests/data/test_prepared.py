@@ -1,0 +1,246 @@
+"""The index on disk: found again, stale when data changed, continued; faults counted."""
+
+import json
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mllm_jax.data import build, prepared
+from mllm_jax.data.index import report
+from mllm_jax.data.prepared import Mixture, open_mixture
+from mllm_jax.data_config import StreamConfig
+from mllm_jax.errors import ConfigError, RunError
+
+
+def talk(key: str, answer: str = "Katu bat.", **fields) -> dict:
+    turns = [{"from": "human", "value": "Zer da?"}, {"from": "gpt", "value": answer}]
+    return {"id": key, "language": "eu", "conversations": turns, **fields}
+
+
+TALKS = [talk(f"k{n}", "Txakur beltz bat. " * (n % 5 + 1)) for n in range(22)]
+
+
+@pytest.fixture
+def mixture(write, model, tokenizer, make_data):
+    """`mixture(records)`: a stream "s" of these records, or of the file that is there already."""
+
+    def make(records=None, stream=None, workers=1, decode=False, may_build=True, **changes):
+        path = write("s.jsonl", TALKS if records is None else records)
+        given: dict[str, Any] = {"format": "llama3"} | (stream or {})
+        config = StreamConfig(str(path), **given)
+        data = make_data({"s": config}, **changes)
+        return Mixture(data, model, tokenizer, workers, decode, may_build)
+
+    return make
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The rows read from sources since it was asked for."""
+    seen: list[int] = []
+    old = build.read_part
+
+    def read_part(reader, rows):
+        seen.extend(rows)
+        return old(reader, rows)
+
+    monkeypatch.setattr(build, "read_part", read_part)
+    return seen
+
+
+def examples(stream):
+    return [stream[n] for n in range(len(stream))]
+
+
+def same(one, other) -> bool:
+    return all(
+        a.record == b.record and all(map(np.array_equal, a[:3], b[:3]))
+        for a, b in zip(examples(one), examples(other), strict=True)
+    )
+
+
+def folders(tmp_path) -> list[str]:
+    return sorted(f.name for f in (tmp_path / "s.jsonl.index").iterdir() if f.name != "plans")
+
+
+def test_an_index_is_read_once_and_gives_the_same_examples(mixture, reads, tmp_path):
+    (built,) = open_mixture(mixture())
+    assert reads == list(range(22)) and len(folders(tmp_path)) == 1
+    (opened,) = open_mixture(mixture(may_build=False)._replace())
+    assert len(reads) == 22 and same(built, opened)
+
+
+def test_a_touched_file_is_fresh_and_a_changed_one_is_not(mixture, reads, tmp_path, capsys):
+    asked = mixture()
+    open_mixture(asked)
+    file = tmp_path / "s.jsonl"
+    os.utime(file, ns=(1, 1))
+    open_mixture(asked)
+    assert len(reads) == 22
+    text = file.read_text()
+    file.write_text(text.replace("beltz", "zuria", 1))  # of the same size
+    (changed,) = open_mixture(asked)
+    assert len(reads) == 44 and len(folders(tmp_path)) == 1
+    assert "stale" in capsys.readouterr().out
+    del changed
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="run `mllm-jax prepare --config FILE` once before"):
+        open_mixture(asked._replace(build=False))
+
+
+def test_another_format_is_another_index(mixture, reads, tmp_path):
+    open_mixture(mixture())
+    open_mixture(mixture(stream={"format": "llama31"}))
+    assert len(reads) == 44 and len(folders(tmp_path)) == 2
+    open_mixture(mixture())
+    assert len(reads) == 44
+
+
+def test_decoding_is_deeper_than_looking(mixture, reads):
+    open_mixture(mixture())
+    open_mixture(mixture(decode=True))
+    assert len(reads) == 44
+    open_mixture(mixture())
+    assert len(reads) == 44
+
+
+def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch):
+    (whole,) = open_mixture(mixture(index="elsewhere"))
+    monkeypatch.setattr(build, "CHUNK", 5)
+    save, count = build.save_part, []
+
+    def stop(part, file):
+        count.append(file)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        save(part, file)
+
+    monkeypatch.setattr(build, "save_part", stop)
+    reads.clear()
+    with pytest.raises(KeyboardInterrupt):
+        open_mixture(mixture())
+    reads.clear()
+    monkeypatch.setattr(build, "save_part", save)
+    (joined,) = open_mixture(mixture())
+    assert reads == list(range(15, 22)) and same(whole, joined)
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_processes_build_the_same(mixture, monkeypatch):
+    (alone,) = open_mixture(mixture(index="alone"))
+    monkeypatch.setattr(build, "CHUNK", 6)
+    (joined,) = open_mixture(mixture(workers=2))
+    assert same(alone, joined)
+
+
+class Deadly:
+    """A source whose rows kill the process that reads them."""
+
+    def __init__(self, path):
+        self.files = []
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, number):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def where(self, number):
+        return ""
+
+
+def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
+    monkeypatch.setitem(prepared.KINDS, "json", Deadly)
+    monkeypatch.setattr(build, "CHUNK", 10)
+    with pytest.raises(RunError, match=r"data\.streams\.s: a worker process that read rows from"):
+        open_mixture(mixture(workers=2))
+
+
+def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):
+    empty, twice = talk("empty", " "), talk("k1")
+    records = [*TALKS, empty, twice]
+    with pytest.raises(ConfigError) as error:
+        open_mixture(mixture(records))
+    message = str(error.value)
+    assert "2 of 24 records refused" in message and "\n" not in message
+    assert "record 'empty'" in message and "s.jsonl:23" in message
+    assert "data.streams.s.skip: {duplicate_id: 0.042, empty_answer: 0.042}" in message
+    skip = {"empty_answer": 0.05, "duplicate_id": 0.05}
+    (stream,) = open_mixture(mixture(records, {"skip": skip}))
+    found = report(stream, ("eu", "en"))
+    assert (found.records, found.used) == (24, 22)
+    assert found.faults == {"duplicate_id": 1, "empty_answer": 1}
+    assert [e.record for e in examples(stream)] == [f"s/k{n}" for n in range(22)]
+    with pytest.raises(ConfigError, match=r"1 of 24 records refused: record 'empty'"):
+        open_mixture(mixture(records, {"skip": skip | {"empty_answer": 0.04}}))
+
+
+def test_faults_are_written_with_where_and_why(mixture, tmp_path):
+    open_mixture(mixture([*TALKS, talk("empty", "")], {"skip": {"empty_answer": 0.1}}))
+    lines = (tmp_path / "s.jsonl.index" / folders(tmp_path)[0] / "faults.jsonl").read_text()
+    (line,) = map(json.loads, lines.splitlines())
+    assert (line["row"], line["id"], line["code"]) == (22, "empty", "empty_answer")
+    assert line["where"].endswith("s.jsonl:23") and "the answer is empty" in line["reason"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "said"),
+    [
+        ({"image_path": 0.1}, "data.streams.s.skip.image_path: a path that leaves"),
+        ({"empty_anser": 0.1}, "data.streams.s.skip.empty_anser: no such fault; did you mean "),
+    ],
+)
+def test_what_cannot_be_skipped(mixture, skip, said):
+    with pytest.raises(ConfigError, match=said):
+        open_mixture(mixture(stream={"skip": skip}))
+
+
+def test_a_path_out_of_the_folder_is_refused_whatever_is_allowed(mixture):
+    bad = talk("out", image="../a.png")
+    skip = dict.fromkeys(("image_missing", "image_count"), 1.0)
+    with pytest.raises(ConfigError, match=r"leaves the image folder"):
+        open_mixture(mixture([*TALKS, bad], {"skip": skip}))
+
+
+def test_documents_are_cut_into_pieces_that_train_every_token_once(mixture, tokenizer):
+    words = "txakur beltz bat belardian korrika eta ume bi atzetik "
+    texts = [words * n for n in (1, 9, 30)] + ["bat", ""]
+    rows = [{"id": f"d{n}", "text": text} for n, text in enumerate(texts)]
+    stream = {"layout": "text", "language": "eu", "skip": {"empty_answer": 0.5}}
+    (pieces,) = open_mixture(mixture(rows, stream, length=32))
+    assert pieces.total == 5 and pieces.faults == {"empty_answer": 1}
+    found: dict[str, list] = {}
+    for example in examples(pieces):
+        assert len(example.tokens) <= 32 and len(example.tokens) > 1
+        assert example.weights[0] == 0 and example.weights[1:].all()
+        found.setdefault(example.record.split("#")[0], []).append(example.tokens)
+    end = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
+    for n, text in enumerate(texts[:-1]):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        joined = [*found[f"s/d{n}"][0]]
+        for piece in found[f"s/d{n}"][1:]:
+            assert piece[0] == joined[-1], "pieces share one token"
+            joined += [*piece[1:]]
+        assert joined == [tokenizer.bos_token_id, *ids, end]
+    assert pieces.trained == sum(int(e.weights.sum()) for e in examples(pieces))
+    assert pieces.sizes.tolist() == [len(e.tokens) for e in examples(pieces)]
+
+
+def test_special_tokens_in_a_document_stay_text(mixture, tokenizer):
+    rows = [{"text": "a <|eot_id|> <image> b"}]
+    (stream,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}))
+    special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<image>")}
+    assert not special & set(stream[0].tokens[1:-1].tolist())
+
+
+def test_tokens_per_word(mixture):
+    (stream,) = open_mixture(mixture([talk("a", "Katu bat")]))
+    ids = stream[0].tokens[stream[0].weights > 0]
+    assert stream.tokens_per_word(("eu", "en")) == {"eu": (len(ids) - 1) / 2}

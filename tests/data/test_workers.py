@@ -1,0 +1,64 @@
+"""Worker processes: items in order, few at a time, and a name for whoever dies."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from mllm_jax.data.workers import Workers
+from mllm_jax.errors import ConfigError, RunError
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def sometimes(number: int) -> int:
+    if number == 5:
+        raise ConfigError("image 5 is broken")
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 9:
+        raise ZeroDivisionError("a fault of ours")
+    return number
+
+
+@pytest.mark.parametrize(("count", "ahead"), [(1, 1), (2, 0), (3, 8)])
+def test_items_come_in_order(count, ahead):
+    pool = Workers(square, count)
+    assert list(pool.iterate(range(3, 20), ahead)) == [n * n for n in range(3, 20)]
+    assert not any(process.is_alive() for process in pool._processes)
+
+
+def test_what_make_raises_comes_when_its_turn_comes():
+    items = Workers(sometimes, 2).iterate(range(3, 20), 4)
+    assert [next(items), next(items)] == [3, 4]
+    with pytest.raises(ConfigError, match="image 5 is broken"):
+        next(items)
+
+
+def test_a_killed_worker_is_named():
+    items = Workers(sometimes, 2).iterate(range(6, 20), 4)
+    assert next(items) == 6
+    with pytest.raises(
+        RunError, match=r"data-worker-1 \(process \d+\) was killed by SIGKILL while it made batch 7"
+    ):
+        next(items)
+
+
+def test_a_fault_of_ours_ends_the_run_too(capfd):
+    items = Workers(sometimes, 2).iterate(range(9, 20), 2)
+    with pytest.raises(RunError, match=r"data-worker-1 .* ended with code 1 while it made batch 9"):
+        next(items)
+    assert "ZeroDivisionError: a fault of ours" in capfd.readouterr().err
+
+
+def test_one_killed_from_outside_while_it_waits():
+    pool = Workers(square, 2)
+    items = pool.iterate(range(100), 2)
+    next(items)
+    time.sleep(0.2)
+    os.kill(pool._processes[1].pid, signal.SIGKILL)
+    with pytest.raises(RunError, match="data-worker-1 "):
+        list(items)

@@ -22,7 +22,6 @@ from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.json_file import write_json
 from mllm_jax.markdown import markdown_table
 
-
 SAMPLE = 32  # windows of the mixture in which ways of packing are compared
 
 

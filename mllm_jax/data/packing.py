@@ -64,15 +64,13 @@ def first_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> W
     rows: Window = []
     free: list[tuple[int, int]] = []
     for i, (size, wanted) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
-        for row, (room, slots) in enumerate(free):
-            if room >= size and slots >= wanted:
-                break
-        else:
-            row, room, slots = len(rows), length, image_slots
+        fits = (row for row, (room, slots) in enumerate(free) if room >= size and slots >= wanted)
+        row = next(fits, len(rows))
+        if row == len(rows):
             rows.append([])
-            free.append((room, slots))
+            free.append((length, image_slots))
         rows[row].append(i)
-        free[row] = (room - size, slots - wanted)
+        free[row] = (free[row][0] - size, free[row][1] - wanted)
     return rows
 
 

@@ -9,8 +9,11 @@ Another tokenizer, format or column is another folder; changed data is noticed a
 """
 
 import difflib
+import fcntl
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,20 +134,44 @@ def _folder(opener: _Opener, mixture: Mixture) -> Path:
     if mixture.data.index is not None:
         home = Path(mixture.data.index) / opener.name
     folder = home / name
-    if folder.is_dir():
-        meta = read_json(folder / "meta.json")
-        changed = _changed(meta["files"], _base(stream))
-        if not changed and (meta["decoded"] or not mixture.decode):
-            return folder
-        if changed:
-            print(f"{folder}: stale, {changed} changed; it is built again", flush=True)
+    if _is_fresh(folder, stream, mixture.decode):
+        return folder
     require(
         mixture.build,
         f"{home}: no length index for data.streams.{opener.name} and this tokenizer, format and "
         "data; run `mllm-jax prepare --config FILE` once before",
     )
-    _build(opener.reader, _base(stream), key, folder, mixture.workers)
+    with _alone(home, opener.name):
+        if not _is_fresh(folder, stream, mixture.decode):  # another run may just have built it
+            _build(opener.reader, _base(stream), key, folder, mixture.workers)
     return folder
+
+
+def _is_fresh(folder: Path, stream: StreamConfig, decode: bool) -> bool:
+    """Whether an index of the data as it is now stands there, as deep as asked for."""
+    if not folder.is_dir():
+        return False
+    meta = read_json(folder / "meta.json")
+    changed = _changed(meta["files"], stream)
+    if changed:
+        print(f"{folder}: stale, {changed} changed; it is built again", flush=True)
+    return not changed and (meta["decoded"] or not decode)
+
+
+@contextmanager
+def _alone(home: Path, name: str) -> Iterator[None]:
+    """One run at a time builds the indexes of a folder; others wait."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"data.streams.{name}: its index cannot be written to {home} ({error.strerror}); name "
+            "another folder under data.index"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _base(stream: StreamConfig) -> Path:
@@ -161,13 +188,7 @@ def _build(reader: Reader, base: Path, key: dict[str, Any], folder: Path, worker
     begun = {"key": key, "files": files, "decoded": reader.decode, "folder": str(reader.folder)}
     if mark.is_file() and not _same_work(read_json(mark), begun):
         shutil.rmtree(beside)
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"data.streams.{reader.name}: its index cannot be written to {folder.parent} "
-            f"({error.strerror}); name another folder under data.index"
-        ) from error
+    beside.mkdir(exist_ok=True)
     write_json(mark, begun)
     build(reader, beside, workers)
     mark_duplicates(beside, reader.source.where)
@@ -197,8 +218,15 @@ def _look(file: Path, base: Path) -> dict[str, Any]:
     }
 
 
-def _changed(files: list[dict[str, Any]], base: Path) -> str | None:
-    """The first file that is not what it was; one that was only copied or touched is."""
+def _changed(files: list[dict[str, Any]], stream: StreamConfig) -> str | None:
+    """The first file that is new or not what it was; one that was only copied or touched is."""
+    base, known = _base(stream), {was["path"] for was in files}
+    if Path(stream.path).is_dir():  # of shards: is there one more?
+        for suffix in sorted({Path(path).suffix for path in known}):
+            for file in sorted(base.rglob(f"*{suffix}")):
+                name = str(file.relative_to(base))
+                if name not in known and not any(part[0] == "." for part in Path(name).parts):
+                    return str(file)
     for was in files:
         file = base / was["path"]
         if not file.is_file() or file.stat().st_size != was["size"]:

@@ -63,7 +63,11 @@ def same(one, other) -> bool:
 
 
 def folders(tmp_path) -> list[str]:
-    return sorted(f.name for f in (tmp_path / "s.jsonl.index").iterdir() if f.name != "plans")
+    return sorted(
+        f.name
+        for f in (tmp_path / "s.jsonl.index").iterdir()
+        if f.name[0] != "." and f.name != "plans"
+    )
 
 
 def test_an_index_is_read_once_and_gives_the_same_examples(mixture, reads, tmp_path):
@@ -89,6 +93,24 @@ def test_a_touched_file_is_fresh_and_a_changed_one_is_not(mixture, reads, tmp_pa
     file.write_text(text)
     with pytest.raises(ConfigError, match="run `mllm-jax prepare --config FILE` once before"):
         open_mixture(asked._replace(build=False))
+
+
+def test_a_new_shard_is_noticed(model, tokenizer, make_data, tmp_path, reads):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Kaixo.")
+    stream = StreamConfig(str(tmp_path / "texts"), language="eu", kind="text", layout="text")
+    mixture = Mixture(make_data({"s": stream}), model, tokenizer)
+    assert len(open_mixture(mixture)[0]) == 1
+    (tmp_path / "texts" / "b.txt").write_text("Agur.")
+    assert len(open_mixture(mixture)[0]) == 2
+    (tmp_path / "texts" / "a.txt").unlink()
+    assert len(open_mixture(mixture)[0]) == 1
+
+
+def test_an_index_that_cannot_be_written_says_where_else(mixture, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be written to .* name another folder under"):
+        open_mixture(mixture(index=str(tmp_path / "file")))
 
 
 def test_another_format_is_another_index(mixture, reads, tmp_path):

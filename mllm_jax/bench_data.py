@@ -20,6 +20,7 @@ from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 
 FAR = 100_000  # the step that is sought
+WARMUP = 8  # batches before the clock starts
 
 
 def main(config: str, steps: int, json_file: str | None = None) -> None:
@@ -27,7 +28,7 @@ def main(config: str, steps: int, json_file: str | None = None) -> None:
 
     Args:
         config: a stage file.
-        steps: timed batches, after a first one.
+        steps: timed batches, after WARMUP.
         json_file: where the object is also written.
 
     Raises:
@@ -69,9 +70,10 @@ def _timed(config: Config, tokenizer: Any) -> tuple[float, Loader]:
 
 
 def _speed(loader: Loader, steps: int, patches: int) -> dict[str, Any]:
-    """With workers the first batch, during which they start, is not timed."""
-    batches = loader.iterate(0, steps + 1)
-    next(batches)
+    """The first batches, during which workers start, are not timed."""
+    batches = loader.iterate(0, steps + WARMUP)
+    for _ in range(WARMUP):
+        next(batches)
     before, begin = _cpu_seconds(), time.perf_counter()
     records = images = tokens = places = slots = 0
     for batch in batches:

@@ -218,6 +218,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
+    if image.mode == "RGB":
+        image.load()  # the file is closed soon; convert would copy every pixel
+        return image
     return image.convert("RGB")
 
 

@@ -28,7 +28,7 @@ def to_square(
     shape = _resized(image.size, size)
     if math.prod(shape) > max_pixels:
         return _resized_centre(image, shape, size)
-    return _cropped(np.asarray(image.resize(shape, _BICUBIC)), size)
+    return _cropped(image.resize(shape, _BICUBIC), size)
 
 
 def _padded(
@@ -58,13 +58,13 @@ def _resized(shape: tuple[int, int], size: int) -> tuple[int, int]:
     return int(size * width / height), size
 
 
-def _cropped(pixels: UInt8[np.ndarray, "h w C"], size: int) -> UInt8[np.ndarray, "size size C"]:
-    """The central square of pixels whose shorter side is `size` (transformers: center_crop).
+def _cropped(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size C"]:
+    """The central square of an image whose shorter side is `size` (transformers: center_crop).
 
     Of an odd rest, the larger half is cut off at the bottom or right.
     """
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+    left, top = ((length - size) // 2 for length in image.size)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def _resized_centre(

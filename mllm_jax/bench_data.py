@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mllm_jax import config_file
-from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.config import Config
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.data.tokenizer import load_tokenizer
+from mllm_jax.run_folder import tokenizer_folder
 
 FAR = 100_000  # the step that is sought
 WARMUP = 8  # batches before the clock starts
@@ -43,8 +43,7 @@ def main(config: str, steps: int, json_file: str | None = None) -> None:
 def measure(config: Config, steps: int) -> dict[str, Any]:
     """The figures of a run."""
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_cache=0))
-    files = open_model(config.init.weights).files if config.init.weights else None
-    tokenizer = load_tokenizer(files or config.init.tokenizer or "")
+    tokenizer = load_tokenizer(tokenizer_folder(config.init))
     _timed(config, tokenizer)  # an index that is missing is built here, and not timed
     start_seconds, loader = _timed(config, tokenizer)
     begin = time.perf_counter()

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from mllm_jax.batch import Batch
-from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.config import Config
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.data.token_text import TokenTexts
@@ -21,6 +20,7 @@ from mllm_jax.folders import new_folder
 from mllm_jax.report.inspect_page import StepView, inspect_page
 from mllm_jax.report.mixture import Sample, Wished
 from mllm_jax.report.rows import Origin, RowView
+from mllm_jax.run_folder import tokenizer_folder
 
 SAMPLE = 16  # steps, from the shown one on, whose examples are counted for the shares
 
@@ -44,8 +44,7 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
     require(rows > 0, f"--rows {rows} must be positive")
     data = config.data
     with new_folder(out) as folder:
-        source = open_model(config.init.weights) if config.init.weights else None
-        tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
+        tokenizer = load_tokenizer(tokenizer_folder(config.init))
         loader = Loader(data, config.model, tokenizer, config.seed)
         host = loader.batch(step)
         view = StepView(

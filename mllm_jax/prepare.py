@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.config import Config
 from mllm_jax.data.hub import fetch
 from mllm_jax.data.index import StreamIndex, report
@@ -21,6 +20,7 @@ from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.json_file import write_json
 from mllm_jax.markdown import markdown_table
+from mllm_jax.run_folder import tokenizer_folder
 
 SAMPLE = 32  # windows of the mixture in which ways of packing are compared
 
@@ -43,8 +43,7 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
     data = config.data
     for name, stream in data.streams.items():
         fetch(name, stream)
-    files = open_model(config.init.weights).files if config.init.weights else None
-    tokenizer = load_tokenizer(files or config.init.tokenizer or "")
+    tokenizer = load_tokenizer(tokenizer_folder(config.init))
     mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
     streams = open_mixture(mixture)
     plan = Plan(streams, data, config.seed)

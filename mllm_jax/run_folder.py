@@ -14,7 +14,7 @@ from typing import Any
 
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files
-from mllm_jax.checkpoints.folder import ModelSource
+from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, FolderConfig, InitConfig
 from mllm_jax.data.loader import Loader
@@ -90,6 +90,15 @@ def prepare(config: Config, source: ModelSource | None, loader: Loader, resume: 
     )
     config_file.dump(folder, model / "config.yaml")
     return run
+
+
+def tokenizer_folder(init: InitConfig) -> Path:
+    """Where a stage's tokenizer lies: beside the weights it begins with, or by itself.
+
+    Raises:
+        ConfigError: the weights are no model.
+    """
+    return open_model(init.weights).files if init.weights else Path(init.tokenizer or "")
 
 
 def finish(run: Path, line: dict[str, Any] | None) -> None:

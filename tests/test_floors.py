@@ -28,6 +28,9 @@ PLACES = {  # library -> where it may be imported
     "flax": ("mllm_jax/models/",),
     "orbax": ("mllm_jax/checkpoints/store.py",),
     "grain": ("mllm_jax/data/",),
+    "pyarrow": ("mllm_jax/data/sources/tables.py",),
+    "tensorflow_datasets": ("mllm_jax/data/sources/tfds.py",),
+    "huggingface_hub": ("mllm_jax/data/hub.py",),
     "transformers": ("mllm_jax/data/", "mllm_jax/checkpoints/"),  # tokenizer and template only
     "safetensors": ("mllm_jax/checkpoints/",),
     "optax": ("mllm_jax/training/",),

@@ -87,8 +87,8 @@ class Counts(NamedTuple):
     positions: int  # rows x length
     tokens: int  # real ones: no padding
     images: int  # image slots in use
-    records: dict[str, Float64[np.ndarray, "n"]]  # "stream" and "language" -> count by number
-    trained: dict[str, Float64[np.ndarray, "n"]]
+    # "records", "tokens", "trained" -> "stream" and "language" -> count by number
+    mixture: dict[str, dict[str, Float64[np.ndarray, "n"]]]
 
 
 class Meter:
@@ -121,7 +121,7 @@ class Meter:
             (what, kind): np.array(
                 [(last or {}).get(f"total_{what}/{kind}/{n}", 0.0) for n in names]
             )
-            for what in ("records", "trained")
+            for what in ("records", "tokens", "trained")
             for kind, names in self.names.items()
         }
 
@@ -133,17 +133,17 @@ class Meter:
         seats = np.asarray(batch.image_index)
         images = int(np.sum((seats >= 0) & (seats % self._patches == 0))) if self._patches else 0
         numbers = {"stream": np.asarray(batch.streams), "language": np.asarray(batch.languages)}
-        sizes = {kind: len(names) for kind, names in self.names.items()}
+        counted = {"records": first, "tokens": segments > 0, "trained": weights}
         return Counts(
             positions=segments.size,
             tokens=int(np.sum(segments > 0)),
             images=images,
-            records={
-                k: np.bincount(n[first], minlength=sizes[k]) * 1.0 for k, n in numbers.items()
-            },
-            trained={
-                k: np.bincount(n.ravel(), weights.ravel(), minlength=sizes[k])
-                for k, n in numbers.items()
+            mixture={
+                what: {
+                    kind: np.bincount(n.ravel(), each.ravel(), minlength=len(self.names[kind]))
+                    for kind, n in numbers.items()
+                }
+                for what, each in counted.items()
             },
         )
 
@@ -188,7 +188,7 @@ class Meter:
         """Cumulative shares, and the totals they come from (a resumed run reads them back)."""
         shares, totals = {}, {}
         for (what, kind), total in self._totals.items():
-            total += counts.records[kind] if what == "records" else counts.trained[kind]
+            total += counts.mixture[what][kind]
             whole = max(float(total.sum()), 1e-30)
             for name, value in zip(self.names[kind], total.tolist(), strict=True):
                 shares[f"share_{what}/{kind}/{name}"] = value / whole

@@ -46,10 +46,11 @@ def meter(**kwargs):
 def test_counts_by_hand():
     counts = meter().count(BATCH)
     assert (counts.positions, counts.tokens, counts.images) == (16, 12, 2)
-    assert counts.records["stream"].tolist() == [1, 2]
-    assert counts.records["language"].tolist() == [2, 1, 0]
-    assert counts.trained["stream"].tolist() == [1, 3]
-    assert counts.trained["language"].tolist() == [2, 2, 0]
+    assert counts.mixture["records"]["stream"].tolist() == [1, 2]
+    assert counts.mixture["records"]["language"].tolist() == [2, 1, 0]
+    assert counts.mixture["tokens"]["language"].sum() == 12
+    assert counts.mixture["trained"]["stream"].tolist() == [1, 3]
+    assert counts.mixture["trained"]["language"].tolist() == [2, 2, 0]
 
 
 def test_line_by_hand():

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mllm_jax import inspect_rows
-from mllm_jax.checkpoints.folder import open_model
+from mllm_jax import inspect_rows, run_folder
 from mllm_jax.config import Config
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.token_text import TokenTexts
@@ -152,8 +151,7 @@ def test_the_tokenizer_of_weights_is_taken(config: Config, tmp_path: Path, monke
         asked.append(path)
         return Source()
 
-    assert inspect_rows.open_model is open_model
-    monkeypatch.setattr(inspect_rows, "open_model", opened)
+    monkeypatch.setattr(run_folder, "open_model", opened)
     init = dataclasses.replace(config.init, weights="models/start", tokenizer=None)
     inspect_rows.run(dataclasses.replace(config, init=init), tmp_path / "look")
     assert asked == ["models/start"]

@@ -64,6 +64,9 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
     missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not f.is_file()]
     done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
+    if len(missing) > 1:  # long enough to be told, also where there is no terminal
+        left = len(reader.source) - done
+        print(f"reading data.streams.{reader.name}: {left:,} rows, into {folder}", flush=True)
     options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
     with tqdm(
         total=len(reader.source), initial=done, desc=f"reading {reader.name}", **options

@@ -25,7 +25,6 @@ CODES = {
     "image_pixels": "more pixels than data.max_pixels",
     "image_animated": "an image of several frames",
     "template": "the chat template refuses the conversation",
-    "over_long": "too many tokens or images for a row",
 }
 NEVER_SKIPPED = ("image_path",)
 NAMED = 5  # faults that a message names

@@ -123,7 +123,11 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
 def mark_duplicates(folder: Path, where: Callable[[int], str]) -> None:
     """Notes every record whose id an earlier one has; `where` names a row for messages."""
     store = Store(folder, duplicates=False)
-    hashed = (blake2b(store.id(n).encode(), digest_size=8).digest() for n in range(len(store)))
+    ids, ends = (folder / "ids.bin").read_bytes(), store.records["id"].tolist()
+    hashed = [
+        blake2b(ids[start:end], digest_size=8).digest()
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
     digests = np.frombuffer(b"".join(hashed), np.uint64)
     first = np.unique(digests, return_index=True)[1]
     again = np.setdiff1d(np.arange(len(store)), first, assume_unique=True)

@@ -266,3 +266,12 @@ def test_tokens_per_word(mixture):
     (stream,) = open_mixture(mixture([talk("a", "Katu bat")]))
     ids = stream[0].tokens[stream[0].weights > 0]
     assert stream.tokens_per_word(("eu", "en")) == {"eu": (len(ids) - 1) / 2}
+
+
+def test_a_stream_without_one_good_record(mixture):
+    with pytest.raises(ConfigError, match=r"1 of 1 records refused: record 'a'"):
+        open_mixture(mixture([talk("a", "")]))
+    with pytest.raises(ConfigError, match=r"data.streams.s: no record fits"):
+        open_mixture(mixture([talk("a", "")], {"skip": {"empty_answer": 1.0}}))
+    with pytest.raises(ConfigError, match=r"s.jsonl: no records \(data.streams.s.path\)"):
+        open_mixture(mixture(""))

@@ -32,6 +32,11 @@ class StreamConfig:
     # code of a fault (data/faults.py) -> share of the records that may be left out because of it
     skip: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether its records are documents, read from end to end, not conversations."""
+        return self.layout == "text" or self.kind == "text"
+
     def __post_init__(self):
         require(
             self.weight > 0,

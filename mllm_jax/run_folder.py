@@ -119,10 +119,11 @@ def finish(run: Path, line: dict[str, Any] | None) -> None:
 def chat_template(config: Config) -> str | None:
     """The template that the trained model expects: that of the heaviest stream of conversations.
 
-    Captions in `plain` format have no turns to answer, so a stage of captions alone keeps the
-    template it came with.
+    Captions in `plain` format and documents have no turns to answer, so a stage of these alone
+    keeps the template it came with.
     """
-    chats = [stream for stream in config.data.streams.values() if stream.format != "plain"]
+    streams = config.data.streams.values()
+    chats = [stream for stream in streams if stream.format != "plain" and not stream.is_text]
     return TEMPLATES[max(chats, key=lambda stream: stream.weight).format] if chats else None
 
 

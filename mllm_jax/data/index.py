@@ -63,7 +63,7 @@ class StreamIndex:
         require(self.total > 0, f"{stream.path}: no records (data.streams.{name}.path)")
         self.faults = dict(sorted(collections.Counter(line.code for line in faults).items()))
         records = np.setdiff1d(np.arange(len(store)), store.duplicates, assume_unique=True)
-        if is_text(stream):
+        if stream.is_text:
             fates = np.zeros(len(records), np.int64)
             self._records, self._pieces, self.sizes = _pieces(store, records, data.length)
             self.images = np.zeros(len(self._records), np.int64)
@@ -158,11 +158,6 @@ class StreamIndex:
             f"data.streams.{self.name}: {len(bad)} of {len(records)} records do not fit a row: "
             f"{'; '.join(reasons)}{more}; raise the limit, or set data.over_long to drop or cut"
         )
-
-
-def is_text(stream: StreamConfig) -> bool:
-    """Whether its records are documents, read from end to end, not conversations."""
-    return stream.layout == "text" or stream.kind == "text"
 
 
 def image_folder(stream: StreamConfig) -> Path:

@@ -22,7 +22,7 @@ from mllm_jax.data.build import Reader, build
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import CODES, NEVER_SKIPPED
-from mllm_jax.data.index import StreamIndex, image_folder, is_text
+from mllm_jax.data.index import StreamIndex, image_folder
 from mllm_jax.data.records import read_record
 from mllm_jax.data.sources.kinds import KINDS
 from mllm_jax.data.store import Store, mark_duplicates
@@ -90,9 +90,7 @@ class _Opener:
             self._reader = Reader(
                 self.name,
                 KINDS[self.stream.kind](self.stream.path),
-                Columns(
-                    "text" if is_text(self.stream) else self.stream.layout, self.stream.columns
-                ),
+                Columns("text" if self.stream.is_text else self.stream.layout, self.stream.columns),
                 self._chat,
                 image_folder(self.stream),
                 self.stream.language,

@@ -1,0 +1,57 @@
+"""What a run folder says: the chat template of its model, what may change on the way."""
+
+import dataclasses
+
+import pytest
+
+from mllm_jax import config_file, run_folder
+from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.errors import ConfigError
+from tests import tiny
+
+
+def config(tmp_path, streams, **data):
+    named = {name: {"path": "a.json", **of} for name, of in streams.items()}
+    return tiny.config(tmp_path, tmp_path / "run", data={"streams": named, **data})
+
+
+def test_the_template_is_that_of_the_heaviest_conversations(tmp_path):
+    streams = {
+        "captions": {"format": "plain", "weight": 9.0},
+        "corpus": {"format": "llama31", "weight": 8.0, "layout": "text"},
+        "lines": {"path": "a.txt", "kind": "text", "weight": 7.0, "format": "llama31"},
+        "chats": {"format": "llama3", "weight": 2.0},
+        "others": {"format": "llama31"},
+    }
+    assert run_folder.chat_template(config(tmp_path, streams)) == TEMPLATES["llama3"]
+    del streams["chats"], streams["others"]
+    assert run_folder.chat_template(config(tmp_path, streams)) is None
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that has saved its tenth step."""
+    first = config(tmp_path, {"a": {}, "b": {}})
+    (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
+    config_file.dump(first, tmp_path / "run" / "config.yaml")
+    return first
+
+
+def changed(first, **data):
+    return dataclasses.replace(first, data=dataclasses.replace(first.data, **data))
+
+
+def test_weights_may_change_from_a_step_on_that_lies_ahead(begun, monkeypatch):
+    monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
+    ahead = changed(begun, changes={"10": {"b": 0.5}})
+    assert run_folder.check(ahead, resume=True) == ["data.changes.10.b was None, is 0.5"]
+    behind = changed(begun, changes={"9": {"b": 0.5}})
+    with pytest.raises(ConfigError, match=r"cannot continue with another config: data.changes.9.b"):
+        run_folder.check(behind, resume=True)
+
+
+def test_what_only_says_how_batches_are_made_may_change(begun):
+    said = run_folder.check(changed(begun, workers=2, image_cache=0), resume=True)
+    assert said == ["data.workers was 0, is 2", "data.image_cache was 256, is 0"]
+    with pytest.raises(ConfigError, match=r"data.window was 32, is 64"):
+        run_folder.check(changed(begun, window=64), resume=True)

@@ -37,6 +37,11 @@ class StreamConfig:
         """Whether its records are documents, read from end to end, not conversations."""
         return self.layout == "text" or self.kind == "text"
 
+    @property
+    def index_home(self) -> str:
+        """The folder beside the data in which its indexes stand."""
+        return f"{self.path.rstrip('/')}.index"
+
     def __post_init__(self):
         require(
             self.weight > 0,

@@ -200,5 +200,5 @@ class Phase:
         said = [data.length, data.image_slots, data.window, data.pack, self._order.made_of]
         digest = blake2b(json.dumps([*said, self._head]).encode(), digest_size=8)
         digest.update(self._lengths.sizes.tobytes() + self._lengths.images.tobytes())
-        home = Path(data.index) if data.index else Path(f"{first.path.rstrip('/')}.index")
+        home = Path(data.index or first.index_home)
         return home / "plans" / f"{digest.hexdigest()}.npy"

@@ -62,9 +62,10 @@ def open_mixture(mixture: Mixture) -> list[StreamIndex]:
     for chat in chats.values():
         chat.check_prompts()
     opened = []
+    tokenizer = _digest(mixture.tokenizer.backend_tokenizer.to_str().encode())
     for number, (name, stream) in enumerate(data.streams.items()):
         _check_skip(name, stream)
-        reader = _Opener(name, mixture, chats[stream.format])
+        reader = _Opener(name, mixture, chats[stream.format], tokenizer)
         store = Store(_folder(reader, mixture))
         opened.append(StreamIndex(number, name, store, data, model, reader.pictures))
     return opened
@@ -73,8 +74,9 @@ def open_mixture(mixture: Mixture) -> list[StreamIndex]:
 class _Opener:
     """Opens a stream's source when something has to be read from it."""
 
-    def __init__(self, name: str, mixture: Mixture, chat: Chat):
-        self.name, self._mixture, self._chat = name, mixture, chat
+    def __init__(self, name: str, mixture: Mixture, chat: Chat, tokenizer: str):
+        """`tokenizer` is its digest: writing it out takes a while, so once for all streams."""
+        self.name, self._mixture, self._chat, self._tokenizer = name, mixture, chat, tokenizer
         self.stream = mixture.data.streams[name]
         where = f"data.streams.{name}"
         path, images = Path(self.stream.path), image_folder(self.stream)
@@ -103,10 +105,10 @@ class _Opener:
     @property
     def key(self) -> dict[str, Any]:
         """Everything but the data itself that decides what stands in the index."""
-        backend, data = self._mixture.tokenizer.backend_tokenizer, self._mixture.data
+        data = self._mixture.data
         return {
             "version": VERSION,
-            "tokenizer": _digest(backend.to_str().encode()),
+            "tokenizer": self._tokenizer,
             "template": _digest(TEMPLATES[self.stream.format].encode()),
             "image_token": self._mixture.model.image_token if self._mixture.model.patches else None,
             "kind": self.stream.kind,
@@ -128,7 +130,7 @@ def _folder(opener: _Opener, mixture: Mixture) -> Path:
     """The stream's index folder; built when it is missing, stale, or not as deep as asked for."""
     key = opener.key
     stream, name = opener.stream, _digest(json.dumps(key, sort_keys=True).encode())[:16]
-    home = Path(f"{stream.path.rstrip('/')}.index")
+    home = Path(stream.index_home)
     if mixture.data.index is not None:
         home = Path(mixture.data.index) / opener.name
     folder = home / name

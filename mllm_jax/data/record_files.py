@@ -7,6 +7,7 @@ from pathlib import Path
 from mllm_jax.data import images
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine, refusal
+from mllm_jax.data.index import image_folder
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data_config import StreamConfig
@@ -31,7 +32,7 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     """
     path = Path(stream.path)
     require(path.is_file(), f"data.streams.{name}.path: {path}: no such file")
-    folder = Path(stream.images) if stream.images is not None else path.parent
+    folder = image_folder(stream)
     require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
     source, columns = JsonSource(path), Columns("llava", stream.columns)
 

@@ -23,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.text import find_files
 from mllm_jax.errors import ConfigError, require
 
@@ -66,16 +66,7 @@ class ArrayRecordSource:
             data = self._records[int(number)]
         except RuntimeError as error:
             raise ConfigError(_broken(self.where(number), error)) from error
-        try:
-            row = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise Fault("json", f"not UTF-8 text ({error.reason})") from error
-        except json.JSONDecodeError as error:
-            raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
-        except RecursionError as error:
-            raise Fault("json", "not JSON we can read: nested too deeply") from error
-        if not isinstance(row, dict):
-            raise Fault("field", f"expected an object, found {type(row).__name__}")
+        row = json_row(data)
         return {column: _decoded(value, column) for column, value in row.items()}
 
     def where(self, number: int) -> str:

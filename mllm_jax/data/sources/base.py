@@ -1,7 +1,10 @@
 """What every kind of source gives: rows by number. First stop on the way of the data."""
 
+import json
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from mllm_jax.data.faults import Fault
 
 Row = dict[str, Any]  # columns as stored; an image is a path, bytes, {"bytes", "path"}, or a list
 
@@ -24,3 +27,18 @@ class Source(Protocol):
     def where(self, number: int) -> str:
         """Where a row stands, for messages: "train.jsonl:12"."""
         ...
+
+
+def json_row(data: bytes) -> Row:
+    """A row that is stored as a JSON object. Raises Fault for anything else."""
+    try:
+        row = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Fault("json", f"not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise Fault("json", "not JSON we can read: nested too deeply") from error
+    if not isinstance(row, dict):
+        raise Fault("field", f"expected an object, found {type(row).__name__}")
+    return row

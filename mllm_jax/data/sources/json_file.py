@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from mllm_jax.data.faults import Fault
-from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.errors import ConfigError, require
 
 BLOCK = 2**24  # bytes searched for line breaks at a time
@@ -49,17 +48,7 @@ class JsonSource:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY)
         data = os.pread(self._file, stop - start, start)
-        try:
-            row = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise Fault("json", f"not UTF-8 text ({error.reason})") from error
-        except json.JSONDecodeError as error:
-            raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
-        except RecursionError as error:
-            raise Fault("json", "not JSON we can read: nested too deeply") from error
-        if not isinstance(row, dict):
-            raise Fault("field", f"expected an object, found {type(row).__name__}")
-        return row
+        return json_row(data)
 
     def where(self, number: int) -> str:
         return f"{self.path}:{int(self._places[number])}"

@@ -192,9 +192,10 @@ class _ImageCache:
 
     def __init__(self, config: DataConfig, model: ModelConfig):
         self._config, self._model, vision = config, model, model.vision
-        self._args = (
-            (vision.image_size, config.image_fit, vision.image_mean) if vision is not None else None
-        )
+        self._args = None
+        if vision is not None:
+            shape = (vision.image_size, config.image_fit, vision.image_mean)
+            self._args = (*shape, config.max_pixels)
         self._kept: dict[str, UInt8[np.ndarray, "height width C"]] = {}
         self._bytes = 0
         self._lock = threading.Lock()

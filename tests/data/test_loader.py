@@ -204,6 +204,15 @@ def test_a_broken_image_ends_the_iteration_with_its_name(load, tmp_path):
             list(load(prefetch=ahead).iterate(0, 8))
 
 
+def test_the_limit_on_pixels_is_that_of_the_index(load, streams, tmp_path):
+    """A picture that grew after the index was built; 5 x 4 pixels were looked at."""
+    loader = load(max_pixels=20)
+    for name in ("1.png", "2.png", "3.png"):
+        Image.fromarray(np.zeros((7, 3, 3), np.uint8)).save(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"3 x 7 pixels are more than data.max_pixels=20"):
+        list(loader.iterate(0, 8))
+
+
 def test_rotation_and_fit_reach_the_batch(write, model, tokenizer, make_data, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -204,7 +204,7 @@ def test_a_broken_image_ends_the_iteration_with_its_name(load, tmp_path):
             list(load(prefetch=ahead).iterate(0, 8))
 
 
-def test_the_limit_on_pixels_is_that_of_the_index(load, streams, tmp_path):
+def test_the_limit_on_pixels_is_that_of_the_index(load, tmp_path):
     """A picture that grew after the index was built; 5 x 4 pixels were looked at."""
     loader = load(max_pixels=20)
     for name in ("1.png", "2.png", "3.png"):

@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from tqdm import tqdm
 
 from mllm_jax.data import images
@@ -24,7 +26,7 @@ from mllm_jax.data.faults import Fault, FaultLine
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.spans import Encoded
-from mllm_jax.data.store import ENDS, RECORD, Part, join_parts, load_part, save_part
+from mllm_jax.data.store import RECORD, Part, join_parts, load_part, save_part
 from mllm_jax.errors import ConfigError, RunError
 
 CHUNK = 4096  # rows of a part
@@ -134,13 +136,18 @@ def read_part(reader: Reader, rows: range) -> Part:
     """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
     good: list[_Good] = []
     faults: list[FaultLine] = []
+    # several questions about one picture stand side by side: it is looked at once
+    look = lru_cache(maxsize=len(rows))(partial(_look, reader))
     for row in rows:
         key = str(row)
         try:
             raw = reader.columns(reader.source[row], row)
             key = str(key if raw.get("id") is None else raw["id"])
             record = read_record(raw, key, reader.folder, reader.language, reader.languages)
-            hashes = [_look(reader, image) for image in record.images]
+            hashes = [
+                look(image) if isinstance(image, str) else _look(reader, image)
+                for image in record.images
+            ]
         except Fault as fault:
             faults.append(FaultLine(row, key, reader.source.where(row), fault.code, fault.reason))
         else:
@@ -184,42 +191,47 @@ def _encode(chat: Chat, records: list[Record]) -> list[Encoded | ConfigError]:
 def _part(reader: Reader, kept: list[tuple[_Good, Encoded]], faults: list[FaultLine]) -> Part:
     ids = [item.record.id.encode() for item, _ in kept]
     pictures = [_paths(reader.folder, item.record) for item, _ in kept]
-    ends = np.cumsum(
-        [
-            (len(encoded.tokens), len(key), len(paths), len(item.record.images))
-            for (item, encoded), key, paths in zip(kept, ids, pictures, strict=True)
-        ]
-        or np.zeros((0, len(ENDS)), np.int64),
-        axis=0,
-    )
-    lines = [
-        (
-            *(item.row, *end, len(encoded.tokens), len(item.record.images)),
-            *(*_measure(encoded), *_words(item.record)),
-            reader.languages.index(item.record.language),
-        )
-        for (item, encoded), end in zip(kept, ends.tolist(), strict=True)
-    ]
     empty = np.zeros(0)
-    return Part(
-        np.array(lines, RECORD),
-        np.concatenate([empty, *(e.tokens for _, e in kept)]).astype(np.int32),
-        np.concatenate([empty, *(e.weights for _, e in kept)]).astype(np.bool_),
-        np.array([h for item, _ in kept for h in item.hashes], np.uint64),
-        b"".join(ids),
-        b"".join(pictures),
-        faults,
-    )
+    tokens = np.concatenate([empty, *(e.tokens for _, e in kept)]).astype(np.int32)
+    weights = np.concatenate([empty, *(e.weights for _, e in kept)]).astype(np.bool_)
+    seats = np.concatenate([empty, *(e.seats for _, e in kept)]) >= 0
+    records = np.zeros(len(kept), RECORD)
+    records["size"] = [len(encoded.tokens) for _, encoded in kept]
+    records["images"] = [len(item.record.images) for item, _ in kept]
+    records["row"] = [item.row for item, _ in kept]
+    records["language"] = [reader.languages.index(item.record.language) for item, _ in kept]
+    words = [_words(item.record) for item, _ in kept]
+    records["words"], records["answers"] = np.array(words, np.int32).reshape(-1, 2).T
+    records["tokens"] = np.cumsum(records["size"])
+    records["hashes"] = np.cumsum(records["images"])
+    records["id"] = np.cumsum([len(key) for key in ids])
+    records["pictures"] = np.cumsum([len(paths) for paths in pictures])
+    _measure(records, weights, seats)
+    hashes = np.array([h for item, _ in kept for h in item.hashes], np.uint64)
+    return Part(records, tokens, weights, hashes, b"".join(ids), b"".join(pictures), faults)
 
 
-def _measure(encoded: Encoded) -> tuple[int, int, int, int]:
-    """(first, before, last, trained) as RECORD names them; an image is one token."""
-    is_image = encoded.seats >= 0
-    targets = encoded.weights[1:].nonzero()[0]
-    first = int(targets[0]) + 1 if len(targets) else len(encoded.tokens)
-    seats = is_image.nonzero()[0]
-    last = int(seats[-1]) if len(seats) else -1
-    return first, int(is_image[:first].sum()), last, int(encoded.weights.sum())
+def _measure(
+    records: np.ndarray, weights: Bool[np.ndarray, "t"], seats: Bool[np.ndarray, "t"]
+) -> None:
+    """Fills in `first`, `before`, `last` and `trained`, see RECORD.
+
+    Args:
+        records: with `size` and `tokens`, the ends of the records in what follows.
+        weights: of all tokens, records end to end; an image is one token.
+        seats: whether a token is an image.
+    """
+    size, start = records["size"], records["tokens"] - records["size"]
+    position = np.arange(len(weights)) - np.repeat(start, size)
+    targets = weights & (position > 0)  # a record's first token is nobody's target
+    if not len(records):
+        return
+    records["first"] = np.minimum.reduceat(np.where(targets, position, len(weights)), start)
+    records["first"] = np.minimum(records["first"], size)
+    records["last"] = np.maximum.reduceat(np.where(seats, position, -1), start)
+    records["trained"] = np.add.reduceat(weights, start, dtype=np.int32)
+    early = seats & (position < np.repeat(records["first"], size))
+    records["before"] = np.add.reduceat(early, start, dtype=np.int32)
 
 
 def _paths(folder: Path, record: Record) -> bytes:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import reprlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.faults import Fault
@@ -98,20 +98,21 @@ def _inside(name: str, folder: Path) -> str:
     """The path of an image of this name. Raises Fault where it leaves the folder."""
     if name.strip() == "" or "\0" in name or not is_text(name):
         raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
         raise Fault("image_path", f"image {name!r} leaves the image folder")
-    if _leads_out(folder, path):
+    if _leads_out(str(folder), parts):
         raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
-    return str(folder / path)
+    return os.path.join("" if folder == Path() else str(folder), *parts)
 
 
-def _leads_out(folder: Path, path: PurePosixPath) -> bool:
+def _leads_out(folder: str, parts: list[str]) -> bool:
     """Whether a link in the folder leads out of it. Links are rare, so each step is asked first."""
-    step = str(folder)
-    for part in path.parts:
+    step = folder
+    for part in parts:
         step = f"{step}/{part}"
         if os.path.islink(step):
             root = os.path.realpath(folder)
-            return os.path.commonpath((os.path.realpath(folder / path), root)) != root
+            whole = os.path.realpath(os.path.join(folder, *parts))
+            return os.path.commonpath((whole, root)) != root
     return False

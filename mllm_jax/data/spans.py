@@ -38,8 +38,10 @@ def expand(
     """
     is_image = tokens == (-1 if image_token is None else image_token)
     if patches == 1:
-        seats = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, -1)
-        return Encoded(tokens, weights * ~is_image, seats.astype(np.int32))
+        seats = np.full(len(tokens), -1, np.int32)
+        found = is_image.nonzero()[0]
+        seats[found] = np.arange(len(found), dtype=np.int32)
+        return Encoded(tokens, weights * ~is_image, seats)
     copies = np.where(is_image, patches, 1)
     wide = np.repeat(is_image, copies)
     seats = np.full(len(wide), -1, np.int32)
@@ -49,6 +51,8 @@ def expand(
 
 def span_weights(run: Run, encoding: Any) -> list[float]:
     """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
+    if run.spans == ((0, len(run.text)),):
+        return [1.0] * len(encoding.ids)
     weights = [0.0] * len(encoding.offsets)
     for start, end in run.spans:
         for t, (left, right) in enumerate(encoding.offsets):

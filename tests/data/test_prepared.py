@@ -13,6 +13,7 @@ from mllm_jax.data.index import report
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, RunError
+from tests.data.pictures import noise
 
 
 def talk(key: str, answer: str = "Katu bat.", **fields) -> dict:
@@ -275,3 +276,16 @@ def test_a_stream_without_one_good_record(mixture):
         open_mixture(mixture([talk("a", "")], {"skip": {"empty_answer": 1.0}}))
     with pytest.raises(ConfigError, match=r"s.jsonl: no records \(data.streams.s.path\)"):
         open_mixture(mixture(""))
+
+
+def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monkeypatch):
+    for n in range(2):
+        noise(8, 6).save(tmp_path / f"{n}.png")
+    seen = []
+    decode = build.images.decode
+    monkeypatch.setattr(build.images, "decode", lambda i, m: seen.append(i) or decode(i, m))
+    talks = [talk(f"k{n}", image=f"{n // 3}.png") for n in range(6)]
+    for one in talks:
+        one["conversations"][0]["value"] = "<image>\nZer da?"
+    (stream,) = open_mixture(mixture(talks, {"images": str(tmp_path)}, decode=True))
+    assert len(stream) == 6 and seen == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]

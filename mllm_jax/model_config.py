@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mllm_jax.errors import require
+from mllm_jax.image_tokens import image_tokens
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class VisionConfig:
     @property
     def patches(self) -> int:
         """Patches of one image, P: also the number of seats an image takes in a row."""
-        return (self.image_size // self.patch_size) ** 2
+        square = (self.image_size, self.image_size)
+        return image_tokens(square, self.image_size, self.patch_size)
 
     @property
     def used_layers(self) -> int:

@@ -25,6 +25,7 @@ class StreamConfig:
         "llava", "caption", "text", "conceptual_captions", "pixmo_ama", "magpie", "cauldron", "wit"
     ] = "llava"
     columns: dict[str, str] = field(default_factory=dict)
+    split: str | None = None  # of a folder with shards of several, as `train`
     # instead of a weight: how often it is gone through while the mixture is gone through once
     epochs: float | None = None
     hub: str | None = None  # data set on the Hugging Face Hub that `prepare` puts into `path`
@@ -59,6 +60,10 @@ class StreamConfig:
             (self.hub is None) == (self.revision is None),
             f"data.streams.*: hub={self.hub!r} and revision={self.revision!r} belong together; pin "
             "the revision (a commit), so that all of a group read the same",
+        )
+        require(
+            self.split is None or self.kind not in ("json", "text"),
+            f"data.streams.*.split={self.split!r}: kind {self.kind} has no splits; name the file",
         )
         for code, share in self.skip.items():
             require(

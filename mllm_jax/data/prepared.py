@@ -24,7 +24,8 @@ from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import CODES, NEVER_SKIPPED
 from mllm_jax.data.index import StreamIndex, image_folder
 from mllm_jax.data.records import read_record
-from mllm_jax.data.sources.kinds import KINDS
+from mllm_jax.data.sources.kinds import open_source
+from mllm_jax.data.sources.shards import split_of
 from mllm_jax.data.store import Store, mark_duplicates
 from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data_config import DataConfig, StreamConfig
@@ -91,7 +92,7 @@ class _Opener:
             data = self._mixture.data
             self._reader = Reader(
                 self.name,
-                KINDS[self.stream.kind](self.stream.path),
+                open_source(self.stream),
                 Columns("text" if self.stream.is_text else self.stream.layout, self.stream.columns),
                 self._chat,
                 image_folder(self.stream),
@@ -112,6 +113,7 @@ class _Opener:
             "template": _digest(TEMPLATES[self.stream.format].encode()),
             "image_token": self._mixture.model.image_token if self._mixture.model.patches else None,
             "kind": self.stream.kind,
+            "split": self.stream.split,
             "layout": self.stream.layout,
             "columns": self.stream.columns,
             "language": self.stream.language,
@@ -224,8 +226,9 @@ def _changed(files: list[dict[str, Any]], stream: StreamConfig) -> str | None:
     if Path(stream.path).is_dir():  # of shards: is there one more?
         for suffix in sorted({Path(path).suffix for path in known}):
             for file in sorted(base.rglob(f"*{suffix}")):
-                name = str(file.relative_to(base))
-                if name not in known and not any(part[0] == "." for part in Path(name).parts):
+                name = file.relative_to(base)
+                ours = stream.split is None or split_of(name) == stream.split
+                if ours and str(name) not in known and not any(p[0] == "." for p in name.parts):
                     return str(file)
     for was in files:
         file = base / was["path"]

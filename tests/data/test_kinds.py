@@ -3,7 +3,9 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data.sources.array_record_file import write_array_record
 from mllm_jax.data_config import StreamConfig
+from mllm_jax.errors import ConfigError
 
 CAPTIONS = ["Katu bat.", "Txakur beltz bat belardian.", "Bi ume <image> korrika.", "Etxea."]
 
@@ -121,3 +124,22 @@ def test_a_mixture_of_all_kinds(workers, tmp_path, model, tokenizer, make_data):
     assert one.records == other.records
     for a, b in zip(one.batch, other.batch, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_split_has_an_index_of_its_own(tmp_path, model, tokenizer, make_data):
+    """Of train and test shards in one folder each stream reads its own, and stays fresh."""
+    table = pa.table({"caption": ["Katu bat."], "id": ["a"]})
+    for name in ("train-0", "test-0", "test-1"):
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / "hub" / f"{name}.parquet")
+    same: dict[str, Any] = {"kind": "parquet", "layout": "text", "columns": {"text": "caption"}}
+    streams = {
+        split: StreamConfig(str(tmp_path / "hub"), split=split, language="eu", **same)
+        for split in ("train", "test")
+    }
+    data = make_data({n: replace(s, skip={"duplicate_id": 0.9}) for n, s in streams.items()})
+    asked = Mixture(data, model, tokenizer)
+    assert [len(stream) for stream in open_mixture(asked)] == [1, 1]
+    assert len(open_mixture(asked._replace(build=False))) == 2
+    with pytest.raises(ConfigError, match=r"split='train': kind json has no splits"):
+        StreamConfig("a.json", split="train")

@@ -180,7 +180,7 @@ class Deadly:
 
 
 def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
-    monkeypatch.setitem(prepared.KINDS, "json", Deadly)
+    monkeypatch.setattr(prepared, "open_source", lambda stream: Deadly(stream.path))
     monkeypatch.setattr(build, "CHUNK", 10)
     with pytest.raises(RunError, match=r"data\.streams\.s: a worker process that read rows from"):
         open_mixture(mixture(workers=2))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.base import Row, json_row
-from mllm_jax.data.sources.text import find_files
+from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
 
 
@@ -41,14 +41,14 @@ class _Shard:
 class ArrayRecordSource:
     """The records of an .array_record (or .arrayrecord) file, or of a folder of them."""
 
-    def __init__(self, path: str | Path):
-        """Reads how many records each file holds.
+    def __init__(self, path: str | Path, split: str | None = None):
+        """Reads how many records each file of the split holds.
 
         Raises:
             ConfigError: nothing there, or a file that is no ArrayRecord.
         """
         self.path = Path(path)
-        self.files = find_files(path, ".array_record", ".arrayrecord")
+        self.files = find_shards(path, ".array_record", ".arrayrecord", split=split)
         options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # on a terminal
         counts = [_count(file) for file in tqdm(self.files, desc=f"opening {path}", **options)]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

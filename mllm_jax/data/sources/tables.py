@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.base import Row
-from mllm_jax.data.sources.text import find_files
+from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.json_file import read_json
 
@@ -146,14 +146,14 @@ class ParquetSource(_Shards):
 
     _broken = "not a Parquet file that can be read"
 
-    def __init__(self, path: str | Path):
-        """Reads the footers.
+    def __init__(self, path: str | Path, split: str | None = None):
+        """Reads the footers; of a folder of several splits, those of `split`.
 
         Raises:
             ConfigError: nothing there, a file that is no Parquet, or other columns than in the
                 first file.
         """
-        super().__init__(path, find_files(path, ".parquet"))
+        super().__init__(path, find_shards(path, ".parquet", split=split))
 
     def _scan(self, file: Path) -> _Scan:
         footer = pq.read_metadata(file)
@@ -185,14 +185,14 @@ class ArrowSource(_Shards):
 
     _broken = "not an Arrow file that can be read"
 
-    def __init__(self, path: str | Path):
-        """Finds the record batches.
+    def __init__(self, path: str | Path, split: str | None = None):
+        """Finds the record batches; in a folder of several splits, those of `split`.
 
         Raises:
             ConfigError: nothing there, a file that is no Arrow or has lost its end, other columns
-                than in the first file, or a folder of several splits.
+                than in the first file, or a folder of several splits and none chosen.
         """
-        super().__init__(path, _arrow_files(Path(path)))
+        super().__init__(path, _arrow_files(Path(path), split))
 
     def _scan(self, file: Path) -> _Scan:
         opened = self._open(file)
@@ -247,16 +247,19 @@ def _scan_stream(file: Path, stream: _Stream) -> _Scan:
     return _Scan(stream.schema.names, rows, places)
 
 
-def _arrow_files(path: Path) -> list[Path]:
+def _arrow_files(path: Path, split: str | None) -> list[Path]:
     """Shards in order; of a folder that `datasets` saved, those that its state.json lists."""
     for marker in sorted(path.rglob("dataset_dict.json")) if path.is_dir() else []:
-        splits = read_json(marker).get("splits", [])
-        raise ConfigError(
-            f"{marker.parent}: holds several splits, and a stream reads one; choose among "
-            + ", ".join(str(marker.parent / str(split)) for split in splits)
+        splits = [str(name) for name in read_json(marker).get("splits", [])]
+        require(
+            marker.parent == path and split in splits,
+            f"{marker.parent}: holds {' and '.join(splits)}, and a stream reads one split; give "
+            "this path, and choose by data.streams.*.split",
         )
+        return _arrow_files(path / str(split), None)
     if not (path / "state.json").is_file():
-        return find_files(path, ".arrow")
+        return find_shards(path, ".arrow", split=split)
+    require(split is None, f"{path}: holds one split; leave out data.streams.*.split={split!r}")
     state = read_json(path / "state.json")
     require(
         not state.get("_indices_data_files"),

@@ -13,40 +13,12 @@ from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.shards import find_files
 from mllm_jax.errors import require
 
 BLOCK = 2**24  # bytes searched at a time
 _BOM = b"\xef\xbb\xbf"
 _IS_SPACE = np.isin(np.arange(256), list(b" \t\r\n\v\f"))  # byte -> whether it is ASCII space
-
-
-def find_files(path: str | Path, *suffixes: str) -> list[Path]:
-    """The shards of a source: the file itself, or the files of a folder and of its folders.
-
-    Args:
-        path: a file of any name, or a folder.
-        suffixes: what names of shards in a folder end with, as ".txt". Hidden files and what lies
-            in hidden folders (the hub's `.cache`, checkpoints of notebooks) are no shards.
-
-    Returns:
-        Paths, sorted by name: the order of the rows, the same on every host.
-
-    Raises:
-        ConfigError: there is no such path, or no shard in it.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    require(path.is_dir(), f"{path}: no such file or folder")
-    found = [
-        file
-        for file in path.rglob("*")
-        if file.name.endswith(suffixes)
-        and not any(part[0] == "." for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
-    require(len(found) > 0, f"{path}: no {' or '.join(suffixes)} file in this folder")
-    return sorted(found)
 
 
 class TextSource:

@@ -27,16 +27,14 @@ class TfdsSource:
         """Reads what the dataset says about itself; the shards are opened by the first row.
 
         Args:
-            path: folder of the dataset's version, as ".../ai2d/1.0.0", or that and a split,
-                as ".../ai2d/1.0.0/train".
-            split: as TFDS names it: "train", "train[:90%]". May be left out where the path names
-                it, or where there is one only.
+            path: folder of the dataset's version, as ".../ai2d/1.0.0".
+            split: as TFDS names it: "train", "train[:90%]". May be left out where there is one.
 
         Raises:
             ConfigError: TFDS is not installed, the folder is no prepared dataset with random
                 access, there is no such split or it must be named, or a shard is missing.
         """
-        self.path, named = _split_path(Path(path))
+        self.path = Path(path)
         for name in ("dataset_info.json", "features.json"):
             require(
                 (self.path / name).is_file(),
@@ -50,7 +48,7 @@ class TfdsSource:
             f"{self.path}: prepared as {', '.join(formats)}, which has no random access; prepare "
             f"it with file_format={FORMAT!r}",
         )
-        self.split = _choose(self.path, split or named, list(info.splits))
+        self.split = _choose(self.path, split, list(info.splits))
         parts = _instructions(self.path, self.split, info)
         for part in parts:
             require(Path(part.filename).is_file(), f"{part.filename}: no such file")
@@ -108,19 +106,12 @@ def _builder(path: Path) -> Any:
         raise ConfigError(f"{path}: not a dataset that TFDS can read: {reason}") from error
 
 
-def _split_path(path: Path) -> tuple[Path, str | None]:
-    """ ".../1.0.0/train" -> (".../1.0.0", "train"); ".../1.0.0" -> (itself, None)."""
-    if not path.exists() and (path.parent / "dataset_info.json").is_file():
-        return path.parent, path.name
-    return path, None
-
-
 def _choose(path: Path, split: str | None, splits: list[str]) -> str:
     if split is None:
-        named = ", ".join(str(path / name) for name in splits)
         require(
             len(splits) == 1,
-            f"{path}: holds {len(splits)} splits, and a stream reads one; choose among {named}",
+            f"{path}: holds {' and '.join(splits)}, and a stream reads one split; choose by "
+            "data.streams.*.split",
         )
         return splits[0]
     return split

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.base import Row
-from mllm_jax.data.sources.text import find_files
+from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
 
 TEXT = ("txt", "text", "caption")  # extensions that are UTF-8 text
@@ -50,15 +50,15 @@ class WebDatasetSource:
     without an extension or with a leading dot are no part of any row.
     """
 
-    def __init__(self, path: str | Path):
-        """Scans all headers.
+    def __init__(self, path: str | Path, split: str | None = None):
+        """Scans all headers; in a folder of several splits, those of `split`.
 
         Raises:
             ConfigError: nothing there, a shard that is compressed, damaged or cut off, one with
                 links or an extension twice in a sample, or no sample at all.
         """
         self.path = Path(path)
-        self.files = find_files(path, ".tar", *_COMPRESSED)
+        self.files = find_shards(path, ".tar", *_COMPRESSED, split=split)
         for file in self.files:
             require(
                 not file.name.endswith(_COMPRESSED),

@@ -214,9 +214,10 @@ def test_several_splits_are_refused_and_named(tmp_path: Path):
             ArrowSource(path)
         folder = tmp_path / "d"
         assert str(error.value) == (
-            f"{folder}: holds several splits, and a stream reads one; choose among "
-            f"{folder / 'train'}, {folder / 'test'}"
+            f"{folder}: holds train and test, and a stream reads one split; give this path, and "
+            "choose by data.streams.*.split"
         )
+    assert all_rows(ArrowSource(tmp_path / "d", "test")) == ROWS
     assert all_rows(ArrowSource(tmp_path / "d" / "test")) == ROWS
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import text
-from mllm_jax.data.sources.text import TextSource, find_files
+from mllm_jax.data.sources.shards import find_files
+from mllm_jax.data.sources.text import TextSource
 from mllm_jax.errors import ConfigError
 
 

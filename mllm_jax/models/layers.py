@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_jax.sharding import constrain
+
 DType = Any
 
 # name in the config -> what the backward pass finds already computed
@@ -29,6 +31,10 @@ def along_last(vector: Float[Array, "D"], x: Float[Array, "..."]) -> Float[Array
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+# letters of dimensions that stay divided while a kernel is used; see the legend in `batch`
+DIVIDED = {"N": "heads", "K": "kv_heads", "F": "mlp"}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear(
     equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."]
@@ -37,8 +43,16 @@ def linear(
 
     JAX's own rule takes (dy' x)', and XLA on CPUs then computes dy, an activation's whole backward
     pass, straight into a transposed copy, element by element across memory.
+
+    Under a mesh the kernel is gathered over fsdp here, in the dtype it is used in, forward and
+    backward; left alone, the compiler moves some kernels to the tensor axis first.
     """
-    return jnp.einsum(equation, x, kernel)
+    return jnp.einsum(equation, x, _gathered(equation, kernel))
+
+
+def _gathered(equation: str, kernel: Any) -> Any:
+    letters = equation.split("->")[0].split(",")[1]
+    return constrain(kernel, *(DIVIDED.get(letter, "none") for letter in letters))
 
 
 def _linear_forward(equation: str, x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
@@ -49,7 +63,7 @@ def _linear_backward(equation: str, kept: tuple[Any, Any], dy: Any) -> tuple[Any
     x, kernel = kept
     inputs, out = equation.split("->")
     letters, weights = inputs.split(",")
-    d_x = jnp.einsum(f"{out},{weights}->{letters}", dy, kernel)
+    d_x = jnp.einsum(f"{out},{weights}->{letters}", dy, _gathered(equation, kernel))
     return d_x, jnp.einsum(f"{letters},{out}->{weights}", x, dy)
 
 

@@ -14,7 +14,7 @@ from mllm_jax.config import ComputeConfig
 from mllm_jax.model_config import LanguageConfig
 from mllm_jax.models.attention import attend, dense, rotary_tables, rotate
 from mllm_jax.models.layers import Einsum, RMSNorm, stack
-from mllm_jax.sharding import constrain
+from mllm_jax.sharding import constrain, lookup
 
 
 class Cache(NamedTuple):
@@ -144,7 +144,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the token table, taken first and cast after: the table is never copied whole."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.compute.compute)
+        return lookup(self.embedding, tokens, jnp.dtype(self.compute.compute))
 
     @nn.compact
     def __call__(

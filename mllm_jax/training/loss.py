@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from mllm_jax.sharding import constrain
+from mllm_jax.sharding import highest, part, per_device, reduced, summed
 
 
 def weighted_loss(
@@ -83,12 +83,27 @@ _loss.defvjp(_forward, _backward, symbolic_zeros=True)
 def _loop(
     hidden: Any, head: Any, targets: Any, weights: Any, chunk: int, wanted: tuple[bool, bool]
 ) -> Any:
-    """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two."""
+    """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two.
+
+    Every device works on its own rows and its own part of the vocabulary. The head is gathered over
+    fsdp once, before the loop, and its gradient summed over the devices once, after it.
+    """
+    rows = ("batch", "length")
+    names = (*rows, "none"), ("vocab", "none"), rows, rows
+    outputs = rows, names[0] if wanted[0] else None, ("vocab", "embed") if wanted[1] else None
+    run = per_device(partial(_own_part, chunk=chunk, wanted=wanted), names, outputs)
+    token_losses, d_hidden, d_head = run(hidden, head, targets, weights)
+    return jnp.sum(token_losses * weights), token_losses, d_hidden, d_head
+
+
+def _own_part(
+    hidden: Any, head: Any, targets: Any, weights: Any, chunk: int, wanted: tuple[bool, bool]
+) -> tuple[Any, Any, Any]:
+    """One device's rows and words: -> token losses, d hidden or None, d head or None."""
     rows, length, _ = hidden.shape
     count = -(-length // chunk)
     # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
     size = -(-length // count)
-    head = constrain(head, "vocab", "none")  # gathered over fsdp once, before the loop
     body = partial(_chunk, head=head, wanted=wanted)
     start = jnp.zeros(head.shape, jnp.float32) if wanted[1] else None
     parts = tuple(_cut(x, count, size) for x in (hidden, targets, weights))
@@ -98,34 +113,36 @@ def _loop(
     else:
         d_head, outs = jax.lax.scan(body, start, parts)
     token_losses, d_hidden = jax.tree.map(lambda x: _join(x, rows, length), outs)
-    loss = jnp.sum(token_losses * weights)
-    return loss, token_losses, d_hidden, None if d_head is None else d_head.astype(head.dtype)
+    if d_head is not None:
+        d_head = reduced(d_head, "vocab", "embed").astype(head.dtype)
+    return token_losses, d_hidden, d_head
 
 
 def _chunk(
-    d_head: Any, part: tuple[Any, Any, Any], head: Any, wanted: tuple[bool, bool]
+    d_head: Any, part_of_rows: tuple[Any, Any, Any], head: Any, wanted: tuple[bool, bool]
 ) -> tuple[Any, Any]:
     """One chunk [B, c], made one axis of B x c: plain 2-D products are the fastest everywhere."""
-    hidden, targets, weights = part
-    flat = constrain(hidden.reshape(-1, hidden.shape[-1]), "batch", "none")
+    hidden, targets, weights = part_of_rows
+    flat = hidden.reshape(-1, hidden.shape[-1])
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    logits = constrain(product("td,vd->tv", flat, head), "batch", "vocab")
-    # a comparison, not a gather: it stays local when the vocabulary lies on several devices
-    is_target = jnp.arange(head.shape[0])[None, :] == targets.reshape(-1, 1)
-    peak = jnp.max(logits, axis=-1, keepdims=True)
-    total = jnp.sum(jnp.exp(logits - peak), axis=-1, keepdims=True)
+    logits = product("td,vd->tv", flat, head)
+    # a comparison, not a gather: the target may be a word of another device
+    words = part("vocab") * head.shape[0] + jnp.arange(head.shape[0])
+    is_target = words[None, :] == targets.reshape(-1, 1)
+    peak = highest(jnp.max(logits, axis=-1, keepdims=True), "vocab")
+    total = summed(jnp.sum(jnp.exp(logits - peak), axis=-1, keepdims=True), "vocab")
     log_total = peak + jnp.log(total)
-    token_losses = log_total - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
+    own = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
+    token_losses = log_total - summed(own, "vocab")
     d_hidden = None
     if any(wanted):
         softmax = jnp.exp(logits - log_total)
         d_logits = ((softmax - is_target) * weights.reshape(-1, 1)).astype(flat.dtype)
         if wanted[0]:
-            d_hidden = (
-                product("tv,vd->td", d_logits, head).astype(hidden.dtype).reshape(hidden.shape)
-            )
+            d_hidden = summed(product("tv,vd->td", d_logits, head), "vocab")
+            d_hidden = d_hidden.astype(hidden.dtype).reshape(hidden.shape)
         if wanted[1]:
-            d_head = constrain(d_head + product("tv,td->vd", d_logits, flat), "vocab", "embed")
+            d_head = d_head + product("tv,td->vd", d_logits, flat)
     return d_head, (token_losses.reshape(targets.shape), d_hidden)
 
 

@@ -1,0 +1,203 @@
+"""What a compiled program says of itself: its collectives, and what must not stand in it.
+
+A program is one device's: shapes are those of its shares, and device numbers are positions in the
+mesh.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_jax import sharding
+from mllm_jax.models.axes import logical_axes
+from mllm_jax.trees import flatten
+
+Shape = tuple[int, ...]
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+SMALL = 16  # elements of a metric at most: sums by stream or language, norms, counts
+_RESULT = re.compile(
+    rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(sorted(KINDS, key=len, reverse=True))})"
+    r"(?:-start)?\(",
+)
+
+
+class Collective(NamedTuple):
+    """One instruction that moves data between devices."""
+
+    kind: str
+    shapes: list[tuple[str, Shape]]  # (dtype, result shape on a device); dimensions of 1 left out
+    axes: frozenset[str]  # the mesh axes it crosses
+    line: str
+
+    def says(self) -> str:
+        """For messages."""
+        named = re.search(r'op_name="([^"]*)"', self.line)
+        shapes = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in self.shapes)
+        return f"{self.kind} {shapes} over {sorted(self.axes)}: {named[1] if named else '?'}"
+
+
+def shapes(text: str) -> list[tuple[str, Shape]]:
+    """All array shapes in a piece of HLO text, dimensions of 1 left out."""
+    found = re.findall(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]", text)
+    return [
+        (dtype, tuple(int(d) for d in dims.split(",") if d not in ("", "1")))
+        for dtype, dims in found
+    ]
+
+
+def collectives(text: str, mesh: Mesh) -> list[Collective]:
+    """Every collective of a compiled program, in its order."""
+    found = []
+    for line in text.splitlines():
+        if match := _RESULT.match(line):
+            axes = frozenset().union(*(_axes(group, mesh) for group in _groups(line, mesh)))
+            found.append(Collective(match[2], shapes(match[1]), axes, line))
+    return found
+
+
+def _axes(group: Sequence[int], mesh: Mesh) -> set[str]:
+    """Names of the axes along which the members of a group differ."""
+    places = np.array(np.unravel_index(list(group), mesh.devices.shape))
+    return {name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row)) > 1}
+
+
+def _groups(line: str, mesh: Mesh) -> Iterator[Sequence[int]]:
+    """The device numbers of each group, from any of the four ways in which HLO writes them."""
+    size = mesh.size
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        yield from _lists(pairs[1])
+    elif listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
+        yield from _lists(listed[1])
+    elif named := re.search(
+        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line
+    ):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        order = _iota(named[2] or f"[{size}]", size).reshape(list(sizes.values()))
+        names = list(sizes)
+        chosen = [names.index(name) for name in re.findall(r"'(\w+)'", named[3])]
+        assert chosen and ":" not in named[3], f"unread groups: {line.strip()[:300]}"
+        last = np.moveaxis(order, chosen, range(-len(chosen), 0))
+        yield from last.reshape(-1, math.prod(order.shape[i] for i in chosen)).tolist()
+    elif iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line):
+        yield from _iota(iota[2], size).reshape(_numbers(iota[1])).tolist()
+    elif "replica_groups={}" in line:
+        yield list(range(size))
+    else:
+        raise AssertionError(f"unread groups: {line.strip()[:300]}")
+
+
+def _iota(text: str, size: int) -> np.ndarray:
+    """`[2,4]T(1,0)`: 0..7 in two rows of four, turned."""
+    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    assert match, f"unread device order {text}"
+    made = np.arange(size).reshape(_numbers(match[1]))
+    return made.transpose(_numbers(match[2])) if match[2] else made
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _lists(text: str) -> Iterator[list[int]]:
+    for members in re.findall(r"\{?([\d,]+)\}?", text.replace("},{", "} {")):
+        yield _numbers(members)
+
+
+# ------------------------------------------------------------------------------ what is not allowed
+
+
+def assert_gathers_one_layer_at_most(text: str, mesh: Mesh, params: Any) -> None:
+    """All-gathers cross `fsdp` alone, and give one layer's slice or a parameter without layers.
+
+    So no stacked parameter (all layers at once) is ever whole, no parameter is gathered over
+    `tensor`, and no activation is gathered at all. Whole numbers (tokens) are free.
+
+    Args:
+        text: the compiled program.
+        mesh: its mesh.
+        params: tree of arrays or shapes; what lies under "layers" is stacked on its first axis.
+    """
+    allowed = {_split(shape, names, mesh, {"tensor"}) for shape, names in _each(params, (True,))}
+    wrong = [
+        made.says()
+        for made in collectives(text, mesh)
+        if made.kind == "all-gather"
+        and any(dtype[0] not in "su" for dtype, _ in made.shapes)
+        and (made.axes != {"fsdp"} or any(_bag(shape) not in allowed for _, shape in made.shapes))
+    ]
+    assert not wrong, "gathered:\n" + "\n".join(wrong)
+
+
+def assert_logits_are_shared(text: str, mesh: Mesh, rows: int, chunk: int, vocab: int) -> None:
+    """No array over the vocabulary is larger than a device's share of a chunk's logits.
+
+    Args:
+        text: the compiled program.
+        mesh: its mesh.
+        rows: rows of a microbatch, over all devices.
+        chunk: positions whose logits exist at the same time.
+        vocab: V. It and its parts must be no other dimension's size, and a chunk's share must
+            exceed a parameter over the vocabulary.
+    """
+    part = vocab // sharding.ways(mesh, "vocab")
+    share = rows // sharding.ways(mesh, "batch") * chunk * part
+    seen = [shape for _, shape in shapes(text) if {vocab, part} & set(shape)]
+    largest = max(seen, key=math.prod)
+    assert math.prod(largest) == share, f"{largest}, where a share of the logits has {share}"
+
+
+def assert_only_gradients_cross(text: str, mesh: Mesh, axis: str, trained: Any) -> None:
+    """Over `axis` nothing moves but sums: of a parameter's gradient or a layer's, and of metrics.
+
+    Args:
+        text: the compiled program.
+        mesh: its mesh.
+        axis: one that lies on slow links.
+        trained: tree of the trained parameters, arrays or shapes.
+    """
+    allowed = {
+        _split(shape, names, mesh, set(split))
+        for shape, names in _each(trained, (True, False))
+        for split in ((), ("fsdp",), ("tensor",), ("fsdp", "tensor"))
+    }
+    wrong = [
+        made.says()
+        for made in collectives(text, mesh)
+        if axis in made.axes
+        and not (
+            made.kind in ("all-reduce", "reduce-scatter")
+            and all(_bag(shape) in allowed or math.prod(shape) <= SMALL for _, shape in made.shapes)
+        )
+    ]
+    assert not wrong, f"crosses {axis}:\n" + "\n".join(wrong)
+
+
+def _each(params: Any, one_layer: Sequence[bool]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
+    """(shape, logical names) of every parameter; of one layer of it, all layers, or both."""
+    for path, names in flatten(logical_axes(params)).items():
+        shape = flatten(params)[path].shape
+        for one in one_layer if names and names[0] == "layers" else (False,):
+            yield (shape[1:], names[1:]) if one else (shape, names)
+
+
+def _split(shape: Shape, names: Sequence[str], mesh: Mesh, axes: set[str]) -> Shape:
+    """The bag of a share when only these mesh axes divide the array."""
+    ways = [math.prod(mesh.shape[a] for a in sharding.TABLE[n] if a in axes) for n in names]
+    return _bag(s // w for s, w in zip(shape, ways, strict=True))
+
+
+def _bag(shape: Iterable[int]) -> Shape:
+    """Dimensions in no order: the compiler turns arrays as it likes. Those of 1 left out."""
+    return tuple(sorted(size for size in shape if size != 1))

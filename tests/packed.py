@@ -1,0 +1,123 @@
+"""A small whole model and packed rows with images, as the loader makes them: for many devices.
+
+Sizes are chosen so that a shape in a compiled program tells what it is: no two dimensions are equal
+where a test asks which.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_jax import sharding, stage
+from mllm_jax.batch import Batch, Example
+from mllm_jax.config import ComputeConfig, OptimizerConfig, PartConfig
+from mllm_jax.data import packing
+from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.training import state, step
+
+V, P, SIDE = 208, 4, 16  # vocabulary, patches and pixels of an image
+ROWS, LENGTH, SLOTS = 16, 66, 3
+CHUNK = 33  # two chunks of logits
+MODEL = ModelConfig(
+    VisionConfig(image_size=SIDE, patch_size=8, width=16, mlp=40, layers=6, heads=2),
+    ConnectorConfig("linear"),
+    LanguageConfig(vocab=V, width=24, mlp=56, layers=3, heads=4, kv_heads=2, head_dim=8),
+    image_token=V - 1,
+)
+COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
+TOWER = PartConfig("vision/.*", train=False)
+CONNECTOR = PartConfig("connector/.*")
+PARTS = {
+    "align": {
+        "connector": CONNECTOR,
+        "language": PartConfig("language/.*", train=False),
+        "vision": TOWER,
+    },
+    "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
+}
+BETA1 = 0.9
+
+
+def plan(setup: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> stage.Stage:
+    """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
+    config = OptimizerConfig(PARTS[setup], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
+    return stage.plan(MODEL, compute, config, mesh, steps=10)
+
+
+def example(rng: np.random.Generator, images: int, text: int, setup: str) -> Example:
+    """Images and text with a trained answer; a caption trains all its words."""
+    tokens = [np.full(P, V - 1)] * images + [rng.integers(0, V - 1, text)]
+    seats = np.concatenate([np.arange(images * P), np.full(text, -1)])
+    weights = np.zeros(len(seats))
+    weights[-text if setup == "align" else -(text // 2) :] = 1
+    return Example(
+        np.concatenate(tokens).astype(np.int32),
+        weights.astype(np.float32),
+        seats.astype(np.int32),
+        tuple(str(rng.integers(1 << 30)) for _ in range(images)),
+        int(rng.integers(2)),
+        int(rng.integers(2)),
+        "stream/id",
+    )
+
+
+def row(seed: int, kind: str, setup: str) -> packing.Row:
+    """A packed row. `kind`: images (every example has one or two), text (none has), both."""
+    rng = np.random.default_rng(seed)
+    counts = {"images": (1, 2), "text": (0, 0, 0), "both": (2, 0, 1)}[kind]
+    examples = [example(rng, n, int(rng.integers(6, 15)), setup) for n in counts]
+    pixels = [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(sum(counts))]
+    return packing.assemble(examples, pixels, LENGTH, SLOTS, P, SIDE)
+
+
+def batch(kinds: str, setup: str, seed: int = 0) -> Batch:
+    """16 rows, a letter each: i images, t text only, b both."""
+    names = {"i": "images", "t": "text", "b": "both"}
+    assert len(kinds) == ROWS
+    made = [row(100 * seed + i, names[letter], setup) for i, letter in enumerate(kinds)]
+    return packing.stack(made)
+
+
+class Run(NamedTuple):
+    """A compiled step with all that a test needs to call it, and to read its program."""
+
+    stage: stage.Stage
+    call: Any
+    fresh: state.TrainState  # host arrays: the step gives its argument's memory away
+
+    @property
+    def text(self) -> str:
+        return self.call.as_text()
+
+    def first_step(self, batch: Batch) -> tuple[dict[str, np.ndarray], Any, state.TrainState]:
+        """(metrics, gradient of the mean loss, state after) of one step from the fresh state."""
+        fresh = jax.device_put(self.fresh, self.stage.shardings)
+        after, metrics = self.call(fresh, stage.place(batch, self.stage.mesh))
+        gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)
+        return jax.tree.map(np.asarray, metrics), gradient, after
+
+
+@functools.cache
+def drawn() -> Any:
+    """One set of random parameters for every mesh."""
+    one = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    made = plan("instruct", one)
+    return jax.tree.map(np.asarray, stage.draw(made, made.params, seed=1))
+
+
+@functools.cache
+def compiled(setup: str, mesh: Mesh, microbatches: int) -> Run:
+    """The real train step of the setup, compiled for the mesh, with a fresh state."""
+    made = plan(setup, mesh)
+    params = jax.device_put(drawn(), made.shardings.params)
+    fresh = state.birth(params, made.optimizer, made.abstract, made.shardings)
+    train = step.make_train_step(
+        stage.apply_of(made.model), made.optimizer, microbatches, CHUNK, 2, 2, made.shardings
+    )
+    shapes = jax.eval_shape(lambda: batch("b" * ROWS, setup))
+    rows = sharding.batch_sharding(mesh)
+    call = step.compile_step(train, mesh, made.abstract, made.shardings, shapes, rows)
+    return Run(made, call.call, jax.tree.map(np.asarray, fresh))

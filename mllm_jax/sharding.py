@@ -5,11 +5,12 @@ flax.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -36,10 +37,10 @@ TABLE: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh with axes data, fsdp, tensor.
+    """The device mesh with axes data, fsdp, tensor, laid over the hardware by `arrange`.
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of devices.
+        ConfigError: the sizes do not multiply to the number of devices, or do not fit the slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     sizes = [config.data, config.fsdp, config.tensor]
@@ -61,19 +62,103 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         math.prod(sizes) == len(devices),
         f"mesh: data x fsdp x tensor = {math.prod(sizes)}, but there are {len(devices)} devices",
     )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(arrange(devices, *sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def arrange(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> np.ndarray:
+    """Devices as an array [data, fsdp, tensor] whose outer axis takes the slow links.
+
+    A slice is what fast links join: a TPU slice, or the GPUs of a node (`device.slice_index`; where
+    devices have none, or all the same, they are one slice). Slices stand one after another, each
+    arranged by itself along its own links, so neighbours in fsdp and tensor share a slice:
+
+        2 slices of 4, data=2 fsdp=2 tensor=2     slice 0: data 0,  slice 1: data 1
+        2 slices of 4, data=4 fsdp=2 tensor=1     slice 0: data 0 1,  slice 1: data 2 3
+        2 slices of 4, data=1 fsdp=4 tensor=2     slice 0: fsdp 0 1,  slice 1: fsdp 2 3
+
+    The last one is allowed, since a large model on GPU nodes often needs it, although every layer's
+    parameters cross the slow links then; `slow_links` says so. A tensor axis that leaves its slice
+    is refused: it would send every layer's activations that way, and fsdp is never worse.
+
+    Raises:
+        ConfigError: slices of different sizes, or a tensor axis that does not fit into one.
+    """
+    slices: dict[Any, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None), []).append(device)
+    sizes = {number: len(members) for number, members in slices.items()}
+    each = len(devices) // len(slices)
+    require(
+        set(sizes.values()) == {each},
+        f"mesh: the slices hold different numbers of devices: {sizes}; give slices of one size",
+    )
+    require(
+        each % tensor == 0,
+        f"mesh: tensor={tensor} does not divide the {each} devices of a slice ({len(slices)} "
+        f"slices); give a divisor of {each}, and more fsdp instead",
+    )
+    inside = each % (fsdp * tensor) == 0
+    shape = (each // (fsdp * tensor), fsdp, tensor) if inside else (1, each // tensor, tensor)
+    arranged = [
+        create_device_mesh(shape, slices[number], allow_split_physical_axes=True)
+        for number in sorted(slices, key=lambda number: number or 0)
+    ]
+    return np.stack(arranged).reshape(data, fsdp, tensor)
+
+
+def slow_links(mesh: Mesh) -> str | None:
+    """One line on a mesh whose fsdp axis leaves its slice, see `arrange`; None if none does."""
+    groups = [{getattr(d, "slice_index", None) for d in group.flat} for group in mesh.devices]
+    if all(len(numbers) == 1 for numbers in groups):
+        return None
+    slices = len(set().union(*groups))
+    return (
+        f"mesh: fsdp={mesh.shape['fsdp']} x tensor={mesh.shape['tensor']} is more than the "
+        f"{mesh.size // slices} devices of a slice, so parameters cross the slow links in every "
+        f"layer; data={slices} or a multiple would keep them inside"
+    )
+
+
+def shares_here(mesh: Mesh, process: int | None = None) -> list[int]:
+    """Which of the batch's `ways(mesh, "batch")` equal shares of rows lie on a process's devices.
+
+    Processes that split one tensor group hold the same share: each must load it.
+
+        4 processes of 2 devices    data=8               0: [0, 1]   1: [2, 3]   2: [4, 5]   ...
+                                    fsdp=4 tensor=2      0: [0]      1: [1]      2: [2]      ...
+                                    fsdp=2 tensor=4      0: [0]      1: [0]      2: [1]      ...
+
+    Args:
+        mesh: its order decides; a TPU's shares need not be neighbours.
+        process: this one when None.
+    """
+    process = jax.process_index() if process is None else process
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    return [i for i, row in enumerate(rows) if any(d.process_index == process for d in row)]
+
+
+def rows_here(mesh: Mesh, rows: int, process: int | None = None) -> list[int]:
+    """The numbers of the rows of a batch that a process must load, ascending; see `shares_here`."""
+    size = rows // ways(mesh, "batch")
+    return [share * size + i for share in shares_here(mesh, process) for i in range(size)]
 
 
 def spec(names: Sequence[str]) -> P:
     """Logical names of an array's dimensions -> PartitionSpec.
 
     ("layers", "embed", "mlp")  ->  P(None, "fsdp", "tensor")
+
+    Raises:
+        ConfigError: two dimensions want the same mesh axis.
     """
     parts, taken = [], set()
     for name in names:
         axes = TABLE[name]
-        assert not taken & set(axes), (
-            f"two dimensions of {tuple(names)} want mesh axis {taken & set(axes)}"
+        both = ", ".join(sorted(taken & set(axes)))
+        require(
+            not both,
+            f"sharding: {name!r} of {tuple(names)} lies on mesh axis {both}, which another of its "
+            "dimensions has already; give one of them another axis",
         )
         taken |= set(axes)
         parts.append(axes if len(axes) > 1 else axes[0] if axes else None)
@@ -104,7 +189,8 @@ def check_divides(mesh: Mesh, axes: Any, shapes: Any) -> None:
             require(
                 size % ways(mesh, name) == 0,
                 f"mesh: {path} has {name}={size}, which does not divide over {ways(mesh, name)} "
-                f"devices (mesh {dict(mesh.shape)})",
+                f"devices (mesh {dict(mesh.shape)}); give {' x '.join(TABLE[name])} a size "
+                "that divides it",
             )
 
 
@@ -113,7 +199,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 
     Does nothing without a mesh (single-device tests).
     """
-    if _mesh().empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
 
@@ -121,104 +207,3 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; every other dimension whole."""
     return NamedSharding(mesh, spec(("batch",)))
-
-
-def per_device(
-    run: Callable[..., Any], inputs: Sequence[Sequence[str]], outputs: Any
-) -> Callable[..., Any]:
-    """`run` on each device's own part of the arrays. Without a mesh, `run` itself.
-
-    For work that needs nothing of its neighbours (attention over whole rows), or that says itself
-    what it needs, with `highest`, `summed`, `reduced` and `part`: these do nothing where there is
-    no mesh.
-
-    Args:
-        run: is given parts of arrays. It is not differentiated through unless it is local.
-        inputs: logical names of the arguments' dimensions.
-        outputs: of the result's: a tuple of names, or a tree of such tuples like the result.
-    """
-    if _mesh().empty:
-        return run
-    out_specs = jax.tree.map(spec, outputs, is_leaf=_is_names)
-    return jax.shard_map(
-        run, in_specs=tuple(map(spec, inputs)), out_specs=out_specs, check_vma=False
-    )
-
-
-def highest(x: jax.Array, name: str) -> jax.Array:
-    """Inside `per_device`: the maximum over the devices that hold parts of `name`."""
-    return x if _mesh().empty else jax.lax.pmax(x, TABLE[name])
-
-
-def summed(x: jax.Array, name: str) -> jax.Array:
-    """Inside `per_device`: the sum over the devices that hold parts of `name`."""
-    return x if _mesh().empty else jax.lax.psum(x, TABLE[name])
-
-
-def part(name: str) -> jax.Array | int:
-    """Inside `per_device`: the number of this device's part of `name`, from 0."""
-    return 0 if _mesh().empty else jax.lax.axis_index(TABLE[name])
-
-
-def reduced(gradient: jax.Array, *names: str) -> jax.Array:
-    """Inside `per_device`: every device's rows' share of a gradient -> this device's part of it.
-
-    Summed over all rows. What a row axis divides is scattered while it is summed (reduce-scatter),
-    and the outermost axis comes last, so slow links carry the smallest part.
-
-    Args:
-        gradient: whole along the dimensions that the row axes divide.
-        *names: logical names of its dimensions; they say which part stays here.
-    """
-    if _mesh().empty:
-        return gradient
-    for axis in reversed(TABLE["batch"]):
-        at = [i for i, name in enumerate(names) if axis in TABLE[name]]
-        if at:
-            gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
-        else:
-            gradient = jax.lax.psum(gradient, axis)
-    return gradient
-
-
-def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of a table [V, D] laid out as ("vocab", "embed") for tokens [B, T]: [B, T, D].
-
-    Under a mesh neither the table nor the other devices' rows are ever gathered: every device looks
-    up its columns for all rows of its fsdp group, words that it does not hold giving zeros, and the
-    group exchanges columns for rows. The gradient goes the same way back and is summed over `data`
-    only.
-
-        device    holds columns    looks up             after the exchange
-          0          0..D/2        rows 0 1, 0..D/2     row 0, all columns
-          1          D/2..D        rows 0 1, D/2..D     row 1, all columns
-
-    Args:
-        table: the parameter, in any dtype.
-        tokens: each in 0..V-1.
-        dtype: of the result; also travels between the devices.
-    """
-    if _mesh().empty:
-        return jnp.take(table, tokens, axis=0).astype(dtype)
-    (columns,) = TABLE["embed"]
-
-    def run(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        words = table.shape[0]
-        tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * words
-        here = (tokens >= 0) & (tokens < words)
-        x = jnp.take(table, jnp.where(here, tokens, 0), axis=0).astype(dtype)
-        x = jnp.where(here[..., None], x, jnp.zeros((), dtype))
-        x = jax.lax.all_to_all(x, columns, split_axis=0, concat_axis=2, tiled=True)
-        return summed(x, "vocab")
-
-    in_specs = (spec(("vocab", "embed")), spec(("batch", "length")))
-    out_specs = spec(("batch", "length", "none"))
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs)(table, tokens)
-
-
-def _mesh() -> Any:
-    return jax.sharding.get_abstract_mesh()
-
-
-def _is_names(node: Any) -> bool:
-    return isinstance(node, tuple) and all(isinstance(name, str) for name in node)

@@ -93,6 +93,20 @@ def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Ar
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:
-    """A host's rows of a batch -> the global batch on the mesh, rows over data and fsdp."""
-    rows = sharding.batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), batch)
+    """A process's rows of a batch -> the global batch on the mesh, rows over data and fsdp.
+
+    The rows are those of `sharding.rows_here`, in that order.
+    """
+    where, shares = sharding.batch_sharding(mesh), sharding.shares_here(mesh)
+
+    def one(x: Any) -> jax.Array:
+        size = x.shape[0] // len(shares)
+        whole = (size * sharding.ways(mesh, "batch"), *x.shape[1:])
+
+        def own(index: Any) -> Any:
+            at = shares.index((index[0].start or 0) // size) * size
+            return x[at : at + size]
+
+        return jax.make_array_from_callback(whole, where, own)
+
+    return jax.tree.map(one, batch)

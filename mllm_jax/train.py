@@ -40,14 +40,16 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
     _check_source(config, source)
     tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
-    loader = Loader(
-        config.data, config.model, tokenizer, config.seed, jax.process_index(), jax.process_count()
-    )
+    several = jax.process_count() > 1
+    share = sharding.rows_here(mesh, config.data.rows) if several else None
+    loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     now = None if resume else born(stage, source, config)  # before anything is written
     for words in changed:
         print(f"resume: {words}", file=sys.stderr)
+    if jax.process_index() == 0 and (warning := sharding.slow_links(mesh)):
+        print(warning, file=sys.stderr)
     run = run_folder.prepare(config, source, loader, resume)
     checkpoints = Checkpoints(run, config.train.keep)
     now = now or restored(stage, checkpoints)
@@ -108,10 +110,8 @@ class Loop:
 
     def _compile(self, now: state.TrainState, batch: Any) -> step.Compiled:
         rows = sharding.batch_sharding(self.stage.mesh)
-        count = jax.process_count()
-        whole = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), batch
-        )
+        count = self.config.data.rows  # of all processes
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch)
         return step.compile_step(
             self.train_step, self.stage.mesh, now, self.stage.shardings, whole, rows
         )

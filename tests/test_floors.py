@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "mllm_jax").rglob("*.py"))
 WINGS = {"data", "models", "training", "checkpoints"}
 GROUND = {"config", "model_config", "data_config", "config_file", "errors", "folders"}
-GROUND |= {"json_file", "batch", "trees", "sharding", "image_tokens"}
+GROUND |= {"json_file", "batch", "trees", "sharding", "collectives", "image_tokens"}
 EXTRAS = {  # what few doors need, and which
     "digits": {"quickstart"},  # its pictures
     "report": {"quickstart", "inspect_rows"},  # their pages

@@ -4,6 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from mllm_jax import sharding, stage
+from mllm_jax.config import ComputeConfig
+from mllm_jax.errors import ConfigError
+from mllm_jax.models import axes
+from mllm_jax.training import state
 from mllm_jax.trees import flatten
 from tests import hlo, packed
 
@@ -71,3 +76,52 @@ def test_rows_without_images_teach_the_connector_nothing(make_mesh):
     _, gradient, _ = made.first_step(batch._replace(pixels=np.full_like(batch.pixels, 77)))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["connector"]))
     assert np.any(gradient["language"]["embedding"])
+
+
+def test_moments_and_master_copies_lie_like_their_parameters(mesh, setup):
+    """Every leaf of the real stage, planned and born: its table row's place, and only its share.
+
+    In bfloat16 with float32 master copies, as large stages run.
+    """
+    made = packed.plan(setup, mesh, ComputeConfig(compute="bfloat16"))
+    cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(), made.params)
+    params = jax.device_put(cast, made.shardings.params)
+    born = state.birth(params, made.optimizer, made.abstract, made.shardings)
+    names = flatten(axes.logical_axes(made.abstract.params))
+    adam = born.moments[1]
+    trained = flatten(born.trainable).keys()
+    assert trained == flatten(adam.mu).keys() == flatten(adam.nu).keys()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(born.frozen)} == {"bfloat16"}
+    for tree in (born.trainable, adam.mu, adam.nu):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
+    for tree in (born.params, adam.mu, adam.nu):
+        for path, leaf in flatten(tree).items():
+            place = sharding.shardings(mesh, names[path])
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim), path
+            share = leaf.size // np.prod([sharding.ways(mesh, name) for name in names[path]])
+            assert {shard.data.size for shard in leaf.addressable_shards} == {share}, path
+    rest = [x for x in jax.tree.leaves((born.step, born.moments)) if x.ndim == 0]
+    assert len(rest) == 2  # the step and Adam's count
+    everything = jax.tree.leaves(born)
+    assert len(everything) == len(flatten(born.params)) + 2 * len(trained) + len(rest)
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
+    with pytest.raises(ConfigError) as error:
+        packed.plan("align", make_mesh(data=2, tensor=4))
+    assert str(error.value) == (
+        "mesh: language/layers/attention/k/kernel has kv_heads=2, which does not divide over "
+        "4 devices (mesh {'data': 2, 'fsdp': 1, 'tensor': 4}); give tensor a size that divides it"
+    )
+
+
+def test_a_batch_is_placed_row_by_row(mesh):
+    batch = packed.batch(KINDS["mixed"], "instruct")
+    placed = stage.place(batch, mesh)
+    parts = sharding.ways(mesh, "batch")
+    for name, whole in batch._asdict().items():
+        got = getattr(placed, name)
+        np.testing.assert_array_equal(got, whole)
+        assert got.sharding == sharding.batch_sharding(mesh)
+        for shard in got.addressable_shards:
+            assert shard.data.shape[0] == packed.ROWS // parts

@@ -7,7 +7,7 @@ batches.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -41,8 +41,7 @@ class Loader:
         model: ModelConfig,
         tokenizer: Any,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: Sequence[int] | None = None,
     ):
         """Opens the streams' indexes; those that are missing are built.
 
@@ -51,24 +50,20 @@ class Loader:
             model: image token, image size and patches.
             tokenizer: as `load_tokenizer` gives it.
             seed: of the order.
-            process_index: this process, from 0.
-            process_count: processes that share the rows of a step.
+            share: numbers of a step's rows that this process loads, when several processes do; all
+                rows when None.
 
         Raises:
             ConfigError: config, tokenizer and model do not fit each other, or records are refused.
         """
-        _check(config, model, tokenizer, process_count)
+        _check(config, model, tokenizer)
         self._config, self._model = config, model
         self._patches = model.patches
         self._size = model.vision.image_size if model.vision is not None and self._patches else 1
-        self._share = range(
-            process_index * config.rows // process_count,
-            (process_index + 1) * config.rows // process_count,
-        )
+        self._share = range(config.rows) if share is None else share
         # several processes would write one index: they need it prepared
-        mixture = Mixture(
-            config, model, tokenizer, workers=os.cpu_count() or 1, build=process_count == 1
-        )
+        workers = os.cpu_count() or 1
+        mixture = Mixture(config, model, tokenizer, workers=workers, build=share is None)
         self._streams = open_mixture(mixture)
         self._plan = Plan(self._streams, config, seed)
         self._cache = _ImageCache(config, model)
@@ -162,11 +157,7 @@ class Loader:
         }
 
 
-def _check(config: DataConfig, model: ModelConfig, tokenizer: Any, processes: int) -> None:
-    require(
-        config.rows % processes == 0,
-        f"data.rows={config.rows} does not divide over {processes} processes",
-    )
+def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
     if model.language is not None:
         require(
             len(tokenizer) <= model.language.vocab,

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mllm_jax.collectives import per_device
 from mllm_jax.model_config import RopeConfig
 from mllm_jax.models import block_attention
 from mllm_jax.models.block_attention import MASKED
-from mllm_jax.sharding import per_device
 
 
 def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:

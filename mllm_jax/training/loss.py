@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from mllm_jax.sharding import highest, part, per_device, reduced, summed
+from mllm_jax.collectives import highest, part, per_device, reduced, summed
 
 
 def weighted_loss(

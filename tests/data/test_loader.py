@@ -48,9 +48,9 @@ def same(one: HostBatch, other: HostBatch) -> None:
 
 @pytest.fixture
 def load(streams, model, tokenizer, make_data):
-    def make(seed=0, index=0, count=1, **changes) -> Loader:
+    def make(seed=0, share=None, **changes) -> Loader:
         config = make_data(streams, **({"length": 256} | changes))
-        return Loader(config, model, tokenizer, seed, index, count)
+        return Loader(config, model, tokenizer, seed, share)
 
     return make
 
@@ -68,7 +68,7 @@ def test_any_step_from_anywhere(load, pack):
 
 def test_several_processes_want_the_index_prepared(load):
     with pytest.raises(ConfigError, match="run `mllm-jax prepare --config FILE` once before"):
-        load(index=1, count=2)
+        load(share=[0, 1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -79,17 +79,17 @@ def test_workers_make_the_same_batches(load, workers):
         same(one, other)
 
 
-def test_slices_of_processes_are_the_whole(load):
-    load()  # builds the indexes
-    for count in (2, 4):
-        loaders = [load(index=i, count=count) for i in range(count)]
-        for step in (0, 5):
-            whole = load().batch(step)
-            parts = [loader.batch(step) for loader in loaders]
-            assert list(itertools.chain(*(part.records for part in parts))) == whole.records
-            for field, all_rows in enumerate(whole.batch):
-                joined = np.concatenate([part.batch[field] for part in parts])
-                np.testing.assert_array_equal(joined, all_rows)
+@pytest.mark.parametrize("shares", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[0, 2], [1, 3]]])
+def test_shares_of_processes_are_the_whole(load, shares):
+    loader = load()  # builds the indexes
+    parts = [load(share=share) for share in shares]
+    for step in (0, 5):
+        whole, made = loader.batch(step), [part.batch(step) for part in parts]
+        records = itertools.chain(*(part.records for part in made))
+        assert sorted(records) == sorted(whole.records)
+        for field, all_rows in enumerate(whole.batch):
+            for share, part in zip(shares, made, strict=True):
+                np.testing.assert_array_equal(part.batch[field], all_rows[share])
 
 
 def test_seed_changes_the_order(load):
@@ -230,22 +230,21 @@ def test_rotation_and_fit_reach_the_batch(write, model, tokenizer, make_data, tm
 
 
 def test_what_does_not_fit_together(streams, model, tokenizer, make_data):
-    def refused(match: str, config=None, network=model, count: int = 1) -> None:
+    def refused(match: str, network: ModelConfig) -> None:
         with pytest.raises(ConfigError, match=match):
-            Loader(config or make_data(streams), network, tokenizer, 0, 0, count)
+            Loader(make_data(streams), network, tokenizer, 0)
 
-    refused("data.rows=4 does not divide over 3 processes", count=3)
     assert model.language is not None
     fields = {"vision": model.vision, "connector": model.connector, "image_token": 300}
     few = ModelConfig(
         language=type(model.language)(**{**vars(model.language), "vocab": 320}), **fields
     )
-    refused("model.language.vocab=320 is too small for the tokenizer's 356 tokens", network=few)
+    refused("model.language.vocab=320 is too small for the tokenizer's 356 tokens", few)
     short = type(model.language)(**{**vars(model.language), "max_length": 64})
     short_model = ModelConfig(language=short, **fields)
-    refused("data.length=96 is longer than model.language.max_length=64", network=short_model)
+    refused("data.length=96 is longer than model.language.max_length=64", short_model)
     blind = ModelConfig(language=model.language)
-    refused("data.image_slots=3: the model reads no images, set 0", network=blind)
+    refused("data.image_slots=3: the model reads no images, set 0", blind)
     assert isinstance(model.vision, VisionConfig)
 
 

@@ -1,0 +1,113 @@
+"""Work on each device's own part of the arrays, and the few sums and exchanges it needs.
+
+Said in logical names, as everywhere; `sharding` knows what lies on which mesh axis. Ground floor.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mllm_jax.sharding import TABLE, spec
+
+
+def per_device(
+    run: Callable[..., Any], inputs: Sequence[Sequence[str]], outputs: Any
+) -> Callable[..., Any]:
+    """`run` on each device's own part of the arrays. Without a mesh, `run` itself.
+
+    For work that needs nothing of its neighbours (attention over whole rows), or that says itself
+    what it needs, with `highest`, `summed`, `reduced` and `part`: these do nothing where there is
+    no mesh.
+
+    Args:
+        run: is given parts of arrays. It is not differentiated through unless it is local.
+        inputs: logical names of the arguments' dimensions.
+        outputs: of the result's: a tuple of names, or a tree of such tuples like the result.
+    """
+    if _mesh().empty:
+        return run
+    out_specs = jax.tree.map(spec, outputs, is_leaf=_is_names)
+    return jax.shard_map(
+        run, in_specs=tuple(map(spec, inputs)), out_specs=out_specs, check_vma=False
+    )
+
+
+def highest(x: jax.Array, name: str) -> jax.Array:
+    """Inside `per_device`: the maximum over the devices that hold parts of `name`."""
+    return x if _mesh().empty else jax.lax.pmax(x, TABLE[name])
+
+
+def summed(x: jax.Array, name: str) -> jax.Array:
+    """Inside `per_device`: the sum over the devices that hold parts of `name`."""
+    return x if _mesh().empty else jax.lax.psum(x, TABLE[name])
+
+
+def part(name: str) -> jax.Array | int:
+    """Inside `per_device`: the number of this device's part of `name`, from 0."""
+    return 0 if _mesh().empty else jax.lax.axis_index(TABLE[name])
+
+
+def reduced(gradient: jax.Array, *names: str) -> jax.Array:
+    """Inside `per_device`: every device's rows' share of a gradient -> this device's part of it.
+
+    Summed over all rows. What a row axis divides is scattered while it is summed (reduce-scatter),
+    and the outermost axis comes last, so slow links carry the smallest part.
+
+    Args:
+        gradient: whole along the dimensions that the row axes divide.
+        *names: logical names of its dimensions; they say which part stays here.
+    """
+    if _mesh().empty:
+        return gradient
+    for axis in reversed(TABLE["batch"]):
+        at = [i for i, name in enumerate(names) if axis in TABLE[name]]
+        if at:
+            gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
+        else:
+            gradient = jax.lax.psum(gradient, axis)
+    return gradient
+
+
+def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of a table [V, D] laid out as ("vocab", "embed") for tokens [B, T]: [B, T, D].
+
+    Under a mesh neither the table nor the other devices' rows are ever gathered: every device looks
+    up its columns for all rows of its fsdp group, words that it does not hold giving zeros, and the
+    group exchanges columns for rows. The gradient goes the same way back and is summed over `data`
+    only.
+
+        device    holds columns    looks up             after the exchange
+          0          0..D/2        rows 0 1, 0..D/2     row 0, all columns
+          1          D/2..D        rows 0 1, D/2..D     row 1, all columns
+
+    Args:
+        table: the parameter, in any dtype.
+        tokens: each in 0..V-1.
+        dtype: of the result; also travels between the devices.
+    """
+    if _mesh().empty:
+        return jnp.take(table, tokens, axis=0).astype(dtype)
+    (columns,) = TABLE["embed"]
+
+    def run(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        words = table.shape[0]
+        tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * words
+        here = (tokens >= 0) & (tokens < words)
+        x = jnp.take(table, jnp.where(here, tokens, 0), axis=0).astype(dtype)
+        x = jnp.where(here[..., None], x, jnp.zeros((), dtype))
+        x = jax.lax.all_to_all(x, columns, split_axis=0, concat_axis=2, tiled=True)
+        return summed(x, "vocab")
+
+    in_specs = (spec(("vocab", "embed")), spec(("batch", "length")))
+    out_specs = spec(("batch", "length", "none"))
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs)(table, tokens)
+
+
+def _mesh() -> Any:
+    return jax.sharding.get_abstract_mesh()
+
+
+def _is_names(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(name, str) for name in node)

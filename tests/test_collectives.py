@@ -1,0 +1,92 @@
+"""Work on each device's own part, and the lookup, against the same without a mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_jax import collectives, sharding
+from tests import hlo
+from tests.training import toy
+
+V, D, B, T = 24, 16, 8, 5
+SHAPES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "tensor": 2}]
+
+
+def test_per_device_gives_what_the_whole_gives(make_mesh):
+    names = ("batch", "length", "heads", "head_dim")
+
+    def run(x: jax.Array) -> jax.Array:
+        return jnp.cumsum(x, axis=1)
+
+    x = jnp.arange(8 * 3 * 4 * 2.0).reshape(8, 3, 4, 2)
+    assert collectives.per_device(run, (names,), names) is run
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        made = jax.jit(lambda x: collectives.per_device(run, (names,), names)(x))(x)
+    np.testing.assert_array_equal(made, run(x))
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A table, tokens that repeat over rows and devices, and what weighs the gradient."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(V, D)).astype(np.float32)
+    tokens = rng.integers(0, V, (B, T), dtype=np.int32)
+    tokens[:, 0] = [0, V - 1] * (B // 2)
+    return table, tokens, rng.normal(size=(B, T, D)).astype(np.float32)
+
+
+def summed_lookup(table, tokens, weights, dtype=jnp.float32):
+    x = collectives.lookup(table, tokens, dtype)
+    return jnp.sum(x.astype(jnp.float32) * weights), x
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_lookup_equals_take(case, make_mesh, shape):
+    """The same vectors to the bit; the gradient's sums are taken in another order."""
+    mesh = make_mesh(**shape)
+    names = {"table": ("vocab", "embed"), "tokens": ("batch", "none"), "weights": ("batch",)}
+    args = jax.device_put(case, tuple(sharding.shardings(mesh, names).values()))
+    grad = jax.jit(jax.grad(summed_lookup, has_aux=True))
+    want, vectors = grad(*case)
+    np.testing.assert_array_equal(vectors, case[0][case[1]])
+    with jax.set_mesh(mesh):
+        got, placed = grad(*args)
+        text = toy.text(grad.lower(*args).compile())
+    np.testing.assert_array_equal(placed, vectors)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    assert got.sharding.is_equivalent_to(sharding.shardings(mesh, ("vocab", "embed")), 2)
+    for made in hlo.collectives(text, mesh):
+        assert made.kind in ("all-gather", "all-to-all", "all-reduce"), made.says()
+        assert made.kind != "all-gather" or made.shapes[0][0] == "s32", made.says()
+
+
+def test_lookup_casts_what_it_found(case):
+    _, x = summed_lookup(*map(jnp.asarray, case), dtype=jnp.bfloat16)
+    assert x.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(x, case[0][case[1]].astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_and_parts(make_mesh, shape):
+    """What a loss does over rows and words, with and without a mesh."""
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(B, V)).astype(np.float32)
+    vectors = rng.normal(size=(B, D)).astype(np.float32)
+
+    def run(scores, vectors):
+        words = collectives.part("vocab") * scores.shape[1] + jnp.arange(scores.shape[1])
+        peak = collectives.highest(jnp.max(scores, axis=1), "vocab")
+        centre = collectives.summed(jnp.sum(scores * words[None], axis=1), "vocab")
+        return peak, centre, collectives.reduced(scores.T @ vectors, "vocab", "embed")
+
+    inputs = ("batch", "vocab"), ("batch", "none")
+    outputs = ("batch",), ("batch",), ("vocab", "embed")
+    mesh = make_mesh(**shape)
+    with jax.set_mesh(mesh):
+        work = collectives.per_device(run, inputs, outputs)
+        peak, centre, gradient = jax.jit(work)(scores, vectors)
+    np.testing.assert_array_equal(peak, scores.max(axis=1))
+    np.testing.assert_allclose(centre, scores @ np.arange(V), rtol=1e-4)
+    np.testing.assert_allclose(gradient, scores.T @ vectors, rtol=1e-4, atol=1e-5)
+    assert gradient.sharding.is_equivalent_to(sharding.shardings(mesh, ("vocab", "embed")), 2)

@@ -96,13 +96,21 @@ class HFSource(ModelSource):
     def load(self, abstract: Any, unread: str | None = None) -> Any:
         leaves = self.leaves(abstract, unread)
         wanted = flatten(abstract)
-        return unflatten({path: _place(leaves[path].read(), x) for path, x in wanted.items()})
+        return unflatten({path: _place(leaves[path], x) for path, x in wanted.items()})
 
 
-def _place(array: np.ndarray, abstract: Any) -> jax.Array:
-    array = array.astype(abstract.dtype, copy=False)
+def _place(leaf: Leaf, abstract: Any) -> jax.Array:
+    """The parameter on its devices; this process reads and holds what its own devices need."""
     home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
+    held: dict[str, np.ndarray] = {}  # devices with the same part share one
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)
+        if key not in held:
+            held[key] = leaf.at(index).astype(abstract.dtype, copy=False)
+        return held[key]
+
+    return jax.make_array_from_callback(leaf.shape, home, part)
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -29,15 +29,17 @@ from mllm_jax.checkpoints.hf_names import (
     L,
     canonical_names,
     export_name,
+    hf_index,
     hf_shape,
     is_stacked,
     names_of,
     pattern,
     to_ours,
 )
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
+from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread, size_of
 from mllm_jax.checkpoints.original_llava import read_original
 from mllm_jax.checkpoints.tensor_files import FORMATS, StoredTensor, stored_tensors
+from mllm_jax.checkpoints.transpose import copy_into
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import require
 from mllm_jax.json_file import read_json
@@ -193,7 +195,9 @@ class HFFolder:
             f"{self.path}: layers of {BY_PATH[path].name} have different number formats {formats}; "
             "save them in one",
         )
-        return Leaf(shape, FORMATS[formats[0]], partial(_read, path, shape, tensors))
+        part = partial(_read, path, shape, tensors)
+        whole = tuple(slice(0, n) for n in shape)
+        return Leaf(shape, FORMATS[formats[0]], partial(part, whole), part)
 
 
 class _Shape:
@@ -201,13 +205,24 @@ class _Shape:
         self.shape = shape
 
 
-def _read(path: str, shape: tuple[int, ...], tensors: list[StoredTensor]) -> np.ndarray:
+def _read(
+    path: str, shape: tuple[int, ...], tensors: list[StoredTensor], index: Index
+) -> np.ndarray:
+    """The part at `index` of one parameter; of its tensors no other bytes are read."""
+    out = np.empty(size_of(index), FORMATS[tensors[0].format])
     if not is_stacked(path):
-        return np.ascontiguousarray(to_ours(path, tensors[0].read(), shape))
-    out = np.empty(shape, FORMATS[tensors[0].format])
-    for layer, tensor in enumerate(tensors):
-        out[layer] = to_ours(path, tensor.read(), shape[1:])
+        _read_layer(path, shape, tensors[0], index, out)
+        return out
+    for row, layer in enumerate(range(index[0].start, index[0].stop)):
+        _read_layer(path, shape[1:], tensors[layer], index[1:], out[row])
     return out
+
+
+def _read_layer(
+    path: str, shape: tuple[int, ...], tensor: StoredTensor, index: Index, out: np.ndarray
+) -> None:
+    theirs, read, left = hf_index(path, shape, index)
+    copy_into(out, to_ours(path, tensor.read(theirs), read)[left])
 
 
 def _base_name(path: Path, raw: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mllm_jax.checkpoints.leaves import Index
 from mllm_jax.errors import ConfigError
 
 V, C, L = "vision_tower.", "multi_modal_projector.", "language_model.model."
@@ -138,6 +139,36 @@ def hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     groups, ours = _parse(BY_PATH[path].turn)
     sizes = dict(zip(ours, shape[1:] if is_stacked(path) else shape, strict=True))
     return tuple(math.prod(sizes[letter] for letter in group) for group in groups)
+
+
+def hf_index(
+    path: str, shape: tuple[int, ...], index: Index
+) -> tuple[Index, tuple[int, ...], Index]:
+    """Where a part of our parameter (of one layer if stacked) lies in the Hugging Face tensor.
+
+    Axes that are folded into one there can be cut on the disk by the first of them only:
+
+        "(NH)D->DNH", N=4 H=8 D=6, ours [0:3, 1:2, 0:4]  ->  theirs [8:16, 0:3], ours [3, 1, 8],
+        of which [:, :, 0:4] is left to take
+
+    Args:
+        path: ours.
+        shape: ours, without layers.
+        index: ours, starts and stops written out, without layers.
+
+    Returns:
+        The index there; the shape for `to_ours` of what was read; the index to take of the result.
+    """
+    groups, ours = _parse(BY_PATH[path].turn)
+    sizes, cuts = dict(zip(ours, shape, strict=True)), dict(zip(ours, index, strict=True))
+    theirs = []
+    for first, *rest in groups:
+        inner = math.prod(sizes[letter] for letter in rest)
+        theirs.append(slice(cuts[first].start * inner, cuts[first].stop * inner))
+    firsts = {group[0] for group in groups}
+    read = [cuts[x].stop - cuts[x].start if x in firsts else sizes[x] for x in ours]
+    left = tuple(slice(None) if x in firsts else cuts[x] for x in ours)
+    return tuple(theirs), tuple(read), left
 
 
 def to_ours(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,7 +3,10 @@
 our leaves --turn--> table --export names--> safetensors + config.json + tokenizer + processor
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,13 @@ from mllm_jax.checkpoints.hf_config import write_config
 from mllm_jax.checkpoints.hf_names import export_name, hf_shape, is_stacked, names_of, to_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.tensor_files import DTYPES, SHARD_BYTES, write_tensors
+from mllm_jax.checkpoints.transpose import copy_into
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError
 from mllm_jax.json_file import write_json
 from mllm_jax.model_config import ModelConfig
+
+AHEAD = 2  # tensors that are read and turned while one is written
 
 
 def write_hf(
@@ -56,12 +62,18 @@ def write_hf(
     }
 
     def arrays() -> Iterator[tuple[str, np.ndarray]]:
-        for path, leaf in leaves.items():
-            for name, tensor in _tensors_of(path, leaf.read()):
-                yield export_name(name, parts), tensor.astype(target[path], copy=False)
-                # it may be a view that keeps the whole parameter while the next one is read
-                del tensor
-            seen(path)
+        with ThreadPoolExecutor(AHEAD) as pool:
+            todo = deque(_tasks(leaves, target))
+            running: deque[tuple[str, str, bool, Future[np.ndarray]]] = deque()
+            while todo or running:
+                while todo and len(running) < AHEAD:
+                    path, name, last, make = todo.popleft()
+                    running.append((path, name, last, pool.submit(make)))
+                path, name, last, made = running.popleft()
+                yield export_name(name, parts), made.result()
+                del made  # a tensor that is written is held no longer
+                if last:
+                    seen(path)
 
     write_tensors(folder, tensors, arrays(), shard_bytes)
     hf_files.write_model_files(files, folder, config.model, ids, fit)
@@ -69,11 +81,34 @@ def write_hf(
     write_json(folder / "config.json", written)
 
 
-def _tensors_of(path: str, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of one parameter, by the table's names. Ends holding nothing of `array`."""
-    layers = array if is_stacked(path) else array[None]
-    for name, layer in zip(names_of(path, array.shape), layers, strict=True):
-        yield name, to_hf(path, layer)
+def _tasks(
+    leaves: Mapping[str, Leaf], target: Mapping[str, np.dtype]
+) -> Iterator[tuple[str, str, bool, Callable[[], np.ndarray]]]:
+    """(path, table name, whether it is the path's last, what reads and turns it), tensor by tensor.
+
+    A layer of a stacked parameter is a tensor.
+    """
+    for path, leaf in leaves.items():
+        names = names_of(path, leaf.shape)
+        for number, name in enumerate(names):
+            layer = number if is_stacked(path) else None
+            make = partial(_tensor, path, leaf, layer, target[path])
+            yield path, name, number + 1 == len(names), make
+
+
+def _tensor(path: str, leaf: Leaf, layer: int | None, dtype: np.dtype) -> np.ndarray:
+    """One tensor as Hugging Face has it, read and turned."""
+    if layer is None:
+        array = leaf.read()
+    else:
+        rest = (slice(None) for _ in leaf.shape[1:])
+        array = leaf.at((slice(layer, layer + 1), *rest))[0]
+    view = to_hf(path, array.astype(dtype, copy=False))
+    if view.flags.c_contiguous:
+        return view
+    out = np.empty(view.shape, dtype)
+    copy_into(out, view)
+    return out
 
 
 def _identity(model: ModelConfig, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:

@@ -15,19 +15,40 @@ from mllm_jax.errors import ConfigError
 
 SHOWN = 20  # names listed of each kind of difference
 
+Index = tuple[slice, ...]  # one slice with start and stop for every axis
+
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter that has not been read yet."""
+    """One parameter that has not been read yet.
+
+    `read` gives all of it; `part`, where there is one, reads what lies at an index, and only that.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    part: Callable[[Index], np.ndarray] | None = None
+
+    def at(self, index: Iterable[slice]) -> np.ndarray:
+        """The part at an index of slices with step 1, as shardings give it (None: to the end)."""
+        full = bounds(index, self.shape)
+        return self.part(full) if self.part else self.read()[full]
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+
+def bounds(index: Iterable[slice], shape: tuple[int, ...]) -> Index:
+    """An index with start and stop written out."""
+    return tuple(slice(*cut.indices(n)[:2]) for cut, n in zip(index, shape, strict=True))
+
+
+def size_of(index: Index) -> tuple[int, ...]:
+    """The shape of what lies at an index of `bounds`."""
+    return tuple(cut.stop - cut.start for cut in index)
 
 
 def compare(

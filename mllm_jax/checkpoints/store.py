@@ -5,9 +5,11 @@ a model. Writing is atomic: orbax works in a temporary folder and renames it whe
 disk, so a torn save is never seen.
 """
 
+import asyncio
 import contextlib
+import functools
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
+from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.trees import flatten, unflatten
 
 CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
+AHEAD = 3  # blocks that are read and written at the same time
 
 
 class _StreamingHandler(ocp.type_handlers.NumpyHandler):
@@ -46,8 +49,6 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
         return []
 
     async def _write(self, leaf: Leaf, info: Any, arg: Any) -> None:
-        array = leaf.read()
-        assert (array.shape, array.dtype) == (leaf.shape, leaf.dtype), info.name
         rows = _block_rows(leaf)
         spec = ocp.type_handlers.get_json_tspec_write(
             info,
@@ -60,9 +61,29 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
         )
         file = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
         if not leaf.shape:
-            await file.write(array)
-        for start in range(0, leaf.shape[0] if leaf.shape else 0, rows):
-            await file[start : start + rows].write(array[start : start + rows])
+            await file.write(leaf.read())
+            return
+        if leaf.part is None:
+            whole = leaf.read()
+            leaf = Leaf(leaf.shape, leaf.dtype, leaf.read, lambda index: whole[index])
+        rest = tuple(slice(0, n) for n in leaf.shape[1:])
+        running: deque[asyncio.Task[None]] = deque()
+        try:
+            for start in range(0, leaf.shape[0], rows):
+                if len(running) == AHEAD:
+                    await running.popleft()
+                block = (slice(start, start + rows), *rest)
+                running.append(asyncio.create_task(_write_block(file, leaf, block)))
+            while running:
+                await running.popleft()
+        finally:  # after a failure: none is left behind
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _write_block(file: Any, leaf: Leaf, block: Index) -> None:
+    array = await asyncio.to_thread(leaf.at, block)
+    assert array.dtype == leaf.dtype
+    await file[block].write(array)
 
 
 def _block_rows(leaf: Leaf) -> int:
@@ -118,8 +139,9 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
         tree = handler.metadata(folder.absolute()).tree
     described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
     return {
-        path: Leaf(shape, dtype, partial(_read_one, folder, path, shape, dtype))
+        path: Leaf(shape, dtype, stored.read, stored.part)
         for path, (shape, dtype) in described.items()
+        for stored in [_Stored(folder, path, shape, dtype)]
     }
 
 
@@ -158,25 +180,37 @@ def _restore(folder: Path, abstract: Any) -> Any:
         )
 
 
-def _read_one(folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One parameter, read block by block.
+class _Stored:
+    """One stored parameter; its file is opened when it is first read."""
 
-    Orbax's own read holds all of its chunks beside the array.
-    """
-    kvstore = {
-        "driver": "ocdbt",
-        "base": f"file://{folder.absolute()}/",
-        "path": path.replace("/", ".") + "/",
-    }
-    file: Any = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
-    assert (file.shape, file.dtype.numpy_dtype) == (shape, dtype), path
-    array = np.empty(shape, dtype)
-    rows = file.chunk_layout.read_chunk.shape[0] if shape else 1
-    if not shape:
-        return file.read().result()
-    for start in range(0, shape[0], rows):
-        array[start : start + rows] = file[start : start + rows].read().result()
-    return array
+    def __init__(self, folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype):
+        self._folder, self._path, self._shape, self._dtype = folder, path, shape, dtype
+
+    @functools.cached_property
+    def _file(self) -> Any:
+        kvstore = {
+            "driver": "ocdbt",
+            "base": f"file://{self._folder.absolute()}/",
+            "path": self._path.replace("/", ".") + "/",
+        }
+        spec = {"driver": "zarr", "kvstore": kvstore}
+        file: Any = ts.open(spec, open=True, read=True).result()
+        assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
+        return file
+
+    def read(self) -> np.ndarray:
+        """All of it, block by block: orbax's own read holds all chunks beside the array."""
+        array = np.empty(self._shape, self._dtype)
+        if not self._shape:
+            return self.part(())
+        rows = self._file.chunk_layout.read_chunk.shape[0]
+        for start in range(0, self._shape[0], rows):
+            array[start : start + rows] = self._file[start : start + rows].read().result()
+        return array
+
+    def part(self, index: Index) -> np.ndarray:
+        """What lies at `index`; of the folder no other chunks are read."""
+        return self._file[index].read().result()
 
 
 class Checkpoints:

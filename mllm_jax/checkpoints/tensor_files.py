@@ -8,6 +8,7 @@ dicts; hence this file.
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.leaves import Index, Leaf, size_of
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.json_file import read_json, write_json
 
@@ -30,6 +31,7 @@ FORMATS = {
 NAMES = {dtype: name for name, dtype in FORMATS.items()}
 DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 HEADER_LIMIT = 100_000_000  # bytes, the library's own limit
+PAGE = 4096  # bytes; what a disk reads at least
 SHARD_BYTES = 5_000_000_000  # what save_pretrained takes
 
 
@@ -43,13 +45,50 @@ class StoredTensor:
     offset: int
     nbytes: int
 
-    def read(self) -> np.ndarray:
-        """The array. Raises ConfigError for a number format that parameters do not have."""
+    def read(self, index: Index | None = None) -> np.ndarray:
+        """The array, or the part at `index`, of which only the bytes are read that it needs.
+
+        Runs that lie apart are read one by one, unless they are shorter than a page: then whole
+        rows are read, as the disk would.
+
+        Raises:
+            ConfigError: a number format that parameters do not have, or a file that has become
+                shorter than its header says.
+        """
         self.check()
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            raw = np.fromfile(file, np.uint8, self.nbytes)
-        return raw.view(FORMATS[self.format]).reshape(self.shape)
+        dtype = FORMATS[self.format]
+        index = index or tuple(slice(0, n) for n in self.shape)
+        cut = max((i for i, n in enumerate(self.shape) if index[i] != slice(0, n)), default=0)
+        sizes = size_of(index)
+        run = math.prod(sizes[cut:]) * dtype.itemsize
+        if run < PAGE and math.prod(sizes[:cut]) > 1:
+            wide = (*index[:cut], *(slice(0, n) for n in self.shape[cut:]))
+            return np.ascontiguousarray(self.read(wide)[(..., *index[cut:])])
+        out = np.empty(sizes, dtype)
+        if out.size:
+            self._read_runs(out.reshape(-1).view(np.uint8), index, cut, run)
+        return out
+
+    def _read_runs(self, out: np.ndarray, index: Index, cut: int, run: int) -> None:
+        """Fills `out` with the runs of `run` bytes that begin at each position of axes < `cut`."""
+        strides = np.cumprod([self.nbytes // max(math.prod(self.shape), 1), *self.shape[:0:-1]])
+        begins = np.array([self.offset])
+        for axis, cut_here in enumerate(index[: cut + 1]):
+            last = cut_here.start + 1 if axis == cut else cut_here.stop
+            steps = np.arange(cut_here.start, last) * strides[len(index) - 1 - axis]
+            begins = np.add.outer(begins, steps).reshape(-1)
+        file = os.open(self.file, os.O_RDONLY)
+        try:
+            for number, begin in enumerate(begins.tolist()):
+                self._fill(file, memoryview(out[number * run : (number + 1) * run]), begin)
+        finally:
+            os.close(file)
+
+    def _fill(self, file: int, into: memoryview, begin: int) -> None:
+        while into:
+            got = os.preadv(file, [into], begin)
+            require(got > 0, f"{self.file}: torn: it ends before byte {begin + len(into)}")
+            into, begin = into[got:], begin + got
 
     def check(self) -> None:
         """Raises ConfigError for a number format that parameters do not have."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,20 @@ from mllm_jax.errors import require
 def in_use(folder: Path) -> bool:
     """Whether something stands where a new folder is to be made; an empty folder does not."""
     return folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+
+
+def sync_files(folder: Path) -> None:
+    """Returns when every file under `folder` is on the disk."""
+
+    def sync(path: Path) -> None:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync, (path for path in folder.rglob("*") if path.is_file())))
 
 
 @contextmanager

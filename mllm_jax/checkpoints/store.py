@@ -20,9 +20,11 @@ import tensorstore as ts
 
 from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import sync_files
 from mllm_jax.trees import flatten, unflatten
 
 CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
+BLOCK_BYTES = 2**26
 AHEAD = 3  # blocks that are read and written at the same time
 
 
@@ -49,7 +51,7 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
         return []
 
     async def _write(self, leaf: Leaf, info: Any, arg: Any) -> None:
-        rows = _block_rows(leaf)
+        rows = _block_rows(leaf, CHUNK_BYTES)
         spec = ocp.type_handlers.get_json_tspec_write(
             info,
             use_ocdbt=info.is_ocdbt_checkpoint,
@@ -59,7 +61,8 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
             process_index=jax.process_index(),
             arg=arg,
         )
-        file = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+        context = ts.Context({"file_io_sync": False}, parent=info.ts_context)
+        file = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
         if not leaf.shape:
             await file.write(leaf.read())
             return
@@ -69,6 +72,7 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
         rest = tuple(slice(0, n) for n in leaf.shape[1:])
         running: deque[asyncio.Task[None]] = deque()
         try:
+            rows = _block_rows(leaf, BLOCK_BYTES)
             for start in range(0, leaf.shape[0], rows):
                 if len(running) == AHEAD:
                     await running.popleft()
@@ -86,14 +90,11 @@ async def _write_block(file: Any, leaf: Leaf, block: Index) -> None:
     await file[block].write(array)
 
 
-def _block_rows(leaf: Leaf) -> int:
-    """Rows written at a time: as many as fit in a chunk.
-
-    They divide the number of all rows, so that blocks are chunks.
-    """
+def _block_rows(leaf: Leaf, nbytes: int) -> int:
+    """As many rows as fit in `nbytes`, at least one; they divide the number of all rows."""
     if not leaf.shape or not leaf.size:
         return 1
-    most = max(1, CHUNK_BYTES * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
+    most = max(1, nbytes * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
     return next(
         rows for rows in range(min(most, leaf.shape[0]), 0, -1) if leaf.shape[0] % rows == 0
     )
@@ -118,9 +119,10 @@ def save_params(
     tree = unflatten(leaves)
     args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     ) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=args))
+    sync_files(folder)
 
 
 def stored_leaves(folder: Path) -> dict[str, Leaf]:

@@ -20,7 +20,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,9 @@ def _gigabytes(folder: Path) -> float:
 def run(out: Path, layers: int) -> dict[str, Any]:
     """Everything in order; `out` is empty afterwards."""
     source, copy, ours, again = (out / name for name in ("hf", "copy", "model", "hf-again"))
-    hashes = make(source, layers)
+    # in a process of its own: a command would inherit this one's peak memory
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        hashes = pool.submit(make, source, layers).result()
     size = _gigabytes(source)
     convert = [sys.executable, "-m", "mllm_jax", "convert"]
     cp = []

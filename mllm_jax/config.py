@@ -120,7 +120,12 @@ class TrainConfig:
     epochs: float | None = None
     microbatches: int = 1
     save_every: int = 500
-    keep: int = 2  # checkpoints kept; the last is always among them
+    keep: int = 2  # last checkpoints kept
+    keep_every: int | None = None  # those of steps that are multiples of this stay too
+    # and those of the lowest training loss (mean over the trained tokens since the save before)
+    keep_best: int = 0
+    # a last checkpoint that is not as it was saved: end, or go on from the one before
+    on_damage: Literal["fail", "previous"] = "fail"
     log_every: int = 10  # steps between printed lines; metrics.jsonl gets every step
     # end here although the schedule spans `steps` (jobs with a time limit); resume later
     stop_at: int | None = None
@@ -130,9 +135,17 @@ class TrainConfig:
             (self.steps is None) != (self.epochs is None),
             f"train: give steps or epochs, exactly one (steps={self.steps}, epochs={self.epochs})",
         )
-        for name in "steps epochs microbatches save_every keep log_every stop_at".split():
+        for name in (
+            "steps epochs microbatches save_every keep keep_every log_every stop_at"
+        ).split():
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name}={value} must be positive")
+        require(self.keep_best >= 0, f"train.keep_best={self.keep_best} must be 0 or more")
+        every, save = self.keep_every, self.save_every
+        require(
+            every is None or every % save == 0,
+            f"train.keep_every={every} is not a multiple of train.save_every={save}",
+        )
 
 
 @dataclass(frozen=True)

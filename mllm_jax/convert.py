@@ -23,7 +23,7 @@ from mllm_jax.checkpoints.folder import HFSource, ModelSource, open_model
 from mllm_jax.checkpoints.hf_write import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.model_card import model_card
-from mllm_jax.checkpoints.store import save_params
+from mllm_jax.checkpoints.params import save_params
 from mllm_jax.checkpoints.tensor_files import SHARD_BYTES
 from mllm_jax.config import ComputeConfig, FolderConfig
 from mllm_jax.errors import require

@@ -4,12 +4,13 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from mllm_jax import run_folder, sharding
 from mllm_jax.checkpoints.folder import ModelSource, open_model
+from mllm_jax.checkpoints.retention import Keep, Mean
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import Config
 from mllm_jax.data.loader import Loader
@@ -51,13 +52,14 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
     if jax.process_index() == 0 and (warning := sharding.slow_links(mesh)):
         print(warning, file=sys.stderr)
     run = run_folder.prepare(config, source, loader, resume)
-    checkpoints = Checkpoints(run, config.train.keep)
-    now = now or restored(stage, checkpoints)
+    keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
+    checkpoints = Checkpoints(run, keep)
+    now = now or restored(stage, checkpoints, config.train.on_damage)
     first = int(now.step)
     loop = Loop(config, stage, loader, checkpoints, steps)
-    with MetricsWriter(run, steps, first if resume else None, config.train.log_every) as writer:
+    record = MetricsWriter(run, steps, first if resume else None, config.train.log_every)
+    with checkpoints, record as writer:  # the last save is complete at the end, or raises
         now = loop.run(now, first, writer)
-    checkpoints.close()
     run_folder.finish(run, writer.last_written)
     return run
 
@@ -70,6 +72,7 @@ class Loop:
     ):
         self.config, self.stage, self.loader, self.checkpoints = config, stage, loader, checkpoints
         self.stop = min(steps, config.train.stop_at or steps)
+        self.losses = Mean()  # since the last save
         self.train_step = step.make_train_step(
             apply_of(stage.model),
             stage.optimizer,
@@ -143,12 +146,15 @@ class Loop:
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
         writer.write(line)
+        self.losses.add(line["loss"], line["trained_tokens"])
+        self.checkpoints.check()
         saved = self.checkpoints.latest()
         last_good = str(self.checkpoints.folder / str(saved)) if saved else None
         metrics.require_finite(number, numbers, last_good)
 
     def _save(self, now: state.TrainState) -> None:
-        self.checkpoints.save(int(now.step), now.params, now.moments, {"seed": self.config.seed})
+        loss, extra = self.losses.take(), {"seed": self.config.seed}
+        self.checkpoints.save(int(now.step), now.params, now.moments, extra, loss)
 
 
 def born(stage: Stage, source: ModelSource | None, config: Config) -> state.TrainState:
@@ -165,9 +171,11 @@ def born(stage: Stage, source: ModelSource | None, config: Config) -> state.Trai
     return state.birth(unflatten(params), stage.optimizer, stage.abstract, stage.shardings)
 
 
-def restored(stage: Stage, checkpoints: Checkpoints) -> state.TrainState:
+def restored(
+    stage: Stage, checkpoints: Checkpoints, on_damage: Literal["fail", "previous"]
+) -> state.TrainState:
     """The state as it was after the last checkpoint's step."""
-    last = checkpoints.latest()
+    last = checkpoints.verified(on_damage)
     require(
         last is not None,
         f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",

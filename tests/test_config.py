@@ -160,6 +160,9 @@ REFUSED = [
     ("train.epochs", 2, "train: give steps or epochs, exactly one (steps=10, epochs=2.0)"),
     ("train.steps", None, "train: give steps or epochs, exactly one (steps=None, epochs=None)"),
     ("train.save_every", 0, "train.save_every=0 must be positive"),
+    ("train.keep_every", 0, "train.keep_every=0 must be positive"),
+    ("train.keep_every", 7, "train.keep_every=7 is not a multiple of train.save_every=500"),
+    ("train.keep_best", -1, "train.keep_best=-1 must be 0 or more"),
     ("compute.loss_chunk", 0, "compute.loss_chunk=0 must be positive"),
 ]
 

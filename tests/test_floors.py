@@ -26,7 +26,7 @@ EXTRAS = {  # what few doors need, and which
 DOORS = {file.stem for file in (ROOT / "mllm_jax").glob("*.py")} - GROUND - {"__init__"}
 PLACES = {  # library -> where it may be imported
     "flax": ("mllm_jax/models/",),
-    "orbax": ("mllm_jax/checkpoints/store.py",),
+    "orbax": ("mllm_jax/checkpoints/params.py", "mllm_jax/checkpoints/store.py"),
     "grain": ("mllm_jax/data/",),
     "pyarrow": ("mllm_jax/data/sources/tables.py",),
     "tensorflow_datasets": ("mllm_jax/data/sources/tfds.py",),

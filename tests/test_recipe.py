@@ -14,6 +14,7 @@ import yaml
 
 from mllm_jax import config_file, recipe, run_folder
 from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import ComputeConfig, Config, FolderConfig
 from mllm_jax.errors import ConfigError
@@ -105,7 +106,7 @@ def save(config: Config, step: int, spoil: str = "") -> None:
         p: x + 1 if parts[owner[p]].train or (spoil and p.startswith(spoil)) else x
         for p, x in old.items()
     }
-    checkpoints = Checkpoints(config.out, 1)
+    checkpoints = Checkpoints(config.out, Keep(1))
     checkpoints.save(step, unflatten(new), {"count": jnp.zeros(())}, {})
     checkpoints.close()
 

@@ -1,4 +1,4 @@
-"""open_model: a model folder, a run's last checkpoint or a Hugging Face folder, read alike."""
+"""open_model: a model folder, a checkpoint of a run or a Hugging Face folder, read alike."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from mllm_jax import config_file
-from mllm_jax.checkpoints import hf_files, store
+from mllm_jax.checkpoints import hf_files, params, seal
 from mllm_jax.checkpoints.hf import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
+from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.trees import flatten, unflatten
@@ -64,21 +65,30 @@ class ModelSource:
 class OrbaxSource(ModelSource):
     """A model folder or a checkpoint of a run."""
 
-    def __init__(self, where: Path, params: Path, files: Path):
-        self.where, self.files, self._params, self.left_out = where, files, params, []
+    def __init__(self, where: Path, stored: Path, files: Path):
+        self.where, self.files, self._stored, self.left_out = where, files, stored, []
+        self._verified = not (stored.parent / seal.SEAL).is_file()  # a model folder has no seal
         self.config = config_file.load(FolderConfig, files / "config.yaml")
         self.ids = hf_files.special_ids(files)
         vision = self.config.model.vision
         self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
 
     def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
-        wanted, stored = flatten(abstract), store.stored_leaves(self._params)
+        self._verify()
+        wanted, stored = flatten(abstract), params.stored_leaves(self._stored)
         kept = {path: stored[path] for path in drop_unread(stored, wanted, unread)}
         compare(str(self.where), wanted, kept)
         return {path: kept[path] for path in wanted}
 
     def load(self, abstract: Any, unread: str | None = None) -> Any:
-        return store.load_params(self._params, abstract, unread)
+        self._verify()
+        return params.load_params(self._stored, abstract, unread)
+
+    def _verify(self) -> None:
+        """Compares a run's parameters with what was saved, once, before a number is read."""
+        if not self._verified:
+            seal.verify(self._stored.parent, "params/")
+        self._verified = True
 
 
 class HFSource(ModelSource):
@@ -104,7 +114,7 @@ def _place(leaf: Leaf, abstract: Any) -> jax.Array:
     home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     held: dict[str, np.ndarray] = {}  # devices with the same part share one
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         key = str(index)
         if key not in held:
             held[key] = leaf.at(index).astype(abstract.dtype, copy=False)
@@ -115,6 +125,8 @@ def _place(leaf: Leaf, abstract: Any) -> jax.Array:
 
 def open_model(path: str | Path) -> ModelSource:
     """Opens a model folder, a run folder (its last checkpoint) or a Hugging Face folder.
+
+    Another checkpoint of a run is RUN/checkpoints/STEP.
 
     Raises:
         ConfigError: no such folder, no model in it, or a run without a checkpoint.
@@ -128,11 +140,14 @@ def open_model(path: str | Path) -> ModelSource:
     if (path / "params").is_dir() and (path / "config.yaml").is_file():
         return OrbaxSource(path, path / "params", path)
     if (path / "model" / "config.yaml").is_file():
-        steps = store.checkpoint_steps(path / "checkpoints")
+        steps = checkpoint_steps(path / "checkpoints")
         require(
             len(steps) > 0, f"{path}: a run folder without a finished checkpoint; train it first"
         )
         return OrbaxSource(path, path / "checkpoints" / str(steps[-1]) / "params", path / "model")
+    run = path.absolute().parent.parent
+    if (path / seal.SEAL).is_file() and (run / "model" / "config.yaml").is_file():
+        return OrbaxSource(path, path / "params", run / "model")
     if (path / "config.json").is_file():
         return HFSource(path)
     raise ConfigError(

@@ -1,252 +1,146 @@
-"""Orbax: parameters of a model folder, checkpoints of a run. The only file that imports orbax.
+"""The checkpoints of a run: written by Orbax while the run goes on, sealed, kept, found again.
 
-A run's `checkpoints/<step>/params` has the layout of a model folder's `params`, so a run folder is
-a model. Writing is atomic: orbax works in a temporary folder and renames it when everything is on
-disk, so a torn save is never seen.
+    save: copy to the host | step goes on
+                           | write -> checksums -> seal -> rename       in the background
+
+A folder `<step>` is there as a whole or not at all: everything lies under a temporary name until
+its seal (sizes and checksums, `seal`) is on the disk. With several processes each writes and reads
+its own part, on a file system that all of them see; process 0 seals, renames and clears away.
 """
 
-import asyncio
-import contextlib
-import functools
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
+from jax.experimental import multihost_utils
+from orbax.checkpoint.future import ChainedFuture
 
-from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread
-from mllm_jax.errors import ConfigError, require
-from mllm_jax.folders import sync_files
+from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints.leaves import Leaf, compare
+from mllm_jax.checkpoints.params import restore, stored_leaves
+from mllm_jax.checkpoints.retention import Keep, kept
+from mllm_jax.checkpoints.seal import DamagedCheckpoint
+from mllm_jax.errors import ConfigError, RunError, require
 from mllm_jax.trees import flatten, unflatten
 
-CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
-BLOCK_BYTES = 2**26
-AHEAD = 3  # blocks that are read and written at the same time
+ITEMS = ("params", "moments")
+TEMPORARY, DELETED, DAMAGED = ".orbax-checkpoint-tmp", ".deleted", ".damaged"
+TIMEOUT = 3600  # seconds a save may take, and processes wait for each other at its end
+FAILURES = (OSError, ValueError, RuntimeError)  # of a save, whatever library they come from
 
 
-class _StreamingHandler(ocp.type_handlers.NumpyHandler):
-    """Writes lazy leaves one after the other, and each of them block by block along its first axis.
+class _Noting(ocp.PyTreeCheckpointHandler):
+    """Takes the checksums of this process's files as soon as they are written."""
 
-    Orbax's own handler starts all leaves at once and holds each of them about four times (array,
-    copy, chunks, compressed chunks); here one leaf and one block are held.
-    """
-
-    def __init__(self, seen: Callable[[str], Any]):
-        super().__init__()
-        self._seen = seen
-
-    async def serialize(
-        self, values: Sequence[Leaf], infos: Sequence[Any], args: Sequence[Any] | None = None
-    ) -> Sequence[Any]:
-        """Returns no futures: everything is on disk when this returns."""
-        args = args or [ocp.SaveArgs()] * len(values)
-        for leaf, info, arg in zip(values, infos, args, strict=True):
-            await info.await_path_creation()
-            await self._write(leaf, info, arg)
-            self._seen(info.name.replace(".", "/"))
-        return []
-
-    async def _write(self, leaf: Leaf, info: Any, arg: Any) -> None:
-        rows = _block_rows(leaf, CHUNK_BYTES)
-        spec = ocp.type_handlers.get_json_tspec_write(
-            info,
-            use_ocdbt=info.is_ocdbt_checkpoint,
-            global_shape=leaf.shape,
-            local_shape=(rows, *leaf.shape[1:]) if leaf.shape else (),
-            dtype=leaf.dtype,
-            process_index=jax.process_index(),
-            arg=arg,
-        )
-        context = ts.Context({"file_io_sync": False}, parent=info.ts_context)
-        file = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
-        if not leaf.shape:
-            await file.write(leaf.read())
-            return
-        if leaf.part is None:
-            whole = leaf.read()
-            leaf = Leaf(leaf.shape, leaf.dtype, leaf.read, lambda index: whole[index])
-        rest = tuple(slice(0, n) for n in leaf.shape[1:])
-        running: deque[asyncio.Task[None]] = deque()
-        try:
-            rows = _block_rows(leaf, BLOCK_BYTES)
-            for start in range(0, leaf.shape[0], rows):
-                if len(running) == AHEAD:
-                    await running.popleft()
-                block = (slice(start, start + rows), *rest)
-                running.append(asyncio.create_task(_write_block(file, leaf, block)))
-            while running:
-                await running.popleft()
-        finally:  # after a failure: none is left behind
-            await asyncio.gather(*running, return_exceptions=True)
-
-
-async def _write_block(file: Any, leaf: Leaf, block: Index) -> None:
-    array = await asyncio.to_thread(leaf.at, block)
-    assert array.dtype == leaf.dtype
-    await file[block].write(array)
-
-
-def _block_rows(leaf: Leaf, nbytes: int) -> int:
-    """As many rows as fit in `nbytes`, at least one; they divide the number of all rows."""
-    if not leaf.shape or not leaf.size:
-        return 1
-    most = max(1, nbytes * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
-    return next(
-        rows for rows in range(min(most, leaf.shape[0]), 0, -1) if leaf.shape[0] % rows == 0
-    )
-
-
-def save_params(
-    folder: Path, leaves: Mapping[str, Leaf], seen: Callable[[str], Any] = lambda name: None
-) -> None:
-    """Writes parameters as one ordinary Orbax PyTree checkpoint, one leaf in memory at a time.
-
-    Args:
-        folder: the folder to make; must not exist.
-        leaves: path -> lazy leaf.
-        seen: called with each parameter's name once it is written (a progress bar).
-    """
-    handlers = ocp.type_handlers
-    registry = handlers.create_type_handler_registry(
-        (Leaf, _StreamingHandler(seen)),
-        # orbax warns when a registry cannot write it
-        (jax.Array, handlers.get_type_handler(jax.Array)),
-    )
-    tree = unflatten(leaves)
-    args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
-    with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    ) as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=args))
-    sync_files(folder)
-
-
-def stored_leaves(folder: Path) -> dict[str, Leaf]:
-    """The parameters that lie in `folder`: path -> lazy leaf.
-
-    Raises:
-        ConfigError: it holds no finished checkpoint.
-    """
-    require(
-        (folder / "_METADATA").is_file(),
-        f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
-    )
-    # not through a Checkpointer: it looks for metadata of a whole step here, and warns
-    handler: Any = ocp.PyTreeCheckpointHandler()
-    with contextlib.closing(handler):
-        tree = handler.metadata(folder.absolute()).tree
-    described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
-    return {
-        path: Leaf(shape, dtype, stored.read, stored.part)
-        for path, (shape, dtype) in described.items()
-        for stored in [_Stored(folder, path, shape, dtype)]
-    }
-
-
-def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
-    """Restores parameters with the shapes, number formats and shardings of `abstract`.
-
-    Args:
-        folder: a folder written by `save_params`, or `checkpoints/<step>/params` of a run.
-        abstract: nested dict of `jax.ShapeDtypeStruct`; a leaf without sharding lands on the first
-            device. Values are cast to its dtype (round to nearest even).
-        unread: regex over whole paths: stored parameters that need no place in `abstract`.
-
-    Raises:
-        ConfigError: missing, extra or misshapen parameters, listed by path.
-    """
-    wanted = flatten(abstract)
-    stored = stored_leaves(folder)
-    compare(
-        str(folder), wanted, {path: stored[path] for path in drop_unread(stored, wanted, unread)}
-    )
-    return _restore(folder, abstract)
-
-
-def _restore(folder: Path, abstract: Any) -> Any:
-    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    args = jax.tree.map(
-        lambda x: ocp.ArrayRestoreArgs(
-            sharding=x.sharding or home, global_shape=x.shape, dtype=x.dtype
-        ),
-        abstract,
-    )
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(
-            folder.absolute(),
-            args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
-        )
-
-
-class _Stored:
-    """One stored parameter; its file is opened when it is first read."""
-
-    def __init__(self, folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype):
-        self._folder, self._path, self._shape, self._dtype = folder, path, shape, dtype
-
-    @functools.cached_property
-    def _file(self) -> Any:
-        kvstore = {
-            "driver": "ocdbt",
-            "base": f"file://{self._folder.absolute()}/",
-            "path": self._path.replace("/", ".") + "/",
-        }
-        spec = {"driver": "zarr", "kvstore": kvstore}
-        file: Any = ts.open(spec, open=True, read=True).result()
-        assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
-        return file
-
-    def read(self) -> np.ndarray:
-        """All of it, block by block: orbax's own read holds all chunks beside the array."""
-        array = np.empty(self._shape, self._dtype)
-        if not self._shape:
-            return self.part(())
-        rows = self._file.chunk_layout.read_chunk.shape[0]
-        for start in range(0, self._shape[0], rows):
-            array[start : start + rows] = self._file[start : start + rows].read().result()
-        return array
-
-    def part(self, index: Index) -> np.ndarray:
-        """What lies at `index`; of the folder no other chunks are read."""
-        return self._file[index].read().result()
+    async def async_save(self, directory: Any, args: Any) -> Any:
+        """Futures of the whole save."""
+        writes = await super().async_save(directory, args=args) or []
+        folder = Path(directory)
+        mine = folder / f"ocdbt.process_{jax.process_index()}"
+        return [ChainedFuture(writes, partial(seal.note, folder, mine))]
 
 
 class Checkpoints:
-    """The checkpoints of a run: `<run>/checkpoints/<step>/{params,moments,extra}`.
+    """`<run>/checkpoints/<step>/{params,moments,seal.json}`, for the run that writes them.
 
-    The last `keep` stay.
-    Saving is synchronous: when `save` returns, the checkpoint is complete, and its buffers may be
-    donated.
+    One object per process, all of them making the same calls. Making it clears away what a killed
+    run left unfinished.
     """
 
-    def __init__(self, run_folder: str | Path, keep: int):
-        self.folder = Path(run_folder).absolute() / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(self, run_folder: str | Path, keep: Keep):
+        self.folder, self.keep = Path(run_folder).absolute() / "checkpoints", keep
+        self._about: dict[str, Any] = {}  # of the save under way
+        self._first = jax.process_index() == 0
+        if self._first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear()
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item in ITEMS:
+            registry.add(item, ocp.args.PyTreeSave, _Noting())
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(handler_registry=registry),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=TIMEOUT, post_finalization_callback=self._seal
+            ),
+        )
 
-    def save(self, step: int, params: Any, moments: Any, extra: dict[str, Any]) -> None:
-        """Writes one checkpoint.
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Waits for the last save, also after an error, which is then the one that is raised."""
+        try:
+            self.close()
+        except RunError as failed:
+            if error is None:
+                raise
+            print(failed, file=sys.stderr)
+
+    def save(
+        self,
+        step: int,
+        params: Any,
+        moments: Any,
+        extra: dict[str, Any],
+        loss: float | None = None,
+    ) -> None:
+        """Begins to write one checkpoint; returns when the arrays are copied and may be donated.
+
+        Waits for the save before it. A second save of the same step only waits.
 
         Args:
             step: number of finished optimizer steps.
             params: nested dict of all parameters, trainable and frozen together.
             moments: the optimizer's state, any tree of arrays.
             extra: what else a restart needs, as JSON.
+            loss: what `keep.best` goes by.
+
+        Raises:
+            RunError: this save or the one before failed: which, why, and what is left.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params),
-                moments=ocp.args.PyTreeSave(unflatten(_named(moments))),
-                extra=ocp.args.JsonSave(extra),
-            ),
-            force=True,
-        )
+        self.wait()
+        if self._about.get("step") == step:
+            return
+        self._about = {"step": step, "loss": loss, "extra": extra}
+        save = ocp.args.PyTreeSave
+        items = {"params": save(params), "moments": save(unflatten(_named(moments)))}
+        try:
+            self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**items))
+        except FAILURES as error:
+            raise self._failed(error) from error
+
+    def check(self) -> None:
+        """Raises the RunError of a save that has failed in the background; never waits."""
+        try:
+            self._checkpointer.check_for_errors()
+        except FAILURES as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is complete and what it replaces is gone.
+
+        Raises:
+            RunError: it failed.
+        """
+        try:
+            self._checkpointer.wait_until_finished()
+            if self._first:
+                self._prune()
+        except FAILURES as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Waits, and lets go of orbax's threads. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -256,13 +150,44 @@ class Checkpoints:
         """The last complete checkpoint's step; None when there is none."""
         return max(self.steps(), default=None)
 
+    def verified(self, on_damage: Literal["fail", "previous"]) -> int | None:
+        """The step to resume from: the last one, after every file of it was read and compared.
+
+        Args:
+            on_damage: what to do when it is not as it was saved: `fail`; or `previous`, which says
+                so on standard error, calls it `<step>.damaged` and takes the one before.
+
+        Returns:
+            The same step in all processes; None when there is no checkpoint.
+
+        Raises:
+            DamagedCheckpoint: names the file, and what can be done.
+        """
+        steps = sorted(int(x.name) for x in self.folder.iterdir() if x.name.isdecimal())
+        for step in reversed(self._agreed(steps)):
+            damage = self._damage(self.folder / str(step))
+            if damage is None:
+                return step
+            before = [x for x in steps if x < step]
+            said = f"checkpoint {step} is damaged: {damage}"
+            if on_damage == "fail" or not before:
+                left = f"go on from step {before[-1]} with --train.on_damage previous, or"
+                raise DamagedCheckpoint(
+                    f"{said}; {left if before else 'no other is left:'} train "
+                    "anew into another folder"
+                )
+            if self._first:
+                print(f"{said}; going on from step {before[-1]}", file=sys.stderr)
+                self._rename(step, DAMAGED)
+        return None
+
     def restore(self, step: int, params: Any, moments: Any) -> tuple[Any, Any, dict[str, Any]]:
         """Reads one checkpoint back to the bit, with the shardings of the abstract trees.
 
         Args:
             step: one of `steps()`.
             params, moments: trees of `jax.ShapeDtypeStruct` as they were saved; shardings may
-                differ.
+                differ, and so may the number of processes.
 
         Returns:
             (params, moments, extra).
@@ -277,28 +202,87 @@ class Checkpoints:
             stored = stored_leaves(folder / item)
             compare(str(folder / item), tree, stored)
             _same_formats(folder / item, tree, stored)
-        restored = flatten(_restore(folder / "moments", unflatten(flat)))
+        restored = flatten(restore(folder / "moments", unflatten(flat)))
         moments = jax.tree.unflatten(jax.tree.structure(moments), [restored[p] for p in flat])
-        items = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
-        return _restore(folder / "params", params), moments, items["extra"]
+        return restore(folder / "params", params), moments, seal.read(folder)["extra"]
 
-    def close(self) -> None:
-        """Lets go of orbax's threads."""
-        self._manager.close()
+    # ------------------------------------------------------------------------------ process 0 alone
+
+    def _seal(self) -> None:
+        """Called in the background when all is written, before the folder gets its name."""
+        seal.close(self.folder / f"{self._about['step']}{TEMPORARY}", self._about)
+
+    def _prune(self) -> None:
+        losses = {step: seal.read(self.folder / str(step))["loss"] for step in self.steps()}
+        for step in losses.keys() - kept(losses, self.keep):
+            shutil.rmtree(self._rename(step, DELETED))  # never half of it under its name
+
+    def _rename(self, step: int, ending: str) -> Path:
+        other = self.folder / f"{step}{ending}"
+        if other.exists():
+            shutil.rmtree(other)
+        return (self.folder / str(step)).rename(other)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if TEMPORARY in path.name or path.name.endswith(DELETED):
+                shutil.rmtree(path)
+
+    # -------------------------------------------------------------------------------------- helpers
+
+    def _failed(self, error: BaseException) -> RunError:
+        """One line; frees what the torn save holds, so that the next one has the space."""
+        if isinstance(error, RunError):
+            return error
+        free = shutil.disk_usage(self.folder).free
+        if self._first:
+            self._clear()
+        full = "No space left on device" in str(error)
+        why = (
+            "the disk is full" if full else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        )
+        last = self.latest()
+        left = (
+            f"checkpoint {last} is whole: go on from it" if last else "there is no checkpoint yet"
+        )
+        return RunError(
+            f"{self.folder}: saving step {self._about.get('step')} failed: {why} "
+            f"({free / 1e6:,.1f} MB free); {left}{' with --resume' if last else ''}"
+        )
+
+    def _agreed(self, steps: list[int]) -> list[int]:
+        """What process 0 sees: others may look at a file system that lags behind."""
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        mine = np.array((steps + [0] * count)[:count], np.int32)
+        return multihost_utils.broadcast_one_to_all(mine).tolist()
+
+    def _damage(self, folder: Path) -> str | None:
+        """What is wrong with a checkpoint; each process reads its share of the files."""
+        try:
+            files = seal.read(folder)["files"]
+        except DamagedCheckpoint as error:
+            return str(error)
+        names = sorted(files)
+        found = np.zeros(len(names), np.int32)
+        share = slice(jax.process_index(), None, jax.process_count())
+        found[share] = seal.look(folder, files, names[share])
+        if jax.process_count() > 1:
+            found = multihost_utils.process_allgather(found).max(0)
+        wrong = [(name, int(x)) for name, x in zip(names, found, strict=True) if x != seal.WHOLE]
+        return seal.words(folder, files, *wrong[0]) if wrong else None
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints under `folder`, ascending.
 
-    Unfinished ones carry another name until they are renamed.
+    Unfinished ones carry another name until they are sealed.
     """
     if not folder.is_dir():
         return []
-    return sorted(
-        int(x.name)
-        for x in folder.iterdir()
-        if x.name.isdecimal() and (x / "params" / "_METADATA").is_file()
-    )
+    names = [x.name for x in folder.iterdir() if x.name.isdecimal() and (x / seal.SEAL).is_file()]
+    return sorted(map(int, names))
 
 
 def _named(moments: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class StoredTensor:
         file = os.open(self.file, os.O_RDONLY)
         try:
             for number, begin in enumerate(begins.tolist()):
-                self._fill(file, memoryview(out[number * run : (number + 1) * run]), begin)
+                self._fill(file, out.data[number * run : (number + 1) * run], begin)
         finally:
             os.close(file)
 

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from mllm_jax import config_file, convert
 from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.errors import ConfigError
 from mllm_jax.models.axes import logical_axes
@@ -35,7 +36,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = open_model(model)
     config_file.dump(opened.config, out / "model" / "config.yaml")
     params = opened.load(convert.abstract(opened.config.model))
-    checkpoints = Checkpoints(out, keep=2)
+    checkpoints = Checkpoints(out, Keep(2))
     for step, scale in ((5, 1.0), (10, 2.0)):
         scaled = jax.tree.map(lambda x, scale=scale: x * scale, params)
         checkpoints.save(step, scaled, {"count": jnp.int32(step)}, {})

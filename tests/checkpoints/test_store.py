@@ -12,8 +12,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mllm_jax.checkpoints import params as stored
 from mllm_jax.checkpoints import store
 from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.errors import ConfigError
 from mllm_jax.trees import flatten, unflatten
 
@@ -35,7 +37,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def save(folder: Path) -> None:
-    store.save_params(
+    stored.save_params(
         folder, {path: Leaf(x.shape, x.dtype, lambda x=x: x) for path, x in arrays().items()}
     )
 
@@ -63,7 +65,7 @@ def test_one_leaf_is_read_at_a_time(tmp_path: Path) -> None:
         return Leaf(x.shape, x.dtype, lambda: events.append(("read", path)) or x)
 
     leaves = {path: leaf(path, x) for path, x in arrays().items()}
-    store.save_params(
+    stored.save_params(
         tmp_path / "params", leaves, lambda name: events.append(("written", name.replace(".", "/")))
     )
     assert [kind for kind, _ in events] == ["read", "written"] * 3
@@ -78,7 +80,7 @@ def test_it_is_an_ordinary_orbax_checkpoint(tmp_path: Path) -> None:
 
 def test_leaves_come_back_one_by_one(tmp_path: Path) -> None:
     save(tmp_path / "params")
-    leaves = store.stored_leaves(tmp_path / "params")
+    leaves = stored.stored_leaves(tmp_path / "params")
     same(unflatten({path: leaf.read() for path, leaf in leaves.items()}), arrays())
 
 
@@ -89,10 +91,10 @@ def test_a_failed_write_leaves_no_model(tmp_path: Path) -> None:
     leaves = {path: Leaf(x.shape, x.dtype, lambda x=x: x) for path, x in arrays().items()}
     leaves["connector/linear_1/bias"] = Leaf((8,), np.dtype(np.float16), fail)
     with pytest.raises(OSError, match="disk gone"):
-        store.save_params(tmp_path / "params", leaves)
+        stored.save_params(tmp_path / "params", leaves)
     assert not (tmp_path / "params").exists()
     with pytest.raises(ConfigError, match="no parameters here"):
-        store.load_params(tmp_path / "params", unflatten(abstract()))
+        stored.load_params(tmp_path / "params", unflatten(abstract()))
 
 
 def test_load_on_a_mesh_with_a_cast(tmp_path: Path, make_mesh) -> None:
@@ -102,7 +104,7 @@ def test_load_on_a_mesh_with_a_cast(tmp_path: Path, make_mesh) -> None:
     where = NamedSharding(mesh, P("tensor", "fsdp"))
     wanted["language/embedding"] = jax.ShapeDtypeStruct((16, 8), jnp.bfloat16, sharding=where)
     with jax.set_mesh(mesh):
-        loaded = store.load_params(tmp_path / "params", unflatten(wanted))
+        loaded = stored.load_params(tmp_path / "params", unflatten(wanted))
     assert loaded["language"]["embedding"].sharding == where
     same(loaded, {path: x.astype(ml_dtypes.bfloat16) for path, x in arrays().items()})
 
@@ -113,7 +115,7 @@ def test_differences_are_listed_by_path(tmp_path: Path) -> None:
     del wanted["connector/linear_1/bias"]
     wanted["language/head/kernel"] = jax.ShapeDtypeStruct((16, 8), jnp.float32)
     with pytest.raises(ConfigError) as error:
-        store.load_params(tmp_path / "params", unflatten(wanted))
+        stored.load_params(tmp_path / "params", unflatten(wanted))
     message = str(error.value)
     assert "\n" not in message
     assert "checkpoint of another architecture" in message
@@ -125,7 +127,7 @@ def test_differences_are_listed_by_path(tmp_path: Path) -> None:
 def test_unread_parameters_need_no_place(tmp_path: Path) -> None:
     save(tmp_path / "params")
     wanted = {path: x for path, x in abstract().items() if path.startswith("language")}
-    loaded = store.load_params(tmp_path / "params", unflatten(wanted), unread="connector/.*")
+    loaded = stored.load_params(tmp_path / "params", unflatten(wanted), unread="connector/.*")
     same(loaded, {path: x for path, x in arrays().items() if path in wanted})
 
 
@@ -152,16 +154,17 @@ def describe(tree):
 def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mesh) -> None:
     one, many = make_mesh(devices=1), make_mesh(fsdp=4, tensor=2)
     params, moments = state(many, P("fsdp", "tensor"))
-    checkpoints = store.Checkpoints(tmp_path, keep=2)
+    checkpoints = store.Checkpoints(tmp_path, Keep(2))
     assert checkpoints.latest() is None
     with jax.set_mesh(many):
         for step in (1, 5, 9):
             checkpoints.save(step, params, moments, {"seed": step})
+        checkpoints.wait()
     assert checkpoints.steps() == [5, 9]
     assert checkpoints.latest() == 9
     checkpoints.close()
     other_params, other_moments = state(one, P())
-    again = store.Checkpoints(tmp_path, keep=2)
+    again = store.Checkpoints(tmp_path, Keep(2))
     with jax.set_mesh(one):
         restored = again.restore(9, describe(other_params), describe(other_moments))
     again.close()
@@ -180,19 +183,20 @@ def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mes
 
 def test_a_run_checkpoint_is_laid_out_like_a_model(tmp_path: Path, make_mesh, caplog) -> None:
     params, moments = state(make_mesh(), P())
-    checkpoints = store.Checkpoints(tmp_path, keep=1)
+    checkpoints = store.Checkpoints(tmp_path, Keep(1))
     checkpoints.save(3, params, moments, {})
     checkpoints.close()
     caplog.clear()
-    loaded = store.load_params(tmp_path / "checkpoints" / "3" / "params", unflatten(abstract()))
+    loaded = stored.load_params(tmp_path / "checkpoints" / "3" / "params", unflatten(abstract()))
     same(loaded, arrays())
     assert not caplog.messages  # orbax warns of files that only a whole step has
 
 
 def test_a_torn_checkpoint_is_invisible(tmp_path: Path, make_mesh) -> None:
     params, moments = state(make_mesh(), P())
-    checkpoints = store.Checkpoints(tmp_path, keep=3)
+    checkpoints = store.Checkpoints(tmp_path, Keep(3))
     checkpoints.save(3, params, moments, {})
+    checkpoints.wait()
     torn = tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp"
     (torn / "params").mkdir(parents=True)
     (tmp_path / "checkpoints" / "7" / "params").mkdir(parents=True)
@@ -203,8 +207,9 @@ def test_a_torn_checkpoint_is_invisible(tmp_path: Path, make_mesh) -> None:
 
 def test_restore_refuses_another_state(tmp_path: Path, make_mesh) -> None:
     params, moments = state(make_mesh(), P())
-    checkpoints = store.Checkpoints(tmp_path, keep=1)
+    checkpoints = store.Checkpoints(tmp_path, Keep(1))
     checkpoints.save(3, params, moments, {})
+    checkpoints.wait()
     a, m = describe(params), describe(moments)
     more = m._replace(mu=m.mu | {"connector": a["connector"]})
     cast = jax.tree.map(

@@ -1,0 +1,216 @@
+"""Orbax: parameters of a model folder, read and written leaf by leaf.
+
+A run's `checkpoints/<step>/params` has the layout of a model folder's `params`, so a run folder is
+a model. Writing is atomic: orbax works in a temporary folder and renames it at the end, so a torn
+save is never seen.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread
+from mllm_jax.errors import require
+from mllm_jax.folders import sync_files
+from mllm_jax.trees import flatten, unflatten
+
+CHUNK_BYTES = 2**22  # unit of compression and of partial reads; a few of them cost nothing
+BLOCK_BYTES = 2**26
+AHEAD = 3  # blocks that are read and written at the same time
+
+
+class _StreamingHandler(ocp.type_handlers.NumpyHandler):
+    """Writes lazy leaves one after the other, and each of them block by block along its first axis.
+
+    Orbax's own handler starts all leaves at once and holds each of them about four times (array,
+    copy, chunks, compressed chunks); here one leaf and one block are held.
+    """
+
+    def __init__(self, seen: Callable[[str], Any]):
+        super().__init__()
+        self._seen = seen
+
+    async def serialize(
+        self, values: Sequence[Leaf], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        """Returns no futures: everything is on disk when this returns."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        for leaf, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            await self._write(leaf, info, arg)
+            self._seen(info.name.replace(".", "/"))
+        return []
+
+    async def _write(self, leaf: Leaf, info: Any, arg: Any) -> None:
+        rows = _block_rows(leaf, CHUNK_BYTES)
+        spec = ocp.type_handlers.get_json_tspec_write(
+            info,
+            use_ocdbt=info.is_ocdbt_checkpoint,
+            global_shape=leaf.shape,
+            local_shape=(rows, *leaf.shape[1:]) if leaf.shape else (),
+            dtype=leaf.dtype,
+            process_index=jax.process_index(),
+            arg=arg,
+        )
+        context = ts.Context({"file_io_sync": False}, parent=info.ts_context)
+        file = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
+        if not leaf.shape:
+            await file.write(leaf.read())
+            return
+        if leaf.part is None:
+            whole = leaf.read()
+            leaf = Leaf(leaf.shape, leaf.dtype, leaf.read, lambda index: whole[index])
+        rest = tuple(slice(0, n) for n in leaf.shape[1:])
+        running: deque[asyncio.Task[None]] = deque()
+        try:
+            rows = _block_rows(leaf, BLOCK_BYTES)
+            for start in range(0, leaf.shape[0], rows):
+                if len(running) == AHEAD:
+                    await running.popleft()
+                block = (slice(start, start + rows), *rest)
+                running.append(asyncio.create_task(_write_block(file, leaf, block)))
+            while running:
+                await running.popleft()
+        finally:  # after a failure: none is left behind
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _write_block(file: Any, leaf: Leaf, block: Index) -> None:
+    array = await asyncio.to_thread(leaf.at, block)
+    assert array.dtype == leaf.dtype
+    await file[block].write(array)
+
+
+def _block_rows(leaf: Leaf, nbytes: int) -> int:
+    """As many rows as fit in `nbytes`, at least one; they divide the number of all rows."""
+    if not leaf.shape or not leaf.size:
+        return 1
+    most = max(1, nbytes * leaf.shape[0] // (leaf.size * leaf.dtype.itemsize))
+    return next(
+        rows for rows in range(min(most, leaf.shape[0]), 0, -1) if leaf.shape[0] % rows == 0
+    )
+
+
+def save_params(
+    folder: Path, leaves: Mapping[str, Leaf], seen: Callable[[str], Any] = lambda name: None
+) -> None:
+    """Writes parameters as one ordinary Orbax PyTree checkpoint, one leaf in memory at a time.
+
+    Args:
+        folder: the folder to make; must not exist.
+        leaves: path -> lazy leaf.
+        seen: called with each parameter's name once it is written (a progress bar).
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (Leaf, _StreamingHandler(seen)),
+        # orbax warns when a registry cannot write it
+        (jax.Array, handlers.get_type_handler(jax.Array)),
+    )
+    tree = unflatten(leaves)
+    args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    ) as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=args))
+    sync_files(folder)
+
+
+def stored_leaves(folder: Path) -> dict[str, Leaf]:
+    """The parameters that lie in `folder`: path -> lazy leaf.
+
+    Raises:
+        ConfigError: it holds no finished checkpoint.
+    """
+    require(
+        (folder / "_METADATA").is_file(),
+        f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
+    )
+    # not through a Checkpointer: it looks for metadata of a whole step here, and warns
+    handler: Any = ocp.PyTreeCheckpointHandler()
+    with contextlib.closing(handler):
+        tree = handler.metadata(folder.absolute()).tree
+    described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
+    return {
+        path: Leaf(shape, dtype, stored.read, stored.part)
+        for path, (shape, dtype) in described.items()
+        for stored in [_Stored(folder, path, shape, dtype)]
+    }
+
+
+def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
+    """Restores parameters with the shapes, number formats and shardings of `abstract`.
+
+    Args:
+        folder: a folder written by `save_params`, or `checkpoints/<step>/params` of a run.
+        abstract: nested dict of `jax.ShapeDtypeStruct`; a leaf without sharding lands on the first
+            device. Values are cast to its dtype (round to nearest even).
+        unread: regex over whole paths: stored parameters that need no place in `abstract`.
+
+    Raises:
+        ConfigError: missing, extra or misshapen parameters, listed by path.
+    """
+    wanted = flatten(abstract)
+    stored = stored_leaves(folder)
+    compare(
+        str(folder), wanted, {path: stored[path] for path in drop_unread(stored, wanted, unread)}
+    )
+    return restore(folder, abstract)
+
+
+def restore(folder: Path, abstract: Any) -> Any:
+    """What lies in `folder` as `abstract` says, which was compared with it before."""
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    args = jax.tree.map(
+        lambda x: ocp.ArrayRestoreArgs(
+            sharding=x.sharding or home, global_shape=x.shape, dtype=x.dtype
+        ),
+        abstract,
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.restore(
+            folder.absolute(),
+            args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
+        )
+
+
+class _Stored:
+    """One stored parameter; its file is opened when it is first read."""
+
+    def __init__(self, folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype):
+        self._folder, self._path, self._shape, self._dtype = folder, path, shape, dtype
+
+    @functools.cached_property
+    def _file(self) -> Any:
+        kvstore = {
+            "driver": "ocdbt",
+            "base": f"file://{self._folder.absolute()}/",
+            "path": self._path.replace("/", ".") + "/",
+        }
+        spec = {"driver": "zarr", "kvstore": kvstore}
+        file: Any = ts.open(spec, open=True, read=True).result()
+        assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
+        return file
+
+    def read(self) -> np.ndarray:
+        """All of it, block by block: orbax's own read holds all chunks beside the array."""
+        array = np.empty(self._shape, self._dtype)
+        if not self._shape:
+            return self.part(())
+        rows = self._file.chunk_layout.read_chunk.shape[0]
+        for start in range(0, self._shape[0], rows):
+            array[start : start + rows] = self._file[start : start + rows].read().result()
+        return array
+
+    def part(self, index: Index) -> np.ndarray:
+        """What lies at `index`; of the folder no other chunks are read."""
+        return self._file[index].read().result()

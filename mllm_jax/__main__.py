@@ -1,19 +1,23 @@
 """The command line: verbs -> doors. A door is imported when its verb is called: `--help` is quick.
 
-Exit codes: 0 done, 2 bad input, 1 a run that had to end (either with one line on stderr) or a fault
-of ours (with its traceback), 130 interrupted.
+Exit codes: 0 done, 2 bad input, 1 a run that had to end, 75 stopped by SIGTERM and saved, 76
+another process of the run was lost (each with one line on stderr); 1 also for a fault of ours (with
+its traceback), 130 interrupted.
 """
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm_jax.errors import ConfigError, RunError, require
+from mllm_jax import distributed, guard
+from mllm_jax.errors import ConfigError, Preempted, RunError, require
 
 Verb = Callable[[argparse.Namespace], None]
 TAKE_OVERRIDES = ("train", "prepare", "inspect")  # what reads one stage file
+SEVERAL = ("train", "recipe")  # what runs on several processes
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -25,15 +29,39 @@ def main(words: Sequence[str] | None = None) -> int:
     options.overrides = rest
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    trainer = None
     try:
+        cluster = _cluster(options) if options.verb in SEVERAL else None
+        if cluster is not None and guard.INSIDE not in os.environ:
+            given = sys.argv[1:] if words is None else words
+            return guard.watch(cluster, [sys.executable, "-m", "mllm_jax", *given])
+        if cluster is not None:
+            trainer = guard.Trainer(int(os.environ[guard.INSIDE]), cluster.lost_after)
+        if options.verb in SEVERAL:
+            signal.signal(signal.SIGTERM, _stop)
+        if cluster is not None:
+            distributed.join(cluster)
         options.run(options)
     except (ConfigError, RunError) as error:
-        print(f"mllm-jax: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        if trainer is not None:
+            trainer.end(error.exit_code, str(error))  # the guards say it once
+        guard.say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         print("mllm-jax: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _cluster(options: argparse.Namespace) -> distributed.Cluster | None:
+    flags = (options.coordinator, options.processes, options.process)
+    return distributed.find(*flags, os.environ, options.lost_after, options.join_within)
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM until the first step, from which on the loop catches it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Preempted("SIGTERM before the first step: nothing is lost")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -78,10 +106,41 @@ def _add_quickstart(verbs) -> None:
 
 
 def _add_train(verbs) -> None:
-    usage = "mllm-jax train --config FILE [--resume] [--section.key value ...]"
+    flags = "[--resume [auto]] [--coordinator HOST:PORT --processes N --process I]"
+    usage = f"mllm-jax train --config FILE {flags} [--section.key value ...]"
     it = _verb(verbs, "train", _train, "one stage, from a YAML file", usage)
     it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    it.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    it.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        metavar="auto",
+        help="go on from the run's last checkpoint; auto: if a run has begun there",
+    )
+    _add_cluster(it)
+
+
+def _add_cluster(it) -> None:
+    """The place of a process among several; without flags, the environment says it."""
+    it.add_argument("--coordinator", metavar="HOST:PORT", help="process 0; PORT + 1 is used too")
+    it.add_argument("--processes", type=int, metavar="N", help="of the whole run")
+    it.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    it.add_argument(
+        "--lost-after",
+        type=_seconds,
+        default=distributed.LOST_AFTER,
+        metavar="SECONDS",
+        help="silence after which a process is lost and all others end; default: 60",
+    )
+    it.add_argument(
+        "--join-within",
+        type=_seconds,
+        default=distributed.JOIN_WITHIN,
+        metavar="SECONDS",
+        help="until all processes must be there; default: 300",
+    )
 
 
 def _add_prepare(verbs) -> None:
@@ -109,6 +168,7 @@ def _add_recipe(verbs) -> None:
     it = _verb(verbs, "recipe", _recipe, "stages in order, then evaluation and export")
     it.add_argument("file", type=Path, metavar="FILE")
     it.add_argument("--out", type=Path, metavar="DIR", help="default: the file's own `out`")
+    _add_cluster(it)
 
 
 def _add_convert(verbs) -> None:
@@ -281,6 +341,13 @@ def _bench(options: argparse.Namespace) -> None:
 def _positive(text: str) -> int:
     value = int(text)
     if value <= 0:
+        raise argparse.ArgumentTypeError(f"{value} must be positive")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} must be positive")
     return value
 

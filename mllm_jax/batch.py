@@ -10,7 +10,7 @@ Dimension letters, the same in annotations and einsum strings everywhere:
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float32, Int32, UInt8
+from jaxtyping import Array, Float32, Int32, Int64, UInt8
 
 Numbers = np.ndarray | Array
 
@@ -30,6 +30,17 @@ class Example(NamedTuple):
     stream: int  # number of the stream in the mixture
     language: int  # number of the language in the config's list
     record: str  # "stream/id", to find the record again
+
+
+class Contents(NamedTuple):
+    """What all rows of a step hold, an entry per example: the same in every process of a run."""
+
+    records: list[str]  # "stream/id"
+    streams: Int64[np.ndarray, "n"]  # number of the stream
+    languages: Int64[np.ndarray, "n"]  # number of the language
+    tokens: Int64[np.ndarray, "n"]  # image seats included
+    images: Int64[np.ndarray, "n"]
+    positions: int  # rows x length
 
 
 class Batch(NamedTuple):

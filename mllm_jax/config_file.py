@@ -8,6 +8,7 @@ config libraries accept more and say it in several lines.)
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -85,10 +86,16 @@ def build(cls: type[T], tree: dict[str, Any]) -> T:
 
 
 def dump(section: Any, path: str | Path) -> None:
-    """Writes a config section as YAML that `load` reads back to an equal section."""
-    Path(path).write_text(
+    """Writes a config section as YAML that `load` reads back to an equal section.
+
+    The file is there whole, or as it was: a run may be killed at any moment.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(
         yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
+    os.replace(beside, path)
 
 
 def to_dict(section: Any) -> Any:

@@ -9,8 +9,9 @@ metrics.jsonl   tensorboard/   checkpoints/<step>/
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files
@@ -30,24 +31,44 @@ FREE = ("train.", "mesh.", "out", "init.")
 FREE += tuple(f"data.{n}" for n in ("threads", "workers", "prefetch", "index", "image_cache"))
 
 
-def check(config: Config, resume: bool) -> list[str]:
+Resume = bool | Literal["auto"]
+
+
+class Beginning(NamedTuple):
+    """How a run begins."""
+
+    resume: bool  # in a folder that a run has made
+    step: int | None  # of the last checkpoint; None: from the weights
+    notes: list[str]  # what is to be said of it
+
+
+def check(config: Config, resume: Resume) -> Beginning:
     """Refuses a folder that is in use, or the continuation of something else; writes nothing.
 
+    Args:
+        config: the stage.
+        resume: go on with the run in the folder, from step 0 if it was stopped before its first
+            checkpoint; "auto": if there is one.
+
     Returns:
-        What differs from the run that is continued, and may: a line for each knob.
+        Where the run begins, and what differs from the run that is continued, and may.
 
     Raises:
         ConfigError: a fresh run into a folder that is not empty; a resume without a run, or with
             another config.
     """
     run = Path(config.out)
+    if resume == "auto":
+        resume = (run / "config.yaml").is_file()
+        if _stillborn(run):
+            return Beginning(False, None, [])
     if not resume:
         require(
             not in_use(run),
             f"out={config.out}: exists and is not empty; give another folder, or --resume to "
             "continue it",
         )
-        return []
+        return Beginning(False, None, [])
     require(
         (run / "config.yaml").is_file(),
         f"out={config.out}: no run to resume (config.yaml is missing)",
@@ -56,25 +77,40 @@ def check(config: Config, resume: bool) -> list[str]:
     differ = {
         k: f"{k} was {old!r}, is {new!r}" for k, (old, new) in differences(before, config).items()
     }
-    last = max(checkpoint_steps(run / "checkpoints"), default=0)
-    free = {key for key in differ if key.startswith(FREE) or _lies_ahead(key, last)}
+    last = max(checkpoint_steps(run / "checkpoints"), default=None)
+    free = {key for key in differ if key.startswith(FREE) or _lies_ahead(key, last or 0)}
     changed = [words for key, words in differ.items() if key not in free]
     require(
         not changed,
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
         "back, or start a new run",
     )
-    return [words for key, words in differ.items() if key in free]
+    notes = [words for key, words in differ.items() if key in free]
+    if last is None:
+        notes.append("the run was stopped before its first checkpoint; it begins again")
+    return Beginning(True, last, notes)
 
 
-def prepare(config: Config, source: ModelSource | None, loader: Loader, resume: bool) -> Path:
-    """Writes what a run folder holds besides metrics and checkpoints; returns the folder."""
+def _stillborn(run: Path) -> bool:
+    """Whether a run was killed while it wrote the first file of its folder."""
+    return run.is_dir() and [x.name for x in run.iterdir()] == [".config.yaml.partial"]
+
+
+def prepare(config: Config, source: ModelSource | None, loader: Loader, fresh: bool) -> Path:
+    """Writes what a run folder holds besides metrics and checkpoints; returns the folder.
+
+    Args:
+        config, source, loader: of the stage.
+        fresh: no step has been saved: the model's files are written (again).
+    """
     run, model = Path(config.out), Path(config.out) / "model"
     run.mkdir(parents=True, exist_ok=True)
     config_file.dump(config, run / "config.yaml")
     write_json(run / "data.json", loader.report())
-    if resume:
+    if not fresh:
         return run
+    if model.is_dir():
+        shutil.rmtree(model)  # half written by a run that was killed
     model.mkdir()
     hf_files.copy_files(source.files if source else Path(config.init.tokenizer or ""), model)
     _write_generation_config(model)

@@ -8,34 +8,38 @@ from typing import Any, Literal
 
 import jax
 
-from mllm_jax import run_folder, sharding
+from mllm_jax import distributed, run_folder, sharding
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.retention import Keep, Mean
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import Config
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.errors import require
+from mllm_jax.distributed import Stop
+from mllm_jax.errors import Preempted, require
 from mllm_jax.stage import Stage, apply_of, draw, place, plan
 from mllm_jax.training import flops, metrics, state, step
-from mllm_jax.training.writer import MetricsWriter
+from mllm_jax.training.writer import MetricsWriter, NoWriter
 from mllm_jax.trees import flatten, unflatten
 
 
-def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = None) -> Path:
+def train(
+    config: Config, resume: run_folder.Resume = False, devices: Sequence[Any] | None = None
+) -> Path:
     """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
 
     Args:
         config: the stage.
         resume: go on from the last checkpoint in `config.out`; batches and losses are those of an
-            undisturbed run.
+            undisturbed run. "auto": if a run has begun there.
         devices: the mesh's devices; all there are when None.
 
     Raises:
         ConfigError: bad input, before anything is written.
         Diverged: a loss that is not finite; names the step and the last good checkpoint.
+        Preempted: SIGTERM came to a process of the run; the step is finished and saved.
     """
-    changed = run_folder.check(config, resume)
+    begin = run_folder.check(config, resume)
     mesh = sharding.make_mesh(config.mesh, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -46,22 +50,42 @@ def train(config: Config, resume: bool = False, devices: Sequence[Any] | None = 
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
-    now = None if resume else born(stage, source, config)  # before anything is written
-    for words in changed:
-        print(f"resume: {words}", file=sys.stderr)
-    if jax.process_index() == 0 and (warning := sharding.slow_links(mesh)):
+    now = None if begin.step is not None else born(stage, source, config)
+    run = _begin(config, source, loader, begin)
+    if distributed.is_first() and (warning := sharding.slow_links(mesh)):
         print(warning, file=sys.stderr)
-    run = run_folder.prepare(config, source, loader, resume)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints = Checkpoints(run, keep)
     now = now or restored(stage, checkpoints, config.train.on_damage)
     first = int(now.step)
     loop = Loop(config, stage, loader, checkpoints, steps)
-    record = MetricsWriter(run, steps, first if resume else None, config.train.log_every)
-    with checkpoints, record as writer:  # the last save is complete at the end, or raises
-        now = loop.run(now, first, writer)
-    run_folder.finish(run, writer.last_written)
+    record = _writer(config, steps, first if begin.resume else None)
+    with checkpoints, record as writer, Stop() as stop:  # the last save is complete at the end
+        now = loop.run(now, first, writer, stop)
+    if distributed.is_first():
+        run_folder.finish(run, writer.last_written)
+    if int(now.step) < loop.stop:
+        raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; go on with --resume")
     return run
+
+
+def _begin(
+    config: Config, source: ModelSource | None, loader: Loader, begin: run_folder.Beginning
+) -> Path:
+    """The first thing that is written, by process 0, when all processes have checked theirs."""
+    distributed.barrier("checked")
+    if distributed.is_first():
+        for words in begin.notes:
+            print(f"resume: {words}", file=sys.stderr)
+        run_folder.prepare(config, source, loader, fresh=begin.step is None)
+    distributed.barrier("prepared")
+    return Path(config.out)
+
+
+def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWriter | NoWriter:
+    if not distributed.is_first():
+        return NoWriter()
+    return MetricsWriter(Path(config.out), steps, resume_step, config.train.log_every)
 
 
 class Loop:
@@ -83,8 +107,10 @@ class Loop:
             stage.shardings,
         )
 
-    def run(self, now: state.TrainState, first: int, writer: MetricsWriter) -> state.TrainState:
-        """Steps `first` to `stop`.
+    def run(
+        self, now: state.TrainState, first: int, writer: MetricsWriter | NoWriter, stop: Stop
+    ) -> state.TrainState:
+        """Steps `first` to `self.stop`, or to where SIGTERM stops all processes.
 
         A step's numbers are fetched after the next step is on its way to the device.
         """
@@ -99,16 +125,20 @@ class Loop:
             if compiled is None:
                 compiled = self._compile(now, host.batch)
                 watch.lap()
+            waited = distributed.slowest(watch.waited)  # asked and known before the step ends
             now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
             if pending is not None:
-                self._report(pending, writer, meter, watch)
-            pending = (number, numbers, meter.count(host.batch), host.records)
-            last = number + 1 == self.stop
+                self._report(pending, waited, writer, meter, watch)
+                waited = 0.0
+            pending = (number, numbers, meter.count(host.contents), host.contents.records)
+            last = stop.due(number) or number + 1 == self.stop
             if last or (number + 1) % self.config.train.save_every == 0:
-                self._report(pending, writer, meter, watch)
+                self._report(pending, waited, writer, meter, watch)
                 self._save(now)
                 pending = None
                 watch.lap()
+            if last:
+                break
         return now
 
     def _compile(self, now: state.TrainState, batch: Any) -> step.Compiled:
@@ -119,7 +149,7 @@ class Loop:
             self.train_step, self.stage.mesh, now, self.stage.shardings, whole, rows
         )
 
-    def _meter(self, writer: MetricsWriter) -> metrics.Meter:
+    def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config
         images = config.data.rows * config.data.image_slots if config.model.patches else 0
         trained = flatten(self.stage.abstract.trainable)
@@ -131,18 +161,22 @@ class Loop:
         return metrics.Meter(
             list(config.data.streams),
             config.data.languages,
-            config.model.patches,
             useful,
             peak,
             writer.last,
         )
 
     def _report(
-        self, pending: tuple, writer: MetricsWriter, meter: metrics.Meter, watch: metrics.Watch
+        self,
+        pending: tuple,
+        waited: Any,
+        writer: MetricsWriter | NoWriter,
+        meter: metrics.Meter,
+        watch: metrics.Watch,
     ) -> None:
         number, numbers, counts, records = pending
         jax.block_until_ready(numbers)  # a lap runs from the end of one step to the end of the next
-        line = meter.line(number, numbers, counts, watch.lap())
+        line = meter.line(number, numbers, counts, watch.lap()._replace(waiting=float(waited)))
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
         writer.write(line)

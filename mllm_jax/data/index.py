@@ -93,10 +93,14 @@ class StreamIndex:
 
     def __getitem__(self, index: int) -> Example:
         """A usable example, its images widened to seats, cut to the row's length."""
-        record, piece = int(self._records[index]), int(self._pieces[index])
-        key = f"{self.name}/{self._store.id(record)}" + (f"#{piece}" if piece else "")
-        images = self._images(record)
+        images = self._images(int(self._records[index]))
+        key = self.key(index)
         return Example(*self.tokens(index), images, self.number, self.language(index), key)
+
+    def key(self, index: int) -> str:
+        """ "stream/id" of an example, with the number of the piece from the second one on."""
+        record, piece = int(self._records[index]), int(self._pieces[index])
+        return f"{self.name}/{self._store.id(record)}" + (f"#{piece}" if piece else "")
 
     def tokens(self, index: int) -> Encoded:
         """Tokens, weights and seats of an example; its images are not looked for."""

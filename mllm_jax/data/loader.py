@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from mllm_jax.batch import Batch
+from mllm_jax.batch import Batch, Contents
 from mllm_jax.data import images, index, packing
 from mllm_jax.data.order import Ref
 from mllm_jax.data.plan import Plan
@@ -30,6 +30,7 @@ class HostBatch(NamedTuple):
 
     batch: Batch
     records: list[str]  # "stream/id" of every example, row by row
+    contents: Contents  # of all processes' rows
 
 
 class Loader:
@@ -97,11 +98,9 @@ class Loader:
 
     def batch(self, step: int) -> HostBatch:
         """This process's rows of a step. Raises ConfigError for an image that cannot be decoded."""
-        rows, records = [], []
-        first = step * self._config.rows
+        rows, records, planned = [], [], self.rows(step)
         for number in self._share:
-            refs = self._plan.row(first + number)
-            examples = [self._streams[ref.stream][ref.record] for ref in refs]
+            examples = [self._streams[ref.stream][ref.record] for ref in planned[number]]
             pixels = [self._cache[image] for example in examples for image in example.images]
             row = packing.assemble(
                 examples,
@@ -119,7 +118,18 @@ class Loader:
             raise ValueError(
                 f"step {step}: image tokens and image seats differ; records {records[:5]}"
             )
-        return HostBatch(batch, records)
+        return HostBatch(batch, records, self._contents(planned))
+
+    def _contents(self, planned: list[list[Ref]]) -> Contents:
+        refs = [(self._streams[ref.stream], ref.record) for row in planned for ref in row]
+        return Contents(
+            [stream.key(record) for stream, record in refs],
+            np.array([stream.number for stream, _ in refs], np.int64),
+            np.array([stream.language(record) for stream, record in refs], np.int64),
+            np.array([stream.sizes[record] for stream, record in refs], np.int64),
+            np.array([stream.images[record] for stream, record in refs], np.int64),
+            self._config.rows * self._config.length,
+        )
 
     def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
         """Batches of steps start, start + 1, ..., stop - 1 in order, made ahead.

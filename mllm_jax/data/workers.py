@@ -56,7 +56,7 @@ class Workers(Generic[T]):
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
         for process in self._processes:
-            process.terminate()
+            process.kill()
         for process in self._processes:
             process.join()
 
@@ -88,7 +88,9 @@ class Workers(Generic[T]):
 
 
 def _serve(pipe: Connection, make: Callable[[int], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what Ctrl-C ends
+    # the run decides what Ctrl-C ends, and after SIGTERM it finishes its step and saves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         try:
             number = pipe.recv()

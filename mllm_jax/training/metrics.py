@@ -9,7 +9,7 @@ dispatched, so the device never waits for a line:
         with watch.waiting():
             host = next(batches)
         state, metrics = compiled.call(state, place(host.batch))
-        counts = meter.count(host.batch)
+        counts = meter.count(host.contents)
         if previous: writer.write(meter.line(*previous, watch.lap()))
         previous = (step, metrics, counts)
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from mllm_jax.batch import Batch
+from mllm_jax.batch import Contents
 from mllm_jax.errors import RunError
 
 Line = dict[str, Any]  # one line of metrics.jsonl: step and numbers
@@ -73,6 +73,11 @@ class Watch:
         yield
         self._waiting += self._clock() - start
 
+    @property
+    def waited(self) -> float:
+        """Seconds of this turn that were spent waiting for data so far."""
+        return self._waiting
+
     def lap(self) -> Lap:
         """Ends a turn and begins the next."""
         now = self._clock()
@@ -82,12 +87,12 @@ class Watch:
 
 
 class Counts(NamedTuple):
-    """What one batch holds; records are examples, counted at their first token."""
+    """What the rows of one step hold; records are examples."""
 
     positions: int  # rows x length
     tokens: int  # real ones: no padding
     images: int  # image slots in use
-    # "records", "tokens", "trained" -> "stream" and "language" -> count by number
+    # "records", "tokens" -> "stream" and "language" -> count by number
     mixture: dict[str, dict[str, Float64[np.ndarray, "n"]]]
 
 
@@ -95,12 +100,10 @@ class Meter:
     """Counts batches on the host and words the lines of metrics.jsonl.
 
     Shares of the mixture are cumulative over the whole run: realised, not wished. On resume they go
-    on from `last`. Counts are those of the batch handed in; with several hosts each counts its own
-    rows.
+    on from `last`. Counts are of all processes' rows: every process knows what the others read.
 
     Args:
         streams, languages: their names, in the order of the batch's numbers.
-        patches: seats of one image, P; 0 for a model without images.
         flops: useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
         peak: FLOP/s of all chips together (`flops.peak_rate` x chips); None: no MFU is written.
         last: the last line kept on resume (`MetricsWriter.last`).
@@ -110,13 +113,12 @@ class Meter:
         self,
         streams: Sequence[str],
         languages: Sequence[str],
-        patches: int,
         flops: float | None = None,
         peak: float | None = None,
         last: Line | None = None,
     ):
         self.names = {"stream": tuple(streams), "language": tuple(languages)}
-        self._patches, self._flops, self._peak = patches, flops, peak
+        self._flops, self._peak = flops, peak
         self._totals = {
             (what, kind): np.array(
                 [(last or {}).get(f"total_{what}/{kind}/{n}", 0.0) for n in names]
@@ -125,22 +127,18 @@ class Meter:
             for kind, names in self.names.items()
         }
 
-    def count(self, batch: Batch) -> Counts:
-        """Counts of one batch (numpy). An example begins where a new segment above 0 begins."""
-        segments, weights = np.asarray(batch.segments), np.asarray(batch.weights)
-        before = np.pad(segments[:, :-1], ((0, 0), (1, 0)))
-        first = (segments > 0) & (segments != before)
-        seats = np.asarray(batch.image_index)
-        images = int(np.sum((seats >= 0) & (seats % self._patches == 0))) if self._patches else 0
-        numbers = {"stream": np.asarray(batch.streams), "language": np.asarray(batch.languages)}
-        counted = {"records": first, "tokens": segments > 0, "trained": weights}
+    def count(self, contents: Contents) -> Counts:
+        """Counts of one step."""
+        numbers = {"stream": contents.streams, "language": contents.languages}
+        ones = np.ones(len(contents.records), np.int64)
+        counted = {"records": ones, "tokens": contents.tokens}
         return Counts(
-            positions=segments.size,
-            tokens=int(np.sum(segments > 0)),
-            images=images,
+            positions=contents.positions,
+            tokens=int(contents.tokens.sum()),
+            images=int(contents.images.sum()),
             mixture={
                 what: {
-                    kind: np.bincount(n.ravel(), each.ravel(), minlength=len(self.names[kind]))
+                    kind: np.bincount(n, each, minlength=len(self.names[kind]))
                     for kind, n in numbers.items()
                 }
                 for what, each in counted.items()
@@ -182,13 +180,14 @@ class Meter:
             line["teraflops_per_second"] = self._flops / lap.seconds / 1e12
             if self._peak is not None:
                 line["mfu"] = self._flops / lap.seconds / self._peak
-        return line | self._mixture(counts)
+        trained_by = {kind: got[f"{kind}_tokens"] for kind in self.names}
+        return line | self._mixture(counts.mixture | {"trained": trained_by})
 
-    def _mixture(self, counts: Counts) -> Line:
+    def _mixture(self, mixture: Mapping[str, Mapping[str, np.ndarray]]) -> Line:
         """Cumulative shares, and the totals they come from (a resumed run reads them back)."""
         shares, totals = {}, {}
         for (what, kind), total in self._totals.items():
-            total += counts.mixture[what][kind]
+            total += mixture[what][kind]
             whole = max(float(total.sum()), 1e-30)
             for name, value in zip(self.names[kind], total.tolist(), strict=True):
                 shares[f"share_{what}/{kind}/{name}"] = value / whole

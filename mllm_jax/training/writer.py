@@ -101,6 +101,22 @@ class MetricsWriter:
         self.close()
 
 
+class NoWriter:
+    """Stands for the writer in the processes of a run that write nothing."""
+
+    last: Line | None = None
+    last_written: Line | None = None
+
+    def write(self, line: Line) -> None:
+        """Nothing: process 0 writes the line of all."""
+
+    def __enter__(self) -> "NoWriter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+
 def cut(path: Path, resume_step: int) -> Line | None:
     """Removes the lines of `resume_step` and later, in one move; returns the last line kept.
 

@@ -90,6 +90,26 @@ def test_shares_of_processes_are_the_whole(load, shares):
         for field, all_rows in enumerate(whole.batch):
             for share, part in zip(shares, made, strict=True):
                 np.testing.assert_array_equal(part.batch[field], all_rows[share])
+        for part in made:
+            for field, all_examples in zip(part.contents, whole.contents, strict=True):
+                np.testing.assert_array_equal(field, all_examples)
+
+
+def test_contents_are_what_the_rows_hold(load, model):
+    """Counted a second time, on the arrays that the device gets."""
+    loader = load()
+    for step in range(4):
+        batch, records, contents = loader.batch(step)
+        assert contents.records == records
+        starts = (batch.segments > 0) & (batch.positions == 0)
+        np.testing.assert_array_equal(contents.streams, batch.streams[starts])
+        np.testing.assert_array_equal(contents.languages, batch.languages[starts])
+        assert contents.tokens.sum() == (batch.segments > 0).sum()
+        seats = batch.image_index
+        assert contents.images.sum() == ((seats >= 0) & (seats % model.patches == 0)).sum()
+        assert contents.positions == batch.tokens.size
+        tokens = np.bincount(batch.streams[batch.segments > 0])
+        np.testing.assert_array_equal(np.bincount(contents.streams, contents.tokens), tokens)
 
 
 def test_seed_changes_the_order(load):

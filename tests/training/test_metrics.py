@@ -6,18 +6,19 @@ import json
 import numpy as np
 import pytest
 
+from mllm_jax.batch import Contents
 from mllm_jax.errors import ConfigError
 from mllm_jax.training import metrics
 from mllm_jax.training.writer import MetricsWriter, cut
-from tests.training import toy
 
-# two rows of 8, patches = 2: examples aaa|bb|. and c with two images
-BATCH = toy.batch(2, 8)._replace(
-    segments=np.array([[1, 1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], np.int32),
-    weights=np.array([[0, 1, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]], np.float32),
-    streams=np.array([[0, 0, 0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], np.int32),
-    languages=np.array([[0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]], np.int32),
-    image_index=np.array([[-1] * 8, [-1, 0, 1, 2, 3, -1, -1, -1]], np.int32),
+# two rows of 8: examples aaa|bb|. and c with two images
+CONTENTS = Contents(
+    records=["captions/a", "chat/b", "chat/c"],
+    streams=np.array([0, 1, 1]),
+    languages=np.array([0, 0, 1]),
+    tokens=np.array([3, 2, 7]),
+    images=np.array([0, 0, 2]),
+    positions=16,
 )
 
 
@@ -40,22 +41,20 @@ def numbers(**changes):
 
 
 def meter(**kwargs):
-    return metrics.Meter(["captions", "chat"], ["eu", "en", "it"], 2, **kwargs)
+    return metrics.Meter(["captions", "chat"], ["eu", "en", "it"], **kwargs)
 
 
 def test_counts_by_hand():
-    counts = meter().count(BATCH)
+    counts = meter().count(CONTENTS)
     assert (counts.positions, counts.tokens, counts.images) == (16, 12, 2)
     assert counts.mixture["records"]["stream"].tolist() == [1, 2]
     assert counts.mixture["records"]["language"].tolist() == [2, 1, 0]
     assert counts.mixture["tokens"]["language"].sum() == 12
-    assert counts.mixture["trained"]["stream"].tolist() == [1, 3]
-    assert counts.mixture["trained"]["language"].tolist() == [2, 2, 0]
 
 
 def test_line_by_hand():
     one = meter(flops=4e12, peak=10e12)
-    line = one.line(7, numbers(), one.count(BATCH), metrics.Lap(2.0, 0.5))
+    line = one.line(7, numbers(), one.count(CONTENTS), metrics.Lap(2.0, 0.5))
     wanted = {
         "step": 7,
         "loss": 2.0,
@@ -88,15 +87,10 @@ def test_line_by_hand():
 
 def test_shares_are_cumulative_and_go_on_after_a_resume():
     straight, lap = meter(), metrics.Lap(1.0, 0.0)
-    lines = [straight.line(n, numbers(), straight.count(BATCH), lap) for n in range(3)]
+    lines = [straight.line(n, numbers(), straight.count(CONTENTS), lap) for n in range(3)]
     assert lines[2]["total_records/stream/chat"] == 6
     resumed = meter(last=json.loads(json.dumps(lines[1])))
-    assert resumed.line(2, numbers(), resumed.count(BATCH), lap) == lines[2]
-
-
-def test_a_model_without_images_counts_none():
-    one = metrics.Meter(["captions", "chat"], ["eu", "en", "it"], 0)
-    assert one.count(toy.batch(2, 8)).images == 0
+    assert resumed.line(2, numbers(), resumed.count(CONTENTS), lap) == lines[2]
 
 
 def test_watch():
@@ -131,7 +125,7 @@ def write(folder, steps, resume=None, output=None, total=10, loss=2.0):
         one = meter(last=writer.last)
         for step in steps:
             got = numbers(loss=np.float32(loss))
-            writer.write(one.line(step, got, one.count(BATCH), metrics.Lap(0.5, 0.1)))
+            writer.write(one.line(step, got, one.count(CONTENTS), metrics.Lap(0.5, 0.1)))
     return output.getvalue()
 
 

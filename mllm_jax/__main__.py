@@ -12,8 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mllm_jax import distributed, guard
+from mllm_jax import distributed
 from mllm_jax.errors import ConfigError, Preempted, RunError, require
+from mllm_jax.guard.cluster import JOIN_WITHIN, LOST_AFTER, Cluster, find
+from mllm_jax.guard.trainer import INSIDE, Trainer, say
+from mllm_jax.guard.watch import watch
 
 Verb = Callable[[argparse.Namespace], None]
 TAKE_OVERRIDES = ("train", "prepare", "inspect")  # what reads one stage file
@@ -32,11 +35,11 @@ def main(words: Sequence[str] | None = None) -> int:
     trainer = None
     try:
         cluster = _cluster(options) if options.verb in SEVERAL else None
-        if cluster is not None and guard.INSIDE not in os.environ:
+        if cluster is not None and INSIDE not in os.environ:
             given = sys.argv[1:] if words is None else words
-            return guard.watch(cluster, [sys.executable, "-m", "mllm_jax", *given])
+            return watch(cluster, [sys.executable, "-m", "mllm_jax", *given])
         if cluster is not None:
-            trainer = guard.Trainer(int(os.environ[guard.INSIDE]), cluster.lost_after)
+            trainer = Trainer(int(os.environ[INSIDE]), cluster.lost_after)
         if options.verb in SEVERAL:
             signal.signal(signal.SIGTERM, _stop)
         if cluster is not None:
@@ -45,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ConfigError, RunError) as error:
         if trainer is not None:
             trainer.end(error.exit_code, str(error))  # the guards say it once
-        guard.say(str(error))
+        say(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("mllm-jax: interrupted", file=sys.stderr)
@@ -53,9 +56,9 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cluster(options: argparse.Namespace) -> distributed.Cluster | None:
+def _cluster(options: argparse.Namespace) -> Cluster | None:
     flags = (options.coordinator, options.processes, options.process)
-    return distributed.find(*flags, os.environ, options.lost_after, options.join_within)
+    return find(*flags, os.environ, options.lost_after, options.join_within)
 
 
 def _stop(*_: object) -> None:
@@ -130,14 +133,14 @@ def _add_cluster(it) -> None:
     it.add_argument(
         "--lost-after",
         type=_seconds,
-        default=distributed.LOST_AFTER,
+        default=LOST_AFTER,
         metavar="SECONDS",
         help="silence after which a process is lost and all others end; default: 60",
     )
     it.add_argument(
         "--join-within",
         type=_seconds,
-        default=distributed.JOIN_WITHIN,
+        default=JOIN_WITHIN,
         metavar="SECONDS",
         help="until all processes must be there; default: 300",
     )

@@ -74,7 +74,7 @@ def test_every_token_of_the_batch_is_there(config: Config, tmp_path: Path, step:
     """All rows: texts in order, trained ones as many as the weights, pictures as many as seats."""
     text = inspect_rows.run(config, tmp_path / "look", step, rows=99).read_text(encoding="utf-8")
     loader = load(config)
-    batch, records = loader.batch(step)
+    batch, records, _ = loader.batch(step)
     texts = TokenTexts(load_tokenizer(config.init.tokenizer or ""))
     rows = ROW.findall(text)
     assert len(rows) == config.data.rows

@@ -1,4 +1,4 @@
-"""Watches over a run of several processes: one that is lost ends all others, by name. Ground floor.
+"""Watches over a run of several processes: one that is lost ends all others, by name.
 
 Every process of a run is two: the guard, which imports no JAX and so never hangs in a collective,
 and under it the trainer, the same command again, which does the work.
@@ -13,130 +13,21 @@ their trainers, which may hang in a collective for ever, and end with `LOST`.
 """
 
 import contextlib
-import json
 import os
 import select
 import selectors
 import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-from mllm_jax.distributed import Cluster
 from mllm_jax.errors import LOST, PREEMPTED, ConfigError, RunError
+from mllm_jax.guard.cluster import Cluster
+from mllm_jax.guard.judge import Member, Verdict, judge, lost_how
+from mllm_jax.guard.trainer import INSIDE, Line, interval, say
 
-INSIDE = "MLLM_JAX_GUARD"  # set in a trainer: the file descriptor of its end of the socket pair
 TURN = 0.1  # seconds between two looks at everything
-
-
-def interval(lost_after: float) -> float:
-    """Seconds between two signs of life."""
-    return min(1.0, lost_after / 10)
-
-
-class Line:
-    """A socket that carries lines of JSON."""
-
-    def __init__(self, it: socket.socket):
-        self.socket, self.closed, self._rest = it, False, b""
-
-    def send(self, **words: Any) -> None:
-        """Sends one line; what is closed is noted in `closed`."""
-        try:
-            self.socket.sendall(json.dumps(words).encode() + b"\n")
-        except OSError:
-            self.closed = True
-
-    def read(self) -> list[dict[str, Any]]:
-        """The lines that have come; waits only if there is nothing to read."""
-        try:
-            found = self.socket.recv(65536)
-        except OSError:
-            found = b""
-        self.closed = self.closed or not found
-        *lines, self._rest = (self._rest + found).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-
-@dataclass
-class Member:
-    """What is known of one process of the run; times are those of `time.monotonic`."""
-
-    host: str
-    heard: float  # last line of its guard
-    beat: float  # last sign of life of its trainer
-    code: int | None = None  # how its trainer ended, below 0 by a signal
-    error: str | None = None  # the line that its trainer would say
-    gone: bool = False  # its guard's connection was closed
-    since: float = field(default=float("inf"))  # when it was seen to end
-
-
-class Verdict(NamedTuple):
-    """Why all processes end."""
-
-    message: str
-    code: int
-    everywhere: bool  # said by every process, not only by the first
-
-
-def judge(members: Mapping[int, Member], now: float, lost_after: float) -> Verdict | None:
-    """Whether the run has to end, and why; the lost are named before those that fell with them.
-
-    A trainer that ended with a traceback or an abort may have done so because another one died: the
-    verdict waits as long as there is one that may still turn out to be lost.
-    """
-
-    def name(i: int) -> str:
-        return f"process {i} of {len(members)} (host {members[i].host})"
-
-    lost = [f"{name(i)} {how}" for i, m in members.items() if (how := _lost(m, now, lost_after))]
-    if lost:
-        return Verdict(f"{'; '.join(lost)}; all processes end", LOST, True)
-    failed = {i: m for i, m in members.items() if m.code not in (None, 0, PREEMPTED)}
-    told = {i: m for i, m in failed.items() if m.error is not None}
-    waited = now - min((m.since for m in failed.values()), default=now)
-    if told and (waited > 1 or len(told) == len(members)):
-        i = min(told)
-        same = len({m.error for m in told.values()}) == 1 and (i == 0 or len(told) > 1)
-        error, code = told[i].error or "", told[i].code or 1
-        return Verdict(error if same else f"{name(i)}: {error}", code, False)
-    quiet = [m for m in members.values() if m.code is None and _quiet(m, now, lost_after)]
-    if failed and waited > 1 and not quiet:
-        i = min(failed, key=lambda i: failed[i].since)
-        code = failed[i].code or 1
-        how = f"with code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
-        message = f"{name(i)} ended {how}; see what it printed; all processes end"
-        return Verdict(message, max(code, 1), True)
-    stopped = [m for m in members.values() if m.code == PREEMPTED]
-    if stopped and now - max(m.since for m in stopped) > lost_after:
-        return Verdict(f"{name(0)}: {stopped[0].error}", PREEMPTED, False)
-    return None
-
-
-def _lost(m: Member, now: float, lost_after: float) -> str | None:
-    if m.code is not None and m.code < 0 and -m.code != signal.SIGABRT:
-        return f"was killed by {signal.Signals(-m.code).name}"
-    if m.code is not None:
-        return None
-    if m.gone:
-        return "is gone: its connection was closed"
-    if now - m.heard > lost_after:
-        return f"was not heard of for {now - m.heard:.0f} s (host down, stopped or cut off)"
-    if now - m.beat > lost_after:
-        return f"has stalled: no sign of life for {now - m.beat:.0f} s"
-    return None
-
-
-def _quiet(m: Member, now: float, lost_after: float) -> bool:
-    return now - min(m.heard, m.beat) > 3 * interval(lost_after)
-
-
-# ---------------------------------------------------------------------------------------- the guard
 
 
 def watch(cluster: Cluster, command: Sequence[str]) -> int:
@@ -150,8 +41,7 @@ def watch(cluster: Cluster, command: Sequence[str]) -> int:
         RunError: the others cannot be reached in `cluster.join_within` seconds.
         ConfigError: two processes claim one index, or count the processes differently.
     """
-    guard = _First(cluster) if cluster.process == 0 else _Other(cluster)
-    with contextlib.closing(guard):
+    with contextlib.closing((_Other if cluster.process else _First)(cluster)) as guard:
         guard.gather()
         return guard.run(command)
 
@@ -275,7 +165,7 @@ class _First(_Guard):
         line.socket.settimeout(10)
         said = line.read()
         hello = said[0] if said else {}
-        if "process" not in hello:  # a stranger
+        if not isinstance(hello, dict) or "process" not in hello:  # a stranger
             line.socket.close()
             return
         line.socket.settimeout(None)
@@ -320,6 +210,18 @@ class _First(_Guard):
         for line in self.lines.values():
             line.send(verdict=verdict)
 
+    def close(self) -> None:
+        """Waits until the others have read the last words: closing early would take them away."""
+        end = time.monotonic() + 2
+        for line in self.lines.values():
+            with contextlib.suppress(OSError):  # gone already
+                line.socket.shutdown(socket.SHUT_WR)
+            while not line.closed and (left := end - time.monotonic()) > 0:
+                if select.select([line.socket], [], [], left)[0]:
+                    line.read()
+            line.socket.close()
+        super().close()
+
     def finished(self) -> bool:
         return all(member.code is not None for member in self.members.values())
 
@@ -328,20 +230,22 @@ class _Other(_Guard):
     """Guard 1, 2, ...: tells the first how its trainer fares, and does as it says."""
 
     def __init__(self, cluster: Cluster):
+        """Finds the first guard, which may start later."""
         super().__init__(cluster)
         self._verdict: Verdict | None = None
         self._started, self._spoke, self._sent = False, 0.0, False
         self._first = Member(cluster.host, 0.0, float("inf"))
+        self._end = time.monotonic() + cluster.join_within
+        self.line = Line(self._connect())
 
-    def gather(self) -> None:
+    def _connect(self) -> socket.socket:
         cluster, address = self.cluster, (self.cluster.host, self.cluster.port + 1)
-        end = time.monotonic() + cluster.join_within
         while True:
+            left = self._end - time.monotonic()
             try:
-                it = socket.create_connection(address, timeout=max(0.1, end - time.monotonic()))
-                break
+                return socket.create_connection(address, timeout=max(0.1, left))
             except OSError as error:
-                if time.monotonic() > end:
+                if left < 0:
                     raise RunError(
                         f"process {cluster.process} of {cluster.processes} (host {self.me.host}): "
                         f"no answer from process 0 at {address[0]}:{address[1]} within "
@@ -349,19 +253,29 @@ class _Other(_Guard):
                         "may this host reach that port?"
                     ) from error
                 time.sleep(min(0.5, cluster.join_within / 10))
+
+    def gather(self) -> None:
+        it, me = self.line.socket, self.cluster
         it.settimeout(None)
-        self.line = Line(it)
-        self.line.send(process=cluster.process, processes=cluster.processes, host=self.me.host)
+        self.line.send(process=me.process, processes=me.processes, host=self.me.host)
         self.selector.register(it, selectors.EVENT_READ, self._hear)
         while not self._started and self._verdict is None and not self.line.closed:
-            if not select.select([it], [], [], max(0.0, end + 10 - time.monotonic()))[0]:
+            # process 0 began to wait at another moment, and says so when it gives up
+            left = self._end + me.join_within - time.monotonic()
+            if left < 0 or not select.select([it], [], [], left)[0]:
                 break
             self._hear()
         if not self._started and self._verdict is None:
             self._verdict = Verdict("process 0 was lost before the run began", LOST, True)
 
+    def close(self) -> None:
+        self.line.socket.close()
+        super().close()
+
     def run(self, command: Sequence[str]) -> int:
-        if self._verdict is not None:  # before the start; process 0 has said why
+        if self._verdict is not None:  # before the start
+            if self._verdict.everywhere:
+                say(self._verdict.message)
             return self._verdict.code
         return super().run(command)
 
@@ -381,7 +295,7 @@ class _Other(_Guard):
             self._spoke, self._sent = now, self.me.code is not None
             self.line.send(silence=now - self.me.beat, code=self.me.code, error=self.me.error)
         if self._verdict is None:
-            lost = _lost(self._first, now, self.cluster.lost_after)
+            lost = lost_how(self._first, now, self.cluster.lost_after)
             if lost and not (self._sent and self.me.code in (0, PREEMPTED)):
                 text = f"process 0 of {self.cluster.processes} (host {self._first.host}) {lost}"
                 return Verdict(f"{text}; all processes end", LOST, True)
@@ -390,35 +304,3 @@ class _Other(_Guard):
     def finished(self) -> bool:
         # one that failed stays for the verdict, which names the reason
         return self._sent and (self.me.code in (0, PREEMPTED) or self._first.gone)
-
-
-def say(message: str) -> None:
-    """The one line of an end."""
-    print(f"mllm-jax: error: {message}", file=sys.stderr, flush=True)
-
-
-# -------------------------------------------------------------------------------------- the trainer
-
-
-class Trainer:
-    """A trainer's end of the socket pair: beats, and hands over its last line."""
-
-    def __init__(self, descriptor: int, lost_after: float):
-        """Starts to beat; a guard that is gone takes its trainer along."""
-        self._line = Line(socket.socket(fileno=descriptor))
-        self._every = interval(lost_after)
-        threading.Thread(target=self._beat, name="guard", daemon=True).start()
-
-    def _beat(self) -> None:
-        while not self._line.closed:
-            self._line.send(beat=True)
-            if select.select([self._line.socket], [], [], self._every)[0]:
-                self._line.read()  # the guard says nothing: this is its end
-        os._exit(LOST)  # the main thread may hang in a collective
-
-    def end(self, code: int, error: str | None) -> None:
-        """Ends this process at once: JAX would wait for the others."""
-        self._line.send(error=error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

@@ -1,0 +1,34 @@
+"""A trainer without JAX, for tests of the guard: says that it runs, then does as it is told.
+
+trainer.py FOLDER ACT      ACT: sleep, done, raise, refuse, exit CODE, wait-for-term
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mllm_jax.errors import PREEMPTED
+from mllm_jax.guard.trainer import INSIDE, Trainer
+
+
+def main() -> None:
+    folder, lost_after, process, act = Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:5]
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    trainer = Trainer(int(os.environ[INSIDE]), lost_after)
+    (folder / process).write_text(f"{os.getpid()} {os.getppid()}")
+    if act == "refuse":
+        trainer.end(2, "seed='x': expected a whole number")
+    if act.startswith("exit"):
+        sys.exit(int(act.removeprefix("exit")))
+    if act == "abort":
+        os.abort()
+    while act != "done" and not told:
+        time.sleep(0.05)
+    if told:
+        trainer.end(PREEMPTED, "SIGTERM: step 7 is saved")
+
+
+main()

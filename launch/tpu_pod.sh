@@ -15,7 +15,8 @@ queued() { gcloud compute tpus queued-resources "$1" "$name" --zone "$ZONE" "${@
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone "$ZONE" --worker=all --command "$1"; }
 state() { queued describe --format 'value(state.state)' 2>/dev/null || true; }
 
-remote='cd mllm_jax && source launch/environment.sh && prepare run
+# shellcheck disable=SC2016 # the workers expand it
+remote='set -e; cd mllm_jax && source launch/environment.sh && prepare run
 meta() { curl -sfH Metadata-Flavor:Google http://metadata/computeMetadata/v1/instance/attributes/$1; }
 IFS=, read -ra all <<<"$(meta worker-network-endpoints)"
 export MLLM_JAX_COORDINATOR=${all[0]##*:}:8476 MLLM_JAX_PROCESSES=${#all[@]}

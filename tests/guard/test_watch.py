@@ -37,7 +37,7 @@ class Run:
         self.guards = [
             subprocess.Popen(
                 [sys.executable, HERE / "guarded.py", f"127.0.0.1:{self.port}"]
-                + [str(x) for x in (count, number, LOST_AFTER, folder, act)],  # noqa: RUF005
+                + [str(x) for x in (count, number, LOST_AFTER, folder, act)],
                 stderr=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},

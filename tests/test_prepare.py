@@ -36,7 +36,7 @@ def test_afterwards_nothing_is_read_anew(config, tmp_path, monkeypatch):
     prepare.run(config, workers=1)
     monkeypatch.setattr(build, "read_part", None)
     tokenizer = load_tokenizer(tmp_path / "data" / "tokenizer")
-    Loader(config.data, config.model, tokenizer, config.seed, 1, 2).batch(3)
+    Loader(config.data, config.model, tokenizer, config.seed, share=[1]).batch(3)
     prepare.run(config, workers=1)
 
 

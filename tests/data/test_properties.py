@@ -91,7 +91,8 @@ def made(tmp_path_factory, tokenizer, model):
         data = DataConfig(
             streams, ("eu", "en"), length=96, image_slots=1, rows=ROWS, window=16, workers=workers
         )
-        return Loader(data, model, tokenizer, 3, host, hosts)
+        share = range(ROWS // hosts * host, ROWS // hosts * (host + 1)) if hosts > 1 else None
+        return Loader(data, model, tokenizer, 3, share)
 
     make()
     return make

@@ -19,7 +19,7 @@ from mllm_jax.guard.trainer import INSIDE, Trainer, say
 from mllm_jax.guard.watch import watch
 
 Verb = Callable[[argparse.Namespace], None]
-TAKE_OVERRIDES = ("train", "prepare", "inspect")  # what reads one stage file
+TAKE_OVERRIDES = ("train", "prepare", "inspect", "preflight")  # what reads one stage file
 SEVERAL = ("train", "recipe")  # what runs on several processes
 
 
@@ -79,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_prepare(verbs)
     _add_inspect(verbs)
+    _add_preflight(verbs)
     _add_recipe(verbs)
     _add_convert(verbs)
     _add_generate(verbs)
@@ -165,6 +166,16 @@ def _add_inspect(verbs) -> None:
         "--rows", type=_positive, default=4, metavar="K", help="rows that are shown; default: 4"
     )
     it.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets index.html")
+
+
+def _add_preflight(verbs) -> None:
+    flags = "--config FILE --hardware CHIPS [--json] [--section.key value ...]"
+    text = "does a stage fit on hardware that is not here, how fast may it be, what would fit"
+    it = _verb(verbs, "preflight", _preflight, text, f"mllm-jax preflight {flags}")
+    it.add_argument("--config", type=Path, required=True, metavar="FILE")
+    chips = "for example v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, cpu:8"
+    it.add_argument("--hardware", required=True, metavar="CHIPS", help=chips)
+    it.add_argument("--json", action="store_true", help="one object instead of the table")
 
 
 def _add_recipe(verbs) -> None:
@@ -270,6 +281,17 @@ def _inspect(options: argparse.Namespace) -> None:
     from mllm_jax import inspect_rows  # after the config: what is wrong with it is said at once
 
     inspect_rows.run(config, options.out, step=options.step, rows=options.rows)
+
+
+def _preflight(options: argparse.Namespace) -> None:
+    from mllm_jax import config_file
+    from mllm_jax.config import Config
+
+    config = config_file.load(Config, options.config, options.overrides)
+
+    from mllm_jax import preflight  # after the config: what is wrong with it is said at once
+
+    preflight.main(config, options.hardware, as_json=options.json)
 
 
 def _recipe(options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ GROUND |= {"distributed", "guard"}
 EXTRAS = {  # what few doors need, and which
     "digits": {"quickstart"},  # its pictures
     "report": {"quickstart", "inspect_rows"},  # their pages
+    "forecast": {"preflight", "planning"},  # memory, traffic, time of a step
 }
 # every other file beside these is a door, or what several doors share
 DOORS = {file.stem for file in (ROOT / "mllm_jax").glob("*.py")} - GROUND - {"__init__"}

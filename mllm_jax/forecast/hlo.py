@@ -1,0 +1,300 @@
+"""Collectives of a compiled step: a program's text -> bytes per kind, loops counted by their turns.
+
+A scan over layers, microbatches or chunks of the loss is a `while` of the program: what stands in
+its body runs once per turn, and loops stand in loops. The compiler's own figures count a body once.
+
+    ENTRY            all-reduce                              1 x
+      while x 16       (microbatches)
+        all-reduce                                          16 x
+        while x 32     (layers)  all-gather, reduce-scatter  16 x 32 = 512 x
+
+Bytes are those one device sends over its links, for a ring over n devices:
+
+    all-gather          whole result x (n - 1) / n
+    reduce-scatter      whole input  x (n - 1) / n
+    all-reduce          whole input  x 2 (n - 1) / n      a reduce-scatter and an all-gather
+    all-to-all          whole input  x (n - 1) / n
+    collective-permute  whole input
+
+Source of the ring's cost: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mllm_jax.errors import RunError
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# fraction of n - 1 over n that each kind sends
+TURNS = {"all-reduce": 2.0}
+WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+
+
+class Collective(NamedTuple):
+    """One collective of the program."""
+
+    kind: str  # of KINDS
+    shape: str  # of what is moved, as the program writes it: "bf16[4096,14336]"
+    payload: int  # bytes of the whole array, on one device
+    group: int  # devices that take part
+    count: int  # how often a step runs it
+    where: str  # the operation of the source it comes from
+
+    @property
+    def sent(self) -> int:
+        """Bytes that one device sends for it in a step."""
+        share = 1.0
+        if self.kind != "collective-permute":
+            share = TURNS.get(self.kind, 1.0) * (self.group - 1) / self.group
+        return round(self.payload * share) * self.count
+
+
+class Instruction(NamedTuple):
+    """One line of the program."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    text: str  # what follows the operands
+    inside: str  # the parentheses' text
+    root: bool
+
+
+Program = dict[str, list[Instruction]]  # computation -> its lines
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives that a step runs, of a program's text (`compiled.as_text()`).
+
+    Raises:
+        RunError: a loop with collectives in it whose number of turns cannot be read.
+    """
+    program, entry = parse(text)
+    found: list[Collective] = []
+    for computation, turns in _running(program, entry):
+        found += _of(program, computation, turns)
+    return found
+
+
+def parse(text: str) -> tuple[Program, str]:
+    """A program's text -> {computation: instructions}, and the name of the first one to run."""
+    program: Program = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
+            lines = program.setdefault(head[2], []) if head else None
+            entry = head[2] if head and head[1] else entry
+        elif lines is not None and (made := _instruction(line)) is not None:
+            lines.append(made)
+    return program, entry
+
+
+# ----------------------------------------------------------------------------------------- one line
+
+
+def _instruction(line: str) -> Instruction | None:
+    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if head is None:
+        return None
+    rest = line[head.end() :]
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, bracket, _ = rest.partition("(")
+    if not bracket:
+        return None
+    close = _closing(rest, len(opcode))
+    inside = rest[len(opcode) + 1 : close]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(head[2], shape, opcode, operands, rest[close + 1 :], inside, bool(head[1]))
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` closes."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def _called(line: Instruction, *names: str) -> list[str]:
+    """Computations named by these attributes: body=%x, branch_computations={%x, %y}."""
+    found = []
+    for name in names:
+        for one, several in re.findall(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", line.text):
+            found += [one] if one else re.findall(r"%?([\w.\-]+)", several)
+    return found
+
+
+def shape_bytes(shape: str) -> list[int]:
+    """Bytes of every array of a shape: "(f32[4,8]{1,0}, bf16[2])" -> [128, 4]."""
+    return [
+        math.prod(int(n) for n in dimensions.split(",") if n) * _width(kind)
+        for kind, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
+    ]
+
+
+def _width(kind: str) -> int:
+    bits = re.fullmatch(r"[su](\d+)", kind)
+    return WIDTHS.get(kind, 1) if bits is None else max(1, int(bits[1]) // 8)
+
+
+# --------------------------------------------------------------------------------------------- walk
+
+
+def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
+    """(computation, how often a step runs it) for what runs by itself: not fused, no reducer."""
+    waiting = [(entry, 1)]
+    while waiting:
+        computation, turns = waiting.pop()
+        yield computation, turns
+        for line in program[computation]:
+            if line.opcode == "while":
+                body = _called(line, "body")[0]
+                once = trips(program, line, computation)
+                if once is None and _any(program, body):
+                    raise RunError(
+                        f"{line.name}: a loop with collectives whose turns are not known; "
+                        "the program cannot be counted"
+                    )
+                waiting.append((body, turns * (once or 1)))
+            elif line.opcode in ("call", "conditional", "async-start"):
+                names = ("to_apply", "calls", "branch_computations", "true_computation")
+                waiting += [(c, turns) for c in _called(line, *names, "false_computation")]
+
+
+def _any(program: Program, entry: str) -> bool:
+    """Whether this computation, or one it calls, holds a collective."""
+    seen, waiting = set(), [entry]
+    while waiting:
+        computation = waiting.pop()
+        if computation in seen or computation not in program:
+            continue
+        seen.add(computation)
+        for line in program[computation]:
+            if line.opcode.removesuffix("-start") in KINDS:
+                return True
+            waiting += _called(line, "body", "calls", "to_apply", "branch_computations")
+    return False
+
+
+def trips(program: Program, loop: Instruction, home: str) -> int | None:
+    """Turns of a `while`: as the compiler notes them, else from its counter's test; None if unread.
+
+    The test is `counter < bound` where counters start at a constant and rise by one, as every scan
+    is written.
+    """
+    if known := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.text):
+        return int(known[1])
+    condition = _called(loop, "condition")[0]
+    test = _root(program, condition)
+    names = test.operands
+    if test.opcode == "fusion":  # a comparison alone in a fusion of its own
+        test = _root(program, _called(test, "calls")[0])
+    if test.opcode != "compare" or "direction=LT" not in test.text or len(names) != 2:
+        return None
+    start = _value(program, loop, home, condition, names[0])
+    bound = _value(program, loop, home, condition, names[1])
+    return None if bound is None else bound - (start or 0)
+
+
+def _value(program: Program, loop: Instruction, home: str, place: str, name: str) -> int | None:
+    """The constant behind a name in a loop's condition, there or in what the loop starts with."""
+    line = _line(program, place, name)
+    if line is not None and line.opcode == "get-tuple-element":
+        index = re.search(r"index=(\d+)", line.text)
+        start = _line(program, home, loop.operands[0])
+        if index is None or start is None or start.opcode != "tuple":
+            return None
+        line = _line(program, home, start.operands[int(index[1])])
+    while line is not None and line.opcode in ("copy", "bitcast") and line.operands:
+        line = _line(program, home, line.operands[0])
+    if line is None or line.opcode != "constant" or not line.inside.lstrip("-").isdigit():
+        return None
+    return int(line.inside)
+
+
+def _line(program: Program, computation: str, name: str) -> Instruction | None:
+    return next((line for line in program[computation] if line.name == name), None)
+
+
+def _root(program: Program, computation: str) -> Instruction:
+    return next(line for line in program[computation] if line.root)
+
+
+# -------------------------------------------------------------------------------------- collectives
+
+
+def _of(program: Program, computation: str, turns: int) -> list[Collective]:
+    """Those of one computation and of what is fused in it, each channel once.
+
+    TPU programs spread one collective over several fusions (begin, go on beside a product, end),
+    all with its channel's number.
+    """
+    found: dict[str, Collective] = {}
+    for place, line in _flat(program, computation):
+        kind = line.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
+            kind = "reduce-scatter"
+        channel = re.search(r"channel_id=(\d+)", line.text)
+        key = f"{kind} {channel[1]}" if channel else f"{place} {line.name}"
+        found.setdefault(key, _collective(program, place, line, kind, turns))
+    return list(found.values())
+
+
+def _flat(program: Program, computation: str) -> Iterator[tuple[str, Instruction]]:
+    for line in program[computation]:
+        yield computation, line
+        if line.opcode == "fusion":
+            for fused in _called(line, "calls"):
+                yield from _flat(program, fused)
+
+
+def _collective(
+    program: Program, place: str, line: Instruction, kind: str, turns: int
+) -> Collective:
+    moved = shape_bytes(line.shape)
+    shape = line.shape
+    if kind == "all-gather" and line.opcode.endswith("-start"):
+        moved = moved[len(moved) // 2 :]  # (inputs, results)
+    elif kind != "all-gather":
+        inputs = [_line(program, place, name) for name in line.operands]
+        shape = ", ".join(x.shape for x in inputs if x is not None) or line.inside
+        moved = shape_bytes(shape)
+    source = re.search(r'op_name="([^"]*)"', line.text)
+    where = source[1] if source else line.name
+    return Collective(kind, _plain(shape), sum(moved), _group(line.text), turns, where)
+
+
+def _plain(shape: str) -> str:
+    """A shape without layouts."""
+    return ", ".join(re.findall(r"\b[a-z]\w*\[[\d,]*\]", shape))
+
+
+def _group(text: str) -> int:
+    """Devices of one group: {{0,1},{2,3}}, [2,4]<=[8], or mesh['a'=2,'b'=4] {'b'}."""
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", found[2]))
+    return 2 if "source_target_pairs" in text else 1
+
+
+def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
+    """{kind: {"operations": how many run in a step, "bytes": what one device sends}}."""
+    kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"operations": 0, "bytes": 0})
+    for one in found:
+        kinds[one.kind]["operations"] += one.count
+        kinds[one.kind]["bytes"] += one.sent
+    return {kind: kinds[kind] for kind in KINDS if kind in kinds}

@@ -1,0 +1,154 @@
+"""What preflight found, as a person reads it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+NAMES = {  # field of memory.Memory -> line of the table
+    "trainable": "parameters, trained",
+    "frozen": "parameters, frozen",
+    "moments": "optimizer moments",
+    "batch": "batch: tokens, targets, ...",
+    "images": "batch: images",
+    "gradients": "gradients",
+    "activations": "activations kept for backward",
+    "logits": "logits of a chunk, and gradient",
+    "head": "output table gathered, and gradient",
+    "layer": "one layer: weights, working set",
+}
+HELD = ("trainable", "frozen", "moments", "batch", "images")
+
+
+def render(result: dict[str, Any]) -> str:
+    """The whole page; `result` as `preflight.forecast` makes it."""
+    parts = (_head(result), _memory(result), _collectives(result), _bound(result), _nearest(result))
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def size(count: float) -> str:
+    """Bytes for reading: 512 B, 3.2 KiB, 1.04 GiB."""
+    sign, value = "-" if count < 0 else "", float(abs(count))
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            digits = 0 if unit == "B" else 2 if unit == "GiB" else 1
+            return f"{sign}{value:,.{digits}f} {unit}"
+        value /= 1024
+    raise AssertionError
+
+
+def seconds(value: float) -> str:
+    """0.0042 -> "4.20 ms"."""
+    return f"{value:.3f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _rows(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> list[str]:
+    """Columns: the first to the left, the others to the right."""
+    rows = list(rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        (
+            indent + row[0].ljust(widths[0]) + "  " + "  ".join(map(str.rjust, row[1:], widths[1:]))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _head(result: dict[str, Any]) -> list[str]:
+    chip, setting, mesh = result["chip"], result["setting"], result["setting"]["mesh"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    compiled = result["compile_seconds"]
+    return [
+        f"{result['hardware']}: {result['chips']} x {chip['kind']} ({chip['source']})",
+        f"  {result['basis']}" + (f" in {compiled} s" if compiled else ""),
+        f"  {versions}",
+        f"  mesh data {mesh['data']} x fsdp {mesh['fsdp']} x tensor {mesh['tensor']}; "
+        f"{setting['rows']} rows of {setting['length']} tokens and {setting['image_slots']} image "
+        f"slots in {setting['microbatches']} turns; {setting['compute']}, parameters "
+        f"{setting['parameters']}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",
+    ]
+
+
+def _memory(result: dict[str, Any]) -> list[str]:
+    memory = result["memory"]
+    formula, compiler = memory["formula"], memory["compiler"]
+    held = sum(formula[name] for name in HELD)
+    made = compiler or {}
+
+    def by_compiler(name: str) -> str:
+        return size(made[name]) if name in made else ""
+
+    rows = [("", "by formula", "by compiler")]
+    rows += [(NAMES[name], size(formula[name]), "") for name in HELD]
+    rows += [("= held through the step", size(held), by_compiler("arguments"))]
+    rows += [(NAMES[name], size(formula[name]), "") for name in NAMES if name not in HELD]
+    rows += [("= temporary", size(formula["temporary"]), by_compiler("temporary"))]
+    if compiler:
+        rows += [("results not in the old state's place", "", by_compiler("outputs"))]
+        rows += [("program", "", by_compiler("code"))]
+    total = size(sum(made.values())) if compiler else ""
+    rows += [("= total", size(formula["total"]), total)]
+    lines = ["memory of one device", *_rows(rows)]
+    lines += ["  temporary = gradients + activations + the larger of (logits + table) and (layer)"]
+    if memory["refused"]:
+        lines += [f"  the compiler refused: {memory['refused']}"]
+    margin = f"{size(abs(memory['margin']))} {'free' if memory['margin'] >= 0 else 'too much'}"
+    verdict = "FITS" if memory["fits"] else "DOES NOT FIT"
+    if memory["refused"] and memory["margin"] >= 0:
+        margin = "the compiler's word counts, not the formula's"
+    return [*lines, f"  {verdict}: {size(memory['total'])} of {size(memory['limit'])}, {margin}"]
+
+
+def _collectives(result: dict[str, Any]) -> list[str]:
+    kinds = result["collectives"]
+    if not any(kind["bytes"] for kind in kinds.values()):
+        return ["collectives of a step: none"]
+    rows = [("", "operations", "sent by one device")]
+    rows += [
+        (name, f"{kind['operations']:,}" if kind["operations"] else "", size(kind["bytes"]))
+        for name, kind in kinds.items()
+    ]
+    rows += [("= total", "", size(sum(kind["bytes"] for kind in kinds.values())))]
+    counted = "loops counted by their turns" if result["largest_collectives"] else "by formula"
+    lines = [f"collectives of a step, {counted}", *_rows(rows)]
+    if result["largest_collectives"]:
+        lines += ["  the largest"]
+    for one in result["largest_collectives"]:
+        shape = one["shape"] if len(one["shape"]) <= 60 else one["shape"][:57] + "..."
+        what = f"{one['count']:,} x {one['kind']} {shape} over {one['group']}"
+        lines += [f"    {what}: {size(one['sent'])}", f"      {one['where'][-90:]}"]
+    return lines
+
+
+def _bound(result: dict[str, Any]) -> list[str]:
+    work, bound = result["work"], result["bound"]
+    rows = [
+        ("useful FLOPs", f"{work['useful']:.4g}", ""),
+        ("computed, with remat", f"{work['done']:.4g}", bound and seconds(bound["compute"])),
+        ("memory, one device, at least", size(work["memory"]), bound and seconds(bound["memory"])),
+        ("links, one device", size(work["sent"]), bound and seconds(bound["links"])),
+    ]
+    lines = ["a step, by formula and published rates"]
+    if bound is None:
+        rows = [row[:2] for row in rows]
+        return [*lines, *_rows(rows), "  no rates are published for this device: no bound on time"]
+    lines += _rows(rows)
+    return [
+        *lines,
+        f"  no step is faster than {seconds(bound['seconds'])} (bound by {bound['by']}): at most "
+        f"{bound['tokens_per_second']:,.0f} tokens/s, MFU {100 * bound['mfu']:.1f} %",
+    ]
+
+
+def _nearest(result: dict[str, Any]) -> list[str]:
+    found = result["nearest"]
+    if found is None:
+        return []
+    if not found:
+        return ["no setting of remat, rows, microbatches and mesh was found that fits here"]
+    return [
+        "the nearest settings that fit",
+        *(
+            f"  {one['flags']}\n    {size(one['total'])}, {size(one['margin'])} free, "
+            + ("compiled" if one["compiled"] else "by formula")
+            for one in found
+        ),
+    ]

@@ -1,0 +1,177 @@
+"""DOOR preflight: does a stage fit on hardware that is not here, how fast may it be.
+
+From shapes alone: no weights, no data, no tokenizer. libtpu compiles the real train step for TPUs
+on any machine, JAX for this machine's devices. For GPUs that are not here the numbers are estimates
+by formula, and are labelled so. When a stage does not fit: the nearest settings that do.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mllm_jax import planning
+from mllm_jax.config import Config
+from mllm_jax.errors import ConfigError
+from mllm_jax.forecast import hardware, hlo, roofline, table
+from mllm_jax.forecast.settings import Setting, near, whole_rows
+from mllm_jax.planning import Plans, Program
+from mllm_jax.training import flops
+
+SHOWN = 3  # settings that fit
+TRIED = 6  # compilations to find them
+NEARLY = 0.97  # of the memory: what an estimate may fill to be worth a compilation
+LARGEST = 6  # collectives listed
+
+
+def main(config: Config, word: str, as_json: bool = False) -> None:
+    """`mllm-jax preflight`: prints a table, or with `as_json` one object, on stdout.
+
+    Args:
+        config: the stage.
+        word: the hardware, for example "v5e:16x16".
+        as_json: for programs.
+
+    Raises:
+        ConfigError: unknown hardware, no compiler for it, or a stage that cannot be laid out on it.
+    """
+    result = forecast(config, word)
+    print(json.dumps(result) if as_json else table.render(result))
+
+
+def forecast(config: Config, word: str) -> dict[str, Any]:
+    """What `preflight` prints, as plain numbers; the names are those of `--json`."""
+    wanted = hardware.parse(word)
+    found = hardware.find_devices(wanted)
+    plans = Plans(config, wanted, found)
+    _check_rows(plans)
+    given = plans.given
+    program = None
+    if found.compiles:
+        with _progress(f"compiling the train step for {word}"):
+            program = plans.compiled(given)
+    result = _describe(plans, given, program)
+    if result["memory"]["fits"] is False:
+        result["nearest"] = _nearest(plans, given)
+    return result
+
+
+def _check_rows(plans: Plans) -> None:
+    given = plans.given
+    try:
+        plans.check_rows(given)
+    except ConfigError as error:
+        parts = given.split.data * given.split.fsdp
+        rows, turns = whole_rows(given.rows, given.microbatches, parts)
+        flags = given._replace(rows=rows, microbatches=turns).flags(given)
+        raise ConfigError(f"{error}; for example {flags}") from error
+
+
+# ------------------------------------------------------------------------------------------- result
+
+
+def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[str, Any]:
+    wanted, memory = plans.hardware, plans.memory(setting)
+    limit = plans.limit
+    total = memory.total if program is None else program.total
+    sent = plans.sent(setting) if program is None or program.refused else program.sent
+    work = plans.work(setting, sum(kind["bytes"] for kind in sent.values()))
+    rate = flops.peak_rate(wanted.chip.kind)
+    bound = roofline.bound(work, wanted.chip, rate, wanted.count)
+    return {
+        "hardware": wanted.word,
+        "chip": wanted.chip._asdict(),
+        "chips": wanted.count,
+        "basis": plans.basis,
+        "versions": planning.versions(),
+        "compile_seconds": round(program.seconds, 1) if program is not None else None,
+        "setting": {**setting._replace(split=None)._asdict(), "mesh": setting.split._asdict()}
+        | plans.shape,
+        "memory": {
+            "formula": memory._asdict() | {"temporary": memory.temporary, "total": memory.total},
+            "compiler": None if program is None else program.memory,
+            "refused": None if program is None else program.refused,
+            "total": total,
+            "limit": limit,
+            "margin": limit - total,
+            "fits": total <= limit and not (program is not None and program.refused),
+        },
+        "collectives": sent,
+        "largest_collectives": [] if program is None else _largest(program.collectives),
+        "work": work._asdict(),
+        "peak_flops_per_chip": rate,
+        "bound": None if bound is None else bound._asdict(),
+        "nearest": None,
+    }
+
+
+def _largest(found: list[hlo.Collective]) -> list[dict[str, Any]]:
+    ordered = sorted(found, key=lambda one: -one.sent)[:LARGEST]
+    return [one._asdict() | {"sent": one.sent} for one in ordered]
+
+
+# ---------------------------------------------------------------------------------- what would fit
+
+
+def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
+    """At most SHOWN settings that fit, no two of the same kinds of change, nearest first."""
+    kinds: set[tuple[str, ...]] = set()
+    shown: list[dict[str, Any]] = []
+    tried = 0
+    start = time.perf_counter()
+    candidates = near(given, plans.hardware.count)
+    for number, setting in enumerate(candidates):
+        if len(shown) == SHOWN or tried == TRIED:
+            break
+        if setting.changed(given) in kinds or not plans.possible(setting):
+            continue
+        _say(f"looking for settings that fit: {number + 1} of {len(candidates)}", start)
+        total, verified = plans.memory(setting).total, False
+        if total > NEARLY * plans.limit:
+            continue
+        if plans.compiles:
+            tried += 1
+            with _progress(f"compiling with {setting.flags(given)}"):
+                program = plans.compiled(setting)
+            if program.refused or program.total > plans.limit:
+                continue
+            total, verified = program.total, True
+        kinds.add(setting.changed(given))
+        shown.append(
+            {
+                "flags": setting.flags(given),
+                "total": total,
+                "margin": plans.limit - total,
+                "compiled": verified,
+            }
+        )
+    return shown
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Says on stderr what goes on, and every 15 seconds for how long."""
+    start, done = time.perf_counter(), threading.Event()
+
+    def tick() -> None:
+        while not done.wait(15):
+            _say(what, start)
+
+    _say(what, start)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticker.join()
+
+
+def _say(what: str, start: float) -> None:
+    print(f"preflight: {what} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)

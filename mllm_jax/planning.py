@@ -23,7 +23,7 @@ from mllm_jax.forecast.memory import Memory, Share
 from mllm_jax.forecast.roofline import Split, Work
 from mllm_jax.forecast.settings import Setting
 from mllm_jax.model_config import LanguageConfig, ModelConfig
-from mllm_jax.models import mllm
+from mllm_jax.models import axes, mllm
 from mllm_jax.stage import Stage, apply_of, plan
 from mllm_jax.training import flops, optimizer, state, step
 from mllm_jax.trees import flatten
@@ -92,17 +92,27 @@ class Plans:
     # ------------------------------------------------------------------------------------- layout
 
     @functools.cache  # noqa: B019  one object per call of the verb
-    def stage(self, remat: str, split: Split) -> Stage:
-        """The stage laid out. Raises ConfigError for a dimension that does not divide."""
-        mesh = sharding.make_mesh(MeshConfig(*split), self._found.devices)
+    def stage(self, remat: str) -> Stage:
+        """The stage on the given mesh. Raises ConfigError for a dimension that does not divide."""
         config = self.config
         compute = dataclasses.replace(config.compute, remat=remat)
         steps = config.train.steps or STEPS
+        mesh = sharding.make_mesh(config.mesh, self._found.devices)
         return plan(config.model, compute, config.optimizer, mesh, steps)
+
+    @functools.cache  # noqa: B019
+    def laid_out(self, split: Split) -> Stage:
+        """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
+        stage = self.stage(self.given.remat)
+        mesh = sharding.make_mesh(MeshConfig(*split), self._found.devices)
+        names = axes.logical_axes(stage.abstract.params)
+        return stage._replace(
+            mesh=mesh, shardings=state.state_shardings(mesh, stage.abstract, names)
+        )
 
     def check_rows(self, setting: Setting) -> None:
         """Raises ConfigError for rows that do not divide over mesh and microbatches."""
-        mesh = self.stage(setting.remat, setting.split).mesh
+        mesh = self.laid_out(setting.split).mesh
         step.check_rows(mesh, setting.rows, setting.microbatches)
 
     def possible(self, setting: Setting) -> bool:
@@ -116,10 +126,10 @@ class Plans:
     def batch(self, rows: int) -> Batch:
         """A batch's shapes, as the loader makes them."""
         data, vision = self.config.data, self.config.model.vision
-        whole = jax.ShapeDtypeStruct((rows, data.length), jnp.int32)
-        weights = jax.ShapeDtypeStruct((rows, data.length), jnp.float32)
+        whole: Any = jax.ShapeDtypeStruct((rows, data.length), jnp.int32)
+        weights: Any = jax.ShapeDtypeStruct((rows, data.length), jnp.float32)
         side = vision.image_size if vision is not None and self.config.model.patches else 1
-        pixels = jax.ShapeDtypeStruct((rows, data.image_slots, side, side, 3), jnp.uint8)
+        pixels: Any = jax.ShapeDtypeStruct((rows, data.image_slots, side, side, 3), jnp.uint8)
         return Batch(whole, whole, weights, whole, whole, whole, whole, whole, pixels)
 
     # ------------------------------------------------------------------------------------- memory
@@ -131,9 +141,14 @@ class Plans:
         images = rows * data.image_slots
         return Share(rows, setting.microbatches, data.length, images, setting.split.tensor)
 
+    def state_bytes(self, split: Split) -> int:
+        """Parameters and moments of one device: what no other knob makes smaller."""
+        there = self.laid_out(split)
+        return memory.bytes_of(there.params) + memory.bytes_of(there.moments)
+
     def memory(self, setting: Setting) -> Memory:
         """Bytes of one device, by formula."""
-        stage, share = self.stage(setting.remat, setting.split), self.share(setting)
+        stage, share = self.laid_out(setting.split), self.share(setting)
         params, trained = flatten(stage.params), flatten(stage.abstract.trainable)
         trainable = {path: leaf for path, leaf in params.items() if path in trained}
         frozen = {path: leaf for path, leaf in params.items() if path not in trained}
@@ -195,7 +210,8 @@ class Plans:
     @functools.cache  # noqa: B019
     def compiled(self, setting: Setting) -> Program:
         """The real train step, compiled for the hardware."""
-        stage, config = self.stage(setting.remat, setting.split), self.config
+        config, there = self.config, self.laid_out(setting.split)
+        stage = self.stage(setting.remat)._replace(mesh=there.mesh, shardings=there.shardings)
         train_step = step.make_train_step(
             apply_of(stage.model),
             stage.optimizer,
@@ -228,7 +244,7 @@ class Plans:
 
     def sent(self, setting: Setting) -> dict[str, dict[str, int]]:
         """Bytes one device sends, by formula, in the form of `hlo.summary`."""
-        stage, share = self.stage(setting.remat, setting.split), self.share(setting)
+        stage, share = self.laid_out(setting.split), self.share(setting)
         size = memory.width(stage.model.compute)
         trained = flatten(stage.abstract.trainable)
         used = flops.matmul_parameters(self.config.model)
@@ -247,7 +263,7 @@ class Plans:
     def work(self, setting: Setting, sent: int) -> Work:
         """What a step asks of the hardware; `sent`: bytes over one device's links."""
         config, data = self.config, self.config.data
-        stage, share = self.stage(setting.remat, setting.split), self.share(setting)
+        stage, share = self.laid_out(setting.split), self.share(setting)
         trained = flatten(stage.abstract.trainable)
         images = setting.rows * data.image_slots if config.model.patches else 0
         useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)

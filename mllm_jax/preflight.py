@@ -22,7 +22,7 @@ from mllm_jax.planning import Plans, Program
 from mllm_jax.training import flops
 
 SHOWN = 3  # settings that fit
-TRIED = 6  # compilations to find them
+TRIED = 4  # compilations to find them
 NEARLY = 0.97  # of the memory: what an estimate may fill to be worth a compilation
 LARGEST = 6  # collectives listed
 
@@ -121,14 +121,15 @@ def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
     kinds: set[tuple[str, ...]] = set()
     shown: list[dict[str, Any]] = []
     tried = 0
-    start = time.perf_counter()
     candidates = near(given, plans.hardware.count)
-    for number, setting in enumerate(candidates):
+    _say(f"it does not fit; looking through {len(candidates)} settings near it")
+    for setting in candidates:
         if len(shown) == SHOWN or tried == TRIED:
             break
         if setting.changed(given) in kinds or not plans.possible(setting):
             continue
-        _say(f"looking for settings that fit: {number + 1} of {len(candidates)}", start)
+        if plans.state_bytes(setting.split) > plans.limit:
+            continue
         total, verified = plans.memory(setting).total, False
         if total > NEARLY * plans.limit:
             continue
@@ -161,9 +162,9 @@ def _progress(what: str) -> Iterator[None]:
 
     def tick() -> None:
         while not done.wait(15):
-            _say(what, start)
+            _say(f"{what}: {time.perf_counter() - start:.0f} s")
 
-    _say(what, start)
+    _say(what)
     ticker = threading.Thread(target=tick, daemon=True)
     ticker.start()
     try:
@@ -173,5 +174,5 @@ def _progress(what: str) -> Iterator[None]:
         ticker.join()
 
 
-def _say(what: str, start: float) -> None:
-    print(f"preflight: {what} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+def _say(what: str) -> None:
+    print(f"preflight: {what}", file=sys.stderr, flush=True)

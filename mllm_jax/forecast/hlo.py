@@ -28,7 +28,7 @@ from typing import NamedTuple
 from mllm_jax.errors import RunError
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# fraction of n - 1 over n that each kind sends
+# how often a kind sends (n - 1) / n of its array, where not once
 TURNS = {"all-reduce": 2.0}
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 
@@ -238,7 +238,7 @@ def _of(program: Program, computation: str, turns: int) -> list[Collective]:
     all with its channel's number.
     """
     found: dict[str, Collective] = {}
-    for place, line in _flat(program, computation):
+    for place, line, around in _flat(program, computation, ""):
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -246,31 +246,40 @@ def _of(program: Program, computation: str, turns: int) -> list[Collective]:
             kind = "reduce-scatter"
         channel = re.search(r"channel_id=(\d+)", line.text)
         key = f"{kind} {channel[1]}" if channel else f"{place} {line.name}"
-        found.setdefault(key, _collective(program, place, line, kind, turns))
+        if key not in found:
+            source = _source(line) or around or line.name
+            found[key] = _collective(program[place], line, kind, turns, source)
     return list(found.values())
 
 
-def _flat(program: Program, computation: str) -> Iterator[tuple[str, Instruction]]:
+def _flat(
+    program: Program, computation: str, around: str
+) -> Iterator[tuple[str, Instruction, str]]:
+    """(computation, line, source of the fusion around it) of a computation and what it fuses."""
     for line in program[computation]:
-        yield computation, line
+        yield computation, line, around
         if line.opcode == "fusion":
             for fused in _called(line, "calls"):
-                yield from _flat(program, fused)
+                yield from _flat(program, fused, _source(line))
+
+
+def _source(line: Instruction) -> str:
+    """The operation of our code that a line comes from; empty if it does not say."""
+    found = re.search(r'op_name="([^"]*)"', line.text)
+    return found[1] if found else ""
 
 
 def _collective(
-    program: Program, place: str, line: Instruction, kind: str, turns: int
+    place: list[Instruction], line: Instruction, kind: str, turns: int, where: str
 ) -> Collective:
     moved = shape_bytes(line.shape)
     shape = line.shape
     if kind == "all-gather" and line.opcode.endswith("-start"):
         moved = moved[len(moved) // 2 :]  # (inputs, results)
     elif kind != "all-gather":
-        inputs = [_line(program, place, name) for name in line.operands]
+        inputs = [next((x for x in place if x.name == name), None) for name in line.operands]
         shape = ", ".join(x.shape for x in inputs if x is not None) or line.inside
         moved = shape_bytes(shape)
-    source = re.search(r'op_name="([^"]*)"', line.text)
-    where = source[1] if source else line.name
     return Collective(kind, _plain(shape), sum(moved), _group(line.text), turns, where)
 
 

@@ -92,10 +92,10 @@ def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
 def head_bytes(
     language: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, divided: bool
 ) -> int:
-    """The head in the compute dtype, gathered; if it is trained, its float32 gradient before it is
-    summed over the devices (`divided`: whether there are several to sum over)."""
+    """The head in the compute dtype, gathered; if it is trained, its float32 gradient before and
+    after it is summed over the devices (`divided`: whether there are several to sum over)."""
     size = language.vocab * language.width // share.tensor
-    return size * (width(compute) + (4 if trained and divided else 0))
+    return size * (width(compute) + (8 if trained and divided else 0))
 
 
 def layer_bytes(

@@ -24,7 +24,7 @@ def render(result: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Bytes for reading: 512 B, 3.2 KiB, 1.04 GiB."""
     sign, value = "-" if count < 0 else "", float(abs(count))
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -17,15 +17,15 @@ from mllm_jax import sharding
 from mllm_jax.batch import Batch
 from mllm_jax.config import Config, MeshConfig
 from mllm_jax.errors import ConfigError
-from mllm_jax.forecast import hlo, memory, roofline
+from mllm_jax.forecast import hlo, memory
 from mllm_jax.forecast.hardware import Devices, Hardware
 from mllm_jax.forecast.memory import Memory, Share
-from mllm_jax.forecast.roofline import Split, Work
+from mllm_jax.forecast.roofline import Split
 from mllm_jax.forecast.settings import Setting
-from mllm_jax.model_config import LanguageConfig, ModelConfig
+from mllm_jax.model_config import LanguageConfig
 from mllm_jax.models import axes, mllm
 from mllm_jax.stage import Stage, apply_of, plan
-from mllm_jax.training import flops, optimizer, state, step
+from mllm_jax.training import optimizer, state, step
 from mllm_jax.trees import flatten
 
 STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
@@ -103,11 +103,11 @@ class Plans:
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> Stage:
         """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
-        stage = self.stage(self.given.remat)
+        given = self.stage(self.given.remat)
         mesh = sharding.make_mesh(MeshConfig(*split), self._found.devices)
-        names = axes.logical_axes(stage.abstract.params)
-        return stage._replace(
-            mesh=mesh, shardings=state.state_shardings(mesh, stage.abstract, names)
+        names = axes.logical_axes(given.abstract.params)
+        return given._replace(
+            mesh=mesh, shardings=state.state_shardings(mesh, given.abstract, names)
         )
 
     def check_rows(self, setting: Setting) -> None:
@@ -211,7 +211,8 @@ class Plans:
     def compiled(self, setting: Setting) -> Program:
         """The real train step, compiled for the hardware."""
         config, there = self.config, self.laid_out(setting.split)
-        stage = self.stage(setting.remat)._replace(mesh=there.mesh, shardings=there.shardings)
+        here = self.stage(setting.remat)
+        stage = here._replace(mesh=there.mesh, shardings=there.shardings)
         train_step = step.make_train_step(
             apply_of(stage.model),
             stage.optimizer,
@@ -239,57 +240,6 @@ class Plans:
             "code": found.generated_code_size_in_bytes,
         }
         return Program(made.seconds, sizes, hlo.collectives(made.call.as_text()), None)
-
-    # ---------------------------------------------------------------------------------------- work
-
-    def sent(self, setting: Setting) -> dict[str, dict[str, int]]:
-        """Bytes one device sends, by formula, in the form of `hlo.summary`."""
-        stage, share = self.laid_out(setting.split), self.share(setting)
-        size = memory.width(stage.model.compute)
-        trained = flatten(stage.abstract.trainable)
-        used = flops.matmul_parameters(self.config.model)
-        params = flatten(stage.params)
-        kinds = roofline.sent_by_formula(
-            setting.split,
-            setting.microbatches,
-            sum(used.values()) * size // share.tensor,
-            sum(n for path, n in used.items() if path in trained) * size // share.tensor,
-            memory.float32_bytes({p: leaf for p, leaf in params.items() if p in trained}),
-            share.rows * share.length * self.language.width * size,
-            self.language.layers,
-        )
-        return {kind: {"operations": 0, "bytes": sent} for kind, sent in kinds.items()}
-
-    def work(self, setting: Setting, sent: int) -> Work:
-        """What a step asks of the hardware; `sent`: bytes over one device's links."""
-        config, data = self.config, self.config.data
-        stage, share = self.laid_out(setting.split), self.share(setting)
-        trained = flatten(stage.abstract.trainable)
-        images = setting.rows * data.image_slots if config.model.patches else 0
-        useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
-        again = self._recomputed(setting, trained) if setting.remat == "full" else 0.0
-        bytes_now = self.memory(setting)
-        weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
-        passes = 2 if setting.remat == "none" else 3
-        moved = (
-            share.microbatches * passes * weights * memory.width(stage.model.compute)
-            + 2 * share.microbatches * bytes_now.activations
-            + 2 * (bytes_now.trainable + bytes_now.moments)
-            + bytes_now.gradients
-        )
-        return Work(useful, useful + again, moved, sent, setting.rows * data.length)
-
-    def _recomputed(self, setting: Setting, trained: Any) -> float:
-        """FLOPs of the forward passes that remat "full" takes twice: layers, not the head."""
-        data, c = self.config.data, self.language
-        tokens = setting.rows * data.length
-        alone = flops.flops_per_step(ModelConfig(language=c), (), setting.rows, data.length, 0)
-        again = alone - 2 * tokens * c.vocab * c.width
-        vision = self.config.model.vision
-        if vision is not None and any(path.startswith("vision/") for path in trained):
-            images = setting.rows * data.image_slots
-            again += flops.flops_per_step(ModelConfig(vision=vision), (), 0, 0, images)
-        return again
 
 
 def versions() -> dict[str, str]:

@@ -9,17 +9,20 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from mllm_jax import planning
 from mllm_jax.config import Config
 from mllm_jax.errors import ConfigError
-from mllm_jax.forecast import hardware, hlo, roofline, table
+from mllm_jax.forecast import hardware, hlo, memory, roofline, table
+from mllm_jax.forecast.roofline import Work
 from mllm_jax.forecast.settings import Setting, near, whole_rows
+from mllm_jax.model_config import ModelConfig
 from mllm_jax.planning import Plans, Program
 from mllm_jax.training import flops
+from mllm_jax.trees import flatten
 
 SHOWN = 3  # settings that fit
 TRIED = 4  # compilations to find them
@@ -74,13 +77,13 @@ def _check_rows(plans: Plans) -> None:
 
 
 def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[str, Any]:
-    wanted, memory = plans.hardware, plans.memory(setting)
+    wanted, formula = plans.hardware, plans.memory(setting)
     limit = plans.limit
-    total = memory.total if program is None else program.total
-    sent = plans.sent(setting) if program is None or program.refused else program.sent
-    work = plans.work(setting, sum(kind["bytes"] for kind in sent.values()))
+    total = formula.total if program is None else program.total
+    traffic = sent(plans, setting) if program is None or program.refused else program.sent
+    asked = work(plans, setting, sum(kind["bytes"] for kind in traffic.values()))
     rate = flops.peak_rate(wanted.chip.kind)
-    bound = roofline.bound(work, wanted.chip, rate, wanted.count)
+    bound = roofline.bound(asked, wanted.chip, rate, wanted.count)
     return {
         "hardware": wanted.word,
         "chip": wanted.chip._asdict(),
@@ -91,7 +94,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
         "setting": {**setting._replace(split=None)._asdict(), "mesh": setting.split._asdict()}
         | plans.shape,
         "memory": {
-            "formula": memory._asdict() | {"temporary": memory.temporary, "total": memory.total},
+            "formula": formula._asdict() | {"temporary": formula.temporary, "total": formula.total},
             "compiler": None if program is None else program.memory,
             "refused": None if program is None else program.refused,
             "total": total,
@@ -99,9 +102,9 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
             "margin": limit - total,
             "fits": total <= limit and not (program is not None and program.refused),
         },
-        "collectives": sent,
+        "collectives": traffic,
         "largest_collectives": [] if program is None else _largest(program.collectives),
-        "work": work._asdict(),
+        "work": asked._asdict(),
         "peak_flops_per_chip": rate,
         "bound": None if bound is None else bound._asdict(),
         "nearest": None,
@@ -111,6 +114,64 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
 def _largest(found: list[hlo.Collective]) -> list[dict[str, Any]]:
     ordered = sorted(found, key=lambda one: -one.sent)[:LARGEST]
     return [one._asdict() | {"sent": one.sent} for one in ordered]
+
+
+# ----------------------------------------------------------------------------------- what it takes
+
+
+def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
+    """Bytes one device sends in a step, by formula, in the form of `hlo.summary`."""
+    stage, share = plans.laid_out(setting.split), plans.share(setting)
+    size = memory.width(stage.model.compute)
+    trained = flatten(stage.abstract.trainable)
+    used = flops.matmul_parameters(plans.config.model)
+    kinds = roofline.sent_by_formula(
+        setting.split,
+        setting.microbatches,
+        sum(used.values()) * size // share.tensor,
+        sum(n for path, n in used.items() if path in trained) * size // share.tensor,
+        memory.float32_bytes({p: x for p, x in flatten(stage.params).items() if p in trained}),
+        share.rows * share.length * plans.language.width * size,
+        plans.language.layers,
+    )
+    return {kind: {"operations": 0, "bytes": count} for kind, count in kinds.items()}
+
+
+def work(plans: Plans, setting: Setting, sent: int) -> Work:
+    """What a step asks of the hardware; `sent`: bytes over one device's links.
+
+    Memory is read and written at least for: the weights once a pass, what is kept for the backward
+    pass, and the optimizer's state.
+    """
+    config, data = plans.config, plans.config.data
+    stage, share = plans.laid_out(setting.split), plans.share(setting)
+    trained = flatten(stage.abstract.trainable)
+    images = setting.rows * data.image_slots if config.model.patches else 0
+    useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
+    again = _recomputed(config, setting, trained) if setting.remat == "full" else 0.0
+    bytes_now = plans.memory(setting)
+    weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
+    passes = 2 if setting.remat == "none" else 3
+    moved = (
+        share.microbatches * passes * weights * memory.width(stage.model.compute)
+        + 2 * share.microbatches * bytes_now.activations
+        + 2 * (bytes_now.trainable + bytes_now.moments)
+        + bytes_now.gradients
+    )
+    return Work(useful, useful + again, moved, sent, setting.rows * data.length)
+
+
+def _recomputed(config: Config, setting: Setting, trained: Collection[str]) -> float:
+    """FLOPs of the forward passes that remat "full" takes twice: layers, not the head."""
+    language, vision = config.model.language, config.model.vision
+    assert language is not None
+    rows, length = setting.rows, config.data.length
+    alone = flops.flops_per_step(ModelConfig(language=language), (), rows, length, 0)
+    again = alone - 2 * rows * length * language.vocab * language.width
+    if vision is not None and any(path.startswith("vision/") for path in trained):
+        images = rows * config.data.image_slots
+        again += flops.flops_per_step(ModelConfig(vision=vision), (), 0, 0, images)
+    return again
 
 
 # ---------------------------------------------------------------------------------- what would fit

@@ -191,6 +191,14 @@ def test_prepare_takes_overrides_too(door, stage: str):
     assert config.seed == 7
 
 
+def test_preflight_takes_overrides_too(door, stage: str):
+    made = door("preflight", "main")
+    words = ["--config", stage, "--mesh.fsdp", "8", "--hardware", "v5e:2x4", "--json"]
+    assert main(["preflight", *words]) == 0
+    ((config, word), kwargs) = made.calls[0]
+    assert (config.mesh.fsdp, word, kwargs) == (8, "v5e:2x4", {"as_json": True})
+
+
 def test_bench_of_data_takes_no_sizes(door, capsys):
     made = door("bench_data", "main")
     assert main("bench --data --size tiny --batch 3".split()) == 2

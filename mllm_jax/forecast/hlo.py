@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mllm_jax.errors import RunError
+from mllm_jax.forecast.program import Instruction, Program, called, parse, shape_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # how often a kind sends (n - 1) / n of its array, where not once
 TURNS = {"all-reduce": 2.0}
-WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 
 
 class Collective(NamedTuple):
@@ -52,21 +52,6 @@ class Collective(NamedTuple):
         return round(self.payload * share) * self.count
 
 
-class Instruction(NamedTuple):
-    """One line of the program."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    text: str  # what follows the operands
-    inside: str  # the parentheses' text
-    root: bool
-
-
-Program = dict[str, list[Instruction]]  # computation -> its lines
-
-
 def collectives(text: str) -> list[Collective]:
     """All collectives that a step runs, of a program's text (`compiled.as_text()`).
 
@@ -80,71 +65,6 @@ def collectives(text: str) -> list[Collective]:
     return found
 
 
-def parse(text: str) -> tuple[Program, str]:
-    """A program's text -> {computation: instructions}, and the name of the first one to run."""
-    program: Program = {}
-    entry, lines = "", None
-    for line in text.splitlines():
-        if line and not line[0].isspace():
-            head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
-            lines = program.setdefault(head[2], []) if head else None
-            entry = head[2] if head and head[1] else entry
-        elif lines is not None and (made := _instruction(line)) is not None:
-            lines.append(made)
-    return program, entry
-
-
-# ----------------------------------------------------------------------------------------- one line
-
-
-def _instruction(line: str) -> Instruction | None:
-    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-    if head is None:
-        return None
-    rest = line[head.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, bracket, _ = rest.partition("(")
-    if not bracket:
-        return None
-    close = _closing(rest, len(opcode))
-    inside = rest[len(opcode) + 1 : close]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-    return Instruction(head[2], shape, opcode, operands, rest[close + 1 :], inside, bool(head[1]))
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[i], 0)
-        if depth == 0:
-            return i
-    return len(text)
-
-
-def _called(line: Instruction, *names: str) -> list[str]:
-    """Computations named by these attributes: body=%x, branch_computations={%x, %y}."""
-    found = []
-    for name in names:
-        for one, several in re.findall(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", line.text):
-            found += [one] if one else re.findall(r"%?([\w.\-]+)", several)
-    return found
-
-
-def shape_bytes(shape: str) -> list[int]:
-    """Bytes of every array of a shape: "(f32[4,8]{1,0}, bf16[2])" -> [128, 4]."""
-    return [
-        math.prod(int(n) for n in dimensions.split(",") if n) * _width(kind)
-        for kind, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
-    ]
-
-
-def _width(kind: str) -> int:
-    bits = re.fullmatch(r"[su](\d+)", kind)
-    return WIDTHS.get(kind, 1) if bits is None else max(1, int(bits[1]) // 8)
-
-
 # --------------------------------------------------------------------------------------------- walk
 
 
@@ -156,7 +76,7 @@ def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
         yield computation, turns
         for line in program[computation]:
             if line.opcode == "while":
-                body = _called(line, "body")[0]
+                body = called(line, "body")[0]
                 once = trips(program, line, computation)
                 if once is None and _any(program, body):
                     raise RunError(
@@ -166,7 +86,7 @@ def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
                 waiting.append((body, turns * (once or 1)))
             elif line.opcode in ("call", "conditional", "async-start"):
                 names = ("to_apply", "calls", "branch_computations", "true_computation")
-                waiting += [(c, turns) for c in _called(line, *names, "false_computation")]
+                waiting += [(c, turns) for c in called(line, *names, "false_computation")]
 
 
 def _any(program: Program, entry: str) -> bool:
@@ -180,7 +100,7 @@ def _any(program: Program, entry: str) -> bool:
         for line in program[computation]:
             if line.opcode.removesuffix("-start") in KINDS:
                 return True
-            waiting += _called(line, "body", "calls", "to_apply", "branch_computations")
+            waiting += called(line, "body", "calls", "to_apply", "branch_computations")
     return False
 
 
@@ -192,11 +112,11 @@ def trips(program: Program, loop: Instruction, home: str) -> int | None:
     """
     if known := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.text):
         return int(known[1])
-    condition = _called(loop, "condition")[0]
+    condition = called(loop, "condition")[0]
     test = _root(program, condition)
     names = test.operands
     if test.opcode == "fusion":  # a comparison alone in a fusion of its own
-        test = _root(program, _called(test, "calls")[0])
+        test = _root(program, called(test, "calls")[0])
     if test.opcode != "compare" or "direction=LT" not in test.text or len(names) != 2:
         return None
     start = _value(program, loop, home, condition, names[0])
@@ -259,7 +179,7 @@ def _flat(
     for line in program[computation]:
         yield computation, line, around
         if line.opcode == "fusion":
-            for fused in _called(line, "calls"):
+            for fused in called(line, "calls"):
                 yield from _flat(program, fused, _source(line))
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from mllm_jax.errors import RunError
 from mllm_jax.forecast import hlo
+from mllm_jax.forecast.program import shape_bytes
 
 ADD = """
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -189,7 +190,7 @@ def test_a_permutation_sends_what_it_has():
 
 
 def test_bytes_of_shapes():
-    assert hlo.shape_bytes(
+    assert shape_bytes(
         "(f32[4,8]{1,0:T(8,128)}, /*index=1*/bf16[2]{0}, s32[], u8[3], pred[5])"
     ) == [
         128,

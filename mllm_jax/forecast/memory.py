@@ -92,10 +92,15 @@ def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
 def head_bytes(
     language: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, divided: bool
 ) -> int:
-    """The head in the compute dtype, gathered; if it is trained, its float32 gradient before and
-    after it is summed over the devices (`divided`: whether there are several to sum over)."""
+    """The output table as the loss has it, gathered, in the compute dtype.
+
+    Frozen: twice, since its two products want it in two layouts. Trained: once, and its float32
+    gradient before and after it is summed over the devices (`divided`: whether there are several).
+    """
     size = language.vocab * language.width // share.tensor
-    return size * (width(compute) + (8 if trained and divided else 0))
+    if not trained:
+        return 2 * size * width(compute)
+    return size * (width(compute) + (8 if divided else 0))
 
 
 def layer_bytes(
@@ -118,7 +123,9 @@ def _language_layer(
     weights = (c.width * heads + 3 * c.width * c.mlp) // share.tensor
     # gate, up and their product with what comes back for each; queries, keys, values and theirs
     per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
-    block = share.length if backend == "dense" else max(128, -(-share.length // 8))
+    block = share.length  # queries whose scores exist at the same time (models/block_attention.py)
+    if backend != "dense":
+        block = min(share.length, max(128, -(-share.length // 8)))
     scores = 2 * 4 * share.rows * c.heads // share.tensor * block * share.length
     if backend == "loop":
         scores = scores // (share.rows * c.kv_heads // share.tensor)

@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 
 def near(given: Setting, devices: int) -> list[Setting]:
-    """All settings that may need less memory, nearest first; rows divide over the devices."""
+    """Settings that may need less memory, nearest first; their rows divide over the devices."""
     found = [
         setting
         for split in _splits(given.split, devices)
@@ -92,17 +92,17 @@ def _halves(rows: int) -> Iterator[int]:
 
 
 def _turns(setting: Setting, rows: int) -> Iterator[Setting]:
-    """More microbatches for the same rows; fewer rows keep the number of turns if they can."""
-    parts = setting.split.data * setting.split.fsdp
-    each = setting.rows // parts
-    if setting.rows % parts:
+    """Any number of microbatches for the same rows; for fewer rows the given number, or one.
+
+    One turn needs no second copy of the gradients to add up in.
+    """
+    each, rest = divmod(setting.rows, setting.split.data * setting.split.fsdp)
+    if rest:
         return
-    if setting.rows != rows:
-        turns = [m for m in (setting.microbatches,) if each % m == 0]
-    else:
-        turns = [m for m in range(setting.microbatches, each + 1) if each % m == 0]
-    for turn in turns:
-        yield setting._replace(microbatches=turn)
+    turns = {setting.microbatches, 1} if setting.rows != rows else set(range(1, each + 1))
+    for turn in sorted(turns):
+        if each % turn == 0:
+            yield setting._replace(microbatches=turn)
 
 
 def _distance(setting: Setting, given: Setting) -> tuple[int, float, int]:

@@ -1,5 +1,7 @@
 """The whole step on eight devices: the numbers of one device, and a program without waste."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -27,14 +29,18 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=SHAPES)
-def mesh(request, make_mesh):
-    return make_mesh(**SHAPES[request.param])
+SETUPS = ["align", "instruct"]
+QUICK = {("fsdp 4 x tensor 2", "align", 1), ("data 2 x fsdp 2 x tensor 2", "instruct", 2)}
+# every mesh, setup and number of microbatches; compiling them all takes minutes
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(SHAPES, SETUPS, (1, 2))
+]
 
 
-@pytest.fixture(params=["align", "instruct"])
-def setup(request):
-    return request.param
+@pytest.fixture
+def mesh(shape, make_mesh):
+    return make_mesh(**SHAPES[shape])
 
 
 def assert_same_gradient(got, want):
@@ -45,7 +51,7 @@ def assert_same_gradient(got, want):
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max(), path
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
 def test_eight_devices_equal_one(mesh, make_mesh, setup, microbatches):
     """Losses, sums and gradients of packed rows, with and without images; one program for all."""
     one = packed.compiled(setup, make_mesh(devices=1), 1)
@@ -59,7 +65,7 @@ def test_eight_devices_equal_one(mesh, make_mesh, setup, microbatches):
         assert_same_gradient(gradient, want_gradient)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
 def test_program(mesh, setup, microbatches):
     made = packed.compiled(setup, mesh, microbatches)
     abstract = made.stage.abstract
@@ -71,13 +77,15 @@ def test_program(mesh, setup, microbatches):
 
 def test_rows_without_images_teach_the_connector_nothing(make_mesh):
     """All-text rows on every device, and pixels in slots that no row names: exactly zero."""
-    made = packed.compiled("instruct", make_mesh(fsdp=4, tensor=2), 1)
+    made = packed.compiled("instruct", make_mesh(data=2, fsdp=2, tensor=2), 2)
     batch = packed.batch(KINDS["text"], "instruct")
     _, gradient, _ = made.first_step(batch._replace(pixels=np.full_like(batch.pixels, 77)))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["connector"]))
     assert np.any(gradient["language"]["embedding"])
 
 
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_moments_and_master_copies_lie_like_their_parameters(mesh, setup):
     """Every leaf of the real stage, planned and born: its table row's place, and only its share.
 
@@ -115,6 +123,7 @@ def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
     )
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_batch_is_placed_row_by_row(mesh):
     batch = packed.batch(KINDS["mixed"], "instruct")
     placed = stage.place(batch, mesh)

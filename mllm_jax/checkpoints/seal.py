@@ -17,6 +17,8 @@ from typing import Any
 from mllm_jax.errors import RunError
 
 SEAL, NOTES = "seal.json", "checksums."
+# orbax writes these when it renames the folder; nothing reads them
+STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 BLOCK = 2**22  # bytes read at a time
 THREADS = 8
 WHOLE, MISSING, CUT, CHANGED = range(4)  # what a file can be found as
@@ -47,7 +49,12 @@ def close(folder: Path, about: Mapping[str, Any]) -> None:
         notes = json.loads(path.read_text(encoding="utf-8"))
         known |= {f"{path.parent.name}/{name}": entry for name, entry in notes.items()}
         path.unlink()
-    files = [path for path in _files(folder) if path.relative_to(folder).as_posix() not in known]
+    stamps = [folder / name for name in STAMPS]
+    files = [
+        path
+        for path in _files(folder)
+        if path not in stamps and path.relative_to(folder).as_posix() not in known
+    ]
     found = known | _checksums(folder, files)
     with (folder / SEAL).open("w", encoding="utf-8") as file:
         json.dump({**about, "files": found}, file)

@@ -8,6 +8,7 @@ its seal (sizes and checksums, `seal`) is on the disk. With several processes ea
 its own part, on a file system that all of them see; process 0 seals, renames and clears away.
 """
 
+import logging
 import shutil
 import sys
 from collections.abc import Mapping
@@ -46,6 +47,15 @@ class _Noting(ocp.PyTreeCheckpointHandler):
         return [ChainedFuture(writes, partial(seal.note, folder, mine))]
 
 
+class _Quiet(logging.Filter):
+    """Keeps orbax from printing the traceback of a failed save, which the run raises itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is shown."""
+        words = record.getMessage()
+        return "background save thread" not in words and "raised an exception" not in words
+
+
 class Checkpoints:
     """`<run>/checkpoints/<step>/{params,moments,seal.json}`, for the run that writes them.
 
@@ -56,6 +66,8 @@ class Checkpoints:
     def __init__(self, run_folder: str | Path, keep: Keep):
         self.folder, self.keep = Path(run_folder).absolute() / "checkpoints", keep
         self._about: dict[str, Any] = {}  # of the save under way
+        self._quiet = _Quiet()
+        logging.getLogger("absl").addFilter(self._quiet)
         self._first = jax.process_index() == 0
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +153,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._checkpointer.close()
+            logging.getLogger("absl").removeFilter(self._quiet)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -163,19 +176,20 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: names the file, and what can be done.
         """
-        steps = sorted(int(x.name) for x in self.folder.iterdir() if x.name.isdecimal())
-        for step in reversed(self._agreed(steps)):
+        there = self.folder.iterdir() if self.folder.is_dir() else []
+        steps = self._agreed(sorted(int(x.name) for x in there if x.name.isdecimal()))
+        for step in reversed(steps):
             damage = self._damage(self.folder / str(step))
             if damage is None:
                 return step
             before = [x for x in steps if x < step]
             said = f"checkpoint {step} is damaged: {damage}"
-            if on_damage == "fail" or not before:
-                left = f"go on from step {before[-1]} with --train.on_damage previous, or"
-                raise DamagedCheckpoint(
-                    f"{said}; {left if before else 'no other is left:'} train "
-                    "anew into another folder"
-                )
+            anew = "train anew into another folder"
+            if not before:
+                raise DamagedCheckpoint(f"{said}; there is no other: {anew}")
+            if on_damage == "fail":
+                left = f"go on from step {before[-1]} with --train.on_damage previous"
+                raise DamagedCheckpoint(f"{said}; {left}, or {anew}")
             if self._first:
                 print(f"{said}; going on from step {before[-1]}", file=sys.stderr)
                 self._rename(step, DAMAGED)

@@ -29,10 +29,10 @@ def test_what_was_not_measured_is_never_the_best_and_of_equal_ones_the_later_is(
 
 def test_the_mean_is_over_tokens_and_begins_anew():
     mean = Mean()
-    mean.add(2.0, 10)
-    mean.add(8.0, 20)
-    mean.add(float("nan"), 0)  # a step without a trained token
+    mean.add(2.0, 10.0)
+    mean.add(8.0, 20.0)
+    mean.add(float("nan"), 0.0)  # a step without a trained token
     assert mean.take() == 6.0
     assert mean.take() is None
-    mean.add(1.0, 5)
+    mean.add(1.0, 5.0)
     assert mean.take() == 1.0

@@ -1,0 +1,114 @@
+"""Checkpoints that are not as they were saved: each damage is found, and named with its file."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints.retention import Keep
+from mllm_jax.checkpoints.seal import DamagedCheckpoint
+from mllm_jax.checkpoints.store import Checkpoints
+
+
+def tree(seed: int) -> dict:
+    return {"language": {"embedding": jax.random.normal(jax.random.key(seed), (64, 64))}}
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path):
+    """Steps 4 and 8."""
+    with Checkpoints(tmp_path, Keep(3)) as made:
+        for step in (4, 8):
+            made.save(step, tree(step), {"mu": tree(-step), "count": jnp.int32(step)}, {})
+        made.wait()
+        yield made
+
+
+def truncate(path: Path) -> str:
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    return f"has {size // 2} bytes, {size} were saved"
+
+
+def flip(path: Path) -> str:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    return r"holds other bytes than were saved \(crc32\)"
+
+
+def remove(path: Path) -> str:
+    path.unlink()
+    return "is missing"
+
+
+def largest(folder: Path) -> Path:
+    return max((x for x in folder.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip, remove])
+@pytest.mark.parametrize("item", ["params", "moments"])
+def test_a_damaged_file_is_named(checkpoints, item: str, harm: Callable[[Path], str], capsys):
+    path = largest(checkpoints.folder / "8" / item)
+    words = f"checkpoint 8 is damaged: {re.escape(str(path))}: {harm(path)}; "
+    with pytest.raises(DamagedCheckpoint, match=words) as error:
+        checkpoints.verified("fail")
+    assert str(error.value).endswith(
+        "go on from step 4 with --train.on_damage previous, or train anew into another folder"
+    )
+    assert "\n" not in str(error.value)
+    assert checkpoints.steps() == [4, 8]
+    assert checkpoints.verified("previous") == 4
+    assert re.search(f"{words}going on from step 4", capsys.readouterr().err)
+    assert checkpoints.steps() == [4]
+    assert (checkpoints.folder / "8.damaged").is_dir()
+    checkpoints.save(8, tree(8), {"mu": tree(-8), "count": jnp.int32(8)}, {})  # its name is free
+
+
+def test_every_file_is_under_the_seal(checkpoints):
+    folder = checkpoints.folder / "8"
+    sealed = set(seal.read(folder)["files"])
+    there = {x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()}
+    assert sealed == there - {seal.SEAL, *seal.STAMPS}
+    assert {name.split("/")[0] for name in sealed} >= {"params", "moments"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (remove, "seal.json: is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"seal\.json: is torn"),
+        (lambda path: path.write_text("[]"), r"seal\.json: is torn"),
+    ],
+)
+def test_the_seal_itself(checkpoints, harm, words: str):
+    harm(checkpoints.folder / "8" / seal.SEAL)
+    with pytest.raises(DamagedCheckpoint, match=words):
+        checkpoints.verified("fail")
+    assert checkpoints.verified("previous") == 4
+
+
+def test_when_all_are_damaged_nothing_is_taken(checkpoints):
+    for step in (4, 8):
+        flip(largest(checkpoints.folder / f"{step}" / "moments"))
+    with pytest.raises(
+        DamagedCheckpoint, match=r"checkpoint 4 is damaged: .*there is no other: train anew"
+    ):
+        checkpoints.verified("previous")
+
+
+def test_whole_checkpoints_pass(checkpoints):
+    assert checkpoints.verified("fail") == 8
+    seal.verify(checkpoints.folder / "8")
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path):
+    with Checkpoints(tmp_path / "new", Keep(1)) as made:
+        assert made.verified("fail") is None

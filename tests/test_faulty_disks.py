@@ -1,4 +1,4 @@
-"""A run whose disk fails it: full while saving, or a last checkpoint that is not as it was saved."""
+"""A run whose disk fails it: full while saving, or a last checkpoint that was damaged."""
 
 import dataclasses
 import json
@@ -45,6 +45,7 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(
     data, straight, tmp_path, small_disk
 ):
@@ -59,7 +60,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(
     filler = small_disk / "filler"
     left = os.statvfs(small_disk)
     filler.write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
-    with pytest.raises(RunError, match="the disk is full .*checkpoint 4 is whole") as error:
+    with pytest.raises(RunError, match=r"the disk is full .*checkpoint 4 is whole") as error:
         run(config, resume=True)
     assert str(folder / "checkpoints") in str(error.value) and "\n" not in str(error.value)
     assert sorted(os.listdir(small_disk / "checkpoints")) == ["4"]
@@ -69,6 +70,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(
     assert sorted(os.listdir(small_disk / "checkpoints")) == ["12", "8"]
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint(data, straight, tmp_path, capsys):
     """It ends the resume by default; with `previous` the run goes on from the one before."""
     config = tiny.config(data, tmp_path / "run")
@@ -90,7 +92,7 @@ def test_a_damaged_last_checkpoint(data, straight, tmp_path, capsys):
     assert (folder / "checkpoints" / "8.damaged").is_dir()
 
 
-def test_the_best_and_every_eighth_checkpoint_stay_and_are_models(data, straight, tmp_path):
+def test_the_best_and_every_eighth_checkpoint_stay_and_are_models(data, tmp_path):
     config = tiny.config(data, tmp_path / "run")
     folder = run(config, save_every=2, keep=1, keep_every=8, keep_best=1)
     rows = losses(folder)

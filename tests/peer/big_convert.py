@@ -1,10 +1,11 @@
 """Hugging Face -> model folder -> Hugging Face at full 8B size: bits, memory and time beside `cp`.
 
 Makes a LLaVA folder of CLIP ViT-L/14-336 and Llama 3 8B (bfloat16, 16.7 GB) from a seed, written by
-the safetensors library, and keeps a hash of every tensor. Then `cp -r`, `mllm-jax convert from-hf`
-and `to-hf`, each in a process of its own. The same rules for all three: the files that are read are
-out of the page cache, and the clock stops when all written files are on the disk (fsync). What is
-not needed any more is deleted on the way; 34 GB of disk are enough. Prints one JSON object.
+the safetensors library, and keeps a hash of every tensor. Then `mllm-jax convert from-hf` and
+`to-hf`, and `cp -r` before and after each, every one in a process of its own. The same rules for
+all: the files that are read are out of the page cache, and the clock stops when all written files
+are on the disk (fsync). What is not needed any more is deleted on the way; 50 GB of disk are
+enough. Prints one JSON object.
 
     python tests/peer/big_convert.py --out DIR [--layers 32]
 """
@@ -197,34 +198,40 @@ def run(out: Path, layers: int) -> dict[str, Any]:
         hashes = pool.submit(make, source, layers).result()
     size = _gigabytes(source)
     convert = [sys.executable, "-m", "mllm_jax", "convert"]
-    cp = []
-    for _ in range(2):
-        cp.append(timed(["cp", "-r", str(source), str(copy)], source, copy)[0])
-        shutil.rmtree(copy)
+    before = copied(source, copy)
     to_ours = timed([*convert, "from-hf", str(source), str(ours)], source, ours)
+    between = copied(source, copy)
     stored = _gigabytes(ours)
     shutil.rmtree(source)
     to_hf = timed([*convert, "to-hf", str(ours), str(again)], ours, again)
-    shutil.rmtree(ours)
     same = _known(dict(read_hashes(again))) == _known(hashes)
     shutil.rmtree(again)
-    mean = sum(cp) / len(cp)
+    after = copied(ours, copy)
+    shutil.rmtree(ours)
     return {
         "layers": layers,
         "gigabytes": round(size, 2),
         "stored_gigabytes": round(stored, 2),
-        "cp_seconds": [round(x, 1) for x in cp],
+        "cp_seconds": [round(x, 1) for x in (before, between, after)],
         "from_hf_seconds": round(to_ours[0], 1),
         "to_hf_seconds": round(to_hf[0], 1),
-        "from_hf_of_cp_speed": round(mean / to_ours[0], 2),
-        "to_hf_of_cp_speed": round(mean / to_hf[0], 2),
+        "from_hf_of_cp_speed": round((before + between) / 2 / to_ours[0], 2),
+        "to_hf_of_cp_speed": round((between + after) / 2 / to_hf[0], 2),
         "from_hf_peak_gib": round(to_ours[1], 2),
         "to_hf_peak_gib": round(to_hf[1], 2),
         "bit_identical": same,
         "tensors": len(hashes),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[2], 1),  # of the last 15 minutes, ours included
         "versions": {"python": platform.python_version(), **{n: version(n) for n in LIBRARIES}},
     }
+
+
+def copied(source: Path, out: Path) -> float:
+    """Seconds of `cp -r`; the copy is removed."""
+    seconds, _ = timed(["cp", "-r", str(source), str(out)], source, out)
+    shutil.rmtree(out)
+    return seconds
 
 
 def _known(hashes: dict[str, str]) -> dict[str, str]:

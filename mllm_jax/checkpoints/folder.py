@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mllm_jax import config_file
 from mllm_jax.checkpoints import hf_files, params, seal
 from mllm_jax.checkpoints.hf import HFFolder
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, read_parts
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError, require
@@ -112,15 +111,14 @@ class HFSource(ModelSource):
 def _place(leaf: Leaf, abstract: Any) -> jax.Array:
     """The parameter on its devices; this process reads and holds what its own devices need."""
     home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    held: dict[str, np.ndarray] = {}  # devices with the same part share one
-
-    def part(index: Any) -> np.ndarray:
-        key = str(index)
-        if key not in held:
-            held[key] = leaf.at(index).astype(abstract.dtype, copy=False)
-        return held[key]
-
-    return jax.make_array_from_callback(leaf.shape, home, part)
+    indices = home.addressable_devices_indices_map(leaf.shape)
+    whole = tuple(slice(None) for _ in leaf.shape)
+    parts = read_parts(leaf, [index or whole for index in indices.values()])
+    shards = [
+        jax.device_put(part.astype(abstract.dtype, copy=False), device)
+        for device, part in zip(indices, parts, strict=True)
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, home, shards)
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -4,6 +4,7 @@ Everything in this wing streams: a `Leaf` knows its shape and number format, and
 only when asked, so a conversion holds one parameter at a time.
 """
 
+import math
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,31 @@ def bounds(index: Iterable[slice], shape: tuple[int, ...]) -> Index:
 def size_of(index: Index) -> tuple[int, ...]:
     """The shape of what lies at an index of `bounds`."""
     return tuple(cut.stop - cut.start for cut in index)
+
+
+def read_parts(leaf: Leaf, indices: Iterable[Iterable[slice]]) -> list[np.ndarray]:
+    """What lies at each of these indices, in their order; equal ones share an array.
+
+    Parts that fill a box together, as the shards of neighbouring devices do, are read as one.
+    """
+    wanted = [bounds(index, leaf.shape) for index in indices]
+    parts = {str(part): part for part in wanted}  # slices have no hash before Python 3.12
+    box = tuple(
+        slice(min(cut.start for cut in axis), max(cut.stop for cut in axis))
+        for axis in zip(*parts.values(), strict=True)
+    )
+    if math.prod(size_of(box)) == sum(math.prod(size_of(part)) for part in parts.values()):
+        whole = leaf.at(box)
+        read = {key: whole[_inside(box, part)] for key, part in parts.items()}
+    else:
+        read = {key: leaf.at(part) for key, part in parts.items()}
+    return [read[str(part)] for part in wanted]
+
+
+def _inside(box: Index, part: Index) -> Index:
+    """The part's index in what lies at `box`."""
+    pairs = zip(box, part, strict=True)
+    return tuple(slice(b.start - a.start, b.stop - a.start) for a, b in pairs)
 
 
 def compare(

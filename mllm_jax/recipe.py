@@ -5,12 +5,14 @@
 
 Everything that can be wrong is looked at before the first stage starts. A recipe that was stopped
 goes on by the same command: finished stages are skipped, an unfinished one is resumed.
+
+Several processes train together; process 0 alone, on its own devices, compares the weights, answers
+the evaluation's questions, exports and writes the summary, while the others have ended.
 """
 
 import dataclasses
 import functools
 import platform
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +22,12 @@ from typing import Any
 
 import jax
 
-from mllm_jax import config_file, convert, evaluate, run_folder, train
+from mllm_jax import config_file, convert, distributed, evaluate, run_folder, train
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
 from mllm_jax.errors import ConfigError, require
-from mllm_jax.folders import in_use
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.training.optimizer import assign
@@ -61,6 +62,8 @@ def run(
         name for name, config in stages.items() if _train_stage(name, config, summary, devices)
     ]
     last = Path(list(stages.values())[-1].out)
+    if not distributed.is_first():
+        return out
     for made in (out / "evaluation", out / "hf"):
         text = "is of the model before these steps; remove it, and start the recipe again"
         require(not moved or not made.exists(), f"{made}: {text}")
@@ -99,7 +102,7 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
         stages[name] = dataclasses.replace(config, out=str(out / name))
         assign(_shapes(config.model), config.optimizer.parts)
         _check_paths(stages[name])
-        run_folder.check(stages[name], resume=in_use(out / name))
+        run_folder.check(stages[name], resume="auto")
         before = name
     if recipe.evaluate is not None:
         _check_file(recipe.evaluate.data, "evaluate.data")
@@ -118,20 +121,26 @@ def _train_stage(
     # a stage counted in epochs is left to `train` to decide: it goes on from its last step, and may
     # have nothing to do
     finished = bool(saved) and config.train.steps is not None and saved[-1] >= config.train.steps
-    if finished and summary.has_stage(name):
-        print(f"stage {name}: finished before, {run}")
+    # process 0 decides: the others may see a shared folder as it was a moment ago
+    finished = bool(distributed.of_first(finished))
+    if distributed.of_first(finished and summary.has_stage(name)):
+        _say(f"stage {name}: finished before, {run}")
         return False
     start = time.perf_counter()
     if not finished:
-        print(f"stage {name} -> {run}", flush=True)
-        if in_use(run) and not saved:
-            print(f"{run} was stopped before its first checkpoint: it begins again", flush=True)
-            shutil.rmtree(run)
-        train.train(config, resume=bool(saved), devices=devices)
+        _say(f"stage {name} -> {run}")
+        train.train(config, resume="auto", devices=devices)
+    if not distributed.is_first():
+        return True
     modules = module_table(config)
     _print_modules(name, modules)
     summary.add_stage(name, config, time.perf_counter() - start, modules)
     return checkpoint_steps(run / "checkpoints") != saved
+
+
+def _say(words: str) -> None:
+    if distributed.is_first():
+        print(words, flush=True)
 
 
 def _check_same_model(first: Config, config: Config, file: Path) -> None:

@@ -44,14 +44,43 @@ def changed(first, **data):
 def test_weights_may_change_from_a_step_on_that_lies_ahead(begun, monkeypatch):
     monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
     ahead = changed(begun, changes={"10": {"b": 0.5}})
-    assert run_folder.check(ahead, resume=True) == ["data.changes.10.b was None, is 0.5"]
+    assert run_folder.check(ahead, resume=True).notes == ["data.changes.10.b was None, is 0.5"]
     behind = changed(begun, changes={"9": {"b": 0.5}})
     with pytest.raises(ConfigError, match=r"cannot continue with another config: data.changes.9.b"):
         run_folder.check(behind, resume=True)
 
 
-def test_what_only_says_how_batches_are_made_may_change(begun):
-    said = run_folder.check(changed(begun, workers=2, image_cache=0), resume=True)
+def test_what_only_says_how_batches_are_made_may_change(begun, monkeypatch):
+    monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
+    said = run_folder.check(changed(begun, workers=2, image_cache=0), resume=True).notes
     assert said == ["data.workers was 0, is 2", "data.image_cache was 256, is 0"]
     with pytest.raises(ConfigError, match=r"data.window was 32, is 64"):
         run_folder.check(changed(begun, window=64), resume=True)
+
+
+def test_auto_resumes_what_has_begun_and_starts_what_has_not(begun, tmp_path, monkeypatch):
+    fresh = dataclasses.replace(begun, out=str(tmp_path / "other"))
+    assert run_folder.check(fresh, resume="auto") == (False, None, [])
+    monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
+    assert run_folder.check(begun, resume="auto") == (True, 10, [])
+    with pytest.raises(ConfigError, match=r"data.window was 32, is 64"):
+        run_folder.check(changed(begun, window=64), resume="auto")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        run_folder.check(fresh, resume="auto")
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(begun, resume):
+    found = run_folder.check(begun, resume)
+    assert (found.resume, found.step) == (True, None)
+    assert found.notes == ["the run was stopped before its first checkpoint; it begins again"]
+
+
+def test_a_run_killed_at_its_first_file_begins_afresh(begun, tmp_path):
+    out = tmp_path / "other"
+    out.mkdir()
+    (out / ".config.yaml.partial").write_text("mod")
+    fresh = dataclasses.replace(begun, out=str(out))
+    assert run_folder.check(fresh, resume="auto") == (False, None, [])

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -12,10 +14,11 @@ import pytest
 from mllm_jax import config_file
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.config import Config
-from mllm_jax.errors import ConfigError
+from mllm_jax.errors import ConfigError, Preempted
 from mllm_jax.models import mllm
 from mllm_jax.train import train
 from mllm_jax.training.metrics import Diverged
+from mllm_jax.training.writer import MetricsWriter
 from tests import tiny
 
 PLACE_AND_TIME = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
@@ -92,6 +95,38 @@ def test_microbatches_equal_one_batch(data, straight, tmp_path):
     for name in ("loss", "grad_norm"):
         values = [[row[name] for row in lines(r)] for r in (straight, run)]
         np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(data, straight, tmp_path):
+    """With steps in metrics.jsonl and half of the model's files."""
+    config = tiny.config(data, tmp_path / "run", train={"steps": 12, "stop_at": 2})
+    run = one_device(config)
+    shutil.rmtree(run / "checkpoints" / "2")
+    (run / "model" / "tokenizer.json").unlink()
+    one_device(tiny.config(data, run), resume=True)
+    assert lines(run) == lines(straight)
+    assert (run / "model" / "tokenizer.json").is_file()
+
+
+def test_sigterm_finishes_the_step_saves_and_says_where(data, straight, tmp_path, monkeypatch):
+    """At the third step; the handler that was there before is put back."""
+    config, count = tiny.config(data, tmp_path / "run"), MetricsWriter.write
+
+    def write(self, line):
+        count(self, line)
+        if line["step"] == 1:  # while step 2 is on its way
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MetricsWriter, "write", write)
+    with pytest.raises(Preempted, match=r"SIGTERM: step 3 is saved in .*; go on with --resume"):
+        one_device(config)
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    run = Path(config.out)
+    assert lines(run) == lines(straight)[:3]
+    one_device(config, resume=True)
+    assert lines(run) == lines(straight)
 
 
 def test_the_loss_falls_and_the_run_folder_is_complete(straight):

@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options.overrides = rest
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    trainer = None
+    trainer, before = None, signal.getsignal(signal.SIGTERM)
     try:
         cluster = _cluster(options) if options.verb in SEVERAL else None
         if cluster is not None and INSIDE not in os.environ:
@@ -52,7 +52,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("mllm-jax: interrupted", file=sys.stderr)
+        if trainer is not None:
+            trainer.end(130, None)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -62,9 +66,9 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 
 def _stop(*_: object) -> None:
-    """SIGTERM until the first step, from which on the loop catches it."""
+    """SIGTERM before and after the steps, where the loop does not catch it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Preempted("SIGTERM before the first step: nothing is lost")
+    raise Preempted("SIGTERM outside of the steps: nothing is lost; start the same command again")
 
 
 def make_parser() -> argparse.ArgumentParser:

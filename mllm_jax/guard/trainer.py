@@ -58,6 +58,7 @@ class Trainer:
         """Starts to beat; a guard that is gone takes its trainer along."""
         self._line = Line(socket.socket(fileno=descriptor))
         self._every = interval(lost_after)
+        sys.excepthook = self._fail
         threading.Thread(target=self._beat, name="guard", daemon=True).start()
 
     def _beat(self) -> None:
@@ -66,6 +67,10 @@ class Trainer:
             if select.select([self._line.socket], [], [], self._every)[0]:
                 self._line.read()  # the guard says nothing: this is its end
         os._exit(LOST)  # the main thread may hang in a collective
+
+    def _fail(self, kind: Any, error: Any, trace: Any) -> None:
+        sys.__excepthook__(kind, error, trace)
+        self.end(1, None)
 
     def end(self, code: int, error: str | None) -> None:
         """Ends this process at once: JAX would wait for the others."""

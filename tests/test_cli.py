@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +181,57 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
     assert kwargs == {"resume": True}
     assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
     assert config.mesh.data == -1
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "steps"),
+    [
+        (["--resume"], True, 3),
+        (["--resume", "auto"], "auto", 3),
+        (["--resume", "--train.steps", "5"], True, 5),
+        (["--train.steps", "5"], False, 5),
+    ],
+)
+def test_train_resumes_always_or_where_a_run_has_begun(door, stage: str, words, resume, steps):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, *words]) == 0
+    (((config,), kwargs),) = made.calls
+    assert (kwargs["resume"], config.train.steps) == (resume, steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--processes 2", "--processes without --coordinator, --process: give all three, or none"),
+        ("--coordinator a:1 --processes 2 --process 2", "process 2: must lie in 0 to 1"),
+        ("--coordinator a --processes 2 --process 1", "coordinator 'a': expected HOST:PORT"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train --config s.yaml", "recipe r.yaml"])
+def test_a_place_among_processes_that_cannot_be(door, capsys, verb, words, message):
+    made = [door("train", "train"), door("recipe", "run")]
+    assert main([*verb.split(), *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mllm-jax: error: {message}") and err.count("\n") == 1
+    assert not any(it.calls for it in made)
+
+
+def test_a_coordinator_that_does_not_answer_is_code_1(capsys):
+    words = "recipe r.yaml --coordinator 127.0.0.1:9 --processes 2 --process 1 --join-within 0.2"
+    assert main(words.split()) == 1
+    err = capsys.readouterr().err
+    assert "no answer from process 0 at 127.0.0.1:10 within 0.2 s" in err and err.count("\n") == 1
+
+
+def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stage: str):
+    made = door("train", "train")
+    monkeypatch.setattr(
+        made, "train", lambda *_, **__: signal.raise_signal(signal.SIGTERM), raising=False
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["train", "--config", stage]) == 75
+    assert capsys.readouterr().err.startswith("mllm-jax: error: SIGTERM outside of the steps")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_prepare_takes_overrides_too(door, stage: str):

@@ -152,7 +152,7 @@ def test_sigterm_to_one_process_stops_all_at_one_step(stage, straight, tmp_path)
     assert 2 <= len(before) < STEPS and before == straight[: len(before)]
     assert (local.out / "checkpoints" / str(len(before)) / "params").is_dir()
     assert local.said().count(f"error: SIGTERM: step {len(before)} is saved in ") == 1
-    run(stage, local.out, 2, "--resume", "auto")
+    run(stage, local.out, 1, "--resume", "auto")
     assert lines(local.out) == straight
 
 

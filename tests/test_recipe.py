@@ -298,7 +298,7 @@ def test_scores_of_an_older_model_are_not_taken_for_new_ones(files: Files):
 def test_a_folder_of_something_else_is_refused(files: Files):
     (files.out / "instruct").mkdir(parents=True)
     (files.out / "instruct" / "thesis.tex").write_text("")
-    with pytest.raises(ConfigError, match=r"instruct.*config\.yaml is missing"):
+    with pytest.raises(ConfigError, match=r"instruct: exists and is not empty"):
         files.run()
     assert files.calls == []
 

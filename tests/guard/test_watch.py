@@ -151,10 +151,14 @@ def test_bad_input_of_one_ends_all_and_names_it(run):
     assert said[1] == ""
 
 
-@pytest.mark.parametrize(("act", "code", "how"), [("exit1", 1, "code 1"), ("abort", 1, "SIGABRT")])
+@pytest.mark.parametrize(
+    ("act", "code", "how"),
+    [("exit1", 1, "code 1"), ("raise", 1, "code 1"), ("abort", 1, "SIGABRT")],
+)
 def test_a_trainer_that_fails_by_itself_is_named(run, act, code, how):
     codes, said, _ = run("sleep", act).ends()
     assert codes == [code, code]
+    assert ("ValueError: a fault of ours" in said[1]) == (act == "raise")
     assert all("process 1 of 2 " in words and how in words for words in said), said
 
 

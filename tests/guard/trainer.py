@@ -1,8 +1,9 @@
 """A trainer without JAX, for tests of the guard: says that it runs, then does as it is told.
 
-trainer.py FOLDER ACT      ACT: sleep, done, raise, refuse, exit CODE, wait-for-term
+trainer.py FOLDER LOST_AFTER PROCESS ACT      ACT: sleep, done, refuse, raise, exit1, abort
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ def main() -> None:
         sys.exit(int(act.removeprefix("exit")))
     if act == "abort":
         os.abort()
+    if act == "raise":
+        atexit.register(time.sleep, 60)  # as JAX waits for the others at the end
+        raise ValueError("a fault of ours")
     while act != "done" and not told:
         time.sleep(0.05)
     if told:

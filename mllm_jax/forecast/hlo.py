@@ -59,10 +59,12 @@ def collectives(text: str) -> list[Collective]:
         RunError: a loop with collectives in it whose number of turns cannot be read.
     """
     program, entry = parse(text)
-    found: list[Collective] = []
+    found: dict[str, Collective] = {}
     for computation, turns in _running(program, entry):
-        found += _of(program, computation, turns)
-    return found
+        for key, one in _of(program, computation, turns).items():
+            if key not in found or one.count < found[key].count:
+                found[key] = one
+    return list(found.values())
 
 
 # --------------------------------------------------------------------------------------------- walk
@@ -83,7 +85,7 @@ def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
                         f"{line.name}: a loop with collectives whose turns are not known; "
                         "the program cannot be counted"
                     )
-                waiting.append((body, turns * (once or 1)))
+                waiting.append((body, turns * (1 if once is None else once)))
             elif line.opcode in ("call", "conditional", "async-start"):
                 names = ("to_apply", "calls", "branch_computations", "true_computation")
                 waiting += [(c, turns) for c in called(line, *names, "false_computation")]
@@ -105,23 +107,62 @@ def _any(program: Program, entry: str) -> bool:
 
 
 def trips(program: Program, loop: Instruction, home: str) -> int | None:
-    """Turns of a `while`: as the compiler notes them, else from its counter's test; None if unread.
+    """Turns of a `while`: as the compiler notes them, else from its counter; None if unread.
 
-    The test is `counter < bound` where counters start at a constant and rise by one, as every scan
-    is written.
+    The counter starts at a constant, rises by one, and is held against a bound. A loop that the
+    compiler unrolled twice rises by two.
     """
     if known := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.text):
         return int(known[1])
-    condition = called(loop, "condition")[0]
+    condition, body = called(loop, "condition")[0], called(loop, "body")[0]
     test = _root(program, condition)
     names = test.operands
     if test.opcode == "fusion":  # a comparison alone in a fusion of its own
         test = _root(program, called(test, "calls")[0])
+    counter = _line(program, condition, names[0]) if names else None
     if test.opcode != "compare" or "direction=LT" not in test.text or len(names) != 2:
+        return None
+    place = None if counter is None else re.search(r"index=(\d+)", counter.text)
+    if place is None:
         return None
     start = _value(program, loop, home, condition, names[0])
     bound = _value(program, loop, home, condition, names[1])
-    return None if bound is None else bound - (start or 0)
+    step = _step(program, loop, home, body, int(place[1]))
+    if start is None or bound is None or not step:
+        return None
+    return max(0, -(-(bound - start) // step))
+
+
+def _step(program: Program, loop: Instruction, home: str, body: str, index: int) -> int | None:
+    """By how much a turn raises the loop's number `index`: the constants added to it."""
+    total, name = 0, _root(program, body).operands[index]
+    while (line := _line(program, body, name)) is not None and line.opcode != "get-tuple-element":
+        if line.opcode == "copy":
+            name = line.operands[0]
+            continue
+        if line.opcode != "add":
+            return None
+        added = [_value(program, loop, home, body, operand) for operand in line.operands]
+        constants = [
+            (operand, value)
+            for operand, value in zip(line.operands, added, strict=True)
+            if value is not None and not _is_number(program, body, operand, index)
+        ]
+        if len(constants) != 1:
+            return None
+        total += constants[0][1]
+        name = next(operand for operand in line.operands if operand != constants[0][0])
+    return total
+
+
+def _is_number(program: Program, body: str, name: str, index: int) -> bool:
+    """Whether a name is the loop's number `index` itself, as the turn finds it."""
+    line = _line(program, body, name)
+    return (
+        line is not None
+        and line.opcode == "get-tuple-element"
+        and re.search(rf"index={index}\b", line.text) is not None
+    )
 
 
 def _value(program: Program, loop: Instruction, home: str, place: str, name: str) -> int | None:
@@ -151,11 +192,12 @@ def _root(program: Program, computation: str) -> Instruction:
 # -------------------------------------------------------------------------------------- collectives
 
 
-def _of(program: Program, computation: str, turns: int) -> list[Collective]:
+def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]:
     """Those of one computation and of what is fused in it, each channel once.
 
-    TPU programs spread one collective over several fusions (begin, go on beside a product, end),
-    all with its channel's number.
+    TPU programs spread one collective over several fusions, all with its channel's number: begin,
+    go on beside a product, end. What begins before a loop may go on in its body: the place that
+    runs least often says how often it is run.
     """
     found: dict[str, Collective] = {}
     for place, line, around in _flat(program, computation, ""):
@@ -169,7 +211,7 @@ def _of(program: Program, computation: str, turns: int) -> list[Collective]:
         if key not in found:
             source = _source(line) or around or line.name
             found[key] = _collective(program[place], line, kind, turns, source)
-    return list(found.values())
+    return found
 
 
 def _flat(

@@ -15,7 +15,7 @@ ADD = """
 """
 
 
-def loop(name: str, turns: int, body: str) -> str:
+def loop(name: str, turns: int, body: str, step: int = 1) -> str:
     """A `while` as scans become: counter < constant, in the condition."""
     return f"""
 %{name}_condition (p: (s32[], f32[8])) -> pred[] {{
@@ -28,8 +28,11 @@ def loop(name: str, turns: int, body: str) -> str:
 %{name}_body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
   %p = (s32[], f32[8]{{0}}) parameter(0)
   %x = f32[8]{{0}} get-tuple-element(%p), index=1
+  %one = s32[] constant({step})
+  %i = s32[] get-tuple-element(%p), index=0
+  %next = s32[] add(%i, %one)
 {body}
-  ROOT %out = (s32[], f32[8]{{0}}) tuple(%x, %x)
+  ROOT %out = (s32[], f32[8]{{0}}) tuple(%next, %x)
 }}
 """
 
@@ -92,6 +95,28 @@ def test_a_bound_that_travels_with_the_loop():
         "  %start = (s32[], f32[8]{0}) tuple(%zero, %a)\n", start
     )
     assert [one.count for one in hlo.collectives(text + program)] == [8]
+
+
+@pytest.mark.parametrize(("bound", "step", "turns"), [(8, 2, 4), (15, 2, 8), (8, 1, 8), (0, 1, 0)])
+def test_a_loop_that_the_compiler_unrolled(bound: int, step: int, turns: int):
+    text = ADD + loop("layers", bound, REDUCE, step) + entry(call("layers"))
+    assert [one.count for one in hlo.collectives(text)] == [turns]
+
+
+def test_a_counter_that_rises_in_two_steps():
+    twice = loop("layers", 8, REDUCE).replace(
+        "%next = s32[] add(%i, %one)",
+        "%half = s32[] add(%i, %one)\n  %next = s32[] add(%one, %half)",
+    )
+    assert [one.count for one in hlo.collectives(ADD + twice + entry(call("layers")))] == [4]
+
+
+def test_one_channel_that_goes_on_through_a_loop_counts_where_it_begins():
+    """As libtpu hides the output table's gathering behind the layers."""
+    text = loop("layers", 32, GATHER.replace("%w", "%x")) + entry(
+        GATHER.replace("%w", "%a") + "\n" + call("layers")
+    )
+    assert [one.count for one in hlo.collectives(text)] == [1]
 
 
 def test_a_comparison_in_a_fusion_of_its_own():

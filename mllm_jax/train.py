@@ -182,9 +182,12 @@ class Loop:
         writer.write(line)
         self.losses.add(line["loss"], line["trained_tokens"])
         self.checkpoints.check()
+        metrics.require_finite(number, numbers, self._last_good)
+
+    def _last_good(self) -> str | None:
+        self.checkpoints.wait()  # one may be on its way to the disk
         saved = self.checkpoints.latest()
-        last_good = str(self.checkpoints.folder / str(saved)) if saved else None
-        metrics.require_finite(number, numbers, last_good)
+        return str(self.checkpoints.folder / str(saved)) if saved else None
 
     def _save(self, now: state.TrainState) -> None:
         loss, extra = self.losses.take(), {"seed": self.config.seed}

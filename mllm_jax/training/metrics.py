@@ -32,7 +32,9 @@ class Diverged(RunError):
     """The loss or the gradient is not finite: the run ends."""
 
 
-def require_finite(step: int, metrics: Mapping[str, Any], checkpoint: str | None) -> None:
+def require_finite(
+    step: int, metrics: Mapping[str, Any], last_good: Callable[[], str | None]
+) -> None:
     """Raises Diverged unless the step's loss and gradient are finite.
 
     Parameters and moments never take up such a step (see `make_train_step`), so nothing that is not
@@ -41,9 +43,10 @@ def require_finite(step: int, metrics: Mapping[str, Any], checkpoint: str | None
     Args:
         step: number of the step the metrics belong to.
         metrics: from the train step.
-        checkpoint: the last one saved before, None if there is none.
+        last_good: finds the last checkpoint, None if there is none; asked when it is needed.
     """
     if not float(metrics["finite"]):
+        checkpoint = last_good()
         where = (
             f"last good checkpoint: {checkpoint}"
             if checkpoint

@@ -141,7 +141,7 @@ def test_rows_name_what_the_batch_holds(load):
 
 def test_a_batch_holds_what_its_rows_say(load, model, image_token, tokenizer):
     loader = load()
-    for batch, records in loader.iterate(0, 6):
+    for batch, records, _ in loader.iterate(0, 6):
         b, t = batch.tokens.shape
         assert (b, t) == (4, 256)
         assert batch.pixels.shape == (4, 3, 4, 4, 3)

@@ -105,12 +105,12 @@ def test_watch():
 
 
 def test_the_run_ends_at_a_loss_that_is_not_finite():
-    metrics.require_finite(3, numbers(), None)
+    metrics.require_finite(3, numbers(), lambda: None)
     bad = numbers(finite=np.float32(0), loss=np.float32("nan"))
     with pytest.raises(metrics.Diverged, match=r"step 12: loss nan.*checkpoint: runs/x/10"):
-        metrics.require_finite(12, bad, "runs/x/10")
+        metrics.require_finite(12, bad, lambda: "runs/x/10")
     with pytest.raises(metrics.Diverged, match="no checkpoint was saved"):
-        metrics.require_finite(12, bad, None)
+        metrics.require_finite(12, bad, lambda: None)
 
 
 class Terminal(io.StringIO):

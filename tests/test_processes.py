@@ -4,7 +4,6 @@ All runs have four devices, so they sum in one order: whatever was lost, stopped
 other processes in between, metrics.jsonl equals that of an undisturbed run to the bit.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -28,7 +27,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, LOST_AFTER = 10, 10
-CLOCK = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -109,37 +107,33 @@ def run(stage: Path, out: Path, processes: int, *words: str) -> str:
     return local.said()
 
 
-def lines(run: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not any(w in k for w in CLOCK)} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def straight(stage, tmp_path_factory) -> list[dict]:
     """One process of four devices, undisturbed."""
     out = tmp_path_factory.mktemp("straight") / "run"
     run(stage, out, 1)
-    assert [line["step"] for line in lines(out)] == list(range(STEPS))
-    return lines(out)
+    assert [line["step"] for line in tiny.numbers(out)] == list(range(STEPS))
+    return tiny.numbers(out)
 
 
 def test_saved_on_four_resumed_on_two_and_one(stage, straight, tmp_path):
     four = tmp_path / "four"
     said = run(stage, four, 4, "--train.stop_at", "5")
-    assert lines(four) == straight[:5]
+    assert tiny.numbers(four) == straight[:5]
     printed = [line for line in said.splitlines() if "step 3/10" in line]
     assert len(printed) == 1 and printed[0].startswith("[0] ")  # process 0 alone
     for processes in (2, 1):
         out = tmp_path / f"on{processes}"
         shutil.copytree(four, out)
         run(stage, out, processes, "--resume", "--train.stop_at", str(STEPS))
-        assert lines(out) == straight
+        assert tiny.numbers(out) == straight
     # on one device sums are taken in another order; the data is the same
     config = config_file.load(tiny.Config, stage, ["--out", str(four)])
     train(config, resume=True, devices=jax.devices()[:1])
-    assert [x["records_crc32"] for x in lines(four)] == [x["records_crc32"] for x in straight]
-    losses = [[line["loss"] for line in each] for each in (lines(four), straight)]
+    assert [x["records_crc32"] for x in tiny.numbers(four)] == [
+        x["records_crc32"] for x in straight
+    ]
+    losses = [[line["loss"] for line in each] for each in (tiny.numbers(four), straight)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
@@ -148,12 +142,12 @@ def test_sigterm_to_one_process_stops_all_at_one_step(stage, straight, tmp_path)
     local.reach(2)
     os.kill(local.pid(1, guard=True), signal.SIGTERM)
     assert local.end() == PREEMPTED, local.said()
-    before = lines(local.out)
+    before = tiny.numbers(local.out)
     assert 2 <= len(before) < STEPS and before == straight[: len(before)]
     assert (local.out / "checkpoints" / str(len(before)) / "params").is_dir()
     assert local.said().count(f"error: SIGTERM: step {len(before)} is saved in ") == 1
     run(stage, local.out, 1, "--resume", "auto")
-    assert lines(local.out) == straight
+    assert tiny.numbers(local.out) == straight
 
 
 def test_a_killed_process_is_named_and_the_run_starts_again(stage, straight, tmp_path):
@@ -167,7 +161,7 @@ def test_a_killed_process_is_named_and_the_run_starts_again(stage, straight, tmp
         assert f"[{number}] mllm-jax: error: process 1 of 2 (host " in said, said
     assert "was killed by SIGKILL; all processes end" in said
     assert f"ended with code {LOST}; restart 1 of 1" in said
-    assert lines(local.out) == straight
+    assert tiny.numbers(local.out) == straight
 
 
 def test_a_stopped_process_is_named_in_time(stage, straight, tmp_path):
@@ -178,7 +172,7 @@ def test_a_stopped_process_is_named_in_time(stage, straight, tmp_path):
     assert local.end() == LOST
     assert time.monotonic() - start < 2 * LOST_AFTER + 5
     assert "process 1 of 2 (host " in local.said() and "has stalled" in local.said()
-    assert lines(local.out) == straight[: len(lines(local.out))]
+    assert tiny.numbers(local.out) == straight[: len(tiny.numbers(local.out))]
 
 
 def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
@@ -205,7 +199,7 @@ def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
     first, other = ((tmp_path / f"host{i}.log").read_text() for i in (0, 1))
     assert "process 1 of 2 (host mllm1) was not heard of for 10 s" in first, first
     assert "process 0 of 2 (host 10.77.0.1) was not heard of for 10 s" in other, other
-    assert lines(out) == straight[: len(lines(out))]
+    assert tiny.numbers(out) == straight[: len(tiny.numbers(out))]
 
 
 def test_bad_input_is_said_once(stage, tmp_path):

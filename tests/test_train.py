@@ -1,7 +1,6 @@
 """The whole way of the data on a tiny stage: resumed = straight, 8 devices = 1, refusals."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -21,8 +20,6 @@ from mllm_jax.training.metrics import Diverged
 from mllm_jax.training.writer import MetricsWriter
 from tests import tiny
 
-PLACE_AND_TIME = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
-
 
 @pytest.fixture(scope="module")
 def straight(data, tmp_path_factory) -> Path:
@@ -33,15 +30,6 @@ def one_device(config: Config, resume: bool = False) -> Path:
     return train(config, resume, jax.devices()[:1])
 
 
-def lines(run: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if not any(word in k for word in PLACE_AND_TIME)}
-        for row in rows
-    ]
-
-
 @pytest.mark.parametrize("stops", [[6], [4, 8]], ids=["N/2", "N/3 twice"])
 def test_resumed_equals_straight_to_the_bit(data, straight, tmp_path, stops):
     """Losses, norms, mixture shares and record ids of every step, then the parameters."""
@@ -49,8 +37,8 @@ def test_resumed_equals_straight_to_the_bit(data, straight, tmp_path, stops):
     for i, stop in enumerate([*stops, None]):
         part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
         run = one_device(part, resume=i > 0)
-    assert lines(run) == lines(straight)
-    assert [row["step"] for row in lines(run)] == list(range(12))
+    assert tiny.numbers(run) == tiny.numbers(straight)
+    assert [row["step"] for row in tiny.numbers(run)] == list(range(12))
     jax.tree.map(np.testing.assert_array_equal, final_params(run), final_params(straight))
 
 
@@ -63,7 +51,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data, straight, tmp_path)
     shutil.rmtree(run / "checkpoints" / "10")  # as if the machine had died before the save at 10
     whole = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=None))
     one_device(whole, resume=True)
-    assert lines(run) == lines(straight)
+    assert tiny.numbers(run) == tiny.numbers(straight)
 
 
 def final_params(run: Path):
@@ -78,7 +66,7 @@ def final_params(run: Path):
 )
 def test_eight_devices_equal_one(data, straight, tmp_path, mesh):
     run = train(tiny.config(data, tmp_path / "run", mesh=mesh))
-    one, eight = lines(straight), lines(run)
+    one, eight = tiny.numbers(straight), tiny.numbers(run)
     for name in ("loss", "grad_norm", "loss/language/eu", "loss/stream/text"):
         first = [(row.get(name), other.get(name)) for row, other in zip(one, eight, strict=True)]
         assert all((a is None) == (b is None) for a, b in first)
@@ -93,7 +81,7 @@ def test_microbatches_equal_one_batch(data, straight, tmp_path):
         tiny.config(data, tmp_path / "run", train={"steps": 12, "save_every": 4, "microbatches": 4})
     )
     for name in ("loss", "grad_norm"):
-        values = [[row[name] for row in lines(r)] for r in (straight, run)]
+        values = [[row[name] for row in tiny.numbers(r)] for r in (straight, run)]
         np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
 
 
@@ -104,7 +92,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(data, straight, t
     shutil.rmtree(run / "checkpoints" / "2")
     (run / "model" / "tokenizer.json").unlink()
     one_device(tiny.config(data, run), resume=True)
-    assert lines(run) == lines(straight)
+    assert tiny.numbers(run) == tiny.numbers(straight)
     assert (run / "model" / "tokenizer.json").is_file()
 
 
@@ -124,13 +112,13 @@ def test_sigterm_finishes_the_step_saves_and_says_where(data, straight, tmp_path
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.undo()
     run = Path(config.out)
-    assert lines(run) == lines(straight)[:3]
+    assert tiny.numbers(run) == tiny.numbers(straight)[:3]
     one_device(config, resume=True)
-    assert lines(run) == lines(straight)
+    assert tiny.numbers(run) == tiny.numbers(straight)
 
 
 def test_the_loss_falls_and_the_run_folder_is_complete(straight):
-    rows = lines(straight)
+    rows = tiny.numbers(straight)
     assert rows[-1]["loss"] < 0.75 * rows[0]["loss"]
     assert config_file.load(Config, straight / "config.yaml").train.steps == 12
     names = {path.name for path in (straight / "model").iterdir()}

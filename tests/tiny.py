@@ -22,6 +22,7 @@ COLOURS = {
 }
 QUESTION = {"eu": "Zein kolore daude irudian?", "en": "Which colours are in the picture?"}
 VOCAB = 320
+OF_THE_CLOCK = ("per_second", "seconds", "data_wait", "teraflops", "mfu")
 
 
 def make_data(folder: Path) -> None:
@@ -111,3 +112,13 @@ def config(folder: Path, out: Path, **sections: dict[str, Any]) -> Config:
     for name, values in sections.items():
         raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
     return config_file.build(Config, raw)
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock: the same to the bit, or something moved."""
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [
+        {key: value for key, value in line.items() if not any(w in key for w in OF_THE_CLOCK)}
+        for line in lines
+    ]

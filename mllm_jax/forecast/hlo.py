@@ -206,11 +206,13 @@ def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]
             continue
         if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
             kind = "reduce-scatter"
+        source = _source(line) or around or line.name
+        one = _collective(program[place], line, kind, turns, source)
         channel = re.search(r"channel_id=(\d+)", line.text)
-        key = f"{kind} {channel[1]}" if channel else f"{place} {line.name}"
-        if key not in found:
-            source = _source(line) or around or line.name
-            found[key] = _collective(program[place], line, kind, turns, source)
+        # all that shard_map writes have the channel 1; they are not spread
+        alone = channel is None or (channel[1] == "1" and place == computation)
+        name = f"{place} {line.name}" if alone else f"{channel[1]} {one.shape} {one.group}"
+        found.setdefault(f"{kind} {name}", one)
     return found
 
 
@@ -251,15 +253,24 @@ def _plain(shape: str) -> str:
 
 
 def _group(text: str) -> int:
-    """Devices of one group: {{0,1},{2,3}}, [2,4]<=[8], or mesh['a'=2,'b'=4] {'b'}."""
+    """Devices of one group: {{0,1},{2,3}}, [2,4]<=[8], or mesh['a'=2,'b'=4] {'b'}.
+
+    A mesh may name its devices before the axes: mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
+
+    Raises:
+        RunError: another way to write it.
+    """
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}"
+    if found := re.search(mesh, text):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
         return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", found[2]))
-    return 2 if "source_target_pairs" in text else 1
+    if "source_target_pairs" in text:
+        return 2
+    raise RunError(f"the compiled program groups devices in a way that is not known: {text:.200}")
 
 
 def summary(found: list[Collective]) -> dict[str, dict[str, int]]:

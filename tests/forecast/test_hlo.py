@@ -196,6 +196,10 @@ def test_begun_and_ended_apart():
         ("replica_groups=[2,4]<=[8]", 4),
         ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
         ("replica_groups=mesh['axis_0'=256] {'axis_0'}", 256),
+        (
+            "replica_groups=mesh['a'=1,'b'=16,'c'=4], device_ids=([4,16]T(1,0)) {'b'}, x={1}",
+            16,
+        ),
         ("replica_groups=mesh['a'=2,'b'=4,'c'=8] {'a', 'c'}", 16),
     ],
 )
@@ -224,3 +228,19 @@ def test_bytes_of_shapes():
         3,
         5,
     ]
+
+
+def test_sums_of_shard_map_share_a_channel_and_are_several():
+    line = (
+        "  %{0} = {1} all-reduce(%{2}), channel_id=1, replica_groups={{{{0,1}}}}, to_apply=%add\n"
+    )
+    program = ADD + entry(
+        line.format("one", "f32[8]{0}", "a") + line.format("two", "f32[8]{0}", "one")
+    )
+    assert [one.count for one in hlo.collectives(program)] == [1, 1]
+
+
+def test_groups_that_cannot_be_read_are_refused():
+    text = ADD + entry(REDUCE.replace("{{0,1,2,3}}", "<all>"))
+    with pytest.raises(RunError, match="in a way that is not known"):
+        hlo.collectives(text)

@@ -208,10 +208,10 @@ def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]
             kind = "reduce-scatter"
         source = _source(line) or around or line.name
         one = _collective(program[place], line, kind, turns, source)
-        channel = re.search(r"channel_id=(\d+)", line.text)
+        channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
         # all that shard_map writes have the channel 1; they are not spread
-        alone = channel is None or (channel[1] == "1" and place == computation)
-        name = f"{place} {line.name}" if alone else f"{channel[1]} {one.shape} {one.group}"
+        alone = channel is None or (channel == "1" and place == computation)
+        name = f"{place} {line.name}" if alone else f"{channel} {one.shape} {one.group}"
         found.setdefault(f"{kind} {name}", one)
     return found
 

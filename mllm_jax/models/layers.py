@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mllm_jax.sharding import constrain
@@ -21,7 +22,8 @@ DType = Any
 # name in the config -> what the backward pass finds already computed
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # by name: `linear` has a gradient of its own, so a policy does not see the product inside it
+    "dots": jax.checkpoint_policies.save_only_these_names("product"),
     "full": None,  # nothing but the layer's input
 }
 
@@ -91,7 +93,7 @@ class Einsum(nn.Module):
         ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
-        y: Any = linear(self.equation, x, kernel.astype(self.dtype))
+        y: Any = checkpoint_name(linear(self.equation, x, kernel.astype(self.dtype)), "product")
         if self.bias is not None:
             bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32)
             bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)

@@ -131,6 +131,28 @@ def test_remat_changes_no_number(params, remat):
     jax.tree.map(close, other, base)
 
 
+def test_remat_decides_what_is_kept():
+    """Bytes that the backward pass finds: a layer's input, its products too, or everything."""
+    language = LanguageConfig(
+        vocab=64, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head_dim=8, max_length=128
+    )
+    text = jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    none = jnp.zeros((1, 0, 1, 1, 3), jnp.uint8)
+
+    def kept(remat: str) -> int:
+        compute = dataclasses.replace(COMPUTE, remat=remat, attention="blocks")
+        model = mllm.build(ModelConfig(None, None, language), compute)
+
+        def pull(params, x):
+            return jax.vjp(lambda p: mllm.hidden(model, p, x, x, x, x, none), params)[1]
+
+        made = jax.eval_shape(pull, mllm.abstract_params(model), text)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+
+    products = language.layers * 128 * 2 * language.mlp * 4  # gate and up alone, in float32
+    assert kept("full") + products < kept("dots") < kept("none")
+
+
 def test_cache_equals_whole_row_left_padded(params):
     """Two left-padded prompts of different lengths, token by token = the whole rows at once."""
     model = mllm.build(CONFIG, COMPUTE)

@@ -67,7 +67,9 @@ def reduced(gradient: jax.Array, *names: str) -> jax.Array:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
         else:
             gradient = jax.lax.psum(gradient, axis)
-    return gradient
+    # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up (while_loop_all_reduce_code_motion,
+    # RET_CHECK) unless something stands between: microbatches on a mesh with data=1
+    return jax.lax.optimization_barrier(gradient)
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -67,8 +67,8 @@ def reduced(gradient: jax.Array, *names: str) -> jax.Array:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
         else:
             gradient = jax.lax.psum(gradient, axis)
-    # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up (while_loop_all_reduce_code_motion,
-    # RET_CHECK) unless something stands between: microbatches on a mesh with data=1
+    # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up, unless something stands between
+    # (while_loop_all_reduce_code_motion, RET_CHECK): microbatches on a mesh with data=1
     return jax.lax.optimization_barrier(gradient)
 
 

@@ -43,11 +43,11 @@ class Workers(Generic[T]):
         asked = iter(numbers)
         try:
             for _, number in zip(range(max(1, ahead)), asked, strict=False):
-                self._pipe(number).send(number)
+                self._ask(number)
             for number in numbers:
                 item = self._receive(number)
                 for following in asked:
-                    self._pipe(following).send(following)
+                    self._ask(following)
                     break
                 yield item
         finally:
@@ -62,6 +62,12 @@ class Workers(Generic[T]):
 
     def _pipe(self, number: int) -> Connection:
         return self._pipes[number % len(self._pipes)]
+
+    def _ask(self, number: int) -> None:
+        try:
+            self._pipe(number).send(number)
+        except (BrokenPipeError, ConnectionResetError):  # it ended while it waited
+            self._ended(self._processes[number % len(self._pipes)], number)
 
     def _receive(self, number: int) -> T:
         pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]

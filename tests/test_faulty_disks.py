@@ -15,7 +15,7 @@ from mllm_jax.config import Config
 from mllm_jax.convert import abstract
 from mllm_jax.errors import RunError
 from mllm_jax.train import train
-from tests import tiny
+from tests import disks, tiny
 
 
 def run(config: Config, resume: bool = False, **knobs) -> Path:
@@ -36,13 +36,8 @@ def straight(data, tmp_path_factory) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A disk of 8 MB where the checkpoints of `tmp_path / "run"` will lie."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disks.small_disk(tmp_path, megabytes=8) as disk:
+        yield disk
 
 
 # Orbax leaves the event loop of a failed save to the garbage collector, which complains

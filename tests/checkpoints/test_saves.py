@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from mllm_jax.checkpoints import seal
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.errors import RunError
+from tests import disks
 
 MB = 2**18  # 1 MB of float32 numbers
 
@@ -142,13 +142,8 @@ def check_for_a_minute(checkpoints: Checkpoints) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 24 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disks.small_disk(tmp_path, megabytes=24) as disk:
+        yield disk
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_is_said_in_one_line(small_disk, capfd):

@@ -24,8 +24,8 @@ from mllm_jax.batch import Batch
 from mllm_jax.config import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
 from mllm_jax.errors import require
 from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from mllm_jax.stage import Stage, apply_of, draw, place, plan
-from mllm_jax.training import flops, state, step
+from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
+from mllm_jax.training import flops, state
 from mllm_jax.trees import flatten
 
 # vision (width, mlp, layers, heads, image, patch),
@@ -174,12 +174,7 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
         draw(stage, stage.params, seed=0), stage.optimizer, stage.abstract, stage.shardings
     )
     batch = synthetic(model, rows, length)
-    train_step = step.make_train_step(
-        apply_of(stage.model), stage.optimizer, 1, compute.loss_chunk, 1, 1, stage.shardings
-    )
-    compiled = step.compile_step(
-        train_step, mesh, now, stage.shardings, batch, sharding.batch_sharding(mesh)
-    )
+    compiled = compile_train_step(stage, now, batch, 1, 1, 1)
     placed, times, loss = place(batch, mesh), [], 0.0
     for _ in range(WARMUP + steps):
         start = time.perf_counter()

@@ -24,7 +24,7 @@ from mllm_jax.forecast.roofline import Split
 from mllm_jax.forecast.settings import Setting
 from mllm_jax.model_config import LanguageConfig
 from mllm_jax.models import axes, mllm
-from mllm_jax.stage import Stage, apply_of, plan
+from mllm_jax.stage import Stage, apply_of, compile_train_step, plan
 from mllm_jax.training import optimizer, state, step
 from mllm_jax.trees import flatten
 
@@ -210,24 +210,13 @@ class Plans:
     @functools.cache  # noqa: B019
     def compiled(self, setting: Setting) -> Program:
         """The real train step, compiled for the hardware."""
-        config, there = self.config, self.laid_out(setting.split)
+        there = self.laid_out(setting.split)
         here = self.stage(setting.remat)
         stage = here._replace(mesh=there.mesh, shardings=there.shardings)
-        train_step = step.make_train_step(
-            apply_of(stage.model),
-            stage.optimizer,
-            setting.microbatches,
-            config.compute.loss_chunk,
-            len(config.data.streams),
-            len(config.data.languages),
-            stage.shardings,
-        )
-        rows = sharding.batch_sharding(stage.mesh)
-        batch = self.batch(setting.rows)
+        batch, data = self.batch(setting.rows), self.config.data
+        counts = setting.microbatches, len(data.streams), len(data.languages)
         try:
-            made = step.compile_step(
-                train_step, stage.mesh, stage.abstract, stage.shardings, batch, rows
-            )
+            made = compile_train_step(stage, stage.abstract, batch, *counts)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -15,7 +15,7 @@ from mllm_jax.batch import Batch
 from mllm_jax.config import ComputeConfig, OptimizerConfig
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.models import axes, mllm
-from mllm_jax.training import optimizer, state
+from mllm_jax.training import optimizer, state, step
 from mllm_jax.trees import flatten, unflatten
 
 
@@ -90,6 +90,30 @@ def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Ar
         return hidden, mllm.head(params).astype(hidden.dtype)
 
     return apply
+
+
+def compile_train_step(
+    stage: Stage, now: Any, batch: Batch, microbatches: int, n_streams: int, n_languages: int
+) -> step.Compiled:
+    """The stage's step, compiled for its mesh.
+
+    Args:
+        stage: from `plan`.
+        now: the state, abstract or real.
+        batch: with the rows of all processes, abstract or real.
+        microbatches, n_streams, n_languages: see `step.make_train_step`.
+    """
+    train_step = step.make_train_step(
+        apply_of(stage.model),
+        stage.optimizer,
+        microbatches,
+        stage.model.compute.loss_chunk,
+        n_streams,
+        n_languages,
+        stage.shardings,
+    )
+    rows = sharding.batch_sharding(stage.mesh)
+    return step.compile_step(train_step, stage.mesh, now, stage.shardings, batch, rows)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:

@@ -17,7 +17,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.distributed import Stop
 from mllm_jax.errors import Preempted, require
-from mllm_jax.stage import Stage, apply_of, draw, place, plan
+from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
 from mllm_jax.training import flops, metrics, state, step
 from mllm_jax.training.writer import MetricsWriter, NoWriter
 from mllm_jax.trees import flatten, unflatten
@@ -97,15 +97,6 @@ class Loop:
         self.config, self.stage, self.loader, self.checkpoints = config, stage, loader, checkpoints
         self.stop = min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
-        self.train_step = step.make_train_step(
-            apply_of(stage.model),
-            stage.optimizer,
-            config.train.microbatches,
-            config.compute.loss_chunk,
-            len(config.data.streams),
-            len(config.data.languages),
-            stage.shardings,
-        )
 
     def run(
         self, now: state.TrainState, first: int, writer: MetricsWriter | NoWriter, stop: Stop
@@ -142,12 +133,11 @@ class Loop:
         return now
 
     def _compile(self, now: state.TrainState, batch: Any) -> step.Compiled:
-        rows = sharding.batch_sharding(self.stage.mesh)
-        count = self.config.data.rows  # of all processes
-        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), batch)
-        return step.compile_step(
-            self.train_step, self.stage.mesh, now, self.stage.shardings, whole, rows
-        )
+        train, data = self.config.train, self.config.data
+        rows = data.rows  # of all processes
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+        counts = train.microbatches, len(data.streams), len(data.languages)
+        return compile_train_step(self.stage, now, whole, *counts)
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config

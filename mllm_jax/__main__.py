@@ -9,18 +9,18 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mllm_jax import distributed
 from mllm_jax.errors import ConfigError, Preempted, RunError, require
-from mllm_jax.guard.cluster import JOIN_WITHIN, LOST_AFTER, Cluster, find
+from mllm_jax.flags import SEVERAL, TAKE_OVERRIDES, make_parser
+from mllm_jax.guard.cluster import Cluster, Patience, find
 from mllm_jax.guard.trainer import INSIDE, Trainer, say
 from mllm_jax.guard.watch import watch
 
-Verb = Callable[[argparse.Namespace], None]
-TAKE_OVERRIDES = ("train", "prepare", "inspect", "preflight")  # what reads one stage file
-SEVERAL = ("train", "recipe")  # what runs on several processes
+if TYPE_CHECKING:
+    from mllm_jax.config import Config
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,12 +39,12 @@ def main(words: Sequence[str] | None = None) -> int:
             given = sys.argv[1:] if words is None else words
             return watch(cluster, [sys.executable, "-m", "mllm_jax", *given])
         if cluster is not None:
-            trainer = Trainer(int(os.environ[INSIDE]), cluster.lost_after)
+            trainer = Trainer(int(os.environ[INSIDE]), cluster.patience.lost_after)
         if options.verb in SEVERAL:
             signal.signal(signal.SIGTERM, _stop)
         if cluster is not None:
             distributed.join(cluster)
-        options.run(options)
+        DOORS[options.verb](options)
     except (ConfigError, RunError) as error:
         if trainer is not None:
             trainer.end(error.exit_code, str(error))  # the guards say it once
@@ -62,186 +62,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
     flags = (options.coordinator, options.processes, options.process)
-    return find(*flags, os.environ, options.lost_after, options.join_within)
+    patience = Patience(options.lost_after, options.join_within, options.stuck_after)
+    return find(*flags, os.environ, patience)
 
 
 def _stop(*_: object) -> None:
     """SIGTERM before and after the steps, where the loop does not catch it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Preempted("SIGTERM outside of the steps: nothing is lost; start the same command again")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """All verbs and flags. Others script them: what stands here does not change its name."""
-    parser = argparse.ArgumentParser(
-        prog="mllm-jax",
-        description="Train multimodal large language models for low-resource languages, in JAX.",
-        allow_abbrev=False,
-    )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    _add_quickstart(verbs)
-    _add_train(verbs)
-    _add_prepare(verbs)
-    _add_inspect(verbs)
-    _add_preflight(verbs)
-    _add_recipe(verbs)
-    _add_convert(verbs)
-    _add_generate(verbs)
-    _add_evaluate(verbs)
-    _add_bench(verbs)
-    return parser
-
-
-# ---------------------------------------------------------------------------------- verbs and flags
-
-
-def _verb(verbs, name: str, run: Verb, text: str, usage: str | None = None):
-    made = verbs.add_parser(name, help=text, description=text, usage=usage, allow_abbrev=False)
-    made.set_defaults(run=run)
-    return made
-
-
-def _add_quickstart(verbs) -> None:
-    it = _verb(verbs, "quickstart", _quickstart, "the whole way in minutes, on handwritten digits")
-    it.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
-    it.add_argument(
-        "--share",
-        type=_share,
-        default=1.0,
-        metavar="X",
-        help="share of the steps, to try it (0..1]",
-    )
-
-
-def _add_train(verbs) -> None:
-    flags = "[--resume [auto]] [--coordinator HOST:PORT --processes N --process I]"
-    usage = f"mllm-jax train --config FILE {flags} [--section.key value ...]"
-    it = _verb(verbs, "train", _train, "one stage, from a YAML file", usage)
-    it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    it.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        choices=("auto",),
-        metavar="auto",
-        help="go on from the run's last checkpoint; auto: if a run has begun there",
-    )
-    _add_cluster(it)
-
-
-def _add_cluster(it) -> None:
-    """The place of a process among several; without flags, the environment says it."""
-    it.add_argument("--coordinator", metavar="HOST:PORT", help="process 0; PORT + 1 is used too")
-    it.add_argument("--processes", type=int, metavar="N", help="of the whole run")
-    it.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    it.add_argument(
-        "--lost-after",
-        type=_seconds,
-        default=LOST_AFTER,
-        metavar="SECONDS",
-        help="silence after which a process is lost and all others end; default: 60",
-    )
-    it.add_argument(
-        "--join-within",
-        type=_seconds,
-        default=JOIN_WITHIN,
-        metavar="SECONDS",
-        help="until all processes must be there; default: 300",
-    )
-
-
-def _add_prepare(verbs) -> None:
-    usage = "mllm-jax prepare --config FILE [--workers N] [--json FILE] [--section.key value ...]"
-    text = "fetch, read, check and index a stage's data; afterwards it runs offline"
-    it = _verb(verbs, "prepare", _prepare, text, usage)
-    it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    it.add_argument("--workers", type=_positive, metavar="N", help="processes; default: all cores")
-    it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the report here")
-
-
-def _add_inspect(verbs) -> None:
-    flags = "--config FILE [--step N] [--rows K] --out DIR [--section.key value ...]"
-    text = "a page with the rows of any step as the model gets them, and the mixture"
-    it = _verb(verbs, "inspect", _inspect, text, f"mllm-jax inspect {flags}")
-    it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    it.add_argument("--step", type=int, default=0, metavar="N", help="from 0 on; default: 0")
-    it.add_argument(
-        "--rows", type=_positive, default=4, metavar="K", help="rows that are shown; default: 4"
-    )
-    it.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets index.html")
-
-
-def _add_preflight(verbs) -> None:
-    flags = "--config FILE --hardware CHIPS [--json] [--section.key value ...]"
-    text = "does a stage fit on hardware that is not here, how fast may it be, what would fit"
-    it = _verb(verbs, "preflight", _preflight, text, f"mllm-jax preflight {flags}")
-    it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    chips = "for example v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8, cpu:8"
-    it.add_argument("--hardware", required=True, metavar="CHIPS", help=chips)
-    it.add_argument("--json", action="store_true", help="one object instead of the table")
-
-
-def _add_recipe(verbs) -> None:
-    it = _verb(verbs, "recipe", _recipe, "stages in order, then evaluation and export")
-    it.add_argument("file", type=Path, metavar="FILE")
-    it.add_argument("--out", type=Path, metavar="DIR", help="default: the file's own `out`")
-    _add_cluster(it)
-
-
-def _add_convert(verbs) -> None:
-    text = "Hugging Face folder <-> model folder; two backbones -> one model"
-    ways = verbs.add_parser("convert", help=text, description=text, allow_abbrev=False)
-    ways = ways.add_subparsers(dest="way", metavar="WAY", required=True)
-    it = _verb(ways, "from-hf", _convert_from_hf, "a Hugging Face folder into a model folder")
-    it.add_argument("src", type=Path, metavar="SRC")
-    it.add_argument("out", type=Path, metavar="OUT")
-    it = _verb(ways, "join", _convert_join, "CLIP and Llama into one model, with a fresh connector")
-    it.add_argument("out", type=Path, metavar="OUT")
-    it.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
-    it.add_argument("--language", type=Path, required=True, metavar="LLAMA_DIR")
-    it.add_argument("--connector", choices=("linear", "mlp"), default="linear")
-    it = _verb(ways, "to-hf", _convert_to_hf, "a model or run folder into a Hugging Face folder")
-    it.add_argument("model", type=Path, metavar="MODEL")
-    it.add_argument("out", type=Path, metavar="OUT")
-    it.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
-
-
-def _add_generate(verbs) -> None:
-    it = _verb(verbs, "generate", _generate, "answer a prompt about images")
-    it.add_argument("model", type=Path, metavar="MODEL", help="a model, run or Hugging Face folder")
-    it.add_argument("--prompt", required=True, metavar="TEXT")
-    it.add_argument(
-        "--image", type=Path, nargs="+", action="extend", default=[], metavar="FILE", dest="images"
-    )
-    it.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
-    it.add_argument("--temperature", type=_not_negative, default=0.0, metavar="T", help="0: greedy")
-    it.add_argument("--seed", type=int, default=0, metavar="S")
-    it.add_argument("--json", action="store_true", help="one object: text, tokens, prompt_tokens")
-
-
-def _add_evaluate(verbs) -> None:
-    it = _verb(verbs, "evaluate", _evaluate, "answers and losses on held-out data, per language")
-    it.add_argument("model", type=Path, metavar="MODEL", help="a model, run or Hugging Face folder")
-    it.add_argument("--data", type=Path, required=True, metavar="FILE", help="LLaVA JSON or JSONL")
-    it.add_argument("--out", type=Path, metavar="DIR", help="answers.jsonl, scores.json, scores.md")
-    it.add_argument("--images", type=Path, metavar="DIR", help="where image paths start")
-
-
-def _add_bench(verbs) -> None:
-    text = "throughput of the real step on synthetic rows, or of a stage's loader"
-    it = _verb(verbs, "bench", _bench, text)
-    it.add_argument("--data", action="store_true", help="the loader alone; needs --config")
-    what = it.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="FILE")
-    what.add_argument("--size", choices=("tiny", "small", "1b", "8b"))
-    it.add_argument("--stage", choices=("align", "instruct", "full"), help="default: instruct")
-    it.add_argument("--length", type=_positive, metavar="N", help="tokens in a row")
-    it.add_argument("--batch", type=_positive, metavar="N", help="rows")
-    it.add_argument("--steps", type=_positive, default=5, metavar="N")
-    it.add_argument("--dtype", choices=("float32", "bfloat16"))
-    it.add_argument("--remat", choices=("none", "dots", "full"), metavar="NAME")
-    it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the numbers here")
 
 
 # -------------------------------------------------------------------------------------------- doors
@@ -254,21 +82,15 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from mllm_jax import config_file
-    from mllm_jax.config import Config
+    config = _stage(options)
 
-    config = config_file.load(Config, options.config, options.overrides)
-
-    from mllm_jax import train  # after the config: what is wrong with it is said at once
+    from mllm_jax import train
 
     train.train(config, resume=options.resume)
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from mllm_jax import config_file
-    from mllm_jax.config import Config
-
-    config = config_file.load(Config, options.config, options.overrides)
+    config = _stage(options)
 
     from mllm_jax import prepare
 
@@ -277,23 +99,17 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from mllm_jax import config_file
-    from mllm_jax.config import Config
+    config = _stage(options)
 
-    config = config_file.load(Config, options.config, options.overrides)
-
-    from mllm_jax import inspect_rows  # after the config: what is wrong with it is said at once
+    from mllm_jax import inspect_rows
 
     inspect_rows.run(config, options.out, step=options.step, rows=options.rows)
 
 
 def _preflight(options: argparse.Namespace) -> None:
-    from mllm_jax import config_file
-    from mllm_jax.config import Config
+    config = _stage(options)
 
-    config = config_file.load(Config, options.config, options.overrides)
-
-    from mllm_jax import preflight  # after the config: what is wrong with it is said at once
+    from mllm_jax import preflight
 
     preflight.main(config, options.hardware, as_json=options.json)
 
@@ -304,27 +120,16 @@ def _recipe(options: argparse.Namespace) -> None:
     recipe.run(options.file, out=options.out)
 
 
-def _convert_from_hf(options: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> None:
     from mllm_jax import convert
 
-    convert.from_hf(options.src, options.out)
-
-
-def _convert_join(options: argparse.Namespace) -> None:
-    from mllm_jax import convert
-
-    convert.join(
-        options.out,
-        vision=options.vision,
-        language=options.language,
-        connector=options.connector,
-    )
-
-
-def _convert_to_hf(options: argparse.Namespace) -> None:
-    from mllm_jax import convert
-
-    convert.to_hf(options.model, options.out, dtype=options.dtype)
+    o = options
+    if o.way == "from-hf":
+        convert.from_hf(o.src, o.out)
+    elif o.way == "join":
+        convert.join(o.out, vision=o.vision, language=o.language, connector=o.connector)
+    else:
+        convert.to_hf(o.model, o.out, dtype=o.dtype)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -364,35 +169,26 @@ def _bench(options: argparse.Namespace) -> None:
     bench.main(**{name: getattr(options, name) for name in names})
 
 
-# ------------------------------------------------------------------------------------ kinds of flag
+def _stage(options: argparse.Namespace) -> "Config":
+    """The stage's file, read before its door is imported: what is wrong with it is said at once."""
+    from mllm_jax import config_file
+    from mllm_jax.config import Config
+
+    return config_file.load(Config, options.config, options.overrides)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{value} must be positive")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} must be positive")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
-    return value
+DOORS = {
+    "quickstart": _quickstart,
+    "train": _train,
+    "prepare": _prepare,
+    "inspect": _inspect,
+    "preflight": _preflight,
+    "recipe": _recipe,
+    "convert": _convert,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "bench": _bench,
+}
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def join(cluster: Cluster) -> None:
         local_device_ids=cluster.local,
         # JAX would give a process under Slurm one device even where it has the whole node
         cluster_detection_method="deactivate",
-        initialization_timeout=int(cluster.join_within),
-        heartbeat_timeout_seconds=max(10, int(JAX_HEARTBEAT * cluster.lost_after)),
+        initialization_timeout=int(cluster.patience.join_within),
+        heartbeat_timeout_seconds=max(10, int(JAX_HEARTBEAT * cluster.patience.lost_after)),
         shutdown_timeout_seconds=SHUTDOWN,
     )
 

@@ -27,6 +27,7 @@ from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
+from mllm_jax.data.prepared import check_paths
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
@@ -101,11 +102,13 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
             _check_same_model(next(iter(stages.values())), config, path.parent / file)
         stages[name] = dataclasses.replace(config, out=str(out / name))
         assign(_shapes(config.model), config.optimizer.parts)
-        _check_paths(stages[name])
+        for stream, section in config.data.streams.items():
+            check_paths(stream, section)
         run_folder.check(stages[name], resume="auto")
         before = name
     if recipe.evaluate is not None:
-        _check_file(recipe.evaluate.data, "evaluate.data")
+        data = recipe.evaluate.data
+        require(Path(data).is_file(), f"evaluate.data: {data}: no such file")
     return stages
 
 
@@ -147,15 +150,6 @@ def _check_same_model(first: Config, config: Config, file: Path) -> None:
     for key, (old, new) in run_folder.differences(first.model, config.model).items():
         said = f"model.{key} is {new!r}, but {old!r} in the first stage"
         raise ConfigError(f"{file}: {said}; all stages of a recipe train one model")
-
-
-def _check_paths(config: Config) -> None:
-    for name, stream in config.data.streams.items():
-        _check_file(stream.path, f"data.streams.{name}.path")
-
-
-def _check_file(path: str, where: str) -> None:
-    require(Path(path).is_file(), f"{where}: {path}: no such file")
 
 
 # ------------------------------------------------------------------------------------------ modules

@@ -17,6 +17,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.distributed import Stop
 from mllm_jax.errors import Preempted, require
+from mllm_jax.guard.trainer import waiting
 from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
 from mllm_jax.training import flops, metrics, state, step
 from mllm_jax.training.writer import MetricsWriter, NoWriter
@@ -111,13 +112,14 @@ class Loop:
         watch, meter = metrics.Watch(), self._meter(writer)
         compiled, pending = None, None
         for number in range(first, self.stop):
-            with watch.waiting():
+            with watch.waiting(), waiting(f"the data of step {number}"):
                 host = next(batches)
             if compiled is None:
                 compiled = self._compile(now, host.batch)
                 watch.lap()
-            waited = distributed.slowest(watch.waited)  # asked and known before the step ends
-            now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
+            with waiting(f"the start of step {number}"):
+                waited = distributed.slowest(watch.waited)  # asked and known before the step ends
+                now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
             if pending is not None:
                 self._report(pending, waited, writer, meter, watch)
                 waited = 0.0
@@ -165,7 +167,8 @@ class Loop:
         watch: metrics.Watch,
     ) -> None:
         number, numbers, counts, records = pending
-        jax.block_until_ready(numbers)  # a lap runs from the end of one step to the end of the next
+        with waiting(f"the end of step {number}"):
+            jax.block_until_ready(numbers)  # a lap is from the end of a step to the end of the next
         line = meter.line(number, numbers, counts, watch.lap()._replace(waiting=float(waited)))
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mllm_jax.__main__ import main, make_parser
+from mllm_jax.__main__ import main
 from mllm_jax.errors import ConfigError, RunError
+from mllm_jax.flags import make_parser
 
 
 class Door(types.ModuleType):

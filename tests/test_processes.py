@@ -4,38 +4,31 @@ All runs have four devices, so they sum in one order: whatever was lost, stopped
 other processes in between, metrics.jsonl equals that of an undisturbed run to the bit.
 """
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from mllm_jax import config_file
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import LOST, PREEMPTED
 from mllm_jax.train import train
-from tests import tiny
+from tests import disks, tiny
+from tests.local import LOST_AFTER, Local, environment
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
-STEPS, LOST_AFTER = 10, 10
-
-
-def environment(devices: int) -> dict[str, str]:
-    """Of a process that pretends to have so many devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    here = {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return os.environ | here | {"XLA_FLAGS": f"{flags} {quick}"}
+STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -51,54 +44,6 @@ def stage(data, tmp_path_factory) -> Path:
     Loader(config.data, config.model, load_tokenizer(config.init.tokenizer or ""), config.seed)
     config_file.dump(config, folder / "stage.yaml")
     return folder / "stage.yaml"
-
-
-class Local:
-    """launch/local.sh on its way."""
-
-    def __init__(self, stage: Path, out: Path, processes: int, *words: str, restarts: int = 0):
-        self.out = out
-        command = ["bash", ROOT / "launch" / "local.sh", "-n", str(processes), "-r", str(restarts)]
-        command += ["train", "--config", stage, "--out", out, "--lost-after", str(LOST_AFTER)]
-        self._file = open(out.parent / f"{out.name}.log", "a+")  # noqa: SIM115 (closed in `end`)
-        self._shell = subprocess.Popen(
-            [*command, *words],
-            env=environment(4 // processes),
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-        )
-
-    def reach(self, step: int) -> None:
-        """Waits until metrics.jsonl has so many lines."""
-        path, end = self.out / "metrics.jsonl", time.monotonic() + 120
-        while not path.is_file() or path.read_text().count("\n") < step:
-            assert self._shell.poll() is None and time.monotonic() < end, self.said()
-            time.sleep(0.01)
-
-    def pid(self, process: int, guard: bool) -> int:
-        """Of one process's guard or trainer."""
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdecimal():
-                continue
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:  # it has ended
-                continue
-            mine = str(self.out).encode() in words and b"--process" in words
-            if mine and words[words.index(b"--process") + 1] == str(process).encode():
-                if (b"-m" in words) != guard:
-                    return int(folder.name)
-        raise AssertionError(f"no such process:\n{self.said()}")
-
-    def end(self) -> int:
-        """The exit code."""
-        code = self._shell.wait(timeout=180)
-        self._file.close()
-        return code
-
-    def said(self) -> str:
-        """All that was printed."""
-        return (self.out.parent / f"{self.out.name}.log").read_text()
 
 
 def run(stage: Path, out: Path, processes: int, *words: str) -> str:
@@ -175,6 +120,30 @@ def test_a_stopped_process_is_named_in_time(stage, straight, tmp_path):
     assert tiny.numbers(local.out) == straight[: len(tiny.numbers(local.out))]
 
 
+def test_a_process_whose_data_does_not_come_is_named(stage, straight, tmp_path):
+    """Its worker hangs as on a dead file system: all processes are alive, and wait."""
+    words = ("--data.workers", "1", "--stuck-after", "5")
+    local = Local(stage, tmp_path / "run", 2, *words)
+    local.reach(3)
+    trainer = local.pid(1, guard=False)
+    children = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
+    workers = [
+        int(child)
+        for child in children
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    os.kill(workers[0], signal.SIGSTOP)
+    code = local.end()
+    os.kill(workers[0], signal.SIGKILL)  # one that is stopped does not see that its trainer is gone
+    assert code == LOST, local.said()
+    said = local.said()
+    step = len(tiny.numbers(local.out))
+    assert re.search(r"process 1 \(host \S+\) for the data of step \d+; process 0 ", said), said
+    assert "for the end of step" in said or "for the start of step" in said
+    assert "in _receive" in said and said.count("Traceback") == 0  # where it stood, nothing else
+    assert tiny.numbers(local.out) == straight[:step]
+
+
 def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
     """Addresses and names of their own; then the cable is pulled in the middle of the steps."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -200,6 +169,52 @@ def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
     assert "process 1 of 2 (host mllm1) was not heard of for 10 s" in first, first
     assert "process 0 of 2 (host 10.77.0.1) was not heard of for 10 s" in other, other
     assert tiny.numbers(out) == straight[: len(tiny.numbers(out))]
+
+
+def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
+    out = tmp_path / "run"
+    with disks.small_disk(tmp_path, megabytes=8) as disk:
+        run(stage, out, 2, "--train.stop_at", "5")
+        shutil.move(out / "checkpoints", disk / "checkpoints")
+        (out / "checkpoints").symlink_to(disk / "checkpoints")
+        left = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
+        again = ("--resume", "--train.stop_at", str(STEPS))
+        local = Local(stage, out, 2, *again)
+        assert local.end() == 1, local.said()
+        errors = [line for line in local.said().splitlines() if "mllm-jax: error" in line]
+        assert len(errors) == 1 and "the disk is full" in errors[0], local.said()
+        assert "checkpoint 5 is whole" in errors[0]
+        assert os.listdir(disk / "checkpoints") == ["5"]
+        (disk / "filler").unlink()
+        run(stage, out, 2, *again)
+        assert tiny.numbers(out) == straight
+
+
+def test_a_recipe_on_two_processes(stage, data, tmp_path):
+    """Stages on both, evaluation and export on the first; the same weights as on one."""
+    mesh, train = {"data": -1}, {"steps": 4, "save_every": 2}
+    for name in ("first", "second"):
+        config = tiny.config(data, tmp_path / "none", mesh=mesh, train=train)
+        config_file.dump(config, tmp_path / f"{name}.yaml")
+    evaluation = {"data": str(data / "eu.json"), "images": str(data / "images")}
+    tree = {
+        "stages": ["first.yaml", "second.yaml"],
+        "evaluate": {**evaluation, "max_new_tokens": 4, "rows": 4},
+        "export": "float32",
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    for processes in (1, 2):
+        out = tmp_path / f"on{processes}"
+        local = Local(tmp_path / "recipe.yaml", out, processes, verb=("recipe",))
+        assert local.end() == 0, local.said()
+        assert local.said().count("stage second -> ") == 1
+        assert json.loads((out / "summary.json").read_text())["device"] == "4 x cpu"
+    one, two = tmp_path / "on1", tmp_path / "on2"
+    for name in ("first", "second"):
+        assert tiny.numbers(one / name) == tiny.numbers(two / name)
+    for file in ("hf/model.safetensors", "evaluation/answers.jsonl"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
 def test_bad_input_is_said_once(stage, tmp_path):

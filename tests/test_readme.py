@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm_jax.__main__ import TAKE_OVERRIDES, make_parser
+from mllm_jax.flags import TAKE_OVERRIDES, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -287,6 +287,15 @@ def test_bad_input_is_refused_before_anything_is_trained(
     assert not files.out.exists()
 
 
+def test_streams_may_be_folders_of_shards(files: Files):
+    (files.root / "shards").mkdir()
+    streams = {"all": {"path": str(files.root / "shards"), "kind": "parquet", "language": "eu"}}
+    for stage in files.stages.values():
+        stage["data"]["streams"] = streams
+    files.run()
+    assert files.calls == WHOLE
+
+
 def test_scores_of_an_older_model_are_not_taken_for_new_ones(files: Files):
     files.recipe["stages"] = ["backbone.yaml"]
     (files.out / "evaluation").mkdir(parents=True)

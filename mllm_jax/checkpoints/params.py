@@ -168,15 +168,25 @@ def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
 
 
 def restore(folder: Path, abstract: Any) -> Any:
-    """What lies in `folder` as `abstract` says, which was compared with it before."""
+    """What lies in `folder` as `abstract` says, which was compared with it before.
+
+    A call of all processes whose devices the shardings name, and of no other: process 0 evaluates
+    alone, while orbax would wait for the others.
+    """
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = jax.tree.map(lambda x: x.sharding or home, abstract)
     args = jax.tree.map(
-        lambda x: ocp.ArrayRestoreArgs(
-            sharding=x.sharding or home, global_shape=x.shape, dtype=x.dtype
-        ),
+        lambda x, place: ocp.ArrayRestoreArgs(sharding=place, global_shape=x.shape, dtype=x.dtype),
         abstract,
+        places,
     )
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    devices = {device for place in jax.tree.leaves(places) for device in place.device_set}
+    called = {device.process_index for device in devices}
+    together = ocp.options.MultiprocessingOptions(min(called), called)
+    if len(called) == jax.process_count():
+        together = ocp.options.MultiprocessingOptions()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=together)
+    with ocp.Checkpointer(handler, multiprocessing_options=together) as checkpointer:
         return checkpointer.restore(
             folder.absolute(),
             args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),

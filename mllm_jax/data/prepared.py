@@ -72,6 +72,19 @@ def open_mixture(mixture: Mixture) -> list[StreamIndex]:
     return opened
 
 
+def check_paths(name: str, stream: StreamConfig) -> None:
+    """Looks whether a stream's data is there, and reads nothing of it.
+
+    Raises:
+        ConfigError: no such file or folder.
+    """
+    where, path, images = f"data.streams.{name}", Path(stream.path), image_folder(stream)
+    there = path.exists() or (stream.kind == "tfds" and path.parent.exists())  # it names a split
+    hint = "" if stream.hub is None else "; run `mllm-jax prepare --config FILE` to fetch it"
+    require(there, f"{where}.path: {path}: no such file{hint}")
+    require(images.is_dir(), f"{where}.images: {images}: no such folder")
+
+
 class _Opener:
     """Opens a stream's source when something has to be read from it."""
 
@@ -79,11 +92,7 @@ class _Opener:
         """`tokenizer` is its digest: writing it out takes a while, so once for all streams."""
         self.name, self._mixture, self._chat, self._tokenizer = name, mixture, chat, tokenizer
         self.stream = mixture.data.streams[name]
-        where = f"data.streams.{name}"
-        path, images = Path(self.stream.path), image_folder(self.stream)
-        there = path.exists() or (self.stream.kind == "tfds" and path.parent.exists())
-        require(there, f"{where}.path: {path}: no such file")  # of TFDS it may end in a split
-        require(images.is_dir(), f"{where}.images: {images}: no such folder")
+        check_paths(name, self.stream)
         self._reader: Reader | None = None
 
     @property

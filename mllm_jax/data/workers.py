@@ -100,10 +100,13 @@ def _serve(pipe: Connection, make: Callable[[int], Any]) -> None:
     while True:
         try:
             number = pipe.recv()
-        except EOFError:  # the run is gone
+        except (EOFError, ConnectionResetError):  # the run is gone
             return
         try:
             answer = (True, make(number))
         except (ConfigError, RunError) as error:  # raised again in the run
             answer = (False, error)
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return

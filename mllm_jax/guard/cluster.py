@@ -7,8 +7,16 @@ from typing import NamedTuple
 
 from mllm_jax.errors import require
 
-JOIN_WITHIN = 300.0  # seconds; hosts of a cluster do not start at the same moment
-LOST_AFTER = 60.0  # seconds
+
+class Patience(NamedTuple):
+    """How many seconds the processes of a run wait for each other."""
+
+    lost_after: float = 60.0  # of silence: a process is lost
+    join_within: float = 300.0  # hosts of a cluster do not start at the same moment
+    stuck_after: float = 1800.0  # all of them alive and none of them done with its step
+
+
+PATIENCE = Patience()
 
 
 class Cluster(NamedTuple):
@@ -18,8 +26,7 @@ class Cluster(NamedTuple):
     processes: int
     process: int
     local: int | None = None  # number on this host, where each process has one device of it
-    lost_after: float = LOST_AFTER  # seconds of silence after which a process is lost
-    join_within: float = JOIN_WITHIN  # seconds until all must be there
+    patience: Patience = PATIENCE
 
     @property
     def host(self) -> str:
@@ -37,15 +44,14 @@ def find(
     processes: int | None,
     process: int | None,
     env: Mapping[str, str] = os.environ,
-    lost_after: float = LOST_AFTER,
-    join_within: float = JOIN_WITHIN,
+    patience: Patience = PATIENCE,
 ) -> Cluster | None:
     """This process's place, from the first of flags, MLLM_JAX_*, Slurm, Open MPI, GKE that says it.
 
     Args:
         coordinator, processes, process: the flags; all or none.
         env: the environment.
-        lost_after, join_within: as in `Cluster`.
+        patience: how long they wait for each other.
 
     Returns:
         None for a run of one process. One process with flags is a cluster of one: on CPU its
@@ -66,10 +72,10 @@ def find(
                 "run of one process",
             )
             where, count, number = map(str, given.values())
-            return _checked(where, count, number, None, lost_after, join_within)
+            return _checked(where, count, number, None, patience)
     for found in (_slurm(env), _open_mpi(env), _gke(env)):
         if found is not None:
-            return _checked(*found, lost_after, join_within)
+            return _checked(*found, patience)
     return None
 
 
@@ -77,7 +83,7 @@ _NAMES = ("COORDINATOR", "PROCESSES", "PROCESS")
 
 
 def _checked(
-    coordinator: str, processes: str, process: str, local: str | None, lost: float, join: float
+    coordinator: str, processes: str, process: str, local: str | None, patience: Patience
 ) -> Cluster:
     host, _, port = coordinator.rpartition(":")
     require(
@@ -93,7 +99,7 @@ def _checked(
         f"process {process}: must lie in 0 to {int(processes) - 1} ({processes} processes)",
     )
     number = None if local is None else int(local)
-    return Cluster(coordinator, int(processes), int(process), number, lost, join)
+    return Cluster(coordinator, int(processes), int(process), number, patience)
 
 
 Found = tuple[str, str, str, str | None] | None

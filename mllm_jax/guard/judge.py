@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mllm_jax.errors import LOST, PREEMPTED
+from mllm_jax.guard.cluster import Patience
 from mllm_jax.guard.trainer import interval
 
 
@@ -16,6 +17,7 @@ class Member:
     host: str
     heard: float  # last line of its guard
     beat: float  # last sign of life of its trainer
+    waits: tuple[str, float] | None = None  # what its main thread waits for, and for how long
     code: int | None = None  # how its trainer ended, below 0 by a signal
     error: str | None = None  # the line that its trainer would say
     gone: bool = False  # its guard's connection was closed
@@ -28,9 +30,10 @@ class Verdict(NamedTuple):
     message: str
     code: int
     everywhere: bool  # said by every process, not only by the first
+    stacks: bool = False  # each trainer says first what its threads are doing
 
 
-def judge(members: Mapping[int, Member], now: float, lost_after: float) -> Verdict | None:
+def judge(members: Mapping[int, Member], now: float, patience: Patience) -> Verdict | None:
     """Whether the run has to end, and why; the lost are named before those that fell with them.
 
     A trainer that ended with a traceback or an abort may have done so because another one died: the
@@ -40,6 +43,7 @@ def judge(members: Mapping[int, Member], now: float, lost_after: float) -> Verdi
     def name(i: int) -> str:
         return f"process {i} of {len(members)} (host {members[i].host})"
 
+    lost_after = patience.lost_after
     lost = [f"{name(i)} {how}" for i, m in members.items() if (how := lost_how(m, now, lost_after))]
     if lost:
         return Verdict(f"{'; '.join(lost)}; all processes end", LOST, True)
@@ -61,7 +65,28 @@ def judge(members: Mapping[int, Member], now: float, lost_after: float) -> Verdi
     stopped = [m for m in members.values() if m.code == PREEMPTED]
     if stopped and now - max(m.since for m in stopped) > lost_after:
         return Verdict(f"{name(0)}: {stopped[0].error}", PREEMPTED, False)
-    return None
+    return _stuck(members, patience.stuck_after)
+
+
+def _stuck(members: Mapping[int, Member], stuck_after: float) -> Verdict | None:
+    """All are alive, and all wait; named first is what the fewest wait for, data before steps."""
+    waits = {i: m.waits for i, m in members.items() if m.code is None and m.waits}
+    if len(waits) < len(members) or min(s for _, s in waits.values()) <= stuck_after:
+        return None
+    waiting: dict[str, list[int]] = {}
+    for i, (what, _) in waits.items():
+        waiting.setdefault(what, []).append(i)
+    groups = sorted(waiting.items(), key=lambda group: (len(group[1]), group[0]))
+    said = "; ".join(f"{_names(members, who)} for {what}" for what, who in groups)
+    seconds = f"{min(s for _, s in waits.values()):.0f} s"
+    text = f"all processes are alive, but have waited for {seconds}: {said}; all processes end"
+    return Verdict(text, LOST, True, stacks=True)
+
+
+def _names(members: Mapping[int, Member], who: list[int]) -> str:
+    if len(who) > 4:
+        return f"{len(who)} processes"
+    return ", ".join(f"process {i} (host {members[i].host})" for i in who)
 
 
 def lost_how(m: Member, now: float, lost_after: float) -> str | None:

@@ -1,15 +1,21 @@
 """The trainer's side of the guard: lines of JSON over sockets, signs of life, last words."""
 
+import contextlib
+import faulthandler
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from mllm_jax.errors import LOST
 
+STACKS = signal.SIGUSR1
 INSIDE = "MLLM_JAX_GUARD"  # set in a trainer: the file descriptor of its end of the socket pair
 
 
@@ -21,6 +27,24 @@ def interval(lost_after: float) -> float:
 def say(message: str) -> None:
     """The one line of an end."""
     print(f"mllm-jax: error: {message}", file=sys.stderr, flush=True)
+
+
+_wait: tuple[str, float] | None = None  # what the main thread waits for, and since when
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Around what may never come, such as "the end of step 7".
+
+    The guards end a run in which all processes have waited for too long, and say for what. What
+    takes long without a fault, such as a compilation, stays outside.
+    """
+    global _wait
+    _wait = (what, time.monotonic())
+    try:
+        yield
+    finally:
+        _wait = None
 
 
 class Line:
@@ -55,15 +79,20 @@ class Trainer:
     """A trainer's end of the socket pair: beats, and hands over its last line."""
 
     def __init__(self, descriptor: int, lost_after: float):
-        """Starts to beat; a guard that is gone takes its trainer along."""
+        """Starts to beat; a guard that is gone takes its trainer along.
+
+        SIGUSR1 of the guard prints what every thread is doing.
+        """
         self._line = Line(socket.socket(fileno=descriptor))
         self._every = interval(lost_after)
         sys.excepthook = self._fail
+        faulthandler.register(STACKS)
         threading.Thread(target=self._beat, name="guard", daemon=True).start()
 
     def _beat(self) -> None:
         while not self._line.closed:
-            self._line.send(beat=True)
+            wait = _wait
+            self._line.send(waits=wait and (wait[0], time.monotonic() - wait[1]))
             if select.select([self._line.socket], [], [], self._every)[0]:
                 self._line.read()  # the guard says nothing: this is its end
         os._exit(LOST)  # the main thread may hang in a collective

@@ -4,14 +4,15 @@ import sys
 from pathlib import Path
 
 from mllm_jax.errors import ConfigError, RunError
-from mllm_jax.guard.cluster import Cluster
+from mllm_jax.guard.cluster import Cluster, Patience
 from mllm_jax.guard.trainer import say
 from mllm_jax.guard.watch import watch
 
 
 def main() -> int:
     coordinator, processes, process, lost_after, folder, act = sys.argv[1:]
-    cluster = Cluster(coordinator, int(processes), int(process), None, float(lost_after), 2.0)
+    patience = Patience(float(lost_after), join_within=2.0, stuck_after=2.0)
+    cluster = Cluster(coordinator, int(processes), int(process), None, patience)
     trainer = str(Path(__file__).with_name("trainer.py"))
     try:
         return watch(cluster, [sys.executable, trainer, folder, lost_after, process, act])

@@ -162,6 +162,25 @@ def test_a_trainer_that_fails_by_itself_is_named(run, act, code, how):
     assert all("process 1 of 2 " in words and how in words for words in said), said
 
 
+def test_processes_that_all_wait_end_and_say_for_what(run):
+    codes, said, seconds = run(*["wait for the end of step 6"] * 2, "wait for data").ends()
+    assert codes == [LOST] * 3 and 2 < seconds < 10
+    host = socket.gethostname()
+    others = f"process 0 (host {host}), process 1 (host {host}) for the end of step 6; all"
+    for words in said:
+        assert f"have waited for 2 s: process 2 (host {host}) for data; {others}" in words, words
+        assert "tests/guard/trainer.py" in words  # where each of them stood
+        assert words.count("mllm-jax: error") == 1
+
+
+def test_who_does_not_wait_gives_the_others_time(run):
+    """One compiles or saves: that may take longer than any step."""
+    it = run("wait for the end of step 6", "sleep")
+    it.pids(0)
+    time.sleep(4)
+    assert [guard.poll() for guard in it.guards] == [None, None]
+
+
 def test_a_trainer_that_falls_with_a_stopped_one_is_not_blamed(run):
     """A collective fails when its partner stalls: the partner is the reason."""
     it = run("sleep", "sleep")

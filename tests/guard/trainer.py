@@ -1,9 +1,11 @@
 """A trainer without JAX, for tests of the guard: says that it runs, then does as it is told.
 
-trainer.py FOLDER LOST_AFTER PROCESS ACT      ACT: sleep, done, refuse, raise, exit1, abort
+trainer.py FOLDER LOST_AFTER PROCESS ACT      ACT: sleep, done, refuse, raise, exit1, abort,
+                                               or "wait for SOMETHING"
 """
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -11,7 +13,7 @@ import time
 from pathlib import Path
 
 from mllm_jax.errors import PREEMPTED
-from mllm_jax.guard.trainer import INSIDE, Trainer
+from mllm_jax.guard.trainer import INSIDE, Trainer, waiting
 
 
 def main() -> None:
@@ -29,8 +31,10 @@ def main() -> None:
     if act == "raise":
         atexit.register(time.sleep, 60)  # as JAX waits for the others at the end
         raise ValueError("a fault of ours")
-    while act != "done" and not told:
-        time.sleep(0.05)
+    endless = act.startswith("wait for ")
+    with waiting(act.removeprefix("wait for ")) if endless else contextlib.nullcontext():
+        while act != "done" and not told:
+            time.sleep(0.05)
     if told:
         trainer.end(PREEMPTED, "SIGTERM: step 7 is saved")
 

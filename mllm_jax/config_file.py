@@ -8,7 +8,6 @@ config libraries accept more and say it in several lines.)
 import dataclasses
 import difflib
 import math
-import os
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import whole_file
 
 T = typing.TypeVar("T")
 
@@ -86,16 +86,10 @@ def build(cls: type[T], tree: dict[str, Any]) -> T:
 
 
 def dump(section: Any, path: str | Path) -> None:
-    """Writes a config section as YAML that `load` reads back to an equal section.
-
-    The file is there whole, or as it was: a run may be killed at any moment.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(
-        yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    os.replace(beside, path)
+    """Writes a config section as YAML that `load` reads back to an equal section."""
+    text = yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True)
+    with whole_file(Path(path)) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def to_dict(section: Any) -> Any:

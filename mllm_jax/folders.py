@@ -1,4 +1,4 @@
-"""Folders that are made whole or not at all. Ground floor."""
+"""Folders and files that are made whole or not at all. Ground floor."""
 
 import os
 import shutil
@@ -27,6 +27,25 @@ def sync_files(folder: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(sync, (path for path in folder.rglob("*") if path.is_file())))
+
+
+def partial(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside PATH that becomes PATH when the block ends well.
+
+    So PATH is whole, or as it was before: a run may be killed at any moment.
+    """
+    beside = partial(path)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mllm_jax.config import Config, FolderConfig, InitConfig
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
 from mllm_jax.errors import require
-from mllm_jax.folders import in_use
+from mllm_jax.folders import in_use, partial
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.trees import flatten
 
@@ -93,7 +93,7 @@ def check(config: Config, resume: Resume) -> Beginning:
 
 def _stillborn(run: Path) -> bool:
     """Whether a run was killed while it wrote the first file of its folder."""
-    return run.is_dir() and [x.name for x in run.iterdir()] == [".config.yaml.partial"]
+    return run.is_dir() and list(run.iterdir()) == [partial(run / "config.yaml")]
 
 
 def prepare(config: Config, source: ModelSource | None, loader: Loader, fresh: bool) -> Path:

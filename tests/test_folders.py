@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mllm_jax.errors import ConfigError
-from mllm_jax.folders import in_use, new_folder
+from mllm_jax.folders import in_use, new_folder, partial, whole_file
 
 
 def test_in_use(tmp_path: Path):
@@ -52,3 +52,15 @@ def test_what_is_in_use_is_refused_and_kept(tmp_path: Path, kind: str):
         new_folder(out).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert in_use(out)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    with whole_file(path) as beside:
+        beside.write_text("one")
+        assert not path.exists() and beside == partial(path)
+    with pytest.raises(KeyError), whole_file(path) as beside:
+        beside.write_text("two")
+        raise KeyError
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]

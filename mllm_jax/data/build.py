@@ -4,6 +4,7 @@ The rows are read in parts of CHUNK by worker processes; a part that is on disk 
 so a build that was stopped goes on. One writer, bounded memory: a part travels as arrays.
 """
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -13,16 +14,16 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from tqdm import tqdm
 
 from mllm_jax.data import images
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine
+from mllm_jax.data.progress import bar
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.spans import Encoded
@@ -69,12 +70,9 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done
         print(f"reading data.streams.{reader.name}: {left:,} rows, into {folder}", flush=True)
-    options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
-    with tqdm(
-        total=len(reader.source), initial=done, desc=f"reading {reader.name}", **options
-    ) as bar:
+    with bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}") as shown:
         for rows in _work(reader, missing, min(workers, len(missing))):
-            bar.update(len(rows))
+            shown.update(len(rows))
     join_parts(map(load_part, files), folder)
     shutil.rmtree(parts)
 
@@ -116,11 +114,15 @@ def _start(reader: Reader) -> None:
     global _reader
     _reader = reader
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker
+    # nothing here makes circles but errors: between parts is soon enough to look for them
+    gc.freeze()
+    gc.disable()
 
 
 def _read_and_save(rows: range, file: Path) -> None:
     assert _reader is not None
     save_part(read_part(_reader, rows), file)
+    gc.collect()
 
 
 # ------------------------------------------------------------------------------------------- a part
@@ -190,7 +192,8 @@ def _encode(chat: Chat, records: list[Record]) -> list[Encoded | ConfigError]:
 
 def _part(reader: Reader, kept: list[tuple[_Good, Encoded]], faults: list[FaultLine]) -> Part:
     ids = [item.record.id.encode() for item, _ in kept]
-    pictures = [_paths(reader.folder, item.record) for item, _ in kept]
+    inside = len(str(reader.folder / "x")) - 1  # where names of pictures start in their paths
+    pictures = [_paths(item.record, inside) for item, _ in kept]
     empty = np.zeros(0)
     tokens = np.concatenate([empty, *(e.tokens for _, e in kept)]).astype(np.int32)
     weights = np.concatenate([empty, *(e.weights for _, e in kept)]).astype(np.bool_)
@@ -234,9 +237,8 @@ def _measure(
     records["before"] = np.add.reduceat(early, start, dtype=np.int32)
 
 
-def _paths(folder: Path, record: Record) -> bytes:
+def _paths(record: Record, start: int) -> bytes:
     """Image paths in the image folder, each with a NUL behind it."""
-    start = len(str(folder / "x")) - 1
     names = ["" if isinstance(image, bytes) else image[start:] for image in record.images]
     return "".join(f"{name}\0" for name in names).encode()
 

@@ -27,7 +27,7 @@ from mllm_jax.data import messages as msg
 from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.messages import Messages, Slot
 from mllm_jax.data.records import IMAGE, Turn
-from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand, span_weights
+from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand_all, span_weights
 from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
 
@@ -125,7 +125,7 @@ class Chat:
         end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
         require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
         done = []
-        for encoding in private.encode_literally(self._literal, list(texts)):
+        for encoding in private.encode_literally(self._literal, list(texts), offsets=False):
             tokens = np.array([self._bos, *encoding.ids, end], np.int32)
             weights = np.ones(len(tokens), np.float32)
             weights[0] = 0
@@ -269,25 +269,36 @@ class Chat:
     # ------------------------------------------------------------------------------- encoding
 
     def _encode(self, plans: list[tuple[Items, int]], names: Sequence[str]) -> list[Encoded]:
-        runs = list({i.text: None for items, _ in plans for i in items if isinstance(i, Run)})
-        encodings = dict(zip(runs, private.encode_literally(self._literal, runs), strict=True))
-        done = []
+        runs = [item for items, _ in plans for item in items if isinstance(item, Run)]
+        cut = {run.text for run in runs if run.has_borders}
+        encodings: dict[str, Any] = {}
+        for texts, offsets in ((cut, True), ({run.text for run in runs} - cut, False)):
+            texts = list(texts)
+            found = private.encode_literally(self._literal, texts, offsets)
+            encodings |= zip(texts, found, strict=True)
+        tokens: list[int] = []
+        weights: list[float] = []
+        ends: list[int] = []
         for n, (items, images) in enumerate(plans):
             with _named(names, n):
-                done.append(self._join(items, images, encodings))
-        return done
+                own = self._join(items, images, encodings)
+            tokens += own[0]
+            weights += own[1]
+            ends.append(len(tokens))
+        flat = np.asarray(tokens, np.int32), np.asarray(weights, np.float32)
+        return expand_all(*flat, ends, self._image, self._patches) if plans else []
 
-    def _join(self, items: Items, images: int, encodings: dict[str, Any]) -> Encoded:
+    def _join(
+        self, items: Items, images: int, encodings: dict[str, Any]
+    ) -> tuple[list[int], list[float]]:
+        """Tokens and weights of a conversation, an image being one token."""
         tokens: list[int] = []
         weights: list[float] = []
         answered = False  # the item before was an answer: this one ends its turn
         for item in items:
             if isinstance(item, Run):
-                ids = encodings[item.text].ids
-                tokens += ids
-                weights += (
-                    span_weights(item, encodings[item.text]) if item.spans else [0.0] * len(ids)
-                )
+                tokens += encodings[item.text].ids
+                weights += span_weights(item, encodings[item.text])
                 answered = bool(item.spans)
             else:
                 tokens.append(item)
@@ -306,8 +317,7 @@ class Chat:
             found == images,
             f"the conversation has {images} images, but {found} places for them when rendered",
         )
-        wide = (np.asarray(tokens, np.int32), np.asarray(weights, np.float32))
-        return expand(*wide, self._image, self._patches)
+        return tokens, weights
 
 
 class _named:

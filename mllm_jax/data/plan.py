@@ -18,14 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from tqdm import tqdm
 
 from mllm_jax.data.mixture import Measured, passes, record_weights
 from mllm_jax.data.order import Order, Ref
 from mllm_jax.data.packing import WAYS, Window, best_fit
+from mllm_jax.data.progress import bar
 from mllm_jax.data.rows import Rows
 from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import require
+from mllm_jax.folders import whole_file
 
 
 class Plan:
@@ -137,16 +138,13 @@ class Phase:
 
     def count(self, rows: int) -> None:
         """See `Plan.count`."""
-        options = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
-        with tqdm(total=rows, desc="planning rows", unit="row", **options) as bar:
+        with bar(total=rows, desc="planning rows", unit="row") as shown:
             while (known := self.rows.starts[-1]) < rows:
-                bar.update(known - bar.n)
+                shown.update(known - shown.n)
                 self.rows[known]  # the first row that is not counted yet
         self._table.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._table.with_suffix(".partial")
-        with beside.open("wb") as file:
+        with whole_file(self._table) as beside, beside.open("wb") as file:
             np.save(file, np.array(self.rows.starts, np.int64), allow_pickle=False)
-        beside.rename(self._table)
 
     def fill(self, windows: int) -> dict[str, tuple[float, float]]:
         """See `Plan.fill`."""

@@ -1,5 +1,7 @@
 """What is trained: character spans of answers -> weights of tokens; and the seats of images."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,11 @@ class Run(NamedTuple):
     text: str
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def has_borders(self) -> bool:
+        """Whether a part of it is trained and a part is not: the only use of offsets."""
+        return bool(self.spans) and self.spans != ((0, len(self.text)),)
+
 
 Items = list[int | Run]  # ids of special tokens, and the text between them
 
@@ -32,27 +39,39 @@ def expand(
     image_token: int | None,
     patches: int,
 ) -> Encoded:
-    """Gives every image token its seats, untrained.
+    """Gives every image token of a record its seats, untrained.
 
     With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
     """
+    return expand_all(tokens, weights, [len(tokens)], image_token, patches)[0]
+
+
+def expand_all(
+    tokens: Int32[np.ndarray, "t"],
+    weights: Float32[np.ndarray, "t"],
+    ends: Sequence[int],
+    image_token: int | None,
+    patches: int,
+) -> list[Encoded]:
+    """`expand` of many records at once; they stand end to end, none of them empty."""
     is_image = tokens == (-1 if image_token is None else image_token)
-    if patches == 1:
-        seats = np.full(len(tokens), -1, np.int32)
-        found = is_image.nonzero()[0]
-        seats[found] = np.arange(len(found), dtype=np.int32)
-        return Encoded(tokens, weights * ~is_image, seats)
-    copies = np.where(is_image, patches, 1)
-    wide = np.repeat(is_image, copies)
-    seats = np.full(len(wide), -1, np.int32)
-    seats[wide] = np.arange(int(wide.sum()), dtype=np.int32)
-    return Encoded(np.repeat(tokens, copies), np.repeat(weights * ~is_image, copies), seats)
+    weights, stops = weights * ~is_image, np.asarray(ends)
+    if patches > 1:
+        copies = np.where(is_image, patches, 1)
+        tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
+        stops = np.cumsum(copies)[stops - 1]
+    seats = np.cumsum(is_image, dtype=np.int32)  # so far, through all records
+    before = np.concatenate([np.zeros(1, np.int32), seats[stops[:-1] - 1]])
+    number = seats - 1 - np.repeat(before, np.diff(stops, prepend=0))
+    number = np.where(is_image, number, np.int32(-1))
+    bounds = [0, *stops.tolist()]
+    return [Encoded(tokens[a:b], weights[a:b], number[a:b]) for a, b in pairwise(bounds)]
 
 
 def span_weights(run: Run, encoding: Any) -> list[float]:
     """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
-    if run.spans == ((0, len(run.text)),):
-        return [1.0] * len(encoding.ids)
+    if not run.has_borders:
+        return [float(bool(run.spans))] * len(encoding.ids)
     weights = [0.0] * len(encoding.offsets)
     for start, end in run.spans:
         for t, (left, right) in enumerate(encoding.offsets):

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt64
 
 from mllm_jax.data.faults import FaultLine
+from mllm_jax.folders import whole_file
 
 RECORD = np.dtype(
     [
@@ -69,10 +70,8 @@ def save_part(part: Part, path: Path) -> None:
         "pictures": np.frombuffer(part.pictures, np.uint8),
         "faults": np.frombuffer(json.dumps(part.faults).encode(), np.uint8),
     }
-    beside = path.with_suffix(".partial")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    beside.rename(path)
 
 
 def load_part(path: Path) -> Part:

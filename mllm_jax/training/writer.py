@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mllm_jax.errors import require
+from mllm_jax.folders import whole_file
 from mllm_jax.training.metrics import Line
 
 
@@ -139,12 +140,10 @@ def cut(path: Path, resume_step: int) -> Line | None:
         if line is not None and line["step"] < resume_step:
             kept.append(words + "\n")
             last = line
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", encoding="utf-8") as file:
+    with whole_file(path) as beside, open(beside, "w", encoding="utf-8") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
     return last
 
 

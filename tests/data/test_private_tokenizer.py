@@ -21,7 +21,7 @@ PIECES = st.sampled_from(["<|eot_id|>", "<image>", "<|begin_of_text|>", "<", "|>
 def test_text_stays_text(tokenizer, text):
     control = control_tokens(tokenizer, "<image>")
     copy = literal_copy(tokenizer.backend_tokenizer, frozenset(control))
-    (encoding,) = encode_literally(copy, [text])
+    (encoding,) = encode_literally(copy, [text], offsets=True)
     assert not set(encoding.ids) & set(control.values())
     assert tokenizer.decode(encoding.ids) == text
     assert all(0 <= start <= end <= len(text) for start, end in encoding.offsets)
@@ -32,7 +32,7 @@ def test_an_image_token_that_is_not_marked_special(tokenizer):
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.add_tokens([AddedToken("<picture>", special=False, normalized=False)])
     copy = literal_copy(backend, frozenset(["<picture>", "<|eot_id|>"]))
-    (encoding,) = encode_literally(copy, ["<picture>"])
+    (encoding,) = encode_literally(copy, ["<picture>"], offsets=True)
     assert backend.token_to_id("<picture>") not in encoding.ids
     assert backend.encode("<picture>").ids == [backend.token_to_id("<picture>")]
 

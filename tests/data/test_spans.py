@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mllm_jax.data.spans import Run, check_ends, expand, span_weights
+from mllm_jax.data.spans import Run, check_ends, expand, expand_all, span_weights
 from mllm_jax.errors import ConfigError
 
 
@@ -15,6 +15,19 @@ def test_expand():
     assert wide.tokens.tolist() == [5, 9, 9, 9, 6, 9, 9, 9, 7]
     assert wide.weights.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert wide.seats.tolist() == [-1, 0, 1, 2, -1, 3, 4, 5, -1]
+
+
+@pytest.mark.parametrize("patches", [1, 3])
+def test_many_are_expanded_as_one_by_one(patches):
+    rng = np.random.default_rng(0)
+    records = [rng.integers(5, 10, size).astype(np.int32) for size in (1, 4, 1, 7, 2, 12)]
+    weights = [rng.integers(0, 2, len(tokens)).astype(np.float32) for tokens in records]
+    ends = np.cumsum([len(tokens) for tokens in records]).tolist()
+    together = expand_all(np.concatenate(records), np.concatenate(weights), ends, 9, patches)
+    for one, tokens, own in zip(together, records, weights, strict=True):
+        alone = expand(tokens, own, 9, patches)
+        assert [x.tolist() for x in one] == [x.tolist() for x in alone]
+        assert [x.dtype for x in one] == [x.dtype for x in alone] == ["int32", "float32", "int32"]
 
 
 class Encoding(NamedTuple):

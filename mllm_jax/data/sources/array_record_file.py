@@ -11,8 +11,8 @@ is {"bytes": base64 text}, alone in its column or in a list; a path is text as e
 import base64
 import binascii
 import json
-import os
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import whole_file
 
 
 @dataclass
@@ -49,8 +50,7 @@ class ArrayRecordSource:
         """
         self.path = Path(path)
         self.files = find_shards(path, ".array_record", ".arrayrecord", split=split)
-        options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # on a terminal
-        counts = [_count(file) for file in tqdm(self.files, desc=f"opening {path}", **options)]
+        counts = [_count(file) for file in bar(self.files, desc=f"opening {path}", unit="file")]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._records = ArrayRecordDataSource(  # pickles itself without its open files
             [_Shard(str(f), 0, n, n) for f, n in zip(self.files, counts, strict=True)]
@@ -92,9 +92,8 @@ def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
         f"{path}: expected a name that ends with .array_record or .arrayrecord",
     )
     require(not path.exists(), f"{path}: exists; remove it or give another name")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")  # a group is decompressed as a whole
-    try:
+    one = "group_size:1"  # a group is decompressed as a whole
+    with whole_file(path) as beside, closing(ArrayRecordWriter(str(beside), one)) as writer:
         for number, row in enumerate(rows):
             coded = {column: _encoded(value) for column, value in row.items()}
             try:
@@ -102,12 +101,6 @@ def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
                 writer.write(text.encode("utf-8"))
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{path}: row {number} cannot be JSON: {error}") from error
-        writer.close()
-        partial.rename(path)
-    finally:
-        if writer.is_open():
-            writer.close()
-        partial.unlink(missing_ok=True)
 
 
 def _count(file: Path) -> int:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
@@ -47,9 +47,8 @@ class _Shards:
 
     def __init__(self, path: str | Path, files: list[Path]):
         self.path, self.files = Path(path), files
-        options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # on a terminal
         scans = []
-        for file in tqdm(files, desc=f"opening {path}", unit="file", **options):
+        for file in bar(files, desc=f"opening {path}", unit="file"):
             try:
                 scans.append(self._scan(file))
             except _BROKEN as error:

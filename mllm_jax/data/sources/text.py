@@ -5,13 +5,13 @@ speed of the disk and held as two numbers a document.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
-from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import find_files
 from mllm_jax.errors import require
@@ -93,8 +93,7 @@ def _find_lines(path: Path) -> _Lines:
     bom = len(_BOM) if data[:3].tobytes() == _BOM else 0
     parts: list[_Lines] = []
     start, line, written = bom, 1, False  # of the line in which a block begins
-    options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # only on a terminal
-    with tqdm(total=size, desc=f"lines of {path}", unit="B", unit_scale=True, **options) as bar:
+    with bar(total=size, desc=f"lines of {path}", unit="B", unit_scale=True) as shown:
         for at in range(bom, size, BLOCK):
             block = data[at : at + BLOCK]
             ends = np.flatnonzero(block == ord("\n")) + at
@@ -104,7 +103,7 @@ def _find_lines(path: Path) -> _Lines:
             keep = np.flatnonzero(filled[:-1])
             parts.append(_Lines(starts[keep], ends[keep], keep + line))
             start, line, written = int(starts[-1]), line + len(ends), bool(filled[-1])
-            bar.update(len(block))
+            shown.update(len(block))
     if written:  # the last line has no break
         parts.append(_Lines(*(np.array([value]) for value in (start, size, line))))
     if not parts:

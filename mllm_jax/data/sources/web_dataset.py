@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import find_shards
 from mllm_jax.errors import ConfigError, require
@@ -66,15 +66,12 @@ class WebDatasetSource:
             )
         samples = _Samples()
         total = sum(file.stat().st_size for file in self.files)
-        options: dict[str, Any] = {"delay": 2, "leave": False, "disable": None}  # on a terminal
-        with tqdm(
-            total=total, desc=f"scanning {path}", unit="B", unit_scale=True, **options
-        ) as bar:
+        with bar(total=total, desc=f"scanning {path}", unit="B", unit_scale=True) as shown:
             for file in self.files:
                 samples.begin(file)
                 for member in scan(file):
                     samples.add(member)
-                bar.update(file.stat().st_size)
+                shown.update(file.stat().st_size)
         self._shards = np.array(samples.shards, np.int64)  # first sample of each shard
         self._extensions = list(samples.extensions)
         samples.members.append(len(samples.offsets))

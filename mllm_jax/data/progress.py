@@ -1,0 +1,10 @@
+"""Progress of work that may be long: said on a terminal only, and only if it takes a while."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(*items: Any, **options: Any) -> Any:
+    """tqdm with these options; nothing is left of it at the end."""
+    return tqdm(*items, delay=2, leave=False, disable=None, **options)

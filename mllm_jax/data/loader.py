@@ -29,7 +29,7 @@ class HostBatch(NamedTuple):
     """A batch of numpy arrays and where it comes from."""
 
     batch: Batch
-    records: list[str]  # "stream/id" of every example, row by row
+    records: list[str]  # "stream/id" of every example of this process, row by row
     contents: Contents  # of all processes' rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from mllm_jax.sharding import TABLE, spec
 
@@ -49,7 +50,13 @@ def part(name: str) -> jax.Array | int:
     return 0 if _mesh().empty else jax.lax.axis_index(TABLE[name])
 
 
-def reduced(gradient: jax.Array, *names: str) -> jax.Array:
+def row_axes() -> tuple[str, ...]:
+    """The mesh axes that divide rows, outermost first; asked outside of `per_device`."""
+    by_itself = _mesh().manual_axes
+    return tuple(axis for axis in TABLE["batch"] if axis not in by_itself)
+
+
+def reduced(gradient: jax.Array, over: Sequence[str], *names: str) -> jax.Array:
     """Inside `per_device`: every device's rows' share of a gradient -> this device's part of it.
 
     Summed over all rows. What a row axis divides is scattered while it is summed (reduce-scatter),
@@ -57,11 +64,12 @@ def reduced(gradient: jax.Array, *names: str) -> jax.Array:
 
     Args:
         gradient: whole along the dimensions that the row axes divide.
+        over: `row_axes()`.
         *names: logical names of its dimensions; they say which part stays here.
     """
     if _mesh().empty:
         return gradient
-    for axis in reversed(TABLE["batch"]):
+    for axis in reversed(over):
         at = [i for i, name in enumerate(names) if axis in TABLE[name]]
         if at:
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
@@ -70,6 +78,29 @@ def reduced(gradient: jax.Array, *names: str) -> jax.Array:
     # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up, unless something stands between
     # (while_loop_all_reduce_code_motion, RET_CHECK): microbatches on a mesh with data=1
     return jax.lax.optimization_barrier(gradient)
+
+
+def summed_at_the_end(work: Callable[[Any, Any], Any], held: Any, rows: Any) -> Any:
+    """`work(held, rows)` on every slice's rows by itself; the slices' results are added up once.
+
+    For work that adds up in a loop: inside, nothing crosses the data axis, whose links are slow.
+
+    Args:
+        work: gives a tree of sums over its rows, float32.
+        held: a tree of arrays that slices have alike, such as the state.
+        rows: a tree of arrays with the batch first.
+    """
+    slices = TABLE["batch"][0]
+    if _mesh().empty or _mesh().shape[slices] == 1:
+        return work(held, rows)
+    run = jax.shard_map(
+        lambda held, rows: jax.lax.psum(work(held, rows), slices),
+        in_specs=(P(), P(slices)),
+        out_specs=P(),
+        axis_names={slices},
+        check_vma=False,
+    )
+    return run(held, rows)
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -184,6 +184,19 @@ def assert_only_gradients_cross(text: str, mesh: Mesh, axis: str, trained: Any) 
     assert not wrong, f"crosses {axis}:\n" + "\n".join(wrong)
 
 
+def assert_crosses_in_no_loop(text: str, mesh: Mesh, axis: str) -> None:
+    """What moves over `axis` moves once a step, not once a microbatch or layer.
+
+    Args:
+        text: the compiled program.
+        mesh: its mesh.
+        axis: one that lies on slow links.
+    """
+    found = collectives(text, mesh)
+    wrong = [made.says() for made in found if axis in made.axes and "while/body" in made.line]
+    assert not wrong, f"crosses {axis} in a loop:\n" + "\n".join(wrong)
+
+
 def _each(params: Any, one_layer: Sequence[bool]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
     """(shape, logical names) of every parameter; of one layer of it, all layers, or both."""
     for path, names in flatten(logical_axes(params)).items():

@@ -1,5 +1,7 @@
 """Work on each device's own part, and the lookup, against the same without a mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,19 +76,47 @@ def test_sums_and_parts(make_mesh, shape):
     scores = rng.normal(size=(B, V)).astype(np.float32)
     vectors = rng.normal(size=(B, D)).astype(np.float32)
 
-    def run(scores, vectors):
+    def run(scores, vectors, over):
         words = collectives.part("vocab") * scores.shape[1] + jnp.arange(scores.shape[1])
         peak = collectives.highest(jnp.max(scores, axis=1), "vocab")
         centre = collectives.summed(jnp.sum(scores * words[None], axis=1), "vocab")
-        return peak, centre, collectives.reduced(scores.T @ vectors, "vocab", "embed")
+        return peak, centre, collectives.reduced(scores.T @ vectors, over, "vocab", "embed")
 
     inputs = ("batch", "vocab"), ("batch", "none")
     outputs = ("batch",), ("batch",), ("vocab", "embed")
     mesh = make_mesh(**shape)
     with jax.set_mesh(mesh):
+        run = functools.partial(run, over=collectives.row_axes())
         work = collectives.per_device(run, inputs, outputs)
         peak, centre, gradient = jax.jit(work)(scores, vectors)
     np.testing.assert_array_equal(peak, scores.max(axis=1))
     np.testing.assert_allclose(centre, scores @ np.arange(V), rtol=1e-4)
     np.testing.assert_allclose(gradient, scores.T @ vectors, rtol=1e-4, atol=1e-5)
     assert gradient.sharding.is_equivalent_to(sharding.shardings(mesh, ("vocab", "embed")), 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_slices_add_up_once(make_mesh, shape):
+    """A sum over turns of rows: the same number, and nothing crosses data while it is made."""
+    rng = np.random.default_rng(2)
+    kernel, rows = (rng.normal(size=size).astype(np.float32) for size in ((D, D), (4 * B, D)))
+
+    def turns(kernel, rows):
+        def add(total, x):
+            x = sharding.constrain(jnp.tanh(x @ kernel), "batch", "none")
+            return total + x.T @ x, None
+
+        parts = rows.reshape(4, -1, D)
+        return jax.lax.scan(add, jnp.zeros((D, D)), parts)[0]
+
+    mesh = make_mesh(**shape)
+    with jax.set_mesh(mesh):
+        work = jax.jit(functools.partial(collectives.summed_at_the_end, turns))
+        made = work.lower(kernel, rows).compile()
+    np.testing.assert_allclose(made(kernel, rows), turns(kernel, rows), rtol=1e-4, atol=1e-4)
+    hlo.assert_crosses_in_no_loop(made.as_text() or "", mesh, "data")
+    with jax.set_mesh(mesh):
+        program = jax.jit(turns).lower(kernel, rows).compile().as_text() or ""
+    if mesh.shape["data"] > 1:
+        with pytest.raises(AssertionError, match="crosses data in a loop"):
+            hlo.assert_crosses_in_no_loop(program, mesh, "data")

@@ -73,6 +73,8 @@ def test_program(mesh, setup, microbatches):
     rows = packed.ROWS // microbatches
     hlo.assert_logits_are_shared(made.text, mesh, rows, packed.CHUNK, packed.V)
     hlo.assert_only_gradients_cross(made.text, mesh, "data", abstract.trainable)
+    if microbatches > 1:
+        hlo.assert_crosses_in_no_loop(made.text, mesh, "data")
 
 
 def test_rows_without_images_teach_the_connector_nothing(make_mesh):

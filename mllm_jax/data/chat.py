@@ -102,15 +102,17 @@ class Chat:
                 token lies across the border of an answer, or there is not exactly one beginning
                 token.
         """
+        require(
+            self._takes_strings,
+            "the chat template takes typed parts only and cannot be trained with",
+        )
         plans = []
         for n, turns in enumerate(conversations):
-            with _named(names, n):
-                require(
-                    self._takes_strings,
-                    "the chat template takes typed parts only and cannot be trained with",
-                )
+            try:
                 items = self._fill(*msg.as_strings(turns, self._mark), generate=False)
                 check_ends(items, self._image)
+            except ConfigError as error:
+                raise _named(names, n, error) from error
             plans.append((items, msg.count_images(turns)))
         return self._encode(plans, names)
 
@@ -280,8 +282,10 @@ class Chat:
         weights: list[float] = []
         ends: list[int] = []
         for n, (items, images) in enumerate(plans):
-            with _named(names, n):
+            try:
                 own = self._join(items, images, encodings)
+            except ConfigError as error:
+                raise _named(names, n, error) from error
             tokens += own[0]
             weights += own[1]
             ends.append(len(tokens))
@@ -320,15 +324,6 @@ class Chat:
         return tokens, weights
 
 
-class _named:
-    """Puts the name of a conversation before the message of an error that it causes."""
-
-    def __init__(self, names: Sequence[str], number: int):
-        self._name = names[number] if names else ""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
-        if self._name and isinstance(error, ConfigError):
-            raise ConfigError(f"{self._name}: {error}") from error
+def _named(names: Sequence[str], number: int, error: ConfigError) -> ConfigError:
+    """The error with the name of the conversation that caused it before it."""
+    return ConfigError(f"{names[number]}: {error}" if names else str(error))

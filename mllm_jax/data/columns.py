@@ -207,6 +207,8 @@ def _answer(value: Any) -> Any:
 
 def _plain(value: Any, column: str) -> Any:
     """Python's own types, with bytes read as UTF-8."""
+    if type(value) is str:  # nearly always
+        return value
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

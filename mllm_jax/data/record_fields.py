@@ -20,6 +20,8 @@ def expect(condition: bool, code: str, reason: str) -> None:
 
 def is_text(text: str) -> bool:
     """Whether it can be written as UTF-8. JSON and command lines may bring half surrogate pairs."""
+    if text.isascii():  # known without looking
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -29,8 +31,10 @@ def is_text(text: str) -> bool:
 
 def check_text(text: str, where: str) -> None:
     """Refuses what is no text, or would end it for others. Raises Fault "text"."""
-    expect(is_text(text), "text", f"{where}: holds half of a surrogate pair, which is no text")
-    expect("\0" not in text, "text", f"{where}: holds a NUL character")
+    if not is_text(text):
+        raise Fault("text", f"{where}: holds half of a surrogate pair, which is no text")
+    if "\0" in text:
+        raise Fault("text", f"{where}: holds a NUL character")
 
 
 def check_id(value: Any) -> None:
@@ -98,12 +102,12 @@ def _inside(name: str, folder: Path) -> str:
     """The path of an image of this name. Raises Fault where it leaves the folder."""
     if name.strip() == "" or "\0" in name or not is_text(name):
         raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
+    root, parts = str(folder), [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise Fault("image_path", f"image {name!r} leaves the image folder")
-    if _leads_out(str(folder), parts):
+    if _leads_out(root, parts):
         raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
-    return os.path.join("" if folder == Path() else str(folder), *parts)
+    return os.path.join("" if root == "." else root, *parts)
 
 
 def _leads_out(folder: str, parts: list[str]) -> bool:

@@ -169,11 +169,11 @@ def _check_order(turns: tuple[Turn, ...]) -> None:
     spoken = turns[1:] if turns[0].role == "system" else turns
     expect(len(spoken) > 0, "role_order", "only a system turn")
     skipped = len(turns) - len(spoken)
-    for n, turn in enumerate(spoken):
-        where, wanted = f"turn {n + 1 + skipped}", ("user", "assistant")[n % 2]
-        reason = f"{where}: found {turn.role}, expected {wanted}"
-        expect(turn.role == wanted, "role_order", reason)
-        if turn.role == "assistant":
-            text = "".join(part for part in turn.parts if isinstance(part, str))
-            expect(text.strip() != "", "empty_answer", f"{where}: the answer is empty")
+    for n, turn in enumerate(spoken, start=1):
+        wanted = "user" if n % 2 else "assistant"
+        if turn.role != wanted:
+            reason = f"turn {n + skipped}: found {turn.role}, expected {wanted}"
+            raise Fault("role_order", reason)
+        if wanted == "assistant" and not any(isinstance(p, str) and p.strip() for p in turn.parts):
+            raise Fault("empty_answer", f"turn {n + skipped}: the answer is empty")
     expect(spoken[-1].role == "assistant", "role_order", "the last turn is not an answer")

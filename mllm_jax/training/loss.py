@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from mllm_jax.collectives import highest, part, per_device, reduced, summed
+from mllm_jax.collectives import highest, part, per_device, reduced, row_axes, summed
 
 
 def weighted_loss(
@@ -91,13 +91,20 @@ def _loop(
     rows = ("batch", "length")
     names = (*rows, "none"), ("vocab", "none"), rows, rows
     outputs = rows, names[0] if wanted[0] else None, ("vocab", "embed") if wanted[1] else None
-    run = per_device(partial(_own_part, chunk=chunk, wanted=wanted), names, outputs)
+    work = partial(_own_part, chunk=chunk, wanted=wanted, over=row_axes())
+    run = per_device(work, names, outputs)
     token_losses, d_hidden, d_head = run(hidden, head, targets, weights)
     return jnp.sum(token_losses * weights), token_losses, d_hidden, d_head
 
 
 def _own_part(
-    hidden: Any, head: Any, targets: Any, weights: Any, chunk: int, wanted: tuple[bool, bool]
+    hidden: Any,
+    head: Any,
+    targets: Any,
+    weights: Any,
+    chunk: int,
+    wanted: tuple[bool, bool],
+    over: tuple[str, ...],
 ) -> tuple[Any, Any, Any]:
     """One device's rows and words: -> token losses, d hidden or None, d head or None."""
     rows, length, _ = hidden.shape
@@ -114,7 +121,7 @@ def _own_part(
         d_head, outs = jax.lax.scan(body, start, parts)
     token_losses, d_hidden = jax.tree.map(lambda x: _join(x, rows, length), outs)
     if d_head is not None:
-        d_head = reduced(d_head, "vocab", "embed").astype(head.dtype)
+        d_head = reduced(d_head, over, "vocab", "embed").astype(head.dtype)
     return token_losses, d_hidden, d_head
 
 

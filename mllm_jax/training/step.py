@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
+from mllm_jax.collectives import summed_at_the_end
 from mllm_jax.errors import require
 from mllm_jax.sharding import TABLE, constrain, ways
 from mllm_jax.training.loss import weighted_loss
@@ -67,15 +68,19 @@ def make_train_step(
         grads, sums = jax.grad(loss_of, has_aux=True)(state.trainable, state.frozen, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         if shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
+            specs = jax.tree.map(lambda place: place.spec, shardings.trainable)
+            grads = jax.lax.with_sharding_constraint(grads, specs)
         return sums, grads
+
+    def added_up(state: TrainState, batch: Batch) -> tuple[Metrics, Any]:
+        turns = _turns(batch, microbatches)
+        return _accumulate(lambda turn: grads_of(state, turn), turns)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if microbatches == 1:
             sums, grads = grads_of(state, batch)
         else:
-            turns = _turns(batch, microbatches)
-            sums, grads = _accumulate(lambda turn: grads_of(state, turn), turns)
+            sums, grads = summed_at_the_end(added_up, state, batch)
         return _update(state, sums, grads, optimizer)
 
     return train_step

@@ -1,8 +1,8 @@
 """The command line: verbs -> doors. A door is imported when its verb is called: `--help` is quick.
 
 Exit codes: 0 done, 2 bad input, 1 a run that had to end, 75 stopped by SIGTERM and saved, 76
-another process of the run was lost (each with one line on stderr); 1 also for a fault of ours (with
-its traceback), 130 interrupted.
+another process of the run was lost or all waited for too long (each with one line on stderr); 1
+also for a fault of ours (with its traceback), 130 interrupted.
 """
 
 import argparse

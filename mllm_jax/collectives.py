@@ -52,8 +52,8 @@ def part(name: str) -> jax.Array | int:
 
 def row_axes() -> tuple[str, ...]:
     """The mesh axes that divide rows, outermost first; asked outside of `per_device`."""
-    by_itself = _mesh().manual_axes
-    return tuple(axis for axis in TABLE["batch"] if axis not in by_itself)
+    manual = _mesh().manual_axes
+    return tuple(axis for axis in TABLE["batch"] if axis not in manual)
 
 
 def reduced(gradient: jax.Array, over: Sequence[str], *names: str) -> jax.Array:
@@ -81,23 +81,23 @@ def reduced(gradient: jax.Array, over: Sequence[str], *names: str) -> jax.Array:
 
 
 def summed_at_the_end(work: Callable[[Any, Any], Any], held: Any, rows: Any) -> Any:
-    """`work(held, rows)` on every slice's rows by itself; the slices' results are added up once.
+    """`work(held, rows)` on every replica's rows by itself; their results are added up once.
 
-    For work that adds up in a loop: inside, nothing crosses the data axis, whose links are slow.
+    For work that adds up in a loop: inside, nothing crosses the data axis, which may be slow links.
 
     Args:
         work: gives a tree of sums over its rows, float32.
-        held: a tree of arrays that slices have alike, such as the state.
+        held: a tree of arrays that all replicas have alike, such as the state.
         rows: a tree of arrays with the batch first.
     """
-    slices = TABLE["batch"][0]
-    if _mesh().empty or _mesh().shape[slices] == 1:
+    replicas = TABLE["batch"][0]
+    if _mesh().empty or _mesh().shape[replicas] == 1:
         return work(held, rows)
     run = jax.shard_map(
-        lambda held, rows: jax.lax.psum(work(held, rows), slices),
-        in_specs=(P(), P(slices)),
+        lambda held, rows: jax.lax.psum(work(held, rows), replicas),
+        in_specs=(P(), P(replicas)),
         out_specs=P(),
-        axis_names={slices},
+        axis_names={replicas},
         check_vma=False,
     )
     return run(held, rows)

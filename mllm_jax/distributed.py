@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from mllm_jax.guard.cluster import Cluster
+from mllm_jax.guard.trainer import waits_for
 
 # JAX notices a lost process too, but ends without a name: the guard is to come first
 JAX_HEARTBEAT = 5  # times `lost_after`
@@ -46,7 +47,8 @@ def barrier(name: str) -> None:
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        with waits_for(f"the others, {name}"):
+            multihost_utils.sync_global_devices(name)
 
 
 def of_first(number: int) -> int:
@@ -57,7 +59,8 @@ def of_first(number: int) -> int:
 
     if jax.process_count() == 1:
         return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    with waits_for("what process 0 says"):
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def slowest(seconds: float) -> Any:

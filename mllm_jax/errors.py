@@ -1,7 +1,7 @@
 """What the command line says in one line, and the exit codes. Ground floor."""
 
 PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM; saved, or not yet begun
-LOST = 76  # another process of the run was lost
+LOST = 76  # another process of the run was lost, or all waited for too long
 
 
 class ConfigError(ValueError):

@@ -87,7 +87,7 @@ def _add_cluster(it) -> None:
         type=_seconds,
         default=PATIENCE.stuck_after,
         metavar="SECONDS",
-        help="all processes alive, all waiting for a step that does not end; default: 1800",
+        help="all processes alive and all waiting, after which they end; default: 1800",
     )
 
 

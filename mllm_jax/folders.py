@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mllm_jax.errors import require
@@ -41,11 +41,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     So PATH is whole, or as it was before: a run may be killed at any moment.
     """
     beside = partial(path)
-    try:
+    with ExitStack() as failed:
+        failed.callback(beside.unlink, missing_ok=True)
         yield beside
         os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        failed.pop_all()
 
 
 @contextmanager

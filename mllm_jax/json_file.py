@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import whole_file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -25,5 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Writes an object, indented, letters as they are."""
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes an object, indented, letters as they are; the file is whole, or as it was."""
+    text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")

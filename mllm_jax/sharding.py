@@ -148,15 +148,15 @@ def spec(names: Sequence[str]) -> P:
 
     ("layers", "embed", "mlp")  ->  P(None, "fsdp", "tensor")
 
-    Inside `collectives.summed_at_the_end`, where every slice works by itself, `data` is left out.
+    Inside `collectives.summed_at_the_end`, where every replica works by itself, `data` is left out.
 
     Raises:
         ConfigError: two dimensions want the same mesh axis.
     """
     parts, taken = [], set()
-    by_itself = jax.sharding.get_abstract_mesh().manual_axes
+    manual = jax.sharding.get_abstract_mesh().manual_axes
     for name in names:
-        axes = tuple(axis for axis in TABLE[name] if axis not in by_itself)
+        axes = tuple(axis for axis in TABLE[name] if axis not in manual)
         both = ", ".join(sorted(taken & set(axes)))
         require(
             not both,

@@ -17,7 +17,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.distributed import Stop
 from mllm_jax.errors import Preempted, require
-from mllm_jax.guard.trainer import waiting
+from mllm_jax.guard.trainer import waits_for
 from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
 from mllm_jax.training import flops, metrics, state, step
 from mllm_jax.training.writer import MetricsWriter, NoWriter
@@ -112,12 +112,12 @@ class Loop:
         watch, meter = metrics.Watch(), self._meter(writer)
         compiled, pending = None, None
         for number in range(first, self.stop):
-            with watch.waiting(), waiting(f"the data of step {number}"):
+            with watch.waiting(), waits_for(f"the data of step {number}"):
                 host = next(batches)
             if compiled is None:
                 compiled = self._compile(now, host.batch)
                 watch.lap()
-            with waiting(f"the start of step {number}"):
+            with waits_for(f"the start of step {number}"):
                 waited = distributed.slowest(watch.waited)  # asked and known before the step ends
                 now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
             if pending is not None:
@@ -167,12 +167,16 @@ class Loop:
         watch: metrics.Watch,
     ) -> None:
         number, numbers, counts, records = pending
-        with waiting(f"the end of step {number}"):
+        with waits_for(f"the end of step {number}"):
             jax.block_until_ready(numbers)  # a lap is from the end of a step to the end of the next
-        line = meter.line(number, numbers, counts, watch.lap()._replace(waiting=float(waited)))
+            lap = watch.lap()
+        with waits_for("the others at the next step"):
+            lap = lap._replace(waiting=float(waited))
+        line = meter.line(number, numbers, counts, lap)
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
-        writer.write(line)
+        with waits_for("metrics.jsonl to be written"):
+            writer.write(line)
         self.losses.add(line["loss"], line["trained_tokens"])
         self.checkpoints.check()
         metrics.require_finite(number, numbers, self._last_good)

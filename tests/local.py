@@ -1,6 +1,8 @@
 """launch/local.sh on its way: several real processes of one run on this machine."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +41,8 @@ class Local:
         self._file = open(out.parent / f"{out.name}.log", "a+")  # noqa: SIM115 (closed in `end`)
         self._shell = subprocess.Popen(
             [*command, *words],
-            env={**(variables or {}), **environment(4 // processes)},
+            env=environment(4 // processes) | dict(variables or {}),
+            start_new_session=True,
             stdout=self._file,
             stderr=subprocess.STDOUT,
         )
@@ -48,7 +51,9 @@ class Local:
         """Waits until metrics.jsonl has so many lines."""
         path, end = self.out / "metrics.jsonl", time.monotonic() + 120
         while not path.is_file() or path.read_text().count("\n") < step:
-            assert self.alive() and time.monotonic() < end, self.said()
+            if not self.alive() or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(self.said())
             time.sleep(0.01)
 
     def pid(self, process: int, guard: bool) -> int:
@@ -72,13 +77,22 @@ class Local:
                     return int(folder.name)
         return None
 
+    def kill(self) -> None:
+        """Whatever is left of it, also of what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._shell.pid, signal.SIGKILL)
+
     def alive(self) -> bool:
         """Whether it has not ended yet."""
         return self._shell.poll() is None
 
     def end(self) -> int:
         """The exit code."""
-        code = self._shell.wait(timeout=240)
+        try:
+            code = self._shell.wait(timeout=240)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         self._file.close()
         return code
 

@@ -16,7 +16,7 @@ from mllm_jax.batch import Batch, Example
 from mllm_jax.config import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.data import packing
 from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from mllm_jax.training import state, step
+from mllm_jax.training import state
 
 V, P, SIDE = 208, 4, 16  # vocabulary, patches and pixels of an image
 ROWS, LENGTH, SLOTS = 16, 66, 3
@@ -114,10 +114,6 @@ def compiled(setup: str, mesh: Mesh, microbatches: int) -> Run:
     made = plan(setup, mesh)
     params = jax.device_put(drawn(), made.shardings.params)
     fresh = state.birth(params, made.optimizer, made.abstract, made.shardings)
-    train = step.make_train_step(
-        stage.apply_of(made.model), made.optimizer, microbatches, CHUNK, 2, 2, made.shardings
-    )
     shapes = jax.eval_shape(lambda: batch("b" * ROWS, setup))
-    rows = sharding.batch_sharding(mesh)
-    call = step.compile_step(train, mesh, made.abstract, made.shardings, shapes, rows)
+    call = stage.compile_train_step(made, made.abstract, shapes, microbatches, 2, 2)
     return Run(made, call.call, jax.tree.map(np.asarray, fresh))

@@ -96,7 +96,7 @@ def test_sums_and_parts(make_mesh, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_slices_add_up_once(make_mesh, shape):
+def test_replicas_add_up_once(make_mesh, shape):
     """A sum over turns of rows: the same number, and nothing crosses data while it is made."""
     rng = np.random.default_rng(2)
     kernel, rows = (rng.normal(size=size).astype(np.float32) for size in ((D, D), (4 * B, D)))

@@ -34,7 +34,8 @@ class One:
 
     def __init__(self, site: "Site", out: Path):
         words = ["train", "--config", str(site.config), "--out", str(out), "--resume", "auto"]
-        self._process = forks.start(words, out.with_suffix(".log"), site.environment)
+        environment = site.environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        self._process = forks.start(words, out.with_suffix(".log"), environment)
 
     def alive(self) -> bool:
         return self._process.is_alive()
@@ -75,7 +76,8 @@ class Two:
 
     @staticmethod
     def endings() -> tuple[int, ...]:
-        return 0, LOST, 1  # 1: it was killed before it joined the other
+        # 1: it was killed before it joined the other; 137: when the other had ended well
+        return 0, LOST, 1, 128 + signal.SIGKILL
 
 
 class Site(NamedTuple):
@@ -101,7 +103,6 @@ def made(folder: Path, **sections: Any) -> Site:
     config_file.dump(config, folder / "stage.yaml")
     environment = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -277,9 +277,10 @@ def preflight_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("libtpu")
-def test_a_step_compiled_for_tpus_that_are_not_here(tmp_path: Path):
+@pytest.mark.parametrize("mesh", [("1", "4"), ("2", "2")])
+def test_a_step_compiled_for_tpus_that_are_not_here(tmp_path: Path, mesh: tuple[str, str]):
     path = valid_config.write(tmp_path)
-    flags = (*ROWS, "--mesh.data", "1", "--mesh.fsdp", "4", "--train.microbatches", "2")
+    flags = (*ROWS, "--mesh.data", mesh[0], "--mesh.fsdp", mesh[1], "--train.microbatches", "2")
     made = preflight_process("--config", str(path), "--hardware", "v5e:2x2", "--json", *flags)
     assert made.returncode == 0, made.stderr
     lines = made.stderr.splitlines()

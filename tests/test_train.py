@@ -14,6 +14,7 @@ from mllm_jax import config_file
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.config import Config
 from mllm_jax.errors import ConfigError, Preempted
+from mllm_jax.guard import trainer
 from mllm_jax.models import mllm
 from mllm_jax.train import train
 from mllm_jax.training.metrics import Diverged
@@ -52,6 +53,21 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data, straight, tmp_path)
     whole = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=None))
     one_device(whole, resume=True)
     assert tiny.numbers(run) == tiny.numbers(straight)
+
+
+def test_the_guard_knows_of_every_wait_of_a_step(data, tmp_path, monkeypatch):
+    """Fetching what all processes agree on may last for ever, as the data and the step may."""
+    seen: list[str | None] = []
+
+    class Slowest:
+        def __float__(self) -> float:
+            seen.append(trainer.waited_for())
+            return 0.0
+
+    monkeypatch.setattr("mllm_jax.distributed.slowest", lambda _: Slowest())
+    one_device(tiny.config(data, tmp_path / "run", train={"steps": 3, "save_every": 4}))
+    assert seen == ["the others at the next step"] * 2  # the last step waits for no next one
+    assert trainer.waited_for() is None
 
 
 def final_params(run: Path):

@@ -170,9 +170,11 @@ def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
 def restore(folder: Path, abstract: Any) -> Any:
     """What lies in `folder` as `abstract` says, which was compared with it before.
 
-    A call of all processes whose devices the shardings name, and of no other: process 0 evaluates
-    alone, while orbax would wait for the others.
+    A call of all processes, or of one alone when the shardings name only its devices: process 0
+    evaluates alone, while orbax would wait for the others.
     """
+    if not jax.tree.leaves(abstract):
+        return abstract
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda x: x.sharding or home, abstract)
     args = jax.tree.map(

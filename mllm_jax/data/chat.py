@@ -103,7 +103,7 @@ class Chat:
                 token.
         """
         require(
-            self._takes_strings,
+            self._takes_strings or not conversations,
             "the chat template takes typed parts only and cannot be trained with",
         )
         plans = []

@@ -33,18 +33,23 @@ _wait: tuple[str, float] | None = None  # what the main thread waits for, and si
 
 
 @contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waits_for(what: str) -> Iterator[None]:
     """Around what may never come, such as "the end of step 7".
 
     The guards end a run in which all processes have waited for too long, and say for what. What
     takes long without a fault, such as a compilation, stays outside.
     """
     global _wait
-    _wait = (what, time.monotonic())
+    before, _wait = _wait, (what, time.monotonic())
     try:
         yield
     finally:
-        _wait = None
+        _wait = before
+
+
+def waited_for() -> str | None:
+    """What the main thread waits for now."""
+    return _wait and _wait[0]
 
 
 class Line:

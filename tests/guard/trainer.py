@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from mllm_jax.errors import PREEMPTED
-from mllm_jax.guard.trainer import INSIDE, Trainer, waiting
+from mllm_jax.guard.trainer import INSIDE, Trainer, waits_for
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         atexit.register(time.sleep, 60)  # as JAX waits for the others at the end
         raise ValueError("a fault of ours")
     endless = act.startswith("wait for ")
-    with waiting(act.removeprefix("wait for ")) if endless else contextlib.nullcontext():
+    with waits_for(act.removeprefix("wait for ")) if endless else contextlib.nullcontext():
         while act != "done" and not told:
             time.sleep(0.05)
     if told:

@@ -6,7 +6,7 @@ import selectors
 import socket
 import time
 
-from mllm_jax.errors import ConfigError, RunError
+from mllm_jax.errors import PREEMPTED, ConfigError, RunError
 from mllm_jax.guard.base import Guard
 from mllm_jax.guard.cluster import Cluster
 from mllm_jax.guard.judge import Member, Verdict, judge
@@ -119,4 +119,5 @@ class First(Guard):
         super().close()
 
     def finished(self) -> bool:
-        return all(member.code is not None for member in self.members.values())
+        # where one has failed, a verdict will tell the others why
+        return all(member.code in (0, PREEMPTED) for member in self.members.values())

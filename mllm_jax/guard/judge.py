@@ -50,7 +50,8 @@ def judge(members: Mapping[int, Member], now: float, patience: Patience) -> Verd
     failed = {i: m for i, m in members.items() if m.code not in (None, 0, PREEMPTED)}
     told = {i: m for i, m in failed.items() if m.error is not None}
     waited = now - min((m.since for m in failed.values()), default=now)
-    if told and (waited > 1 or len(told) == len(members)):
+    ended = all(m.code is not None for m in members.values())
+    if told and (waited > 1 or ended):
         i = min(told)
         same = len({m.error for m in told.values()}) == 1 and (i == 0 or len(told) > 1)
         error, code = told[i].error or "", told[i].code or 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -19,15 +20,16 @@ LOST_AFTER = 2.0
 
 
 def free_port() -> int:
-    """A port of which the next one is free too."""
+    """A port of which the next one is free too, and which no other connection is given meanwhile.
+
+    The system gives away ports from 32768 on (net.ipv4.ip_local_port_range).
+    """
     while True:
-        with socket.create_server(("", 0)) as first:
-            port = first.getsockname()[1]
-            try:
-                with socket.create_server(("", port + 1)):
-                    return port
-            except OSError:
-                continue
+        port = random.randrange(20000, 32000, 2)
+        with contextlib.ExitStack() as servers, contextlib.suppress(OSError):
+            for one in (port, port + 1):
+                servers.enter_context(socket.create_server(("", one)))
+            return port
 
 
 class Run:
@@ -150,6 +152,14 @@ def test_bad_input_of_one_ends_all_and_names_it(run):
     assert codes == [2, 2]
     assert "process 1 of 2 (host " in said[0] and said[0].endswith("a whole number\n")
     assert said[1] == ""
+
+
+def test_one_that_says_why_it_ends_and_one_that_falls_with_it(run):
+    """JAX aborts when process 0 has ended: that is no reason."""
+    codes, said, _ = run("refuse", "abort").ends()
+    assert codes == [2, 2]
+    assert said[0] == "mllm-jax: error: seed='x': expected a whole number\n"
+    assert "mllm-jax: error" not in said[1]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
         errors = [line for line in local.said().splitlines() if "mllm-jax: error" in line]
         assert len(errors) == 1 and "the disk is full" in errors[0], local.said()
         assert "checkpoint 5 is whole" in errors[0]
-        assert os.listdir(disk / "checkpoints") == ["5"]
+        # process 1 may have been writing still; what it left is cleared away at the next start
+        assert [x for x in os.listdir(disk / "checkpoints") if x.isdecimal()] == ["5"]
         (disk / "filler").unlink()
         run(stage, out, 2, *again)
         assert tiny.numbers(out) == straight

@@ -68,27 +68,15 @@ def _add_cluster(it) -> None:
     it.add_argument("--coordinator", metavar="HOST:PORT", help="process 0; PORT + 1 is used too")
     it.add_argument("--processes", type=int, metavar="N", help="of the whole run")
     it.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    it.add_argument(
-        "--lost-after",
-        type=_seconds,
-        default=PATIENCE.lost_after,
-        metavar="SECONDS",
-        help="silence after which a process is lost and all others end; default: 60",
-    )
-    it.add_argument(
-        "--join-within",
-        type=_seconds,
-        default=PATIENCE.join_within,
-        metavar="SECONDS",
-        help="until all processes must be there; default: 300",
-    )
-    it.add_argument(
-        "--stuck-after",
-        type=_seconds,
-        default=PATIENCE.stuck_after,
-        metavar="SECONDS",
-        help="all processes alive and all waiting, after which they end; default: 1800",
-    )
+    helps = {
+        "lost_after": "silence after which a process is lost and all others end",
+        "join_within": "until all processes must be there",
+        "stuck_after": "all processes alive and all waiting, after which they end",
+    }
+    for name, seconds in PATIENCE._asdict().items():
+        text = f"{helps[name]}; default: {seconds:g}"
+        flag = f"--{name.replace('_', '-')}"
+        it.add_argument(flag, type=_seconds, default=seconds, metavar="SECONDS", help=text)
 
 
 def _add_prepare(verbs) -> None:

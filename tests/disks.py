@@ -22,3 +22,10 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         yield disk
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves 100 kB of a disk."""
+    left, filler = os.statvfs(disk), disk / "filler"
+    filler.write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
+    return filler

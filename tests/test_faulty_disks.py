@@ -54,9 +54,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(
         ["cp", "-r", str(tmp_path / "moved"), str(small_disk / "checkpoints")], check=True
     )
     (folder / "checkpoints").symlink_to(small_disk / "checkpoints")
-    filler = small_disk / "filler"
-    left = os.statvfs(small_disk)
-    filler.write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
+    filler = disks.fill(small_disk)
     with pytest.raises(RunError, match=r"the disk is full .*checkpoint 4 is whole") as error:
         run(config, resume=True)
     assert str(folder / "checkpoints") in str(error.value) and "\n" not in str(error.value)

@@ -177,8 +177,7 @@ def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
         run(stage, out, 2, "--train.stop_at", "5")
         shutil.move(out / "checkpoints", disk / "checkpoints")
         (out / "checkpoints").symlink_to(disk / "checkpoints")
-        left = os.statvfs(disk)
-        (disk / "filler").write_bytes(bytes(left.f_bavail * left.f_frsize - 100_000))
+        filler = disks.fill(disk)
         again = ("--resume", "--train.stop_at", str(STEPS))
         local = Local(stage, out, 2, *again)
         assert local.end() == 1, local.said()
@@ -187,7 +186,7 @@ def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
         assert "checkpoint 5 is whole" in errors[0]
         # process 1 may have been writing still; what it left is cleared away at the next start
         assert [x for x in os.listdir(disk / "checkpoints") if x.isdecimal()] == ["5"]
-        (disk / "filler").unlink()
+        filler.unlink()
         run(stage, out, 2, *again)
         assert tiny.numbers(out) == straight
 

@@ -131,8 +131,11 @@ def _backward(causal: bool, kept: tuple, d_out: Array) -> tuple:
         block_values = jnp.dot(
             weights.astype(v.dtype).T, d_rows, preferred_element_type=jnp.float32
         )
-        d_keys = d_keys.at[:seen].add(block_keys)
-        d_values = d_values.at[:seen].add(block_values)
+        # not .at[:seen].add: where that is all keys, its indices are an empty array, and jaxlib
+        # 0.11.2 crashes when one enters a shard_map over several devices (CPU and GPU)
+        later = ((0, T - seen), (0, 0))
+        d_keys = d_keys + jnp.pad(block_keys, later)
+        d_values = d_values + jnp.pad(block_values, later)
     return (
         jnp.concatenate(d_queries).astype(q.dtype),
         d_keys.astype(k.dtype),

@@ -18,6 +18,7 @@ trained: those of an answer, and the token that ends its turn. `<image>` becomes
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import jinja2
@@ -25,19 +26,16 @@ import numpy as np
 
 from mllm_jax.data import messages as msg
 from mllm_jax.data import private_tokenizer as private
-from mllm_jax.data.messages import Messages, Slot
+from mllm_jax.data.forms import Form, Items, Run
+from mllm_jax.data.messages import Messages
 from mllm_jax.data.records import IMAGE, Turn
-from mllm_jax.data.spans import Encoded, Items, Run, check_ends, expand_all, span_weights
+from mllm_jax.data.spans import Encoded, Flat, counts, expand_all, flatten, named, starts
 from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
 
-_KEPT = 4096  # shapes of conversations whose rendering is remembered
+_KEPT = 4096  # forms that are remembered
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
-
-
-# a rendering with holes: ids of special tokens, and runs of (template text | slot number)
-_Skeleton = tuple[int | tuple[str | int, ...], ...]
 
 
 class Chat:
@@ -69,7 +67,7 @@ class Chat:
             "the tokenizer names no bos_token, with which a conversation begins",
         )
         self._tokenizer, self._template = tokenizer, template
-        self._image, self._patches = image_token, patches
+        self.image_token, self._patches = image_token, patches
         self._variables = dict(variables or {})
         self._bos: int = tokenizer.bos_token_id
         # a template may leave the beginning token to tokenizer(text), as processors do
@@ -79,19 +77,26 @@ class Chat:
         longest_first = sorted(self._control, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._literal = private.literal_copy(tokenizer.backend_tokenizer, frozenset(self._control))
-        self._skeletons: dict[tuple[Any, ...], _Skeleton] = {}
+        self._forms: dict[tuple[Any, ...], Form] = {}
         self._takes_strings = self._renders(typed=False)
         self._takes_parts = self._renders(typed=True)
         self._check_probe()
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
-        """A whole conversation for training. Raises ConfigError, see `encode_batch`."""
+        """A whole conversation for training. Raises ConfigError, see `encode_flat`."""
         return self.encode_batch([turns])[0]
 
     def encode_batch(
         self, conversations: Sequence[Sequence[Turn]], names: Sequence[str] = ()
     ) -> list[Encoded]:
-        """Many conversations for training, tokenised together.
+        """Many conversations for training, one by one. Raises ConfigError, see `encode_flat`."""
+        flat = self.encode_flat(conversations, names)
+        return expand_all(flat, self.image_token, self._patches)
+
+    def encode_flat(
+        self, conversations: Sequence[Sequence[Turn]], names: Sequence[str] = ()
+    ) -> Flat:
+        """Many conversations for training, tokenised together, an image being one token.
 
         Args:
             conversations: each ends with an assistant turn.
@@ -106,17 +111,17 @@ class Chat:
             self._takes_strings or not conversations,
             "the chat template takes typed parts only and cannot be trained with",
         )
-        plans = []
+        plans, images = [], []
         for n, turns in enumerate(conversations):
             try:
-                items = self._fill(*msg.as_strings(turns, self._mark), generate=False)
-                check_ends(items, self._image)
+                form, texts = self._as_strings(turns, generate=False)
             except ConfigError as error:
-                raise _named(names, n, error) from error
-            plans.append((items, msg.count_images(turns)))
-        return self._encode(plans, names)
+                raise named(names, n, error) from error
+            plans.append(form.fill(texts))
+            images.append(form.images)
+        return self._encode(plans, images, names)
 
-    def completions(self, texts: Sequence[str]) -> list[Encoded]:
+    def completions(self, texts: Sequence[str]) -> Flat:
         """Documents for training on text alone: beginning token, text, end of text.
 
         Everything but the beginning token is trained.
@@ -126,13 +131,13 @@ class Chat:
         """
         end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
         require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
-        done = []
-        for encoding in private.encode_literally(self._literal, list(texts), offsets=False):
-            tokens = np.array([self._bos, *encoding.ids, end], np.int32)
-            weights = np.ones(len(tokens), np.float32)
-            weights[0] = 0
-            done.append(Encoded(tokens, weights, np.full(len(tokens), -1, np.int32)))
-        return done
+        encodings = private.encode_literally(self._literal, list(texts), offsets=False)
+        ids = [[self._bos, *encoding.ids, end] for encoding in encodings]
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32)
+        ends = np.cumsum([len(own) for own in ids], dtype=np.int64)
+        trained = np.ones(len(tokens), np.bool_)
+        trained[starts(ends)] = False
+        return Flat(tokens, trained, ends)
 
     def prompt(self, turns: Sequence[Turn]) -> Encoded:
         """A conversation that ends with a user turn, and the header that asks for an answer.
@@ -145,15 +150,15 @@ class Chat:
         images = msg.count_images(turns)
         typed = self._takes_parts and all(map(msg.says_the_same_typed, turns))
         if typed and (images or not self._takes_strings):
-            messages, slots = msg.as_parts(turns)
+            form, texts = self._as_parts(turns)
         else:
             require(
                 self._takes_strings,
                 "the chat template takes typed parts only: put a line break after every image",
             )
-            messages, slots = msg.as_strings(turns, self._mark)
-        slots = [slot._replace(role="") for slot in slots]  # nothing is trained
-        return self._encode([(self._fill(messages, slots, generate=True), images)], ())[0]
+            form, texts = self._as_strings(turns, generate=True)
+        flat = self._encode([form.fill(texts)], [images], ())
+        return expand_all(flat, self.image_token, self._patches)[0]
 
     def check_prompts(self) -> None:
         """Refuses a tokenizer for which a prompt is not the beginning of what was trained.
@@ -186,48 +191,51 @@ class Chat:
 
     def _renders(self, typed: bool) -> bool:
         """Whether the template takes this kind of content, tried on one small conversation."""
-        image = (IMAGE, "\n") if self._image is not None else ()
+        image = (IMAGE, "\n") if self.image_token is not None else ()
         turns = (
             Turn("user", (*image, "a")),
             Turn("assistant", ("b",)),
             Turn("user", ("c",)),
         )
-        messages, slots = msg.as_parts(turns) if typed else msg.as_strings(turns, self._mark)
         try:
-            items = self._fill(messages, slots, generate=True)
+            form, texts = self._as_parts(turns) if typed else self._as_strings(turns, generate=True)
         except ConfigError:
             return False
+        items = form.fill(texts)
         if any(isinstance(item, Run) and "'type'" in item.text for item in items):
             return False  # the list itself was printed
-        return self._image is None or items.count(self._image) == msg.count_images(turns)
+        return self.image_token is None or items.count(self.image_token) == msg.count_images(turns)
 
-    def _fill(self, messages: Messages, slots: list[Slot], generate: bool) -> Items:
-        """Special ids and runs of text, in order."""
-        key = (generate, repr(messages), tuple(slot.role for slot in slots))
-        skeleton = self._skeletons.get(key)
-        if skeleton is None:
-            skeleton = self._parse(self._render(messages, generate), slots)
-            if len(self._skeletons) < _KEPT:
-                self._skeletons[key] = skeleton
-        items: Items = []
-        for item in skeleton:
-            if isinstance(item, int):
-                items.append(item)
-                continue
-            text, spans = "", []
-            for part in item:
-                slot = slots[part] if isinstance(part, int) else Slot(part, "")
-                if slot.role == "assistant":
-                    spans.append((len(text), len(text) + len(slot.text)))
-                text += slot.text
-            items.append(Run(text, tuple(spans)))
-        return items
+    def _as_strings(self, turns: Sequence[Turn], generate: bool) -> tuple[Form, list[str]]:
+        """The form of a conversation whose contents are strings, and its texts."""
+        shape, texts = msg.take_texts(turns)
+        form = self._forms.get((shape, generate))
+        if form is None:
+            messages, roles = msg.as_strings(shape, self._mark), msg.roles_of_texts(shape)
+            form = self._form(messages, roles, generate, msg.count_images(turns))
+            form.check_ends(self.image_token)
+            self._remember((shape, generate), form)
+        return form, texts
 
-    def _parse(self, rendered: str, slots: list[Slot]) -> _Skeleton:
-        """Cuts a rendering at special tokens and sentinels."""
+    def _as_parts(self, turns: Sequence[Turn]) -> tuple[Form, list[str]]:
+        """The form of a prompt whose contents are typed parts, and its texts."""
+        messages, slots = msg.as_parts(turns)
+        form = self._forms.get((repr(messages),))
+        if form is None:
+            roles = [slot.role for slot in slots]
+            form = self._form(messages, roles, True, msg.count_images(turns))
+            self._remember((repr(messages),), form)
+        return form, [slot.text for slot in slots]
+
+    def _remember(self, key: tuple[Any, ...], form: Form) -> None:
+        if len(self._forms) < _KEPT:
+            self._forms[key] = form
+
+    def _form(self, messages: Messages, roles: list[str], generate: bool, images: int) -> Form:
+        """Renders, and cuts the rendering at special tokens and sentinels."""
         items: list[Any] = []
         seen: list[int] = []
-        for piece in _SENTINEL.split(rendered):
+        for piece in _SENTINEL.split(self._render(messages, generate)):
             if _SENTINEL.fullmatch(piece):
                 seen.append(ord(piece) - msg.FIRST)
                 parts: list[Any] = [(seen[-1],)]
@@ -238,14 +246,17 @@ class Chat:
                     items[-1] += part
                 else:
                     items.append(part)
+        if self._adds_bos and self._bos not in items:
+            items.insert(0, self._bos)
         may_lose = LEAVES_OUT_USER_TEXT in self._template
-        for n, slot in enumerate(slots):
-            lost = n not in seen and not (may_lose and slot.role in ("user", ""))
+        for n, role in enumerate(roles):
+            lost = n not in seen and not (may_lose and (generate or role == "user"))
             require(
                 not lost and seen.count(n) < 2,
                 "the chat template does not render every text exactly once",
             )
-        return tuple(items)
+        answers = () if generate else (n for n, role in enumerate(roles) if role == "assistant")
+        return Form(tuple(items), frozenset(answers), images)
 
     def _check_probe(self) -> None:
         """The tokenizer itself must encode a rendered conversation to the same ids."""
@@ -253,15 +264,19 @@ class Chat:
             self._takes_strings or self._takes_parts,
             "the chat template renders neither strings nor typed parts",
         )
-        strings = self._takes_strings
-        messages, slots = msg.as_strings(_PROBE, "") if strings else msg.as_parts(_PROBE)
+        if self._takes_strings:
+            shape, texts = msg.take_texts(_PROBE)
+            messages, roles = msg.as_strings(shape, ""), msg.roles_of_texts(shape)
+        else:
+            messages, slots = msg.as_parts(_PROBE)
+            texts, roles = [slot.text for slot in slots], [slot.role for slot in slots]
         rendered = self._render(messages, generate=False)
-        for n, slot in enumerate(slots):
-            rendered = rendered.replace(chr(msg.FIRST + n), slot.text)
+        for n, text in enumerate(texts):
+            rendered = rendered.replace(chr(msg.FIRST + n), text)
         bos_is_ours = self._adds_bos and self._tokenizer.bos_token not in rendered
         stock = list(self._tokenizer(rendered, add_special_tokens=bos_is_ours)["input_ids"])
-        items = self._fill(messages, slots, generate=False)
-        found = self._encode([(items, 0)], ())[0].tokens.tolist()
+        form = self._form(messages, roles, False, 0)
+        found = self._encode([form.fill(texts)], [0], ()).tokens.tolist()
         require(
             found == stock,
             "this tokenizer joins text and special tokens in a way that is not supported: it "
@@ -270,60 +285,33 @@ class Chat:
 
     # ------------------------------------------------------------------------------- encoding
 
-    def _encode(self, plans: list[tuple[Items, int]], names: Sequence[str]) -> list[Encoded]:
-        runs = [item for items, _ in plans for item in items if isinstance(item, Run)]
+    def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
+        """Filled forms -> tokens; `images` is how many each has to have."""
+        runs = [item for items in plans for item in items if isinstance(item, Run)]
         cut = {run.text for run in runs if run.has_borders}
         encodings: dict[str, Any] = {}
         for texts, offsets in ((cut, True), ({run.text for run in runs} - cut, False)):
-            texts = list(texts)
-            found = private.encode_literally(self._literal, texts, offsets)
-            encodings |= zip(texts, found, strict=True)
-        tokens: list[int] = []
-        weights: list[float] = []
-        ends: list[int] = []
-        for n, (items, images) in enumerate(plans):
-            try:
-                own = self._join(items, images, encodings)
-            except ConfigError as error:
-                raise _named(names, n, error) from error
-            tokens += own[0]
-            weights += own[1]
-            ends.append(len(tokens))
-        flat = np.asarray(tokens, np.int32), np.asarray(weights, np.float32)
-        return expand_all(*flat, ends, self._image, self._patches) if plans else []
-
-    def _join(
-        self, items: Items, images: int, encodings: dict[str, Any]
-    ) -> tuple[list[int], list[float]]:
-        """Tokens and weights of a conversation, an image being one token."""
-        tokens: list[int] = []
-        weights: list[float] = []
-        answered = False  # the item before was an answer: this one ends its turn
-        for item in items:
-            if isinstance(item, Run):
-                tokens += encodings[item.text].ids
-                weights += span_weights(item, encodings[item.text])
-                answered = bool(item.spans)
-            else:
-                tokens.append(item)
-                weights.append(float(answered))
-                answered = False
-        if self._adds_bos and self._bos not in tokens:
-            tokens.insert(0, self._bos)
-            weights.insert(0, 0.0)
-        begins = tokens.count(self._bos)
-        require(
-            begins == 1 and tokens[0] == self._bos,
-            f"the chat template writes the beginning token {begins} times, not once at the start",
+            found = private.encode_literally(self._literal, list(texts), offsets)
+            own = ((e.ids, e.offsets if offsets else None) for e in found)
+            encodings |= zip(texts, own, strict=True)
+        flat = flatten(plans, encodings, names)
+        begins = counts(flat, self._bos)
+        wrong = np.flatnonzero((begins != 1) | (flat.tokens[starts(flat.ends)] != self._bos))
+        if len(wrong):
+            n = int(wrong[0])
+            times = f"{begins[n]} times, not once at the start"
+            error = ConfigError(f"the chat template writes the beginning token {times}")
+            raise named(names, n, error)
+        places = (
+            np.zeros(len(plans), np.int64)
+            if self.image_token is None
+            else counts(flat, self.image_token)
         )
-        found = 0 if self._image is None else tokens.count(self._image)
-        require(
-            found == images,
-            f"the conversation has {images} images, but {found} places for them when rendered",
-        )
-        return tokens, weights
-
-
-def _named(names: Sequence[str], number: int, error: ConfigError) -> ConfigError:
-    """The error with the name of the conversation that caused it before it."""
-    return ConfigError(f"{names[number]}: {error}" if names else str(error))
+        wrong = np.flatnonzero(places != images)
+        if len(wrong):
+            n = int(wrong[0])
+            found = f"{places[n]} places for them when rendered"
+            raise named(
+                names, n, ConfigError(f"the conversation has {images[n]} images, but {found}")
+            )
+        return flat

@@ -1,23 +1,21 @@
 """Row (columns as stored) -> raw record, as `records` reads it. Behind a stream's source.
 
-Ready layouts for published sets; `columns` of a stream's config renames single columns. Wherever a
-layout has no `<image>` of its own, turns become typed messages, images first in the first user
-turn: a literal `<image>` in their text stays text.
+Ready layouts for published sets; `columns` of a stream's config renames single columns. A layout
+that has no `<image>` of its own gives rounds of question and answer; a literal `<image>` in them
+stays text.
 
     caption    {"id": "7", "image": "a.png", "caption": "Katu bat."}
-    raw        {"id": "7", "image": "a.png", "messages": [
-                   {"role": "user", "content": [{"type": "image"}]},
-                   {"role": "assistant", "content": "Katu bat."}]}
+    raw        {"id": "7", "image": "a.png", "rounds": [("", "Katu bat.")]}
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.record_fields import check_text
+from mllm_jax.data.record_fields import check_id
 from mllm_jax.errors import require
 
 Values = dict[str, Any]  # by our names
@@ -103,8 +101,9 @@ class Columns:
             number: of the row in its source; the id of a record that has none.
 
         Raises:
-            Fault: "field" for a column that is not there, "text" for bytes that are not UTF-8 or
-                an id that is no text, "image_missing" for a caption or question without an image.
+            Fault: "field" for a column that is not there or an id that is neither text nor a
+                number, "text" for bytes that are not UTF-8 or an id that is no text,
+                "image_missing" for a caption or question without an image.
         """
         values: Values = {}
         for name, column in self._columns.items():
@@ -118,8 +117,7 @@ class Columns:
                 )
         raw = _MAKERS[self._layout](values)
         raw["id"] = number if values.get("id") is None else values["id"]
-        if isinstance(raw["id"], str):
-            check_text(raw["id"], "id")  # before anyone writes it into a message
+        check_id(raw["id"])  # before anyone writes it into a message
         if values.get("language") is not None:
             raw["language"] = values["language"]
         return raw
@@ -138,18 +136,20 @@ def _text(values: Values) -> Values:
 
 
 def _caption(values: Values) -> Values:
-    return _talk(_needs_image(values), [("", values["caption"])])
+    return {"image": _needs_image(values), "rounds": [("", _answer(values["caption"]))]}
 
 
 def _question(values: Values) -> Values:
-    return _talk(_needs_image(values), [(values["question"], values["answer"])])
+    rounds = [(values["question"], _answer(values["answer"]))]
+    return {"image": _needs_image(values), "rounds": rounds}
 
 
 def _cauldron(values: Values) -> Values:
     texts = _structs(values["texts"])
     if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
         raise Fault("field", f"texts {texts!r:.60} is not a list of {{user, assistant}}")
-    return _talk(values["image"], [(text.get("user"), text.get("assistant")) for text in texts])
+    rounds = [(text.get("user"), _answer(text.get("assistant"))) for text in texts]
+    return {"image": values["image"], "rounds": rounds}
 
 
 def _magpie(values: Values) -> Values:
@@ -178,19 +178,6 @@ _MAKERS: dict[str, Callable[[Values], Values]] = {
 
 
 # ------------------------------------------------------------------------------------------- parts
-
-
-def _talk(image: Any, rounds: Sequence[tuple[Any, Any]]) -> Values:
-    """Questions and answers; the images stand first in the first question."""
-    count = 0 if image is None else len(image) if isinstance(image, list) else 1
-    messages = []
-    for n, (question, answer) in enumerate(rounds):
-        content = [{"type": "image"}] * count if n == 0 else []
-        if question != "" or not content:
-            content = [*content, {"type": "text", "text": question}]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": _answer(answer)})
-    return {"image": image, "messages": messages}
 
 
 def _needs_image(values: Values) -> Any:

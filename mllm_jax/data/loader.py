@@ -142,7 +142,7 @@ class Loader:
             return iter(())
         if self._config.workers:
             self._plan.row(start * self._config.rows)  # counted once, not in every worker
-            pool = Workers(self.batch, self._config.workers)
+            pool = Workers(self.batch, self._config.workers, "data-worker", _told)
             return pool.iterate(range(start, stop), self._config.prefetch)
         ahead = self._config.prefetch
         options = grain.ReadOptions(
@@ -183,6 +183,10 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
         model.patches > 0 or config.image_slots == 0,
         f"data.image_slots={config.image_slots}: the model reads no images, set 0",
     )
+
+
+def _told(step: int) -> str:
+    return f"while it made batch {step} (out of memory? lower data.workers); go on with --resume"
 
 
 class _ImageCache:

@@ -3,20 +3,32 @@
     turns      user (IMAGE, "\\n Zer da? ")         assistant ("Katu bat.",)
     messages   user "<image>①"                      assistant "②"              as strings
                user [image, " ① "]                  assistant ["②"]            as typed parts
-    slots      ① "\\n Zer da?" (typed: "Zer da?")   ② "Katu bat."
+    texts      ① "\\n Zer da?" (typed: "Zer da?")   ② "Katu bat."
 
 White space at the ends of a content stays in the message: a template that trims does trim it.
 """
 
+import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mllm_jax.data.records import IMAGE, Turn
+from mllm_jax.data.records import IMAGE, Mark, Turn
 from mllm_jax.errors import require
 
 FIRST = 0xF0000  # Supplementary Private Use Area-A: no template writes these
 SENTINELS = "[\U000f0000-\U000ffffd]"  # as a regular expression
 Messages = list[dict[str, Any]]
+
+
+class Hole(enum.Enum):
+    """The place of a text in a shape."""
+
+    TEXT = "text"
+
+
+TEXT = Hole.TEXT
+# of every turn its role, then images, texts and the white space around the whole
+Shape = tuple[tuple[str | Mark | Hole, ...], ...]
 
 
 class Slot(NamedTuple):
@@ -26,27 +38,55 @@ class Slot(NamedTuple):
     role: str
 
 
-def as_strings(turns: Sequence[Turn], mark: str) -> tuple[Messages, list[Slot]]:
+def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
+    """What is left of turns without their texts, and the texts.
+
+    user (IMAGE, "\\nZer da? "), assistant ("Bat.",)
+        -> (("user", IMAGE, "", TEXT, " "), ("assistant", "", TEXT, "")), ["\\nZer da?", "Bat."]
+    """
+    shape: list[tuple[Any, ...]] = []
+    texts: list[str] = []
+    for role, parts in turns:
+        if len(parts) != 1 or parts[0] == "":
+            parts = _merged(parts) or ("",)
+        pieces: list[Any] = [role]
+        for n, part in enumerate(parts):
+            if part is IMAGE:
+                pieces.append(part)
+            else:
+                before, core, after = _outer_space(part, n == 0, n == len(parts) - 1)
+                pieces += before, TEXT, after
+                texts.append(core)
+        shape.append(tuple(pieces))
+    return tuple(shape), texts
+
+
+def roles_of_texts(shape: Shape) -> list[str]:
+    """Who says each text."""
+    return [str(role) for role, *pieces in shape for piece in pieces if piece is TEXT]
+
+
+def as_strings(shape: Shape, mark: str) -> Messages:
     """Messages whose content is one string: sentinels for texts, `mark` for images.
 
     Raises:
         ConfigError: there is an image but `mark` is empty, so the model reads none.
     """
     messages: Messages = []
-    slots: list[Slot] = []
-    for turn in turns:
-        parts = _merged(turn.parts)
-        content = "" if parts else _sentinel(slots, "", turn.role)
-        for n, part in enumerate(parts):
-            if part is IMAGE:
+    texts = 0
+    for role, *pieces in shape:
+        content = ""
+        for piece in pieces:
+            if piece is IMAGE:
                 require(mark != "", "the conversation has an image, but the model reads no images")
                 content += mark
+            elif piece is TEXT:
+                content += _sentinel(texts)
+                texts += 1
             else:
-                ends = (n == 0, n == len(parts) - 1)
-                before, core, after = _outer_space(part, *ends)
-                content += before + _sentinel(slots, core, turn.role) + after
-        messages.append({"role": turn.role, "content": content})
-    return messages, slots
+                content += str(piece)
+        messages.append({"role": role, "content": content})
+    return messages
 
 
 def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[Slot]]:
@@ -62,8 +102,10 @@ def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[Slot]]:
             else:
                 text = part.removeprefix("\n") if after_image else part
                 before, core, after = _outer_space(text, True, True)
-                sentinel = _sentinel(slots, core, turn.role) if text else ""
-                content += [{"type": "text", "text": before + sentinel + after}] if text else []
+                if text:
+                    written = before + _sentinel(len(slots)) + after
+                    content.append({"type": "text", "text": written})
+                    slots.append(Slot(core, turn.role))
             after_image = part is IMAGE
         messages.append({"role": turn.role, "content": content})
     return messages, slots
@@ -83,14 +125,15 @@ def count_images(turns: Sequence[Turn]) -> int:
     return sum(part is IMAGE for turn in turns for part in turn.parts)
 
 
-def _sentinel(slots: list[Slot], text: str, role: str) -> str:
-    require(len(slots) < 0xFFFD, "the conversation has more than 65,000 texts")
-    slots.append(Slot(text, role))
-    return chr(FIRST + len(slots) - 1)
+def _sentinel(number: int) -> str:
+    require(number < 0xFFFD, "the conversation has more than 65,000 texts")
+    return chr(FIRST + number)
 
 
 def _outer_space(text: str, first: bool, last: bool) -> tuple[str, str, str]:
     """(space before, text, space after); inside a content, space belongs to the text."""
+    if first and last and text.strip() == text:  # nearly always
+        return "", text, ""
     core = text.lstrip() if first else text
     before = text[: len(text) - len(core)]
     trimmed = core.rstrip() if last else core

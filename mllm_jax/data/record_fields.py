@@ -102,9 +102,11 @@ def _inside(name: str, folder: Path) -> str:
     """The path of an image of this name. Raises Fault where it leaves the folder."""
     if name.strip() == "" or "\0" in name or not is_text(name):
         raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
-    root, parts = str(folder), [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts:
+    root, parts = str(folder), name.split("/")
+    if parts[0] == "" or ".." in parts:
         raise Fault("image_path", f"image {name!r} leaves the image folder")
+    if "" in parts or "." in parts:
+        parts = [part for part in parts if part not in ("", ".")]
     if _leads_out(root, parts):
         raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
     return os.path.join("" if root == "." else root, *parts)

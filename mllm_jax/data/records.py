@@ -1,7 +1,7 @@
 """Raw records -> records, checked one by one.
 
-On the way of the data behind `columns`. Two shapes of a conversation are read, as LLaVA writes
-them:
+On the way of the data behind `columns`. A conversation comes in one of three shapes, the first two
+as LLaVA and transformers write them, the third with images first in the first question:
 
     {"id": "7", "image": "a.png", "language": "eu",
      "conversations": [{"from": "human", "value": "<image>\\nZer da?"},
@@ -10,17 +10,19 @@ them:
      "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "image"},
                                                {"type": "text", "text": "Zer da?"}]},
                   {"role": "assistant", "content": "Bi katu."}]}
+    {"id": "9", "image": "a.png", "language": "eu", "rounds": [("Zer da?", "Katu bat.")]}
 
 In a user's *string*, every `<image>` stands for the next image. Everywhere else (answers, system
 texts, typed text parts) text is text, whatever it looks like.
 """
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.record_fields import check_id, check_text, expect, read_images, read_language
+from mllm_jax.data.record_fields import check_text, expect, read_images, read_language
 from mllm_jax.data.record_fields import is_text as is_text  # for doors
 
 MARK = "<image>"  # in a user's string: here stands an image
@@ -70,7 +72,7 @@ def read_record(
 
     Args:
         raw: a conversation; or a document, {"id": "9", "text": "Kaixo.", "language": "eu"}.
-        key: the record's id.
+        key: the record's id; raw's own was looked at by `columns`.
         folder: where image paths start.
         language: of records that do not name their own.
         languages: every language a record may have.
@@ -80,10 +82,12 @@ def read_record(
     """
     if not isinstance(raw, dict):
         raise Fault("field", f"expected an object, found {type(raw).__name__}")
-    check_id(raw.get("id"))
     if "text" in raw:
         return _document(raw["text"], key, read_language(raw.get("language"), language, languages))
     images = read_images(raw.get("image"), folder)
+    if "rounds" in raw:
+        turns = _rounds(raw["rounds"], len(images))
+        return Record(key, turns, images, read_language(raw.get("language"), language, languages))
     turns = _turns(raw)
     _check_order(turns)
     marks = sum(part is IMAGE for turn in turns for part in turn.parts)
@@ -101,6 +105,29 @@ def _document(text: Any, key: str, language: str) -> Record:
     check_text(text, "text")
     expect(text.strip() != "", "empty_answer", "the text is empty")
     return Record(key, (), (), language, text)
+
+
+def _rounds(rounds: Sequence[tuple[Any, Any]], images: int) -> tuple[Turn, ...]:
+    """Turns of questions and answers. A question may be empty where there is an image."""
+    expect(len(rounds) > 0, "field", "no question and no answer")
+    turns: list[Turn] = []
+    shown: tuple[str | Mark, ...] = (IMAGE, "\n") * images
+    for question, answer in rounds:
+        number = len(turns) + 1
+        _check_said(question, "question", number)
+        _check_said(answer, "answer", number + 1)
+        if not answer.strip():
+            raise Fault("empty_answer", f"turn {number + 1}: the answer is empty")
+        asked = (*shown, question) if question or not shown else shown
+        turns += Turn("user", asked), Turn("assistant", (answer,))
+        shown = ()
+    return tuple(turns)
+
+
+def _check_said(text: Any, name: str, number: int) -> None:
+    if not isinstance(text, str):
+        raise Fault("field", f"turn {number}: {name} {text!r:.60} is not text")
+    check_text(text, f"turn {number}")
 
 
 def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:

@@ -1,13 +1,14 @@
-"""What is trained: character spans of answers -> weights of tokens; and the seats of images."""
+"""Filled forms -> tokens, what of them is trained, and the seats of images."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.data.forms import Items, Run
+from mllm_jax.errors import ConfigError
 
 
 class Encoded(NamedTuple):
@@ -18,19 +19,93 @@ class Encoded(NamedTuple):
     seats: Int32[np.ndarray, "T"]
 
 
-class Run(NamedTuple):
-    """Text between two special tokens, encoded whole; `spans` are its trained characters."""
+class Flat(NamedTuple):
+    """Many conversations as tokens, end to end, none of them empty; an image is one token."""
 
-    text: str
-    spans: tuple[tuple[int, int], ...]
+    tokens: Int32[np.ndarray, "t"]
+    trained: Bool[np.ndarray, "t"]
+    ends: Int64[np.ndarray, "n"]
 
-    @property
-    def has_borders(self) -> bool:
-        """Whether a part of it is trained and a part is not: the only use of offsets."""
-        return bool(self.spans) and self.spans != ((0, len(self.text)),)
+    @classmethod
+    def join(cls, parts: Sequence["Flat"]) -> "Flat":
+        """One after the other."""
+        sizes = [np.diff(part.ends, prepend=0) for part in parts]
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(part.trained for part in parts)]),
+            np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes])),
+        )
 
 
-Items = list[int | Run]  # ids of special tokens, and the text between them
+def flatten(plans: Sequence[Items], encodings: dict[str, Any], names: Sequence[str]) -> Flat:
+    """Ids and encoded texts, end to end. Trained are answers, and the token after each.
+
+    Args:
+        plans: filled forms.
+        encodings: text -> (ids, character offsets; None where nothing in it has borders).
+        names: what messages call the conversations; may be empty.
+
+    Raises:
+        ConfigError: a token lies across the border of an answer.
+    """
+    tokens: list[int] = []
+    trained = bytearray()
+    ends = []
+    for n, items in enumerate(plans):
+        answered = False  # the item before was an answer: this one ends its turn
+        for item in items:
+            if isinstance(item, Run):
+                ids, offsets = encodings[item.text]
+                tokens += ids
+                answered = bool(item.spans)
+                if not item.has_borders:
+                    trained += _ALL[answered] * len(ids)
+                    continue
+                try:
+                    trained += marks(item, offsets)
+                except ConfigError as error:
+                    raise named(names, n, error) from error
+            else:
+                tokens.append(item)
+                trained.append(answered)
+                answered = False
+        ends.append(len(tokens))
+    ids = np.array(tokens, np.int32)
+    return Flat(ids, np.frombuffer(trained, np.bool_), np.array(ends, np.int64))
+
+
+_ALL = (b"\0", b"\1")
+
+
+def marks(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
+    """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
+    trained = bytearray(len(offsets))
+    for start, end in run.spans:
+        for t, (left, right) in enumerate(offsets):
+            if left >= start and right <= end:
+                trained[t] = 1
+            elif right > start and left < end:
+                raise ConfigError(
+                    f"a token lies across the border of the answer {run.text[start:end]!r:.60}"
+                )
+    return bytes(trained)
+
+
+def starts(ends: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Where things that stand end to end begin."""
+    return np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+
+
+def counts(flat: Flat, token: int) -> Int64[np.ndarray, "n"]:
+    """How often each conversation has the token."""
+    if not len(flat.ends):  # reduceat wants one
+        return np.zeros(0, np.int64)
+    return np.add.reduceat(flat.tokens == token, starts(flat.ends), dtype=np.int64)
+
+
+def named(names: Sequence[str], number: int, error: ConfigError) -> ConfigError:
+    """The error with the name of the conversation that caused it before it."""
+    return ConfigError(f"{names[number]}: {error}" if names else str(error))
 
 
 def expand(
@@ -43,53 +118,17 @@ def expand(
 
     With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
     """
-    return expand_all(tokens, weights, [len(tokens)], image_token, patches)[0]
-
-
-def expand_all(
-    tokens: Int32[np.ndarray, "t"],
-    weights: Float32[np.ndarray, "t"],
-    ends: Sequence[int],
-    image_token: int | None,
-    patches: int,
-) -> list[Encoded]:
-    """`expand` of many records at once; they stand end to end, none of them empty."""
     is_image = tokens == (-1 if image_token is None else image_token)
-    weights, stops = weights * ~is_image, np.asarray(ends)
+    weights = weights * ~is_image
     if patches > 1:
         copies = np.where(is_image, patches, 1)
         tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
-        stops = np.cumsum(copies)[stops - 1]
-    seats = np.cumsum(is_image, dtype=np.int32)  # so far, through all records
-    before = np.concatenate([np.zeros(1, np.int32), seats[stops[:-1] - 1]])
-    number = seats - 1 - np.repeat(before, np.diff(stops, prepend=0))
-    number = np.where(is_image, number, np.int32(-1))
-    bounds = [0, *stops.tolist()]
-    return [Encoded(tokens[a:b], weights[a:b], number[a:b]) for a, b in pairwise(bounds)]
+    seats = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, np.int32(-1))
+    return Encoded(tokens, weights, seats)
 
 
-def span_weights(run: Run, encoding: Any) -> list[float]:
-    """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
-    if not run.has_borders:
-        return [float(bool(run.spans))] * len(encoding.ids)
-    weights = [0.0] * len(encoding.offsets)
-    for start, end in run.spans:
-        for t, (left, right) in enumerate(encoding.offsets):
-            if left >= start and right <= end:
-                weights[t] = 1.0
-            elif right > start and left < end:
-                raise ConfigError(
-                    f"a token lies across the border of the answer {run.text[start:end]!r:.60}"
-                )
-    return weights
-
-
-def check_ends(items: Items, image_token: int | None) -> None:
-    """After every answer comes a special token, at once."""
-    for item, after in zip(items, [*items[1:], None], strict=True):
-        if isinstance(item, Run) and item.spans:
-            ended = len(item.spans) == 1 and item.spans[0][1] == len(item.text)
-            require(
-                ended and isinstance(after, int) and after != image_token,
-                "the chat template does not put a special token directly after every answer",
-            )
+def expand_all(flat: Flat, image_token: int | None, patches: int) -> list[Encoded]:
+    """`expand` of every conversation."""
+    weights = flat.trained.astype(np.float32)
+    bounds = pairwise([0, *flat.ends.tolist()])
+    return [expand(flat.tokens[a:b], weights[a:b], image_token, patches) for a, b in bounds]

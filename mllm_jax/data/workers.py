@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, NoReturn, TypeVar
 
 from mllm_jax.errors import ConfigError, RunError
@@ -15,23 +16,55 @@ from mllm_jax.errors import ConfigError, RunError
 T = TypeVar("T")
 
 
+def _nothing() -> None:
+    pass
+
+
 class Workers(Generic[T]):
     """Processes that call `make(number)`."""
 
-    def __init__(self, make: Callable[[int], T], count: int):
-        """Starts `count` processes; `make` is sent to each once and must survive that."""
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        count: int,
+        name: str,
+        told: Callable[[int], str],
+        begin: Callable[[], None] = _nothing,
+    ):
+        """Starts `count` processes.
+
+        Args:
+            make: sent to each process once; must survive that.
+            count: of the processes.
+            name: of each, before its number.
+            told: what a killed worker was making and what to do, for the message.
+            begin: called by each process before its first item.
+
+        Raises:
+            RunError: a process ended while it started.
+        """
         # spawned, not forked: this process runs the threads of an accelerator
         context = multiprocessing.get_context("spawn")
+        self._told = told
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for number in range(count):
             ours, theirs = context.Pipe()
-            name = f"data-worker-{number}"
-            process = context.Process(target=_serve, args=(theirs, make), name=name, daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, begin), name=f"{name}-{number}", daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        # as an argument it would keep each process from starting before the last has read it
+        sent = ForkingPickler.dumps(make)
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            try:
+                pipe.send_bytes(sent)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()
+                self._ended(process, "while it started")
 
     def iterate(self, numbers: range, ahead: int) -> Iterator[T]:
         """Items of `numbers` in order, up to `ahead` of them asked for before they are taken.
@@ -67,36 +100,38 @@ class Workers(Generic[T]):
         try:
             self._pipe(number).send(number)
         except (BrokenPipeError, ConnectionResetError):  # it ended while it waited
-            self._ended(self._processes[number % len(self._pipes)], number)
+            self._ended(self._processes[number % len(self._pipes)], self._told(number))
 
     def _receive(self, number: int) -> T:
         pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]
         if pipe not in wait([pipe, process.sentinel]):
-            self._ended(process, number)
+            self._ended(process, self._told(number))
         try:
             good, value = pipe.recv()
         except (EOFError, ConnectionResetError):  # it ended in the middle of an item
-            self._ended(process, number)
+            self._ended(process, self._told(number))
         if not good:
             raise value
         return value
 
-    def _ended(self, process: Any, number: int) -> NoReturn:
+    def _ended(self, process: Any, told: str) -> NoReturn:
         process.join()
         code = process.exitcode
         how = (
             f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
-        raise RunError(
-            f"{process.name} (process {process.pid}) {how} while it made batch {number} "
-            "(out of memory? lower data.workers); go on with --resume"
-        )
+        raise RunError(f"{process.name} (process {process.pid}) {how} {told}")
 
 
-def _serve(pipe: Connection, make: Callable[[int], Any]) -> None:
+def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
     # the run decides what Ctrl-C ends, and after SIGTERM it finishes its step and saves
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        make = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return
+    begin()
     while True:
         try:
             number = pipe.recv()

@@ -2,7 +2,16 @@
 
 import pytest
 
-from mllm_jax.data.messages import Slot, as_parts, as_strings, count_images, says_the_same_typed
+from mllm_jax.data.messages import (
+    TEXT,
+    Slot,
+    as_parts,
+    as_strings,
+    count_images,
+    roles_of_texts,
+    says_the_same_typed,
+    take_texts,
+)
 from mllm_jax.data.records import IMAGE, Turn
 from mllm_jax.errors import ConfigError
 
@@ -15,22 +24,28 @@ TURNS = (
 
 
 def test_as_strings():
-    messages, slots = as_strings(TURNS, "<im>")
+    shape, texts = take_texts(TURNS)
+    assert shape == (
+        ("system", " ", TEXT, " "),
+        ("user", "", TEXT, "", IMAGE, "", TEXT, "", IMAGE),
+        ("assistant", "\n", TEXT, ""),
+    )
+    assert texts == ["s", "x y\n", "\n z ", ""]
+    assert roles_of_texts(shape) == ["system", "user", "user", "assistant"]
+    messages = as_strings(shape, "<im>")
     d = chr(0xF0003)
     contents = [f" {A} ", f"{B}<im>{C}<im>", f"\n{d}"]
     assert [m["content"] for m in messages] == contents
     assert [m["role"] for m in messages] == ["system", "user", "assistant"]
-    assert slots == [Slot("s", "system"), Slot("x y\n", "user"), Slot("\n z ", "user"),
-                     Slot("", "assistant")]  # fmt: skip
     with pytest.raises(ConfigError, match="model reads no images"):
-        as_strings(TURNS, "")
+        as_strings(shape, "")
 
 
-def test_an_empty_content_still_has_its_place():
-    assert as_strings([Turn("user", ())], "") == (
-        [{"role": "user", "content": A}],
-        [Slot("", "user")],
-    )
+@pytest.mark.parametrize("parts", [(), ("",), ("", "")])
+def test_an_empty_content_still_has_its_place(parts):
+    shape, texts = take_texts([Turn("user", parts)])
+    assert (shape, texts) == ((("user", "", TEXT, ""),), [""])
+    assert as_strings(shape, "") == [{"role": "user", "content": A}]
 
 
 def test_as_parts():

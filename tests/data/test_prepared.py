@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mllm_jax.data import build, prepared
+from mllm_jax.data import build, images, prepared
 from mllm_jax.data.index import report
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data_config import StreamConfig
@@ -44,9 +44,9 @@ def reads(monkeypatch):
     seen: list[int] = []
     old = build.read_part
 
-    def read_part(reader, rows):
+    def read_part(reader, rows, look):
         seen.extend(rows)
-        return old(reader, rows)
+        return old(reader, rows, look)
 
     monkeypatch.setattr(build, "read_part", read_part)
     return seen
@@ -182,7 +182,10 @@ class Deadly:
 def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
     monkeypatch.setattr(prepared, "open_source", lambda stream: Deadly(stream.path))
     monkeypatch.setattr(build, "CHUNK", 10)
-    with pytest.raises(RunError, match=r"data\.streams\.s: a worker process that read rows from"):
+    said = (
+        r"index-worker-0 \(process \d+\) was killed by SIGKILL while it read data\.streams\.s from "
+    )
+    with pytest.raises(RunError, match=said + r"row 0 on .*start again to go on from here"):
         open_mixture(mixture(workers=2))
 
 
@@ -282,8 +285,9 @@ def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monke
     for n in range(2):
         noise(8, 6).save(tmp_path / f"{n}.png")
     seen = []
-    decode = build.images.decode
-    monkeypatch.setattr(build.images, "decode", lambda i, m: seen.append(i) or decode(i, m))
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda i, m: seen.append(i) or decode(i, m))
+    monkeypatch.setattr(build, "CHUNK", 2)  # remembered from part to part
     talks = [talk(f"k{n}", image=f"{n // 3}.png") for n in range(6)]
     for one in talks:
         one["conversations"][0]["value"] = "<image>\nZer da?"

@@ -3,9 +3,12 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from mllm_jax.data import workers as workers_module
 from mllm_jax.data.workers import Workers
 from mllm_jax.errors import ConfigError, RunError
 
@@ -24,41 +27,87 @@ def sometimes(number: int) -> int:
     return number
 
 
+def told(number: int) -> str:
+    return f"while it made number {number}"
+
+
+def workers(make: Callable[[int], int], count: int, **options: Any) -> Workers[int]:
+    return Workers(make, count, "helper", told, **options)
+
+
 @pytest.mark.parametrize(("count", "ahead"), [(1, 1), (2, 0), (3, 8)])
 def test_items_come_in_order(count, ahead):
-    pool = Workers(square, count)
+    pool = workers(square, count)
     assert list(pool.iterate(range(3, 20), ahead)) == [n * n for n in range(3, 20)]
     assert not any(process.is_alive() for process in pool._processes)
 
 
 def test_what_make_raises_comes_when_its_turn_comes():
-    items = Workers(sometimes, 2).iterate(range(3, 20), 4)
+    items = workers(sometimes, 2).iterate(range(3, 20), 4)
     assert [next(items), next(items)] == [3, 4]
     with pytest.raises(ConfigError, match="image 5 is broken"):
         next(items)
 
 
 def test_a_killed_worker_is_named():
-    items = Workers(sometimes, 2).iterate(range(6, 20), 4)
+    items = workers(sometimes, 2).iterate(range(6, 20), 4)
     assert next(items) == 6
     with pytest.raises(
-        RunError, match=r"data-worker-1 \(process \d+\) was killed by SIGKILL while it made batch 7"
+        RunError, match=r"helper-1 \(process \d+\) was killed by SIGKILL while it made number 7"
     ):
         next(items)
 
 
 def test_a_fault_of_ours_ends_the_run_too(capfd):
-    items = Workers(sometimes, 2).iterate(range(9, 20), 2)
-    with pytest.raises(RunError, match=r"data-worker-1 .* ended with code 1 while it made batch 9"):
+    items = workers(sometimes, 2).iterate(range(9, 20), 2)
+    with pytest.raises(RunError, match=r"helper-1 .* ended with code 1 while it made number 9"):
         next(items)
     assert "ZeroDivisionError: a fault of ours" in capfd.readouterr().err
 
 
 def test_one_killed_from_outside_while_it_waits():
-    pool = Workers(square, 2)
+    pool = workers(square, 2)
     items = pool.iterate(range(100), 2)
     next(items)
     time.sleep(0.2)
     os.kill(pool._processes[1].pid, signal.SIGKILL)
-    with pytest.raises(RunError, match="data-worker-1 "):
+    with pytest.raises(RunError, match="helper-1 "):
         list(items)
+
+
+def mark() -> None:
+    os.environ["MLLM_JAX_TEST_MARK"] = "1"
+
+
+def marked(number: int) -> bool:
+    return "MLLM_JAX_TEST_MARK" in os.environ
+
+
+def test_each_process_begins():
+    assert list(Workers(marked, 2, "helper", told, mark).iterate(range(3), 2)) == [True] * 3
+
+
+def leave(*_: Any) -> None:
+    os._exit(3)
+
+
+class Large:
+    """More than a pipe holds."""
+
+    def __init__(self):
+        self.much = bytes(2**22)
+
+    def __call__(self, number: int) -> int:
+        return len(self.much)
+
+
+def test_much_can_be_sent():
+    assert list(workers(Large(), 2).iterate(range(3), 2)) == [2**22] * 3
+
+
+def test_one_that_ends_while_it_starts(monkeypatch):
+    monkeypatch.setattr(workers_module, "_serve", leave)
+    with pytest.raises(
+        RunError, match=r"helper-0 \(process \d+\) ended with code 3 while it started"
+    ):
+        workers(Large(), 2)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data.faults import Fault
 
+_decode = json.JSONDecoder().raw_decode
 Row = dict[str, Any]  # columns as stored; an image is a path, bytes, {"bytes", "path"}, or a list
 
 
@@ -32,7 +33,11 @@ class Source(Protocol):
 def json_row(data: bytes) -> Row:
     """A row that is stored as a JSON object. Raises Fault for anything else."""
     try:
-        row = json.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        # nearly always an object and nothing around it: half the time of `loads`, which judges else
+        row, end = _decode(text) if text.startswith("{") else (None, -1)
+        if end != len(text):
+            row = json.loads(text)
     except UnicodeDecodeError as error:
         raise Fault("json", f"not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:

@@ -15,6 +15,7 @@ from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.errors import ConfigError, require
 
 BLOCK = 2**24  # bytes searched for line breaks at a time
+AHEAD = 2**18  # bytes read at a time where one row is read after the other
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 
@@ -38,23 +39,38 @@ class JsonSource:
         self.files = [self.path]
         scan = _lines if self.path.suffix == ".jsonl" else _elements
         self._spans, self._places = scan(self.path)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a process has of its own."""
         self._file: int | None = None
+        self._held = (0, b"")  # where it stands in the file, and what was read
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, number: int) -> Row:
-        start, stop = map(int, self._spans[number])
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDONLY)
-        data = os.pread(self._file, stop - start, start)
-        return json_row(data)
+        start, stop = self._spans[number].tolist()
+        first, held = self._held
+        if not first <= start <= stop <= first + len(held):
+            if self._file is None:
+                self._file = os.open(self.path, os.O_RDONLY)
+            wanted = stop - start if number != self._next else max(stop - start, AHEAD)
+            first, held = self._held = start, os.pread(self._file, wanted, start)
+        self._next = number + 1
+        return json_row(held[start - first : stop - first])
 
     def where(self, number: int) -> str:
         return f"{self.path}:{int(self._places[number])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
+        own = ("_file", "_held", "_next")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
 
 def _lines(path: Path) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "n"]]:

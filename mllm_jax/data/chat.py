@@ -29,7 +29,7 @@ from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.forms import Form, Items, Run
 from mllm_jax.data.messages import Messages
 from mllm_jax.data.records import IMAGE, Turn
-from mllm_jax.data.spans import Encoded, Flat, counts, expand_all, flatten, named, starts
+from mllm_jax.data.spans import Encoded, Encodings, Flat, counts, expand_all, flatten, named, starts
 from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
 
@@ -76,7 +76,9 @@ class Chat:
         self._control = private.control_tokens(tokenizer, self._mark)
         longest_first = sorted(self._control, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        self._literal = private.literal_copy(tokenizer.backend_tokenizer, frozenset(self._control))
+        self._literal = private.LiteralTokenizer(
+            tokenizer.backend_tokenizer, frozenset(self._control)
+        )
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._takes_strings = self._renders(typed=False)
         self._takes_parts = self._renders(typed=True)
@@ -131,8 +133,7 @@ class Chat:
         """
         end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
         require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
-        encodings = private.encode_literally(self._literal, list(texts), offsets=False)
-        ids = [[self._bos, *encoding.ids, end] for encoding in encodings]
+        ids = [[self._bos, *own, end] for own in self._literal.ids(list(texts))]
         tokens = np.fromiter(chain.from_iterable(ids), np.int32)
         ends = np.cumsum([len(own) for own in ids], dtype=np.int64)
         trained = np.ones(len(tokens), np.bool_)
@@ -289,11 +290,12 @@ class Chat:
         """Filled forms -> tokens; `images` is how many each has to have."""
         runs = [item for items in plans for item in items if isinstance(item, Run)]
         cut = {run.text for run in runs if run.has_borders}
-        encodings: dict[str, Any] = {}
-        for texts, offsets in ((cut, True), ({run.text for run in runs} - cut, False)):
-            found = private.encode_literally(self._literal, list(texts), offsets)
-            own = ((e.ids, e.offsets if offsets else None) for e in found)
-            encodings |= zip(texts, own, strict=True)
+        whole = list({run.text for run in runs} - cut)
+        encodings: Encodings = {
+            text: (ids, ()) for text, ids in zip(whole, self._literal.ids(whole), strict=True)
+        }
+        cut = list(cut)
+        encodings |= zip(cut, self._literal.ids_and_offsets(cut), strict=True)
         flat = flatten(plans, encodings, names)
         begins = counts(flat, self._bos)
         wrong = np.flatnonzero((begins != 1) | (flat.tokens[starts(flat.ends)] != self._bos))

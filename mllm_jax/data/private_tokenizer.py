@@ -36,33 +36,44 @@ def control_tokens(tokenizer: Any, mark: str) -> dict[str, int]:
     return found
 
 
-def literal_copy(backend: Tokenizer, control: frozenset[str]) -> Tokenizer:
-    """A copy that reads the texts of `control` tokens as ordinary text and adds nothing of its own.
+class LiteralTokenizer:
+    """A copy of a tokenizer that reads control tokens as ordinary text and adds nothing."""
 
-    Args:
-        backend: a fast tokenizer's backend; not changed.
-        control: texts of control tokens, all added tokens of `backend`.
+    def __init__(self, backend: Tokenizer, control: frozenset[str]):
+        """Copies.
 
-    Raises:
-        ConfigError: a control token swallows the spaces beside it; cutting a text at its control
-            tokens cannot follow that.
-    """
-    tree = json.loads(backend.to_str())
-    for token in tree["added_tokens"]:
-        if token["content"] in control:
-            require(
-                not (token["lstrip"] or token["rstrip"]),
-                f"tokenizer: the special token {token['content']!r} swallows spaces beside it "
-                "(lstrip, rstrip), which is not supported",
-            )
-            token["special"] = True
-    tree.update(post_processor=None, truncation=None, padding=None)
-    copy = Tokenizer.from_str(json.dumps(tree))
-    copy.encode_special_tokens = True
-    return copy
+        Args:
+            backend: a fast tokenizer's backend; not changed.
+            control: texts of control tokens, all added tokens of `backend`.
 
+        Raises:
+            ConfigError: a control token swallows the spaces beside it; cutting a text at its
+                control tokens cannot follow that.
+        """
+        tree = json.loads(backend.to_str())
+        for token in tree["added_tokens"]:
+            if token["content"] in control:
+                require(
+                    not (token["lstrip"] or token["rstrip"]),
+                    f"tokenizer: the special token {token['content']!r} swallows spaces beside it "
+                    "(lstrip, rstrip), which is not supported",
+                )
+                token["special"] = True
+        tree.update(post_processor=None, truncation=None, padding=None)
+        self._copy = Tokenizer.from_str(json.dumps(tree))
+        self._copy.encode_special_tokens = True
 
-def encode_literally(copy: Tokenizer, texts: list[str], offsets: bool) -> list[Any]:
-    """Encodings (ids, and character offsets if asked for) of many texts; on all cores."""
-    encode = copy.encode_batch if offsets else copy.encode_batch_fast
-    return encode(texts, add_special_tokens=False)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: a tokenizer that is sent forgets that special tokens are text."""
+        self.__dict__.update(state)
+        self._copy.encode_special_tokens = True
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of many texts, on all cores."""
+        found = self._copy.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    def ids_and_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids of many texts and the characters of each, on all cores."""
+        found = self._copy.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
@@ -37,12 +37,16 @@ class Flat(NamedTuple):
         )
 
 
-def flatten(plans: Sequence[Items], encodings: dict[str, Any], names: Sequence[str]) -> Flat:
+# text -> ids, and the characters of each where they were asked for
+Encodings = dict[str, tuple[list[int], Sequence[tuple[int, int]]]]
+
+
+def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) -> Flat:
     """Ids and encoded texts, end to end. Trained are answers, and the token after each.
 
     Args:
         plans: filled forms.
-        encodings: text -> (ids, character offsets; None where nothing in it has borders).
+        encodings: of every run's text; offsets where one has borders.
         names: what messages call the conversations; may be empty.
 
     Raises:

@@ -156,10 +156,14 @@ def _here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_processes_build_the_same(mixture, monkeypatch):
-    (alone,) = open_mixture(mixture(index="alone"))
+@pytest.mark.parametrize("format", ["plain", "llama3"])
+def test_processes_build_the_same(format, mixture, monkeypatch):
+    """Control tokens that a text names stay text in them, too."""
+    marked = [talk("m1", "<|eot_id|> a <image>"), talk("m2", "<|begin_of_text|>"), *TALKS]
+    stream = {"format": format}
+    (alone,) = open_mixture(mixture(marked, stream, index="alone"))
     monkeypatch.setattr(build, "CHUNK", 6)
-    (joined,) = open_mixture(mixture(workers=2))
+    (joined,) = open_mixture(mixture(marked, stream, workers=2))
     assert same(alone, joined)
 
 

@@ -34,7 +34,7 @@ def test_many_are_expanded_as_one_by_one():
 def test_flatten():
     """Trained are answers, of "ca t" a half, and the 8 after each."""
     answer, asked, mixed = Run("cat", ((0, 3),)), Run("cat", ()), Run("ca t", ((3, 4),))
-    encodings = {"cat": ([1, 2], None), "ca t": ([3, 4], [(0, 3), (3, 4)])}
+    encodings = {"cat": ([1, 2], ()), "ca t": ([3, 4], [(0, 3), (3, 4)])}
     made = flatten([[7, asked, 8, answer, 8], [7, mixed, 8]], encodings, ())
     assert lists(made) == [
         [7, 1, 2, 8, 1, 2, 8, 7, 3, 4, 8],

@@ -47,16 +47,16 @@ def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
     shape: list[tuple[Any, ...]] = []
     texts: list[str] = []
     for role, parts in turns:
-        if len(parts) != 1 or parts[0] == "":
-            parts = _merged(parts) or ("",)
+        if len(parts) > 1 or "" in parts:
+            parts = _merged(parts)
         pieces: list[Any] = [role]
-        for n, part in enumerate(parts):
+        for n, part in enumerate(parts or ("",)):
             if part is IMAGE:
                 pieces.append(part)
-            else:
-                before, core, after = _outer_space(part, n == 0, n == len(parts) - 1)
-                pieces += before, TEXT, after
-                texts.append(core)
+                continue
+            before, core, after = _outer_space(part, n == 0, n == len(parts) - 1)
+            pieces += before, TEXT, after
+            texts.append(core)
         shape.append(tuple(pieces))
     return tuple(shape), texts
 
@@ -132,8 +132,6 @@ def _sentinel(number: int) -> str:
 
 def _outer_space(text: str, first: bool, last: bool) -> tuple[str, str, str]:
     """(space before, text, space after); inside a content, space belongs to the text."""
-    if first and last and text.strip() == text:  # nearly always
-        return "", text, ""
     core = text.lstrip() if first else text
     before = text[: len(text) - len(core)]
     trimmed = core.rstrip() if last else core

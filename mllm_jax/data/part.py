@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +11,13 @@ from mllm_jax.data import images
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine
+from mllm_jax.data.record_fields import REMEMBERED, ImageFolder
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.spans import Flat
 from mllm_jax.data.store import RECORD, Part
 from mllm_jax.errors import ConfigError
 
-REMEMBERED = 2**16  # pictures: several records about one need not stand side by side
 Look = Callable[[str | bytes], int]
 
 
@@ -29,7 +28,7 @@ class Reader(NamedTuple):
     source: Source
     columns: Columns
     chat: Chat  # made with patches=1
-    folder: Path  # where image paths start
+    folder: ImageFolder
     language: str | None
     languages: tuple[str, ...]
     max_pixels: int
@@ -103,7 +102,7 @@ def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tupl
 
 def _part(reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine]) -> Part:
     ids = [item.record.id for item in kept]
-    inside = len(str(reader.folder / "x")) - 1  # where names of pictures start in their paths
+    inside = len(str(reader.folder.root / "x")) - 1  # where names of pictures start in their paths
     pictures = [_paths(item.record, inside) for item in kept]
     records = np.zeros(len(kept), RECORD)
     records["size"] = np.diff(flat.ends, prepend=0)

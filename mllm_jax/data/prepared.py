@@ -23,6 +23,7 @@ from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import CODES, NEVER_SKIPPED
 from mllm_jax.data.index import StreamIndex, image_folder
+from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.records import read_record
 from mllm_jax.data.sources.kinds import open_source
 from mllm_jax.data.sources.shards import split_of
@@ -104,7 +105,7 @@ class _Opener:
                 open_source(self.stream),
                 Columns("text" if self.stream.is_text else self.stream.layout, self.stream.columns),
                 self._chat,
-                image_folder(self.stream),
+                ImageFolder(image_folder(self.stream)),
                 self.stream.language,
                 data.languages,
                 data.max_pixels,
@@ -196,7 +197,12 @@ def _build(reader: Reader, base: Path, key: dict[str, Any], folder: Path, worker
     files = [_look(file, base) for file in reader.source.files]
     beside = folder.with_name(f".{folder.name}.partial")
     mark = beside / "mark.json"
-    begun = {"key": key, "files": files, "decoded": reader.decode, "folder": str(reader.folder)}
+    begun = {
+        "key": key,
+        "files": files,
+        "decoded": reader.decode,
+        "folder": str(reader.folder.root),
+    }
     if mark.is_file() and not _same_work(read_json(mark), begun):
         shutil.rmtree(beside)
     beside.mkdir(exist_ok=True)

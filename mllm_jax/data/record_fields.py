@@ -3,10 +3,13 @@
 import difflib
 import os
 import reprlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.faults import Fault
+
+REMEMBERED = 2**16  # pictures: records about one need not stand side by side
 
 
 def expect(condition: bool, code: str, reason: str) -> None:
@@ -58,12 +61,49 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
     return value
 
 
-def read_images(value: Any, folder: Path) -> tuple[str | bytes, ...]:
+class ImageFolder:
+    """Where the image paths of a stream start.
+
+    It may be a link itself; what lies in it may not lead out. What was found about a path is
+    remembered, since several records may share it.
+    """
+
+    def __init__(self, root: Path):
+        self.root, self._root = root, str(root)
+        self.path = lru_cache(REMEMBERED)(self._path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageFolder, (self.root,)
+
+    def _path(self, name: str) -> str:
+        """The path of an image of this name. Raises Fault where it leaves the folder."""
+        if name.strip() == "" or "\0" in name or not is_text(name):
+            raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if name.startswith("/") or ".." in parts:
+            raise Fault("image_path", f"image {name!r} leaves the image folder")
+        if self._leads_out(parts):
+            raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
+        return os.path.join("" if self._root == "." else self._root, *parts)
+
+    def _leads_out(self, parts: list[str]) -> bool:
+        """Whether a link in the folder leads out. Links are rare, so each step is asked first."""
+        step = self._root
+        for part in parts:
+            step = f"{step}/{part}"
+            if os.path.islink(step):
+                root = os.path.realpath(self._root)
+                whole = os.path.realpath(os.path.join(self._root, *parts))
+                return os.path.commonpath((whole, root)) != root
+        return False
+
+
+def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
     """The images of a record: a path, encoded bytes, {"bytes", "path"}, a list of these, or None.
 
     Args:
         value: as stored; of {"bytes", "path"} the bytes are taken if there are any.
-        folder: where paths start. It may be a link itself; what lies in it may not lead out.
+        folder: where paths start.
 
     Returns:
         Paths that start with `folder`, and bytes, in their order.
@@ -78,7 +118,7 @@ def read_images(value: Any, folder: Path) -> tuple[str | bytes, ...]:
         if found is None:
             shown = reprlib.repr(value)
             raise Fault("field", f"image {shown} is neither a path nor a list of paths, nor bytes")
-        images.append(_inside(found, folder) if isinstance(found, str) else found)
+        images.append(folder.path(found) if isinstance(found, str) else found)
     return tuple(images)
 
 
@@ -96,29 +136,3 @@ def _source(item: Any) -> str | bytes | None:
     )
     chosen = data if data or path is None else path
     return chosen if isinstance(chosen, str | bytes) else None
-
-
-def _inside(name: str, folder: Path) -> str:
-    """The path of an image of this name. Raises Fault where it leaves the folder."""
-    if name.strip() == "" or "\0" in name or not is_text(name):
-        raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
-    root, parts = str(folder), name.split("/")
-    if parts[0] == "" or ".." in parts:
-        raise Fault("image_path", f"image {name!r} leaves the image folder")
-    if "" in parts or "." in parts:
-        parts = [part for part in parts if part not in ("", ".")]
-    if _leads_out(root, parts):
-        raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
-    return os.path.join("" if root == "." else root, *parts)
-
-
-def _leads_out(folder: str, parts: list[str]) -> bool:
-    """Whether a link in the folder leads out of it. Links are rare, so each step is asked first."""
-    step = folder
-    for part in parts:
-        step = f"{step}/{part}"
-        if os.path.islink(step):
-            root = os.path.realpath(folder)
-            whole = os.path.realpath(os.path.join(folder, *parts))
-            return os.path.commonpath((whole, root)) != root
-    return False

@@ -8,6 +8,7 @@ from mllm_jax.data import images
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine, refusal
 from mllm_jax.data.index import image_folder
+from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data_config import StreamConfig
@@ -35,13 +36,14 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     folder = image_folder(stream)
     require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
     source, columns = JsonSource(path), Columns("llava", stream.columns)
+    inside = ImageFolder(folder)
 
     def read(row: int) -> Record | FaultLine:
         key = str(row)
         try:
             raw = columns(source[row], row)
             key = str(raw["id"])
-            record = read_record(raw, key, folder, stream.language, languages)
+            record = read_record(raw, key, inside, stream.language, languages)
             for image in record.images:
                 images.check(image)
         except Fault as fault:

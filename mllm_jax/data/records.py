@@ -18,11 +18,16 @@ texts, typed text parts) text is text, whatever it looks like.
 
 import enum
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.record_fields import check_text, expect, read_images, read_language
+from mllm_jax.data.record_fields import (
+    ImageFolder,
+    check_text,
+    expect,
+    read_images,
+    read_language,
+)
 from mllm_jax.data.record_fields import is_text as is_text  # for doors
 
 MARK = "<image>"  # in a user's string: here stands an image
@@ -66,7 +71,7 @@ def user_turn(text: str, images: int = 0) -> Turn:
 
 
 def read_record(
-    raw: Any, key: str, folder: Path, language: str | None, languages: tuple[str, ...]
+    raw: Any, key: str, folder: ImageFolder, language: str | None, languages: tuple[str, ...]
 ) -> Record:
     """A raw record, see the top of this file, checked and taken apart.
 

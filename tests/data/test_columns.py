@@ -7,6 +7,7 @@ import pytest
 
 from mllm_jax.data.columns import LAYOUTS, Columns
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.records import IMAGE, Record, Turn, read_record, user_turn
 from mllm_jax.errors import ConfigError
 
@@ -20,7 +21,7 @@ def read(tmp_path):
 
     def act(layout: str, row: dict, renamed: dict[str, str] | None = None) -> Record:
         raw = Columns(layout, renamed or {})(row, 12)
-        return read_record(raw, str(raw["id"]), tmp_path, "eu", LANGUAGES)
+        return read_record(raw, str(raw["id"]), ImageFolder(tmp_path), "eu", LANGUAGES)
 
     return act
 

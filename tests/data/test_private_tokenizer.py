@@ -5,7 +5,7 @@ import pickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from mllm_jax.data.private_tokenizer import LiteralTokenizer, control_tokens, token_text
 from mllm_jax.errors import ConfigError
@@ -56,3 +56,39 @@ def test_tokens_that_swallow_spaces_are_refused(tokenizer):
     backend.add_special_tokens([AddedToken("<|x|>", lstrip=True, special=True)])
     with pytest.raises(ConfigError, match=r"'<\|x\|>' swallows spaces beside it"):
         LiteralTokenizer(backend, frozenset(["<|x|>"]))
+
+
+def metaspace(tokenizer) -> Tokenizer:
+    """Llama-2's way: a space is put before the whole input, and only there."""
+    backend = Tokenizer(models.BPE({"▁": 0, "a": 1, "▁a": 2, "[S]": 3}, [("▁", "a")]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.add_special_tokens(["[S]"])
+    return backend
+
+
+def prefixed(tokenizer) -> Tokenizer:
+    """GPT-2's way with a space before every text."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return backend
+
+
+TEXTS = st.lists(st.text("aZ .,\n'\t1é語🙂<|>", max_size=9), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=TEXTS)
+@pytest.mark.parametrize("kind", [None, metaspace, prefixed])
+def test_texts_encoded_together_are_as_if_alone(kind, tokenizer, texts):
+    backend = kind(tokenizer) if kind else tokenizer.backend_tokenizer
+    copy = LiteralTokenizer(backend, frozenset(["[S]" if kind is metaspace else "<|eot_id|>"]))
+    assert (copy._together == 1) is (kind is metaspace)
+    assert copy.ids(texts) == [copy._copy.encode(t, add_special_tokens=False).ids for t in texts]
+
+
+def test_a_nul_is_refused(tokenizer):
+    copy = LiteralTokenizer(tokenizer.backend_tokenizer, frozenset())
+    for texts in (["a\0b"], ["a", "\0"]):
+        for encode in (copy.ids, copy.ids_and_offsets):
+            with pytest.raises(ConfigError, match="a text holds a NUL character"):
+                encode(texts)

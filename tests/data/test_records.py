@@ -7,6 +7,7 @@ import pytest
 
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.record_files import languages_in, load_records
 from mllm_jax.data.records import (
     IMAGE,
@@ -181,7 +182,7 @@ def test_refused_records(code, bad, reason, write, picture, tmp_path):
 
 
 def read(raw: object, folder: Path = Path()) -> Record:
-    return read_record(raw, "7", folder, None, LANGUAGES)
+    return read_record(raw, "7", ImageFolder(folder), None, LANGUAGES)
 
 
 EXACT = [
@@ -270,7 +271,7 @@ def test_a_link_that_leads_out_ends_a_load(write, tmp_path):
 
 def test_documents():
     raw = {"id": 3, "text": "Kaixo <image>,\nmundua!", "language": None}
-    record = read_record(raw, "3", Path(), "eu", LANGUAGES)
+    record = read_record(raw, "3", ImageFolder(Path()), "eu", LANGUAGES)
     assert record == Record("3", (), (), "eu", "Kaixo <image>,\nmundua!")
     with pytest.raises(Fault, match="text 7 is not text") as fault:
         read({"text": 7, "language": "eu"})

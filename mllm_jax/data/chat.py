@@ -289,13 +289,12 @@ class Chat:
     def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
         """Filled forms -> tokens; `images` is how many each has to have."""
         runs = [item for items in plans for item in items if isinstance(item, Run)]
-        cut = {run.text for run in runs if run.has_borders}
-        whole = list({run.text for run in runs} - cut)
+        cut = dict.fromkeys(run.text for run in runs if run.has_borders)
+        whole = [text for text in dict.fromkeys(run.text for run in runs) if text not in cut]
         encodings: Encodings = {
             text: (ids, ()) for text, ids in zip(whole, self._literal.ids(whole), strict=True)
         }
-        cut = list(cut)
-        encodings |= zip(cut, self._literal.ids_and_offsets(cut), strict=True)
+        encodings |= zip(cut, self._literal.ids_and_offsets(list(cut)), strict=True)
         flat = flatten(plans, encodings, names)
         begins = counts(flat, self._bos)
         wrong = np.flatnonzero((begins != 1) | (flat.tokens[starts(flat.ends)] != self._bos))

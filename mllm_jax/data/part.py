@@ -159,6 +159,10 @@ def _words(record: Record) -> tuple[int, int]:
     """(words, answers) of what is trained."""
     if not record.turns:
         return len(record.text.split()), 1
-    answers = [parts for role, parts in record.turns if role == "assistant"]
-    texts = [part for parts in answers for part in parts if isinstance(part, str)]
-    return sum([len(text.split()) for text in texts]), len(answers)
+    words = answers = 0
+    for role, parts in record.turns:
+        if role == "assistant":
+            answers += 1
+            for part in parts:
+                words += len(part.split()) if isinstance(part, str) else 0
+    return words, answers

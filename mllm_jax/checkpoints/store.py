@@ -8,6 +8,7 @@ its seal (sizes and checksums, `seal`) is on the disk. With several processes ea
 its own part, on a file system that all of them see; process 0 seals, renames and clears away.
 """
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.future import ChainedFuture
 
+from mllm_jax import distributed
 from mllm_jax.checkpoints import seal
 from mllm_jax.checkpoints.leaves import Leaf, compare
 from mllm_jax.checkpoints.params import restore, stored_leaves
@@ -250,7 +252,9 @@ class Checkpoints:
             return error
         free = shutil.disk_usage(self.folder).free
         if self._first:
-            self._clear()
+            # another process may still write into it; then the next start clears it away
+            with contextlib.suppress(OSError):
+                self._clear()
         full = "No space left on device" in str(error)
         why = (
             "the disk is full" if full else f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -266,11 +270,8 @@ class Checkpoints:
 
     def _agreed(self, steps: list[int]) -> list[int]:
         """What process 0 sees: others may look at a file system that lags behind."""
-        if jax.process_count() == 1:
-            return steps
-        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-        mine = np.array((steps + [0] * count)[:count], np.int32)
-        return multihost_utils.broadcast_one_to_all(mine).tolist()
+        count = distributed.of_first(len(steps))
+        return [distributed.of_first(step) for step in (steps + [0] * count)[:count]]
 
     def _damage(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint; each process reads its share of the files."""

@@ -296,23 +296,16 @@ class Chat:
         }
         encodings |= zip(cut, self._literal.ids_and_offsets(list(cut)), strict=True)
         flat = flatten(plans, encodings, names)
-        begins = counts(flat, self._bos)
-        wrong = np.flatnonzero((begins != 1) | (flat.tokens[starts(flat.ends)] != self._bos))
-        if len(wrong):
-            n = int(wrong[0])
+        begins, first = counts(flat, self._bos), flat.tokens[starts(flat.ends)]
+        places = counts(flat, -1 if self.image_token is None else self.image_token)
+        wrong = np.flatnonzero((begins != 1) | (first != self._bos) | (places != images))
+        if not len(wrong):
+            return flat
+        n = int(wrong[0])
+        if places[n] == images[n]:
             times = f"{begins[n]} times, not once at the start"
-            error = ConfigError(f"the chat template writes the beginning token {times}")
-            raise named(names, n, error)
-        places = (
-            np.zeros(len(plans), np.int64)
-            if self.image_token is None
-            else counts(flat, self.image_token)
-        )
-        wrong = np.flatnonzero(places != images)
-        if len(wrong):
-            n = int(wrong[0])
-            found = f"{places[n]} places for them when rendered"
-            raise named(
-                names, n, ConfigError(f"the conversation has {images[n]} images, but {found}")
-            )
-        return flat
+            reason = f"the chat template writes the beginning token {times}"
+        else:
+            rendered = f"{places[n]} places for them when rendered"
+            reason = f"the conversation has {images[n]} images, but {rendered}"
+        raise named(names, n, ConfigError(reason))

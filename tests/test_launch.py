@@ -1,7 +1,9 @@
 """What stands in launch/: short, clean by shellcheck, and a manifest with the fields of its API."""
 
+import os
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ import yaml
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 OURS = ("local.sh", "slurm.sbatch", "tpu_pod.sh", "gke_jobset.yaml")
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+# the [test] extra puts it beside this Python, on PATH only where the environment is activated
+PLACES = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+SHELLCHECK = shutil.which("shellcheck", path=PLACES)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -20,10 +25,10 @@ def test_launchers_are_short(name):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_well_formed(script):
     subprocess.run(["bash", "-n", script], check=True)
-    if shutil.which("shellcheck") is None:
+    if SHELLCHECK is None:
         pytest.skip("needs shellcheck, of the [test] extra or the system")
     found = subprocess.run(
-        ["shellcheck", "--external-sources", script],
+        [SHELLCHECK, "--external-sources", script],
         cwd=LAUNCH.parent,
         capture_output=True,
         text=True,

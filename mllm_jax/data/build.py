@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mllm_jax.data.part import Look, Reader, looks, read_part
 from mllm_jax.data.progress import bar
-from mllm_jax.data.store import join_parts, load_part, save_part
+from mllm_jax.data.store import Part, join_parts, load_part, save_part
 from mllm_jax.data.workers import Workers
 
 CHUNK = 4096  # rows of a part
@@ -41,15 +41,22 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done
         print(f"reading data.streams.{reader.name}: {left:,} rows, into {folder}", flush=True)
+    made = _work(reader, missing, min(workers, len(missing)))
+    new = {file for _, file in missing}
     with bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}") as shown:
-        for rows in _work(reader, missing, min(workers, len(missing))):
-            shown.update(rows)
-    join_parts(map(load_part, files), folder)
+
+        def whole() -> Iterator[Part]:
+            for file in files:  # joined while the next ones are made
+                if file in new:
+                    shown.update(next(made))
+                yield load_part(file)
+
+        join_parts(whole(), folder)
     shutil.rmtree(parts)
 
 
 def _work(reader: Reader, todo: list[tuple[range, Path]], workers: int) -> Iterator[int]:
-    """Makes the parts; yields the number of rows of each that is on disk."""
+    """Makes the parts; yields the number of rows of each when it is on disk, in order."""
     make, numbers = _Maker(reader, todo), range(len(todo))
     if workers <= 1:
         yield from map(make, numbers)

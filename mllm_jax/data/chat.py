@@ -288,11 +288,14 @@ class Chat:
 
     def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
         """Filled forms -> tokens; `images` is how many each has to have."""
-        runs = [item for items in plans for item in items if isinstance(item, Run)]
-        cut = dict.fromkeys(run.text for run in runs if run.has_borders)
-        whole = [text for text in dict.fromkeys(run.text for run in runs) if text not in cut]
+        cut: dict[str, None] = {}  # texts, in order and once
+        whole: dict[str, None] = {}
+        for run in chain.from_iterable(plans):
+            if isinstance(run, Run):
+                (cut if run.has_borders else whole)[run.text] = None
+        texts = [text for text in whole if text not in cut]
         encodings: Encodings = {
-            text: (ids, ()) for text, ids in zip(whole, self._literal.ids(whole), strict=True)
+            text: (ids, ()) for text, ids in zip(texts, self._literal.ids(texts), strict=True)
         }
         encodings |= zip(cut, self._literal.ids_and_offsets(list(cut)), strict=True)
         flat = flatten(plans, encodings, names)

@@ -19,6 +19,7 @@ from mllm_jax.data.record_fields import check_id
 from mllm_jax.errors import require
 
 Values = dict[str, Any]  # by our names
+_ABSENT = object()
 
 # layout -> our name -> name of the column
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -107,8 +108,10 @@ class Columns:
         """
         values: Values = {}
         for name, column in self._columns.items():
-            if column in row:
-                value = row[column]
+            value = row.get(column, _ABSENT)
+            if type(value) is str:  # nearly always
+                values[name] = value
+            elif value is not _ABSENT:
                 values[name] = _listed(value) if name == "image" else _plain(value, column)
             elif name in self._needed:
                 raise Fault(
@@ -194,8 +197,6 @@ def _answer(value: Any) -> Any:
 
 def _plain(value: Any, column: str) -> Any:
     """Python's own types, with bytes read as UTF-8."""
-    if type(value) is str:  # nearly always
-        return value
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")

@@ -47,8 +47,11 @@ def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
     shape: list[tuple[Any, ...]] = []
     texts: list[str] = []
     for role, parts in turns:
-        if len(parts) > 1 or "" in parts:
-            parts = _merged(parts)
+        if len(parts) == 1 and (text := parts[0]) is not IMAGE and text and text == text.strip():
+            shape.append((role, "", TEXT, ""))  # nearly always
+            texts.append(text)
+            continue
+        parts = _merged(parts)
         pieces: list[Any] = [role]
         for n, part in enumerate(parts or ("",)):
             if part is IMAGE:

@@ -15,7 +15,7 @@ from mllm_jax.data.record_fields import REMEMBERED, ImageFolder
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.spans import Flat
-from mllm_jax.data.store import RECORD, Part
+from mllm_jax.data.store import RECORD, Part, digests
 from mllm_jax.errors import ConfigError
 
 Look = Callable[[str | bytes], int]
@@ -117,7 +117,7 @@ def _part(reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine]
     records["pictures"] = np.cumsum([_bytes(paths) for paths in pictures])
     _measure(records, flat.trained, flat.tokens == reader.chat.image_token)
     hashes = np.array([h for item in kept for h in item.hashes], np.uint64)
-    joined = "".join(ids).encode(), "".join(pictures).encode()
+    joined = "".join(ids).encode(), digests(ids), "".join(pictures).encode()
     return Part(records, flat.tokens, flat.trained, hashes, *joined, faults)
 
 

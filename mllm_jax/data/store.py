@@ -8,6 +8,7 @@ joined into one folder at the end:
     weights.bin     bool, likewise
     hashes.bin      uint64, of every image, see images.fingerprint; 0 where not decoded
     ids.bin         UTF-8, ids end to end
+    digests.bin     uint64, of the ids; gone when duplicates are marked
     pictures.bin    UTF-8, image paths in the image folder; a record's end in NUL each; a path that
                     is empty says that the picture lies in the row itself
     faults.jsonl    what is wrong with every other row
@@ -15,7 +16,7 @@ joined into one folder at the end:
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,7 @@ class Part(NamedTuple):
     weights: Bool[np.ndarray, "t"]
     hashes: UInt64[np.ndarray, "i"]
     ids: bytes
+    digests: UInt64[np.ndarray, "n"]  # of the ids
     pictures: bytes
     faults: list[FaultLine]
 
@@ -67,6 +69,7 @@ def save_part(part: Part, path: Path) -> None:
         "weights": part.weights,
         "hashes": part.hashes,
         "ids": np.frombuffer(part.ids, np.uint8),
+        "digests": part.digests,
         "pictures": np.frombuffer(part.pictures, np.uint8),
         "faults": np.frombuffer(json.dumps(part.faults).encode(), np.uint8),
     }
@@ -84,6 +87,7 @@ def load_part(path: Path) -> Part:
             file["weights"],
             file["hashes"],
             file["ids"].tobytes(),
+            file["digests"],
             file["pictures"].tobytes(),
             faults,
         )
@@ -98,6 +102,7 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
         (folder / "weights.bin").open("wb") as weights,
         (folder / "hashes.bin").open("wb") as hashes,
         (folder / "ids.bin").open("wb") as ids,
+        (folder / "digests.bin").open("wb") as digest,
         (folder / "pictures.bin").open("wb") as pictures,
         (folder / "faults.jsonl").open("w", encoding="utf-8") as faults,
     ):
@@ -112,6 +117,7 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
             weights.write(part.weights.tobytes())
             hashes.write(part.hashes.tobytes())
             ids.write(part.ids)
+            digest.write(part.digests.tobytes())
             pictures.write(part.pictures)
             for line in part.faults:
                 faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
@@ -119,16 +125,17 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
     np.save(folder / "records.npy", joined, allow_pickle=False)
 
 
+def digests(ids: Sequence[str]) -> UInt64[np.ndarray, "n"]:
+    """64 bits of each id, by which its doubles are found."""
+    found = [blake2b(one.encode(), digest_size=8).digest() for one in ids]
+    return np.frombuffer(b"".join(found), np.uint64)
+
+
 def mark_duplicates(folder: Path, where: Callable[[int], str]) -> None:
     """Notes every record whose id an earlier one has; `where` names a row for messages."""
     store = Store(folder, duplicates=False)
-    ids, ends = (folder / "ids.bin").read_bytes(), store.records["id"].tolist()
-    hashed = [
-        blake2b(ids[start:end], digest_size=8).digest()
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-    digests = np.frombuffer(b"".join(hashed), np.uint64)
-    first = np.unique(digests, return_index=True)[1]
+    found = np.fromfile(folder / "digests.bin", np.uint64)
+    first = np.unique(found, return_index=True)[1]
     again = np.setdiff1d(np.arange(len(store)), first, assume_unique=True)
     np.save(folder / "duplicates.npy", again, allow_pickle=False)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
@@ -137,6 +144,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> None:
             reason = "an earlier record of the stream has this id"
             line = FaultLine(row, name, where(row), "duplicate_id", reason)
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
+    (folder / "digests.bin").unlink()
 
 
 class Store:

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.errors import ConfigError, require
 
-BLOCK = 2**24  # bytes searched for line breaks at a time
+BLOCK = 2**20  # bytes searched for line breaks at a time
 AHEAD = 2**18  # bytes read at a time where one row is read after the other
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"

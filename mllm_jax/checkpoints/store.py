@@ -8,7 +8,6 @@ its seal (sizes and checksums, `seal`) is on the disk. With several processes ea
 its own part, on a file system that all of them see; process 0 seals, renames and clears away.
 """
 
-import contextlib
 import logging
 import shutil
 import sys
@@ -73,7 +72,8 @@ class Checkpoints:
         self._first = jax.process_index() == 0
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            uncleared = self._clear()
+            require(not uncleared, f"{self.folder}{uncleared}")
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in ITEMS:
             registry.add(item, ocp.args.PyTreeSave, _Noting())
@@ -239,10 +239,16 @@ class Checkpoints:
             shutil.rmtree(other)
         return (self.folder / str(step)).rename(other)
 
-    def _clear(self) -> None:
+    def _clear(self) -> str:
+        """Clears away what is unfinished. Returns what could not be, for a message."""
+        left = ""
         for path in self.folder.iterdir():
             if TEMPORARY in path.name or path.name.endswith(DELETED):
-                shutil.rmtree(path)
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:  # another process may still write into it
+                    left += f"; {path.name} not cleared away: {error.strerror}"
+        return left
 
     # -------------------------------------------------------------------------------------- helpers
 
@@ -251,10 +257,7 @@ class Checkpoints:
         if isinstance(error, RunError):
             return error
         free = shutil.disk_usage(self.folder).free
-        if self._first:
-            # another process may still write into it; then the next start clears it away
-            with contextlib.suppress(OSError):
-                self._clear()
+        uncleared = self._clear() if self._first else ""
         full = "No space left on device" in str(error)
         why = (
             "the disk is full" if full else f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -265,7 +268,7 @@ class Checkpoints:
         )
         return RunError(
             f"{self.folder}: saving step {self._about.get('step')} failed: {why} "
-            f"({free / 1e6:,.1f} MB free); {left}{' with --resume' if last else ''}"
+            f"({free / 1e6:,.1f} MB free{uncleared}); {left}{' with --resume' if last else ''}"
         )
 
     def _agreed(self, steps: list[int]) -> list[int]:

@@ -4,16 +4,18 @@ The rows are read in parts of CHUNK by worker processes; a part that is on disk 
 so a build that was stopped goes on. One writer, bounded memory: a part travels as arrays.
 """
 
+import contextlib
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from mllm_jax.data.part import Look, Reader, looks, read_part
 from mllm_jax.data.progress import bar
 from mllm_jax.data.store import Part, join_parts, load_part, save_part
-from mllm_jax.data.workers import Workers
+from mllm_jax.data.workers import Words, Workers
+from mllm_jax.errors import RunError
 
 CHUNK = 4096  # rows of a part
 
@@ -27,7 +29,8 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
         workers: processes; 1 reads in this one.
 
     Raises:
-        RunError: a worker was killed.
+        ConfigError: a file of the source cannot be read.
+        RunError: a worker was killed, or the index cannot be written.
     """
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -41,35 +44,47 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done
         print(f"reading data.streams.{reader.name}: {left:,} rows, into {folder}", flush=True)
-    made = _work(reader, missing, min(workers, len(missing)))
     new = {file for _, file in missing}
-    with bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}") as shown:
+    made = _work(reader, missing, min(workers, len(missing)))
+    shown = bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}")
 
-        def whole() -> Iterator[Part]:
-            for file in files:  # joined while the next ones are made
-                if file in new:
-                    shown.update(next(made))
-                yield load_part(file)
+    def whole() -> Iterator[Part]:
+        for file in files:  # joined while the next ones are made
+            if file in new:
+                shown.update(next(made))
+            yield load_part(file)
 
+    with shown, contextlib.closing(made), _written(reader.name, folder):
         join_parts(whole(), folder)
     shutil.rmtree(parts)
 
 
-def _work(reader: Reader, todo: list[tuple[range, Path]], workers: int) -> Iterator[int]:
+@contextlib.contextmanager
+def _written(name: str, folder: Path) -> Iterator[None]:
+    """Around what writes into an index folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}; start again to go on from here"
+        raise RunError(
+            f"data.streams.{name}: its index cannot be written to {folder}: {reason}"
+        ) from error
+
+
+def _work(
+    reader: Reader, todo: list[tuple[range, Path]], workers: int
+) -> Generator[int, None, None]:
     """Makes the parts; yields the number of rows of each when it is on disk, in order."""
     make, numbers = _Maker(reader, todo), range(len(todo))
     if workers <= 1:
         yield from map(make, numbers)
         return
 
-    def told(number: int) -> str:
-        return (
-            f"while it read data.streams.{reader.name} from row {todo[number][0].start} on (out of "
-            "memory?); start again to go on from here, with fewer workers"
-        )
+    def doing(number: int) -> str:
+        return f"read data.streams.{reader.name} from row {todo[number][0].start} on"
 
-    pool = Workers(make, workers, "index-worker", told, _begin)
-    yield from pool.iterate(numbers, ahead=2 * workers)
+    words = Words("index-worker", doing, "take fewer workers", "start again to go on from here")
+    yield from Workers(make, workers, words, _begin).iterate(numbers, ahead=2 * workers)
 
 
 class _Maker:
@@ -84,8 +99,10 @@ class _Maker:
         if self._look is None:
             self._look = looks(self._reader)
         rows, file = self._todo[number]
-        save_part(read_part(self._reader, rows, self._look), file)
-        if not gc.isenabled():
+        part = read_part(self._reader, rows, self._look)
+        with _written(self._reader.name, file.parent.parent):
+            save_part(part, file)
+        if not gc.isenabled():  # see `_begin`
             gc.collect()
         return len(rows)
 

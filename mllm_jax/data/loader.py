@@ -19,7 +19,7 @@ from mllm_jax.data import images, index, packing
 from mllm_jax.data.order import Ref
 from mllm_jax.data.plan import Plan
 from mllm_jax.data.prepared import Mixture, open_mixture
-from mllm_jax.data.workers import Workers
+from mllm_jax.data.workers import Words, Workers
 from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import require
 from mllm_jax.model_config import ModelConfig
@@ -142,7 +142,7 @@ class Loader:
             return iter(())
         if self._config.workers:
             self._plan.row(start * self._config.rows)  # counted once, not in every worker
-            pool = Workers(self.batch, self._config.workers, "data-worker", _told)
+            pool = Workers(self.batch, self._config.workers, _WORDS)
             return pool.iterate(range(start, stop), self._config.prefetch)
         ahead = self._config.prefetch
         options = grain.ReadOptions(
@@ -185,8 +185,7 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
     )
 
 
-def _told(step: int) -> str:
-    return f"while it made batch {step} (out of memory? lower data.workers); go on with --resume"
+_WORDS = Words("data-worker", "made batch {}".format, "lower data.workers", "go on with --resume")
 
 
 class _ImageCache:

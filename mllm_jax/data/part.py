@@ -81,19 +81,15 @@ def read_part(reader: Reader, rows: range, look: Look) -> Part:
 
 def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tuple[_Good, str]]]:
     """(encoded, their tokens, refused with the reason)."""
-
-    def encode(items: list[_Good]) -> Flat:
-        if items and not items[0].record.turns:  # a stream has documents or conversations
-            return chat.completions([item.record.text for item in items])
-        return chat.encode_flat([item.record.turns for item in items])
-
+    if good and not good[0].record.turns:  # a stream has documents or conversations
+        return good, chat.completions([item.record.text for item in good]), []
     try:
-        return good, encode(good), []
+        return good, chat.encode_flat([item.record.turns for item in good]), []
     except ConfigError:  # one of them is refused: which?
         kept, flats, refused = [], [], []
         for item in good:
             try:
-                flats.append(encode([item]))
+                flats.append(chat.encode_flat([item.record.turns]))
                 kept.append(item)
             except ConfigError as error:
                 refused.append((item, str(error)))
@@ -102,8 +98,8 @@ def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tupl
 
 def _part(reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine]) -> Part:
     ids = [item.record.id for item in kept]
-    inside = len(str(reader.folder.root / "x")) - 1  # where names of pictures start in their paths
-    pictures = [_paths(item.record, inside) for item in kept]
+    start = len(str(reader.folder.root / "x")) - 1  # of pictures' names in their paths
+    pictures = [_paths(item.record, start) for item in kept]
     records = np.zeros(len(kept), RECORD)
     records["size"] = np.diff(flat.ends, prepend=0)
     records["images"] = [len(item.hashes) for item in kept]

@@ -34,7 +34,7 @@ from mllm_jax.errors import ConfigError, require
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 
-VERSION = 2  # of what stands in an index; another version is another key
+VERSION = 3  # of what stands in an index; another version is another key
 _BLOCK = 2**22
 
 

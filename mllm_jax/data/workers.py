@@ -4,12 +4,14 @@ Item n is made by worker n % count, which takes its next number as soon as its l
 so each holds one item and waits for the reader: memory is bounded by the number of workers.
 """
 
+import atexit
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from mllm_jax.errors import ConfigError, RunError
 
@@ -20,6 +22,15 @@ def _nothing() -> None:
     pass
 
 
+class Words(NamedTuple):
+    """What is said about a worker process that has ended."""
+
+    name: str  # of each process, before its number
+    doing: Callable[[int], str]  # item -> "made batch 7"
+    fewer: str  # what to do when memory is short
+    then: str  # what to do afterwards
+
+
 class Workers(Generic[T]):
     """Processes that call `make(number)`."""
 
@@ -27,8 +38,7 @@ class Workers(Generic[T]):
         self,
         make: Callable[[int], T],
         count: int,
-        name: str,
-        told: Callable[[int], str],
+        words: Words,
         begin: Callable[[], None] = _nothing,
     ):
         """Starts `count` processes.
@@ -36,35 +46,35 @@ class Workers(Generic[T]):
         Args:
             make: sent to each process once; must survive that.
             count: of the processes.
-            name: of each, before its number.
-            told: what a killed worker was making and what to do, for the message.
+            words: for the message about one that ended.
             begin: called by each process before its first item.
 
         Raises:
             RunError: a process ended while it started.
         """
+        # sent when all have started: as an argument it would keep each from starting before the
+        # last has imported everything and read it
+        sent = ForkingPickler.dumps(make)
         # spawned, not forked: this process runs the threads of an accelerator
         context = multiprocessing.get_context("spawn")
-        self._told = told
+        self._words = words
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        atexit.register(self.close)  # they ignore what multiprocessing would end them by
         for number in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, begin), name=f"{name}-{number}", daemon=True
-            )
+            name = f"{words.name}-{number}"
+            process = context.Process(target=_serve, args=(theirs, begin), name=name, daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        # as an argument it would keep each process from starting before the last has read it
-        sent = ForkingPickler.dumps(make)
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             try:
                 pipe.send_bytes(sent)
             except (BrokenPipeError, ConnectionResetError):
                 self.close()
-                self._ended(process, "while it started")
+                self._ended(process, "started")
 
     def iterate(self, numbers: range, ahead: int) -> Iterator[T]:
         """Items of `numbers` in order, up to `ahead` of them asked for before they are taken.
@@ -88,6 +98,7 @@ class Workers(Generic[T]):
 
     def close(self) -> None:
         """Ends the processes, whatever they are doing."""
+        atexit.unregister(self.close)
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -97,30 +108,34 @@ class Workers(Generic[T]):
         return self._pipes[number % len(self._pipes)]
 
     def _ask(self, number: int) -> None:
-        try:
+        # of one that has ended, the first item that does not come is named
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._pipe(number).send(number)
-        except (BrokenPipeError, ConnectionResetError):  # it ended while it waited
-            self._ended(self._processes[number % len(self._pipes)], self._told(number))
 
     def _receive(self, number: int) -> T:
         pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]
         if pipe not in wait([pipe, process.sentinel]):
-            self._ended(process, self._told(number))
+            self._ended(process, self._words.doing(number))
         try:
             good, value = pipe.recv()
         except (EOFError, ConnectionResetError):  # it ended in the middle of an item
-            self._ended(process, self._told(number))
+            self._ended(process, self._words.doing(number))
         if not good:
             raise value
         return value
 
-    def _ended(self, process: Any, told: str) -> NoReturn:
+    def _ended(self, process: Any, doing: str) -> NoReturn:
         process.join()
-        code = process.exitcode
-        how = (
-            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        code, words = process.exitcode, self._words
+        how, why = f"ended with code {code}", "its error stands above"
+        if code < 0:
+            how, why = (
+                f"was killed by {signal.Signals(-code).name}",
+                f"out of memory? {words.fewer}",
+            )
+        raise RunError(
+            f"{process.name} (process {process.pid}) {how} while it {doing} ({why}); {words.then}"
         )
-        raise RunError(f"{process.name} (process {process.pid}) {how} {told}")
 
 
 def _serve(pipe: Connection, begin: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """The index on disk: found again, stale when data changed, continued; faults counted."""
 
+import errno
 import json
 import os
 import signal
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mllm_jax.data import build, images, prepared
+from mllm_jax.data import build, images, part, prepared
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.index import report
 from mllm_jax.data.prepared import Mixture, open_mixture
+from mllm_jax.data.records import Record
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, RunError
 from tests.data.pictures import noise
@@ -191,6 +194,48 @@ def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
     )
     with pytest.raises(RunError, match=said + r"row 0 on .*start again to go on from here"):
         open_mixture(mixture(workers=2))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("what", ["load_part", "save_part"])
+def test_a_disk_that_is_full_ends_the_build_with_one_line(what, workers, mixture, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "save_part" and workers == 2:  # in the processes
+        monkeypatch.setattr(build, "_Maker", FullMaker)
+    monkeypatch.setattr(build, what, full)
+    monkeypatch.setattr(build, "CHUNK", 6)
+    with pytest.raises(
+        RunError, match=r"data\.streams\.s: its index cannot be written to .*: No spa"
+    ):
+        open_mixture(mixture(workers=workers))
+
+
+class FullMaker(build._Maker):
+    """Brings the full disk along."""
+
+    def __call__(self, number: int) -> int:
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        build.save_part = full
+        return super().__call__(number)
+
+
+def test_a_tokenizer_that_cannot_end_documents_ends_the_build():
+    """It is no fault of every document."""
+
+    class Endless(Chat):
+        def __init__(self):
+            pass
+
+        def completions(self, texts):
+            raise ConfigError("no eos_token")
+
+    item = part._Good(0, Record("a", (), (), "eu", "Kaixo."), [])
+    with pytest.raises(ConfigError, match="no eos_token"):
+        part._encode(Endless(), [item])
 
 
 def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):

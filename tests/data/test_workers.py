@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mllm_jax.data import workers as workers_module
-from mllm_jax.data.workers import Workers
+from mllm_jax.data.workers import Words, Workers
 from mllm_jax.errors import ConfigError, RunError
 
 
@@ -27,12 +30,11 @@ def sometimes(number: int) -> int:
     return number
 
 
-def told(number: int) -> str:
-    return f"while it made number {number}"
+WORDS = Words("helper", "made number {}".format, "take fewer", "start again")
 
 
-def workers(make: Callable[[int], int], count: int, **options: Any) -> Workers[int]:
-    return Workers(make, count, "helper", told, **options)
+def workers(make: Callable[[int], int], count: int) -> Workers[int]:
+    return Workers(make, count, WORDS)
 
 
 @pytest.mark.parametrize(("count", "ahead"), [(1, 1), (2, 0), (3, 8)])
@@ -53,14 +55,18 @@ def test_a_killed_worker_is_named():
     items = workers(sometimes, 2).iterate(range(6, 20), 4)
     assert next(items) == 6
     with pytest.raises(
-        RunError, match=r"helper-1 \(process \d+\) was killed by SIGKILL while it made number 7"
+        RunError,
+        match=r"helper-1 \(process \d+\) was killed by SIGKILL while it made number 7 "
+        r"\(out of memory\? take fewer\); start again",
     ):
         next(items)
 
 
 def test_a_fault_of_ours_ends_the_run_too(capfd):
     items = workers(sometimes, 2).iterate(range(9, 20), 2)
-    with pytest.raises(RunError, match=r"helper-1 .* ended with code 1 while it made number 9"):
+    with pytest.raises(
+        RunError, match=r"helper-1 .* code 1 while it made number 9 \(its error sta"
+    ):
         next(items)
     assert "ZeroDivisionError: a fault of ours" in capfd.readouterr().err
 
@@ -83,8 +89,46 @@ def marked(number: int) -> bool:
     return "MLLM_JAX_TEST_MARK" in os.environ
 
 
+def slow(number: int) -> int:
+    if number == 6:
+        time.sleep(1)
+    return sometimes(number)
+
+
+def test_the_item_that_was_made_is_named_not_one_that_was_asked_for_later():
+    """Worker 1 dies over 7 while 6 is waited for; 9 is asked of it afterwards."""
+    items = workers(slow, 2).iterate(range(6, 20), 3)
+    assert next(items) == 6
+    with pytest.raises(RunError, match=r"helper-1 .* while it made number 7"):
+        list(items)
+
+
+LEAVES = """
+from mllm_jax.data.workers import Words, Workers
+from tests.data.test_workers import WORDS, square
+if __name__ == "__main__":
+    items = Workers(square, 2, WORDS).iterate(range(100), 4)
+    next(items)
+    raise ValueError("a fault of ours")
+"""
+
+
+def test_a_program_that_fails_ends_its_workers(tmp_path):
+    """multiprocessing waits for them at its end, and they ignore the signal that it sends."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    paths = os.pathsep.join([str(Path.cwd()), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "leaves.py"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "a fault of ours" in done.stderr
+
+
 def test_each_process_begins():
-    assert list(Workers(marked, 2, "helper", told, mark).iterate(range(3), 2)) == [True] * 3
+    assert list(Workers(marked, 2, WORDS, mark).iterate(range(3), 2)) == [True] * 3
 
 
 def leave(*_: Any) -> None:

@@ -29,7 +29,17 @@ from mllm_jax.data import private_tokenizer as private
 from mllm_jax.data.forms import Form, Items, Run
 from mllm_jax.data.messages import Messages
 from mllm_jax.data.records import IMAGE, Turn
-from mllm_jax.data.spans import Encoded, Encodings, Flat, counts, expand_all, flatten, named, starts
+from mllm_jax.data.spans import (
+    NO_TOKEN,
+    Encoded,
+    Encodings,
+    Flat,
+    counts,
+    expand_all,
+    flatten,
+    named,
+    starts,
+)
 from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
 from mllm_jax.errors import ConfigError, require
 
@@ -67,7 +77,8 @@ class Chat:
             "the tokenizer names no bos_token, with which a conversation begins",
         )
         self._tokenizer, self._template = tokenizer, template
-        self.image_token, self._patches = image_token, patches
+        self.image_token = NO_TOKEN if image_token is None else image_token
+        self._patches = patches
         self._variables = dict(variables or {})
         self._bos: int = tokenizer.bos_token_id
         # a template may leave the beginning token to tokenizer(text), as processors do
@@ -192,7 +203,7 @@ class Chat:
 
     def _renders(self, typed: bool) -> bool:
         """Whether the template takes this kind of content, tried on one small conversation."""
-        image = (IMAGE, "\n") if self.image_token is not None else ()
+        image = (IMAGE, "\n") if self._mark else ()
         turns = (
             Turn("user", (*image, "a")),
             Turn("assistant", ("b",)),
@@ -205,7 +216,7 @@ class Chat:
         items = form.fill(texts)
         if any(isinstance(item, Run) and "'type'" in item.text for item in items):
             return False  # the list itself was printed
-        return self.image_token is None or items.count(self.image_token) == msg.count_images(turns)
+        return items.count(self.image_token) == msg.count_images(turns)
 
     def _as_strings(self, turns: Sequence[Turn], generate: bool) -> tuple[Form, list[str]]:
         """The form of a conversation whose contents are strings, and its texts."""
@@ -220,13 +231,12 @@ class Chat:
 
     def _as_parts(self, turns: Sequence[Turn]) -> tuple[Form, list[str]]:
         """The form of a prompt whose contents are typed parts, and its texts."""
-        messages, slots = msg.as_parts(turns)
+        messages, texts, roles = msg.as_parts(turns)
         form = self._forms.get((repr(messages),))
         if form is None:
-            roles = [slot.role for slot in slots]
             form = self._form(messages, roles, True, msg.count_images(turns))
             self._remember((repr(messages),), form)
-        return form, [slot.text for slot in slots]
+        return form, texts
 
     def _remember(self, key: tuple[Any, ...], form: Form) -> None:
         if len(self._forms) < _KEPT:
@@ -269,8 +279,7 @@ class Chat:
             shape, texts = msg.take_texts(_PROBE)
             messages, roles = msg.as_strings(shape, ""), msg.roles_of_texts(shape)
         else:
-            messages, slots = msg.as_parts(_PROBE)
-            texts, roles = [slot.text for slot in slots], [slot.role for slot in slots]
+            messages, texts, roles = msg.as_parts(_PROBE)
         rendered = self._render(messages, generate=False)
         for n, text in enumerate(texts):
             rendered = rendered.replace(chr(msg.FIRST + n), text)
@@ -300,7 +309,7 @@ class Chat:
         encodings |= zip(cut, self._literal.ids_and_offsets(list(cut)), strict=True)
         flat = flatten(plans, encodings, names)
         begins, first = counts(flat, self._bos), flat.tokens[starts(flat.ends)]
-        places = counts(flat, -1 if self.image_token is None else self.image_token)
+        places = counts(flat, self.image_token)
         wrong = np.flatnonzero((begins != 1) | (first != self._bos) | (places != images))
         if not len(wrong):
             return flat

@@ -1,8 +1,8 @@
 """Row (columns as stored) -> raw record, as `records` reads it. Behind a stream's source.
 
-Ready layouts for published sets; `columns` of a stream's config renames single columns. A layout
-that has no `<image>` of its own gives rounds of question and answer; a literal `<image>` in them
-stays text.
+Ready layouts for published sets; `columns` of a stream's config renames single columns. Captions,
+questions and The Cauldron give rounds of question and answer; a literal `<image>` in them stays
+text.
 
     caption    {"id": "7", "image": "a.png", "caption": "Katu bat."}
     raw        {"id": "7", "image": "a.png", "rounds": [("", "Katu bat.")]}

@@ -53,7 +53,7 @@ class Form(NamedTuple):
             items.append(Run(text, spans))
         return items
 
-    def check_ends(self, image_token: int | None) -> None:
+    def check_ends(self, image_token: int) -> None:
         """After every answer comes a special token, at once. Raises ConfigError."""
         for item, after in zip(self.items, (*self.items[1:], None), strict=True):
             inside = self.answers.intersection(item) if isinstance(item, tuple) else ()

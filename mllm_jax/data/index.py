@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt64
 from mllm_jax.batch import Example
 from mllm_jax.data import packing
 from mllm_jax.data.faults import NAMED, NEVER_SKIPPED, FaultLine, refusal
-from mllm_jax.data.spans import Encoded, expand
+from mllm_jax.data.spans import NO_TOKEN, Encoded, expand
 from mllm_jax.data.store import Store
 from mllm_jax.data_config import DataConfig, StreamConfig
 from mllm_jax.errors import ConfigError, require
@@ -56,7 +56,8 @@ class StreamIndex:
         stream = data.streams[name]
         self._folder = image_folder(stream)
         self._length, self._patches = data.length, model.patches
-        self._image = model.image_token if model.patches else None
+        image = model.image_token if model.patches else None
+        self._image = NO_TOKEN if image is None else image
         faults = list(store.faults())
         self.total = len(store) + len(faults) - len(store.duplicates)
         check_faults(name, stream, faults, self.total)

@@ -10,7 +10,7 @@ White space at the ends of a content stays in the message: a template that trims
 
 import enum
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mllm_jax.data.records import IMAGE, Mark, Turn
 from mllm_jax.errors import require
@@ -29,13 +29,6 @@ class Hole(enum.Enum):
 TEXT = Hole.TEXT
 # of every turn its role, then images, texts and the white space around the whole
 Shape = tuple[tuple[str | Mark | Hole, ...], ...]
-
-
-class Slot(NamedTuple):
-    """A text that stands behind a sentinel."""
-
-    text: str
-    role: str
 
 
 def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
@@ -92,10 +85,14 @@ def as_strings(shape: Shape, mark: str) -> Messages:
     return messages
 
 
-def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[Slot]]:
-    """Messages of typed parts. The template itself breaks the line after an image, so ours goes."""
+def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[str], list[str]]:
+    """Messages of typed parts, their texts, and who says each.
+
+    The template itself breaks the line after an image, so ours goes.
+    """
     messages: Messages = []
-    slots: list[Slot] = []
+    texts: list[str] = []
+    roles: list[str] = []
     for turn in turns:
         content: list[dict[str, str]] = []
         after_image = False
@@ -106,12 +103,13 @@ def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[Slot]]:
                 text = part.removeprefix("\n") if after_image else part
                 before, core, after = _outer_space(text, True, True)
                 if text:
-                    written = before + _sentinel(len(slots)) + after
+                    written = before + _sentinel(len(texts)) + after
                     content.append({"type": "text", "text": written})
-                    slots.append(Slot(core, turn.role))
+                    texts.append(core)
+                    roles.append(turn.role)
             after_image = part is IMAGE
         messages.append({"role": turn.role, "content": content})
-    return messages, slots
+    return messages, texts, roles
 
 
 def says_the_same_typed(turn: Turn) -> bool:

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from mllm_jax.errors import require
 
-# Short texts are encoded several at a time, since a call costs as much as some words; what stands
-# between them is no part of any text (`records` refuses it).
+# Texts are encoded several at a time, since a call costs as much as some words; what stands between
+# them is no part of any text (`records` refuses it).
 _BETWEEN = "\0"
 _TOGETHER = 16  # beyond this nothing is gained
 _NUL = "a text holds a NUL character"

@@ -1,7 +1,8 @@
 """Raw records -> records, checked one by one.
 
-On the way of the data behind `columns`. A conversation comes in one of three shapes, the first two
-as LLaVA and transformers write them, the third with images first in the first question:
+On the way of the data behind `columns`. A conversation comes in one of three shapes: as LLaVA
+writes it, as transformers writes it, and as `columns` makes it of questions and answers, images
+first in the first question:
 
     {"id": "7", "image": "a.png", "language": "eu",
      "conversations": [{"from": "human", "value": "<image>\\nZer da?"},

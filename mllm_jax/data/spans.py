@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from mllm_jax.data.forms import Items, Run
 from mllm_jax.errors import ConfigError
 
+NO_TOKEN = -1  # the image token of a model that reads no images
+
 
 class Encoded(NamedTuple):
     """A conversation as tokens. `seats[t]`: -1 for text, k * P + p for patch p of image k."""
@@ -115,14 +117,14 @@ def named(names: Sequence[str], number: int, error: ConfigError) -> ConfigError:
 def expand(
     tokens: Int32[np.ndarray, "t"],
     weights: Float32[np.ndarray, "t"],
-    image_token: int | None,
+    image_token: int,
     patches: int,
 ) -> Encoded:
     """Gives every image token of a record its seats, untrained.
 
     With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
     """
-    is_image = tokens == (-1 if image_token is None else image_token)
+    is_image = tokens == image_token
     weights = weights * ~is_image
     if patches > 1:
         copies = np.where(is_image, patches, 1)
@@ -131,7 +133,7 @@ def expand(
     return Encoded(tokens, weights, seats)
 
 
-def expand_all(flat: Flat, image_token: int | None, patches: int) -> list[Encoded]:
+def expand_all(flat: Flat, image_token: int, patches: int) -> list[Encoded]:
     """`expand` of every conversation."""
     weights = flat.trained.astype(np.float32)
     bounds = pairwise([0, *flat.ends.tolist()])

@@ -4,7 +4,6 @@ import pytest
 
 from mllm_jax.data.messages import (
     TEXT,
-    Slot,
     as_parts,
     as_strings,
     count_images,
@@ -50,11 +49,11 @@ def test_an_empty_content_still_has_its_place(parts):
 
 def test_as_parts():
     """The line break after an image goes: the template writes it."""
-    messages, slots = as_parts(TURNS[1:2])
+    messages, texts, roles = as_parts(TURNS[1:2])
     image = {"type": "image"}
     text = [{"type": "text", "text": f"{A}\n"}, {"type": "text", "text": f" {B} "}]
     assert messages == [{"role": "user", "content": [text[0], image, text[1], image]}]
-    assert slots == [Slot("x y", "user"), Slot("z", "user")]
+    assert (texts, roles) == (["x y", "z"], ["user", "user"])
 
 
 @pytest.mark.parametrize(

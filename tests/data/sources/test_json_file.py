@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources import json_file
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.errors import ConfigError
 
@@ -28,6 +31,22 @@ def test_rows_by_number(write, name, mark):
     assert sent[1] == ROWS[1] and sent.files == source.files
     path = source.files[0]
     assert source.where(0) == (f"{path}:2" if whole else f"{path}:1")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_rows_read_ahead_are_the_same(write, name, monkeypatch):
+    """Rows shorter and longer than a window, of letters of several bytes, in any order."""
+    monkeypatch.setattr(json_file, "AHEAD", 64)
+    rows = [{"id": n, "text": "é😀 a"[: n % 5] * (n * 7 % 23)} for n in range(300)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    source = JsonSource(
+        write(name, f"[{','.join(lines)}]" if name == "a.json" else "\n".join(lines))
+    )
+    anyhow = np.random.default_rng(0).permutation(300).tolist()
+    for order in (range(300), anyhow, range(299, -1, -1)):
+        assert [source[n] for n in order] == [rows[n] for n in order]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.__getitem__, range(300))) == rows
 
 
 @given(st.lists(st.tuples(SPACES, SPACES), max_size=6), SPACES, SPACES)

@@ -1,4 +1,12 @@
-"""What the command line says in one line, and the exit codes. Ground floor."""
+"""Errors that end a command in one line, their exit codes, and how values are printed in them.
+
+Ground floor.
+"""
+
+import reprlib
+from typing import Any
+
+LINE = 400  # characters of a message: what a terminal shows in a few rows
 
 PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM; saved, or not yet begun
 LOST = 76  # another process of the run was lost, or all waited for too long
@@ -26,3 +34,53 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError(message) unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def shown(value: Any, limit: int = 120) -> str:
+    """`value` as a message prints it: its repr, cut to `limit` characters.
+
+    Bounded work whatever the value: texts of megabytes, lists that hold one another many times
+    over, integers that Python refuses to write. Control characters are escaped.
+    """
+    return cut(_Short(limit).repr(value), limit)
+
+
+def one_line(text: str, limit: int = LINE) -> str:
+    """A message on one line: line breaks become spaces, control characters are escaped.
+
+    A longer one loses its middle, since the start names the place and the end the remedy.
+    """
+    flat = " ".join(text[: 4 * limit].split()) if len(text) <= 4 * limit else text
+    if len(text) > 4 * limit:
+        half = 2 * limit
+        flat = f"{' '.join(text[:half].split())} ... {' '.join(text[-half:].split())}"
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in flat)
+    return cut(escaped, limit)
+
+
+def cut(text: str, limit: int) -> str:
+    """`text` without its middle, if it has more than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 5) // 4
+    return f"{text[: limit - 5 - tail]} ... {text[-tail:]}"
+
+
+class _Short(reprlib.Repr):
+    """reprlib's bounded repr, for the types whose own repr is not bounded as well."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.maxlevel = 3
+        self.maxstring = self.maxother = limit
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 8
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(cut(x, self.maxstring))
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x) if len(x) <= self.maxstring else f"{x[: self.maxstring]!r} ..."
+
+    def repr_int(self, x: int, level: int) -> str:
+        bits = x.bit_length()
+        return repr(x) if bits <= 256 else f"an integer of {bits} bits"

@@ -24,6 +24,12 @@ def test_round_trip_with_letters_as_they_are(tmp_path: Path):
         (b'{"a": 1,\n "b" 2}', "a.json:2: not JSON: Expecting ':' delimiter"),
         (b"", "a.json:1: not JSON: Expecting value"),
         (b"\xff\xfe", "a.json: not JSON: not UTF-8 text (invalid start byte)"),
+        (b'{"a": ' + b"[" * 10**5, "a.json: not JSON: nested too deeply"),
+        (
+            b'{"a": ' + b"1" * 5000 + b"}",
+            "a.json: not JSON: an integer of more digits than can be read",
+        ),
+        (b'{"a": {"b": 1, "b": 1}}', "a.json: not JSON: key 'b' stands twice"),
         (b"[1]", "a.json: expected an object, found list"),
         (None, "a.json: no such file"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,14 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     for name in a:
         assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
         assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def hub_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors under the Hub's names: transformers 5 leaves "vision_model." out of LLaVA's."""
+    return {
+        re.sub(r"^vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name): x
+        for name, x in tensors.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,7 @@ def load(folder: Path, name: str):
 
 @pytest.mark.parametrize("name", LLAVA + LLAMA)
 def test_round_trip_is_bit_identical(name: str, oracle: Path, exported: Path) -> None:
-    same(tensors(oracle / name), tensors(exported / name))
+    same(hub_names(tensors(oracle / name)), tensors(exported / name))
 
 
 @pytest.mark.parametrize("name", LLAVA + LLAMA)
@@ -114,7 +123,7 @@ def test_half_precision_survives(oracle: Path, tmp_path: Path) -> None:
     convert.from_hf(source, tmp_path / "model")
     assert open_model(tmp_path / "model").config.dtype == "float16"
     convert.to_hf(tmp_path / "model", tmp_path / "hf")
-    same(tensors(tmp_path / "hf"), tensors(source))
+    same(tensors(tmp_path / "hf"), hub_names(tensors(source)))
 
 
 def test_stop_tokens_of_the_config_survive(oracle: Path, tmp_path: Path) -> None:
@@ -155,7 +164,7 @@ def test_clip_round_trip(clip: Path, tmp_path: Path) -> None:
     assert {key: list(value) for key, value in info.items() if value} == {}
     original = tensors(clip / "full")
     for name, x in tensors(tmp_path / "hf").items():
-        assert x.tobytes() == original[f"vision_model.{name}"].tobytes(), name
+        assert x.tobytes() == original[name].tobytes(), name
     processor = transformers.CLIPImageProcessorPil.from_pretrained(tmp_path / "hf")
     assert list(processor.image_mean) == [0.5, 0.4, 0.3]
 
@@ -186,7 +195,7 @@ def test_cast_on_export(oracle: Path, exported: Path, tmp_path: Path) -> None:
 
 def test_hf_to_hf_without_a_stop(oracle: Path, tmp_path: Path) -> None:
     convert.to_hf(oracle / "llava_linear", tmp_path / "hf")
-    same(tensors(tmp_path / "hf"), tensors(oracle / "llava_linear"))
+    same(tensors(tmp_path / "hf"), hub_names(tensors(oracle / "llava_linear")))
 
 
 def test_an_occupied_folder_is_left_alone(oracle: Path, tmp_path: Path) -> None:

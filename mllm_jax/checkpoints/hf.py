@@ -27,6 +27,7 @@ from mllm_jax.checkpoints.hf_names import (
     HEAD,
     C,
     L,
+    V,
     canonical_names,
     export_name,
     hf_index,
@@ -178,9 +179,7 @@ class HFFolder:
         return {path: self._leaf(path, shape) for path, shape in shapes.items()}
 
     def _needs_vision(self) -> bool:
-        return self._kind == "original" and not any(
-            name.startswith("vision_tower.") for name in self._tensors
-        )
+        return self._kind == "original" and not any(name.startswith(V) for name in self._tensors)
 
     @staticmethod
     def _is_read(name: str, shapes: Mapping[str, Any], unread: str | None) -> bool:

@@ -4,8 +4,9 @@ A turn is read like an einsum: "(NH)D->DNH" says that Hugging Face stores a matr
 stands here as [D, N, H]. Names with {layer} are stacked: our array has the layers as its first
 axis.
 
-Names in the table are those that today's `save_pretrained` writes for LLaVA; `PREFIXES` lists every
-other layout.
+Names in the table are those of LLaVA checkpoints on the Hub (llava-hf/llava-1.5-7b-hf), which
+transformers 4 and 5 open alike; today's `save_pretrained` leaves out "vision_model.", and
+transformers 4 would draw such a tower afresh. `PREFIXES` lists every other layout.
 """
 
 import math
@@ -18,7 +19,8 @@ import numpy as np
 from mllm_jax.checkpoints.leaves import Index
 from mllm_jax.errors import ConfigError
 
-V, C, L = "vision_tower.", "multi_modal_projector.", "language_model.model."
+V = "vision_tower.vision_model."
+C, L = "multi_modal_projector.", "language_model.model."
 HEAD = "language_model.lm_head."
 
 
@@ -79,13 +81,13 @@ BY_NAME = {row.name: row for row in ROWS}
 
 # every other layout -> the table's prefix
 PREFIXES: dict[str, str] = {
-    "vision_tower.vision_model.": V,  # LLaVA on the hub before transformers 4.52
+    "vision_tower.": V,  # written by transformers 5
     "model.vision_tower.": V,  # in memory, transformers 5
     "model.vision_tower.vision_model.": V,  # in memory, transformers 4.52 to 4.57
     "model.vision_tower.vision_tower.vision_model.": V,  # original LLaVA
     "model.vision_tower.vision_tower.": V,
-    "vision_model.": V,  # CLIPModel; CLIPVisionModel before transformers 5
-    "": V,  # CLIPVisionModel, transformers 5
+    "vision_model.": V,  # CLIPModel; CLIPVisionModel on the Hub
+    "": V,  # CLIPVisionModel, written by transformers 5
     "model.multi_modal_projector.": C,
     "model.mm_projector.0.": f"{C}linear_1.",  # original LLaVA, mlp2x_gelu
     "model.mm_projector.2.": f"{C}linear_2.",
@@ -196,10 +198,10 @@ def _parse(turn: str) -> tuple[list[str], str]:
 
 
 def export_name(name: str, parts: frozenset[str]) -> str:
-    """The table's name as `save_pretrained` writes it for a model with these parts alone."""
+    """The table's name as the Hub's checkpoints of a model with these parts alone have it."""
     if parts == {"language"}:
         return name.replace(L, "model.").replace(HEAD, "lm_head.")
-    return name.removeprefix(V) if parts == {"vision"} else name
+    return name.removeprefix("vision_tower.") if parts == {"vision"} else name
 
 
 def canonical_names(

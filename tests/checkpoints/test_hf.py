@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.hf import HFFolder
+from mllm_jax.checkpoints.hf_names import V
 from mllm_jax.checkpoints.original_llava import read_original
 from mllm_jax.config import ComputeConfig
 from mllm_jax.errors import ConfigError
@@ -160,10 +161,10 @@ class _Shape:
 
 def test_original_llava_reads_the_tower_off_its_tensors(oracle: Path) -> None:
     tensors = {
-        "vision_tower.embeddings.patch_embedding.weight": _Shape(1024, 3, 14, 14),
-        "vision_tower.embeddings.position_embedding.weight": _Shape(577, 1024),
-        "vision_tower.encoder.layers.0.mlp.fc1.weight": _Shape(4096, 1024),
-        **{f"vision_tower.encoder.layers.{i}.layer_norm1.weight": _Shape(1024) for i in range(24)},
+        f"{V}embeddings.patch_embedding.weight": _Shape(1024, 3, 14, 14),
+        f"{V}embeddings.position_embedding.weight": _Shape(577, 1024),
+        f"{V}encoder.layers.0.mlp.fc1.weight": _Shape(4096, 1024),
+        **{f"{V}encoder.layers.{i}.layer_norm1.weight": _Shape(1024) for i in range(24)},
     }
     config = {
         "mm_vision_tower": "openai/clip-vit-large-patch14-336",

@@ -45,7 +45,7 @@ def test_every_turn_is_undone(row: hf_names.Row) -> None:
     assert np.array_equal(hf_names.to_ours(row.path, tensor, shape), array)
 
 
-FC1 = "vision_tower.encoder.layers.11.mlp.fc1.weight"
+FC1 = "vision_tower.vision_model.encoder.layers.11.mlp.fc1.weight"
 UP = "language_model.model.layers.3.mlp.up_proj.weight"
 LAYOUTS = {
     "vision_tower.encoder.layers.11.mlp.fc1.weight": FC1,
@@ -62,6 +62,8 @@ LAYOUTS = {
     "model.mm_projector.weight": "multi_modal_projector.linear_1.weight",
     "model.mm_projector.0.bias": "multi_modal_projector.linear_1.bias",
     "model.mm_projector.2.weight": "multi_modal_projector.linear_2.weight",
+    "mm_projector.0.bias": "multi_modal_projector.linear_1.bias",
+    "mm_projector.2.bias": "multi_modal_projector.linear_2.bias",
     "mm_projector.bias": "multi_modal_projector.linear_1.bias",
     "model.multi_modal_projector.linear_2.bias": "multi_modal_projector.linear_2.bias",
     "model.norm.weight": "language_model.model.norm.weight",
@@ -69,6 +71,32 @@ LAYOUTS = {
     "model.image_newline": None,
     "model.layers.3.mlp.up_proj.lora_A.weight": None,
 }
+
+
+def test_part_of_a_folded_axis() -> None:
+    """The docstring's example: heads are cut on the disk, their width after reading."""
+    part = (slice(0, 3), slice(1, 2), slice(0, 4))
+    theirs, read, left = hf_names.hf_index("language/layers/attention/q/kernel", (6, 4, 8), part)
+    assert theirs == (slice(8, 16), slice(0, 3))
+    assert read == (3, 1, 8)
+    assert left == (slice(None), slice(None), slice(0, 4))
+
+
+# as they stand in llava-hf/llava-1.5-7b-hf, openai/clip-vit-large-patch14 and Llama-3.1-8B
+HUB = [
+    ("vision", "vision_tower.vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.weight"),
+    ("language", "language_model.model.norm.weight", "model.norm.weight"),
+    ("language", "language_model.lm_head.weight", "lm_head.weight"),
+]
+
+
+@pytest.mark.parametrize(("part", "llava", "alone"), HUB)
+def test_exported_names_are_the_hubs(part: str, llava: str, alone: str) -> None:
+    """transformers 4 knows no other names; 5 opens these as well."""
+    assert llava in hf_names.BY_NAME
+    every = frozenset({"vision", "connector", "language"})
+    assert hf_names.export_name(llava, every) == llava
+    assert hf_names.export_name(llava, frozenset({part})) == alone
 
 
 @pytest.mark.parametrize(("name", "expected"), LAYOUTS.items())

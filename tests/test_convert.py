@@ -15,6 +15,7 @@ from mllm_jax.checkpoints import tensor_files
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.join_parts import new_rows
 from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.errors import ConfigError
 from tests.checkpoints.folders import make_clip, rewrite
 
@@ -23,7 +24,7 @@ LLAMA = ["llama", "llama31", "llama32_tied"]
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
-    return {name: tensor.read() for name, tensor in tensor_files.stored_tensors(folder).items()}
+    return {name: tensor.read() for name, tensor in stored_tensors(folder).items()}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -20,6 +20,7 @@ from mllm_jax.checkpoints.hf_write import write_hf
 from mllm_jax.checkpoints.leaves import Leaf, read_parts
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
+from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.config import FolderConfig
 from mllm_jax.model_config import LanguageConfig, ModelConfig
 from mllm_jax.models.axes import logical_axes
@@ -116,7 +117,7 @@ def test_any_part_of_a_tensor_equals_the_part_of_the_whole(tmp_path: Path, shape
     array = np.random.default_rng(0).standard_normal(shape, np.float32)
     leaf = Leaf(shape, array.dtype, lambda: array)
     tensor_files.write_tensors(tmp_path, {"a": leaf}, [("a", array)])
-    tensor = tensor_files.stored_tensors(tmp_path)["a"]
+    tensor = stored_tensors(tmp_path)["a"]
     cuts = [[slice(0, n), slice(n // 2, n), slice(1, max(1, n // 2) + 1)] for n in shape]
     for index in itertools.product(*cuts):
         assert np.array_equal(tensor.read(index), array[index]), index

@@ -39,8 +39,9 @@ from mllm_jax.checkpoints.hf_names import (
 )
 from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread, size_of
 from mllm_jax.checkpoints.original_llava import read_original
-from mllm_jax.checkpoints.tensor_files import FORMATS, StoredTensor, stored_tensors
+from mllm_jax.checkpoints.tensor_files import FORMATS, StoredTensor
 from mllm_jax.checkpoints.transpose import copy_into
+from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import require
 from mllm_jax.json_file import read_json

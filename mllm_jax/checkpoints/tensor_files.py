@@ -2,8 +2,8 @@
 
 Format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a
 JSON header {name: {dtype, shape, data_offsets}}, then the bytes. Numbers are little-endian, and so
-is every machine JAX runs on. The safetensors library's numpy side knows no bfloat16 and saves whole
-dicts; hence this file.
+is every machine JAX runs on. The safetensors library checks the headers; its numpy side knows no
+bfloat16, reads no part of a row and saves whole dicts; hence this file.
 """
 
 import json
@@ -17,10 +17,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from mllm_jax.checkpoints.leaves import Index, Leaf, size_of
-from mllm_jax.errors import ConfigError, require
-from mllm_jax.json_file import read_json, write_json
+from mllm_jax.errors import ConfigError, one_line, require
+from mllm_jax.json_file import parse_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FORMATS = {
@@ -30,7 +31,6 @@ FORMATS = {
 }
 NAMES = {dtype: name for name, dtype in FORMATS.items()}
 DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
-HEADER_LIMIT = 100_000_000  # bytes, the library's own limit
 PAGE = 4096  # bytes; what a disk reads at least
 SHARD_BYTES = 5_000_000_000  # what save_pretrained takes
 
@@ -87,7 +87,7 @@ class StoredTensor:
     def _fill(self, file: int, into: memoryview, begin: int) -> None:
         while into:
             got = os.preadv(file, [into], begin)
-            require(got > 0, f"{self.file}: torn: it ends before byte {begin + len(into)}")
+            require(got > 0, f"{self.file}: truncated: it ends before byte {begin + len(into)}")
             into, begin = into[got:], begin + got
 
     def check(self) -> None:
@@ -99,68 +99,35 @@ class StoredTensor:
         )
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a folder, one file or shards by the index.
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name; no number is read.
+
+    The safetensors library checks the header: types, offsets without gaps, overlaps or bytes left
+    over, sizes that fit the shapes, and the length of the file.
 
     Raises:
-        ConfigError: no safetensors file, a shard that is missing or torn, an index that disagrees
-            with its shards.
+        ConfigError: the file is missing, truncated, or not valid safetensors.
     """
-    if (folder / INDEX).is_file():
-        weight_map: Any = read_json(folder / INDEX).get("weight_map")
-        require(
-            isinstance(weight_map, dict) and len(weight_map) > 0, f"{folder / INDEX}: no weight_map"
-        )
-        found = {}
-        for shard in sorted(set(weight_map.values())):
-            found |= _read_header(folder / shard)
-        missing, extra = sorted(set(weight_map) - set(found)), sorted(set(found) - set(weight_map))
-        require(
-            not missing and not extra,
-            f"{folder / INDEX}: disagrees with its shards: missing {missing}, extra {extra}",
-        )
-        return found
-    if (folder / SINGLE).is_file():
-        return _read_header(folder / SINGLE)
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    require(
-        not pickles,
-        f"{folder}: only {pickles[0].name if pickles else ''}, a pickle file, which is not opened; "
-        "save it as safetensors with transformers: "
-        "AutoModel.from_pretrained(...).save_pretrained(...)",
-    )
-    raise ConfigError(f"{folder}: no {SINGLE} and no {INDEX}")
-
-
-def _read_header(path: Path) -> dict[str, StoredTensor]:
     require(path.is_file(), f"{path}: no such file")
-    total = path.stat().st_size
+    try:
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError as error:
+        total = path.stat().st_size
+        raise ConfigError(
+            f"{path}: not a valid safetensors file, or truncated ({total} bytes): "
+            f"{one_line(str(error), 160)}"
+        ) from error
     with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
-        require(
-            length <= min(HEADER_LIMIT, total - 8),
-            f"{path}: not a safetensors file, or torn ({total} bytes)",
-        )
-        try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a safetensors file: its header is no JSON") from error
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = parse_json(file.read(length), f"{path}: header")
     header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        tensors[name] = StoredTensor(
-            path, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin
-        )
-        dtype = FORMATS.get(entry["dtype"])
-        size = math.prod(entry["shape"]) * dtype.itemsize if dtype else end - begin
-        require(end - begin == size, f"{path}: torn: {name} has {end - begin} bytes, not {size}")
-        require(
-            8 + length + end <= total,
-            f"{path}: torn: {name} ends at byte {8 + length + end}, the file has {total}",
-        )
-    return tensors
+    return {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+
+
+def _stored(path: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    return StoredTensor(path, entry["dtype"], tuple(entry["shape"]), start + begin, end - begin)
 
 
 def write_tensors(

@@ -1,14 +1,18 @@
-"""Our safetensors against the safetensors library; files that are torn, missing or none."""
+"""Our safetensors against the safetensors library; headers that it refuses."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from mllm_jax.checkpoints import tensor_files
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.tensor_files import INDEX, SINGLE, stored_tensors, write_tensors
+from mllm_jax.checkpoints.tensor_files import INDEX, SINGLE, read_header, write_tensors
+from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.errors import ConfigError
 
 
@@ -67,39 +71,101 @@ def test_we_read_the_library(tmp_path: Path) -> None:
         stored["y"].read()
 
 
-def test_torn_file(tmp_path: Path) -> None:
+def test_truncated_file(tmp_path: Path) -> None:
     write(tmp_path, numbers())
     whole = (tmp_path / SINGLE).read_bytes()
-    for length, message in ((len(whole) - 4, "torn"), (40, "torn"), (3, "not a safetensors")):
+    for length in (len(whole) - 4, 40, 3, 0):
         (tmp_path / SINGLE).write_bytes(whole[:length])
-        with pytest.raises(ConfigError, match=message):
-            stored_tensors(tmp_path)
-    (tmp_path / SINGLE).write_bytes(b"\x08" + bytes(7) + b"not json" + bytes(100))
-    with pytest.raises(ConfigError, match="header is no JSON"):
-        stored_tensors(tmp_path)
+        with pytest.raises(ConfigError, match=rf"truncated \({length} bytes\)"):
+            read_header(tmp_path / SINGLE)
 
 
-def test_missing_shard_and_false_index(tmp_path: Path) -> None:
-    write(tmp_path, numbers(), shard_bytes=40)
-    index = json.loads((tmp_path / INDEX).read_text())
-    shards = index["weight_map"]
-    wrong = {**index, "weight_map": shards | {"ghost": shards["a"]}}
-    (tmp_path / INDEX).write_text(json.dumps(wrong))
-    with pytest.raises(ConfigError, match="ghost"):
-        stored_tensors(tmp_path)
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    shard = sorted(tmp_path.glob("*.safetensors"))[0]
-    shard.unlink()
-    with pytest.raises(ConfigError, match=f"{shard.name}: no such file"):
-        stored_tensors(tmp_path)
+def test_a_read_that_brings_less_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems return fewer bytes than were asked for."""
+    array = np.arange(2_000, dtype=np.float32)
+    write(tmp_path, {"a": array})
+    preadv = os.preadv
+
+    def short(file: int, buffers: list[memoryview], offset: int) -> int:
+        return preadv(file, [buffers[0][:1000]], offset)
+
+    monkeypatch.setattr(tensor_files.os, "preadv", short)
+    assert np.array_equal(read_header(tmp_path / SINGLE)["a"].read(), array)
 
 
-def test_pickles_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"pickle file.*save_pretrained"):
-        stored_tensors(tmp_path)
+def test_headers_are_aligned(tmp_path: Path) -> None:
+    for length in range(1, 9):  # names of every length move the header's end
+        write(tmp_path, {"n" * length: np.zeros(3, np.float32)})
+        start = (tmp_path / SINGLE).read_bytes()[:8]
+        assert int.from_bytes(start, "little") % 8 == 0
 
 
-def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
-        stored_tensors(tmp_path)
+def test_a_shard_may_be_exactly_full(tmp_path: Path) -> None:
+    tensors = {name: np.zeros(5, np.float32) for name in "abcd"}
+    write(tmp_path, tensors, shard_bytes=40)
+    weight_map = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    first, second = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    assert weight_map == {"a": first, "b": first, "c": second, "d": second}
+
+
+A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HEADERS = {
+    "a list": [],
+    "no object": {"a": 3},
+    "no dtype": {"a": {"shape": [2], "data_offsets": [0, 8]}},
+    "no offsets": {"a": {"dtype": "F32", "shape": [2]}},
+    "one offset": {"a": A | {"data_offsets": [0]}},
+    "negative": {"a": A | {"data_offsets": [-8, 0]}},
+    "backwards": {"a": A | {"data_offsets": [8, 0]}},
+    "text for offsets": {"a": A | {"data_offsets": ["0", "8"]}},
+    "overlap": {"a": A, "b": A | {"data_offsets": [4, 12]}},
+    "the same bytes twice": {"a": A, "b": A},
+    "a hole": {"a": A, "b": A | {"data_offsets": [12, 20]}},
+    "bytes left over": {"a": A | {"shape": [1], "data_offsets": [0, 4]}},
+    "another size": {"a": A | {"shape": [3]}},
+    "floats for a shape": {"a": A | {"shape": [2.0]}},
+    "text for a shape": {"a": A | {"shape": "2"}},
+    "a negative shape": {"a": A | {"shape": [-2]}},
+    "a shape beyond 64 bits": {"a": A | {"shape": [2**40, 2**40]}},
+    "a number for a dtype": {"a": A | {"dtype": 5}},
+    "an unknown dtype": {"a": A | {"dtype": "F33"}},
+    "metadata without text": {"a": A, "__metadata__": {"format": 3}},
+    "a list of metadata": {"a": A, "__metadata__": []},
+}
+
+
+def put_header(path: Path, text: bytes, body: bytes = bytes(8)) -> None:
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_headers_that_the_library_refuses(tmp_path: Path, header: Any) -> None:
+    put_header(tmp_path / SINGLE, json.dumps({"a": A}).encode())
+    assert read_header(tmp_path / SINGLE)["a"].read().tolist() == [0.0, 0.0]
+    body = bytes(20 if "b" in header else 8)
+    put_header(tmp_path / SINGLE, json.dumps(header).encode(), body)
+    with pytest.raises(ConfigError, match=r"model\.safetensors: not a valid safetensors file") as e:
+        read_header(tmp_path / SINGLE)
+    assert "\n" not in str(e.value)
+
+
+RAW = {
+    "not json": b"not json",
+    "a key twice": b'{"a":%s,"a":%s}' % ((json.dumps(A).encode(),) * 2),
+    "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "digits": b'{"a":' + b"9" * 5000 + b"}",
+    "no UTF-8": b'{"\xff":' + json.dumps(A).encode() + b"}",
+}
+
+
+@pytest.mark.parametrize("text", RAW.values(), ids=RAW)
+def test_headers_that_are_no_json(tmp_path: Path, text: bytes) -> None:
+    put_header(tmp_path / SINGLE, text)
+    with pytest.raises(ConfigError, match=r"model\.safetensors: "):
+        read_header(tmp_path / SINGLE)
+
+
+def test_a_header_longer_than_the_file(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).write_bytes(b"\xff" * 8 + b"{}")
+    with pytest.raises(ConfigError, match="not a valid safetensors file"):
+        read_header(tmp_path / SINGLE)

@@ -25,7 +25,10 @@ class StreamConfig:
         "llava", "caption", "text", "conceptual_captions", "pixmo_ama", "magpie", "cauldron", "wit"
     ] = "llava"
     columns: dict[str, str] = field(default_factory=dict)
-    split: str | None = None  # of a folder with shards of several, as `train`
+    # of a folder with files of several, as `train`; `all` for every file
+    split: str | None = None
+    # folders outside of its own to which links in its data and image folders may lead
+    links: tuple[str, ...] = ()
     # instead of a weight: how often it is gone through while the mixture is gone through once
     epochs: float | None = None
     hub: str | None = None  # data set on the Hugging Face Hub that `prepare` puts into `path`
@@ -62,8 +65,8 @@ class StreamConfig:
             "the revision (a commit), so that all of a group read the same",
         )
         require(
-            self.split is None or self.kind not in ("json", "text"),
-            f"data.streams.*.split={self.split!r}: kind {self.kind} has no splits; name the file",
+            self.split is None or self.kind != "json",
+            f"data.streams.*.split={self.split!r}: kind json has no splits; name the file",
         )
         for code, share in self.skip.items():
             require(

@@ -18,6 +18,7 @@ from mllm_jax.data.index import StreamIndex, report
 from mllm_jax.data.plan import Plan
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data.tokenizer import load_tokenizer
+from mllm_jax.errors import one_line
 from mllm_jax.json_file import write_json
 from mllm_jax.markdown import markdown_table
 from mllm_jax.run_folder import tokenizer_folder
@@ -53,6 +54,9 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
     print(_table(found))
     print(_tokens_per_word(found, data.languages))
     print(_fill(plan.fill(SAMPLE)))
+    for stream in streams:
+        for note in stream.notes:
+            print(one_line(f"data.streams.{stream.name}: {note}"))
     if json_file is not None:
         write_json(Path(json_file), found)
     return found
@@ -65,7 +69,7 @@ def _fill(found: dict[str, tuple[float, float]]) -> str:
 
 def _report(stream: StreamIndex, languages: tuple[str, ...]) -> dict[str, Any]:
     counts = report(stream, languages)._asdict()
-    return counts | {"near_duplicates": near_duplicates(stream.hashes)}
+    return counts | {"near_duplicates": near_duplicates(stream.hashes), "notes": stream.notes}
 
 
 def near_duplicates(hashes: np.ndarray) -> int:

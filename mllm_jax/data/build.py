@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mllm_jax.data.part import Look, Reader, looks, read_part
 from mllm_jax.data.progress import bar
-from mllm_jax.data.store import Part, join_parts, load_part, save_part
+from mllm_jax.data.store import Part, is_part, join_parts, load_part, save_part
 from mllm_jax.data.workers import Words, Workers
 from mllm_jax.errors import RunError
 
@@ -39,7 +39,7 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
         for start in range(0, len(reader.source), CHUNK)
     ]
     files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
-    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not f.is_file()]
+    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not is_part(f)]
     done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done

@@ -9,6 +9,7 @@ once:
 """
 
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class StreamIndex:
         data: DataConfig,
         model: ModelConfig,
         pictures: Any = None,
+        notes: Sequence[str] = (),
     ):
         """Decides over every record from its lengths.
 
@@ -46,12 +48,13 @@ class StreamIndex:
             data: lengths, the policies for records that are too long or cannot be used.
             model: image token and patches.
             pictures: row -> images, for those that lie in the rows themselves.
+            notes: what of the stream's folder is not read, for people.
 
         Raises:
             ConfigError: more faults than the stream allows, a record is over-long and the policy is
                 `fail`, or nothing is left.
         """
-        self.number, self.name = number, name
+        self.number, self.name, self.notes = number, name, list(notes)
         self._store, self._pictures = store, pictures
         stream = data.streams[name]
         self._folder = image_folder(stream)

@@ -11,6 +11,7 @@ Another tokenizer, format or column is another folder; changed data is noticed a
 import difflib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,20 +23,20 @@ from mllm_jax.data.build import Reader, build
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import CODES, NEVER_SKIPPED
+from mllm_jax.data.freshness import changed, look, read_meta, same_content, write_meta
 from mllm_jax.data.index import StreamIndex, image_folder
 from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.records import read_record
-from mllm_jax.data.sources.kinds import open_source
-from mllm_jax.data.sources.shards import split_of
+from mllm_jax.data.sources.kinds import list_files, open_source
+from mllm_jax.data.sources.shards import Listing
 from mllm_jax.data.store import Store, mark_duplicates
 from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data_config import DataConfig, StreamConfig
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, one_line, require
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 
-VERSION = 3  # of what stands in an index; another version is another key
-_BLOCK = 2**22
+VERSION = 4  # of what stands in an index; another version is another key
 
 
 class Mixture(NamedTuple):
@@ -68,8 +69,9 @@ def open_mixture(mixture: Mixture) -> list[StreamIndex]:
     for number, (name, stream) in enumerate(data.streams.items()):
         _check_skip(name, stream)
         reader = _Opener(name, mixture, chats[stream.format], tokenizer)
-        store = Store(_folder(reader, mixture))
-        opened.append(StreamIndex(number, name, store, data, model, reader.pictures))
+        folder, notes = _folder(reader, mixture)
+        store = Store(folder)
+        opened.append(StreamIndex(number, name, store, data, model, reader.pictures, notes))
     return opened
 
 
@@ -105,7 +107,7 @@ class _Opener:
                 open_source(self.stream),
                 Columns("text" if self.stream.is_text else self.stream.layout, self.stream.columns),
                 self._chat,
-                ImageFolder(image_folder(self.stream)),
+                ImageFolder(image_folder(self.stream), self.stream.links),
                 self.stream.language,
                 data.languages,
                 data.max_pixels,
@@ -124,6 +126,8 @@ class _Opener:
             "image_token": self._mixture.model.image_token if self._mixture.model.patches else None,
             "kind": self.stream.kind,
             "split": self.stream.split,
+            "images": _from(_base(self.stream), image_folder(self.stream)),
+            "links": list(self.stream.links),
             "layout": self.stream.layout,
             "columns": self.stream.columns,
             "language": self.stream.language,
@@ -138,36 +142,47 @@ class _Opener:
         return read_record(raw, str(row), r.folder, r.language, r.languages).images
 
 
-def _folder(opener: _Opener, mixture: Mixture) -> Path:
-    """The stream's index folder; built when it is missing, stale, or not as deep as asked for."""
+def _folder(opener: _Opener, mixture: Mixture) -> tuple[Path, list[str]]:
+    """The stream's index folder, and what of the data it does not hold.
+
+    It is built when it is missing, damaged, stale, or not as deep as asked for.
+    """
     key = opener.key
     stream, name = opener.stream, _digest(json.dumps(key, sort_keys=True).encode())[:16]
     home = Path(stream.index_home)
     if mixture.data.index is not None:
         home = Path(mixture.data.index) / opener.name
-    folder = home / name
-    if _is_fresh(folder, stream, mixture.decode):
-        return folder
-    require(
-        mixture.build,
-        f"{home}: no length index for data.streams.{opener.name} and this tokenizer, format and "
-        "data; run `mllm-jax prepare --config FILE` once before",
-    )
-    with _alone(home, opener.name):
-        if not _is_fresh(folder, stream, mixture.decode):  # another run may just have built it
-            _build(opener.reader, _base(stream), key, folder, mixture.workers)
-    return folder
+    folder, listing = home / name, list_files(stream)
+    meta = _read(folder, listing, stream, mixture.decode)
+    if isinstance(meta, str):
+        require(
+            mixture.build,
+            f"{home}: no length index for data.streams.{opener.name} and this tokenizer, format "
+            f"and data ({meta}); run `mllm-jax prepare --config FILE` once before",
+        )
+        with _alone(home, opener.name):
+            meta = _read(folder, listing, stream, mixture.decode)  # another run may have built it
+            if isinstance(meta, str):
+                if folder.is_dir():
+                    print(one_line(f"{folder}: {meta}; it is built again"), flush=True)
+                meta = _build(opener.reader, _base(stream), key, folder, mixture.workers)
+    notes = [] if listing is None else listing.notes
+    return folder, [*notes, *meta["notes"]]
 
 
-def _is_fresh(folder: Path, stream: StreamConfig, decode: bool) -> bool:
-    """Whether an index of the data as it is now stands there, as deep as asked for."""
+def _read(
+    folder: Path, listing: Listing | None, stream: StreamConfig, decode: bool
+) -> dict[str, Any] | str:
+    """The meta.json of an index of the data as it is now; or why there is none, or none as deep."""
     if not folder.is_dir():
-        return False
-    meta = read_json(folder / "meta.json")
-    changed = _changed(meta["files"], stream)
-    if changed:
-        print(f"{folder}: stale, {changed} changed; it is built again", flush=True)
-    return not changed and (meta["decoded"] or not decode)
+        return "missing"
+    meta = read_meta(folder)
+    if isinstance(meta, str):
+        return f"damaged, {meta}"
+    different = changed(meta["files"], None if listing is None else listing.files, _base(stream))
+    if different is not None:
+        return f"stale, {different} changed"
+    return meta if meta["decoded"] or not decode else "of images that were not decoded"
 
 
 @contextmanager
@@ -192,9 +207,16 @@ def _base(stream: StreamConfig) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _build(reader: Reader, base: Path, key: dict[str, Any], folder: Path, workers: int) -> None:
+def _from(base: Path, folder: Path) -> str:
+    """Where a folder is, seen from the data, so that both may move together."""
+    return os.path.relpath(os.path.realpath(folder), os.path.realpath(base))
+
+
+def _build(
+    reader: Reader, base: Path, key: dict[str, Any], folder: Path, workers: int
+) -> dict[str, Any]:
     """Builds beside the goal and renames; what was finished of an earlier try is taken."""
-    files = [_look(file, base) for file in reader.source.files]
+    files = [look(file, base) for file in reader.source.files]
     beside = folder.with_name(f".{folder.name}.partial")
     mark = beside / "mark.json"
     begun = {
@@ -202,64 +224,30 @@ def _build(reader: Reader, base: Path, key: dict[str, Any], folder: Path, worker
         "files": files,
         "decoded": reader.decode,
         "folder": str(reader.folder.root),
+        "notes": list(reader.source.notes),
     }
-    if mark.is_file() and not _same_work(read_json(mark), begun):
+    if beside.is_dir() and not _same_work(mark, begun):
         shutil.rmtree(beside)
     beside.mkdir(exist_ok=True)
     write_json(mark, begun)
     build(reader, beside, workers)
     mark_duplicates(beside, reader.source.where)
-    write_json(beside / "meta.json", begun)
     mark.unlink()
+    write_meta(beside, begun)
     if folder.is_dir():
         shutil.rmtree(folder)
     beside.rename(folder)
+    return begun
 
 
-def _same_work(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two builds read the same content in the same way; files may have been touched."""
-
-    def content(tree: dict[str, Any]) -> dict[str, Any]:
-        return tree | {"files": [file | {"mtime_ns": 0} for file in tree["files"]]}
-
-    return content(one) == content(other)
-
-
-def _look(file: Path, base: Path) -> dict[str, Any]:
-    stat = file.stat()
-    return {
-        "path": str(file.relative_to(base)),
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "blake2b": _file_digest(file),
-    }
-
-
-def _changed(files: list[dict[str, Any]], stream: StreamConfig) -> str | None:
-    """The first file that is new or not what it was; one that was only copied or touched is."""
-    base, known = _base(stream), {was["path"] for was in files}
-    if Path(stream.path).is_dir():  # of shards: is there one more?
-        for suffix in sorted({Path(path).suffix for path in known}):
-            for file in sorted(base.rglob(f"*{suffix}")):
-                name = file.relative_to(base)
-                ours = stream.split is None or split_of(name) == stream.split
-                if ours and str(name) not in known and not any(p[0] == "." for p in name.parts):
-                    return str(file)
-    for was in files:
-        file = base / was["path"]
-        if not file.is_file() or file.stat().st_size != was["size"]:
-            return str(file)
-        if file.stat().st_mtime_ns != was["mtime_ns"] and _file_digest(file) != was["blake2b"]:
-            return str(file)
-    return None
-
-
-def _file_digest(file: Path) -> str:
-    digest = blake2b(digest_size=16)
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _same_work(mark: Path, begun: dict[str, Any]) -> bool:
+    """Whether an earlier build read the same content in the same way; files may be touched."""
+    try:
+        earlier = read_json(mark)
+    except ConfigError:  # it was stopped before it wrote one, or the disk lost it
+        return False
+    same = all(earlier.get(name) == begun[name] for name in ("key", "decoded", "folder"))
+    return same and same_content(earlier.get("files"), begun["files"])
 
 
 def _digest(data: bytes) -> str:

@@ -3,12 +3,16 @@
 import difflib
 import os
 import reprlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.links import is_inside, link_roots
+from mllm_jax.errors import shown
 
+_ALLOW = "name the folder that it leads to in data.streams.*.links"
 REMEMBERED = 2**16  # pictures: records about one need not stand side by side
 
 
@@ -64,37 +68,46 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
 class ImageFolder:
     """Where the image paths of a stream start.
 
-    It may be a link itself; what lies in it may not lead out. What was found about a path is
-    remembered, since several records may share it.
+    It may be a link itself; what is in it may not lead out, but to folders that the config names
+    or, in the Hub's cache, to the cache's contents. What was found about a path is remembered,
+    since several records may share it.
     """
 
-    def __init__(self, root: Path):
-        self.root, self._root = root, str(root)
+    def __init__(self, root: Path, links: Sequence[str] = ()):
+        self.root, self._root, self._links = root, str(root), tuple(links)
+        self._roots = link_roots(root, links)
+        self._prefixes = {f"{p.rstrip('/')}/" for p in (os.path.abspath(root), self._roots[0])}
         self.path = lru_cache(REMEMBERED)(self._path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageFolder, (self.root,)
+        return ImageFolder, (self.root, self._links)
 
     def _path(self, name: str) -> str:
         """The path of an image of this name. Raises Fault where it leaves the folder."""
         if name.strip() == "" or "\0" in name or not is_text(name):
-            raise Fault("field", f"image {name!r} is no path; leave image out where there is none")
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if name.startswith("/") or ".." in parts:
-            raise Fault("image_path", f"image {name!r} leaves the image folder")
-        if self._leads_out(parts):
-            raise Fault("image_path", f"image {name!r} leaves the image folder by a symbolic link")
-        return os.path.join("" if self._root == "." else self._root, *parts)
+            raise Fault(
+                "field", f"image {shown(name)} is not a path; leave image out where there is none"
+            )
+        inside = next((name[len(p) :] for p in self._prefixes if name.startswith(p)), name)
+        parts = [part for part in inside.split("/") if part not in ("", ".")]
+        path = os.path.join("" if self._root == "." else self._root, *parts)
+        if inside.startswith("/") or not parts:
+            reason = f"leaves the image folder; paths start in it, in {self.root}"
+            raise Fault("image_path", f"image {shown(name)} {reason}")
+        linked = self._has_link(parts)
+        if (linked or ".." in parts) and not is_inside(path, self._roots):
+            way = " by a symbolic link" if linked else ""
+            reason = f"leaves the image folder{way}; if that is meant, {_ALLOW}"
+            raise Fault("image_path", f"image {shown(name)} {reason}")
+        return path
 
-    def _leads_out(self, parts: list[str]) -> bool:
-        """Whether a link in the folder leads out. Links are rare, so each step is asked first."""
+    def _has_link(self, parts: list[str]) -> bool:
+        """Whether a step of a path is a link. Links are rare, so only then it is resolved."""
         step = self._root
         for part in parts:
             step = f"{step}/{part}"
             if os.path.islink(step):
-                root = os.path.realpath(self._root)
-                whole = os.path.realpath(os.path.join(self._root, *parts))
-                return os.path.commonpath((whole, root)) != root
+                return True
         return False
 
 

@@ -36,7 +36,7 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     folder = image_folder(stream)
     require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
     source, columns = JsonSource(path), Columns("llava", stream.columns)
-    inside = ImageFolder(folder)
+    inside = ImageFolder(folder, stream.links)
 
     def read(row: int) -> Record | FaultLine:
         key = str(row)

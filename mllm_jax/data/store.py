@@ -16,6 +16,8 @@ joined into one folder at the end:
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -79,7 +81,7 @@ def save_part(part: Part, path: Path) -> None:
 
 def load_part(path: Path) -> Part:
     """A part as `save_part` wrote it."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         faults = [FaultLine(*line) for line in json.loads(file["faults"].tobytes())]
         return Part(
             file["records"],
@@ -91,6 +93,15 @@ def load_part(path: Path) -> Part:
             file["pictures"].tobytes(),
             faults,
         )
+
+
+def is_part(path: Path) -> bool:
+    """Whether a part is there and can be read: a disk may have lost it after it was written."""
+    try:
+        load_part(path)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+    return True
 
 
 def join_parts(parts: Iterable[Part], folder: Path) -> None:

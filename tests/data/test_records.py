@@ -1,6 +1,7 @@
 """What is read, and what is refused with which words."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ BAD = [
         chat("<image>", "b", image="/etc/a.png"),
         r"image '/etc/a\.png' leaves the image folder",
     ),
-    ("field", chat("<image>", "b", image=""), "image '' is no path"),
+    ("field", chat("<image>", "b", image=""), "image '' is not a path"),
     ("field", chat("<image>", "b", image=7), "image 7 is neither a path nor a list"),
     ("field", chat("<image>", "b", image=["a.png", None]), "neither a path nor a list of paths"),
     (
@@ -200,7 +201,8 @@ EXACT = [
     ("image_count", chat("<image>", "b", image=["a.png", "b.png"]),
      "1 <image> in user turns, but 2 images"),
     ("image_path", chat("<image>", "b", image="../a.png"),
-     "image '../a.png' leaves the image folder"),
+     "image '../a.png' leaves the image folder; if that is meant, name the folder that it leads "
+     "to in data.streams.*.links"),
     ("image_missing", chat("<image>", "b", image={"bytes": None, "path": None}),
      "no such image: neither bytes nor a path are stored"),
 ]  # fmt: skip
@@ -253,10 +255,53 @@ def test_links_that_lead_out_of_the_image_folder(tmp_path):
             with pytest.raises(Fault) as fault:
                 read(chat("<image>", "Bai.", image=name), root)
             assert fault.value.code == "image_path"
-            said = f"image {name!r} leaves the image folder by a symbolic link"
-            assert fault.value.reason == said
+            said = f"image {name!r} leaves the image folder by a symbolic link; if that is meant, "
+            assert fault.value.reason.startswith(said)
         for name in ("good.png", "sub/a.png", "not-there.png"):
             assert read(chat("<image>", "Bai.", image=name), root).images == (str(root / name),)
+
+
+def test_links_may_lead_to_folders_that_the_config_names(tmp_path):
+    inside, disk2 = tmp_path / "images", tmp_path / "disk2"
+    for folder in (inside, disk2):
+        folder.mkdir()
+    (disk2 / "a.png").touch()
+    (inside / "a.png").symlink_to(disk2 / "a.png")
+    (inside / "more").symlink_to(disk2)
+    folder = pickle.loads(pickle.dumps(ImageFolder(inside, (str(disk2),))))
+    for name in ("a.png", "more/a.png", "../disk2/a.png"):
+        assert folder.path(name) == f"{inside}/{name}"
+    with pytest.raises(Fault, match="leaves the image folder"):
+        folder.path("../a.json")
+
+
+def test_the_hub_cache_holds_images_as_links_to_its_blobs(tmp_path):
+    revision = tmp_path / "datasets--org--name" / "snapshots" / "c0ffee"
+    blobs = revision.parent.parent / "blobs"
+    for folder in (revision / "images", blobs):
+        folder.mkdir(parents=True)
+    (blobs / "0a1b").touch()
+    (revision / "images" / "a.png").symlink_to("../../../blobs/0a1b")
+    (revision / "images" / "b.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "mine").symlink_to(revision)
+    for root in (revision / "images", tmp_path / "mine" / "images"):
+        assert ImageFolder(root).path("a.png") == str(root / "a.png")
+        with pytest.raises(Fault, match="leaves the image folder by a symbolic link"):
+            ImageFolder(root).path("b.png")
+
+
+def test_a_path_that_stays_in_the_folder_is_read_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "images", Path("images"), tmp_path / "link"):
+        folder = ImageFolder(root)
+        assert folder.path(f"{tmp_path}/images/sub/a.png") == str(root / "sub" / "a.png")
+        assert folder.path("sub/../a.png") == f"{root}/sub/../a.png"
+        for name in (f"{tmp_path}/images2/a.png", f"{tmp_path}/images/../a.png", "/", "."):
+            with pytest.raises(Fault, match="leaves the image folder"):
+                folder.path(name)
+    assert ImageFolder(Path("/")).path("/a.png") == "/a.png"
 
 
 def test_a_link_that_leads_out_ends_a_load(write, tmp_path):

@@ -11,7 +11,7 @@ is {"bytes": base64 text}, alone in its column or in a list; a path is text as e
 import base64
 import binascii
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row, json_row
-from mllm_jax.data.sources.shards import find_shards
+from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.folders import whole_file
 
@@ -42,19 +42,26 @@ class _Shard:
 class ArrayRecordSource:
     """The records of an .array_record (or .arrayrecord) file, or of a folder of them."""
 
-    def __init__(self, path: str | Path, split: str | None = None):
-        """Reads how many records each file of the split holds.
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
+        """Reads how many records each file holds; in a folder, each that `options` choose.
 
         Raises:
-            ConfigError: nothing there, or a file that is no ArrayRecord.
+            ConfigError: see `list_shards`; a file that is no ArrayRecord.
         """
         self.path = Path(path)
-        self.files = find_shards(path, ".array_record", ".arrayrecord", split=split)
+        self.files = self.listing(path, options).files
         counts = [_count(file) for file in bar(self.files, desc=f"opening {path}", unit="file")]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._records = ArrayRecordDataSource(  # pickles itself without its open files
             [_Shard(str(f), 0, n, n) for f, n in zip(self.files, counts, strict=True)]
         )
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The files that are read."""
+        return list_shards(path, (".array_record", ".arrayrecord"), options)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -1,6 +1,7 @@
 """What every kind of source gives: rows by number. First stop on the way of the data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,11 @@ class Source(Protocol):
     """
 
     files: list[Path]  # whose content this is
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What in the files is not read, for `prepare` to print."""
+        ...
 
     def __len__(self) -> int: ...
 

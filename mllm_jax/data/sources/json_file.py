@@ -5,6 +5,7 @@ A scan finds where each object begins and ends; a row is then read from its byte
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mllm_jax.data.sources.base import Row, json_row
+from mllm_jax.data.sources.shards import OPTIONS, Listing, Options
 from mllm_jax.errors import ConfigError, require
 
 BLOCK = 2**20  # bytes searched for line breaks at a time
@@ -23,6 +25,8 @@ _SPACE = " \t\r\n"
 class JsonSource:
     """The objects of a .json list or of a .jsonl file."""
 
+    notes: Sequence[str] = ()
+
     def __init__(self, path: str | Path):
         """Scans the file once.
 
@@ -31,15 +35,24 @@ class JsonSource:
                 (with its line). Lines of a .jsonl are looked at when they are read.
         """
         self.path = Path(path)
-        require(self.path.is_file(), f"{path}: no such file")
+        self.files = self.listing(path).files
+        suffix = self.path.suffix.lower()
         require(
-            self.path.suffix in (".json", ".jsonl"),
+            suffix in (".json", ".jsonl"),
             f"{path}: expected a file named .json (one list) or .jsonl (a record a line)",
         )
-        self.files = [self.path]
-        scan = _lines if self.path.suffix == ".jsonl" else _elements
+        scan = _lines if suffix == ".jsonl" else _elements
         self._spans, self._places = scan(self.path)
         self._begin()
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The file that is read; `options` are those of folders."""
+        del options
+        path = Path(path)
+        require(not path.is_dir(), f"{path}: a folder; name one .json or .jsonl file as the path")
+        require(path.is_file(), f"{path}: no such file")
+        return Listing([path], [])
 
     def _begin(self) -> None:
         """What a process has of its own."""

@@ -1,26 +1,47 @@
 """The kinds of source a stream can name. Imports the libraries of all of them."""
 
+from pathlib import Path
+
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.sources.json_file import JsonSource
+from mllm_jax.data.sources.shards import Listing, Options
 from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
 from mllm_jax.data.sources.text import TextSource
 from mllm_jax.data.sources.tfds import TfdsSource
 from mllm_jax.data.sources.web_dataset import WebDatasetSource
 from mllm_jax.data_config import StreamConfig
 
-FILES = {"json": JsonSource, "text": TextSource}
-SPLITS = {
+KINDS = {
+    "json": JsonSource,
+    "text": TextSource,
     "parquet": ParquetSource,
     "arrow": ArrowSource,
     "array_record": ArrayRecordSource,
-    "tfds": TfdsSource,
     "webdataset": WebDatasetSource,
 }
 
 
 def open_source(stream: StreamConfig) -> Source:
     """The rows that a stream names. Raises ConfigError, see the class of its kind."""
-    if stream.kind in FILES:
-        return FILES[stream.kind](stream.path)
-    return SPLITS[stream.kind](stream.path, stream.split)
+    if stream.kind == "tfds":
+        return TfdsSource(stream.path, _options(stream))
+    if stream.kind == "json":
+        return JsonSource(stream.path)
+    return KINDS[stream.kind](stream.path, _options(stream))
+
+
+def list_files(stream: StreamConfig) -> Listing | None:
+    """The files that a stream would read now; None for TFDS, whose own description lists them.
+
+    Raises:
+        ConfigError: see `list_shards`.
+    """
+    if stream.kind == "tfds":
+        return None
+    return KINDS[stream.kind].listing(stream.path, _options(stream))
+
+
+def _options(stream: StreamConfig) -> Options:
+    images = None if stream.images is None else Path(stream.images)
+    return Options(stream.split, stream.links, images)

@@ -1,71 +1,141 @@
-"""The files of a source: one, or the shards of a folder, and which split each belongs to."""
+"""The files of a stream: one, or the shards of a folder, of one split and complete."""
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count, pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+from mllm_jax.data.sources import splits
+from mllm_jax.data.sources.folder import first_names, is_no_data, walk
 from mllm_jax.errors import require
 
-# train-00000-of-00004.parquet, validation.arrow, data/test/000.tar: as the `datasets` library
-# reads names of files and folders (huggingface.co/docs/datasets/repository_structure)
-_SPLIT = re.compile(r"(train|valid|validation|val|dev|test|eval)(?=[-._]|$)", re.IGNORECASE)
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".br", ".zip", ".7z", ".z")
+# 00001-of-00003, before the suffix or behind it; `datasets` adds a digest
+_COUNT = re.compile(r"(.*?)([0-9]{1,9})[-_.]of[-_.]([0-9]{1,9})(?:-[0-9a-f]{16})?(?![0-9])(.*)")
+_NUMBER = re.compile(r"(.*?)([0-9]{1,9})(\D*)")
 
 
-def split_of(shard: Path) -> str | None:
-    """The split that a shard's path in its folder names, the file before its folders."""
-    found = (_SPLIT.match(part) for part in reversed(shard.parts))
-    return next((match[1].lower() for match in found if match), None)
+class Options(NamedTuple):
+    """What a stream's config says about its folder."""
+
+    split: str | None = None
+    links: tuple[str, ...] = ()  # folders outside that links may lead to
+    images: Path | None = None  # the folder of its images; no data there
 
 
-def find_files(path: str | Path, *suffixes: str) -> list[Path]:
+OPTIONS = Options()
+
+
+class Listing(NamedTuple):
+    """The files that a stream reads, in the order of its rows."""
+
+    files: list[Path]
+    notes: list[str]  # what of its folder is not read; `prepare` prints it
+
+
+def list_shards(path: str | Path, suffixes: Sequence[str], options: Options) -> Listing:
     """The file itself, or the files of a folder and of its folders.
 
     Args:
         path: a file of any name, or a folder.
-        suffixes: what names of files in a folder end with, as ".txt". Hidden files and what lies in
-            hidden folders (the hub's `.cache`, checkpoints of notebooks) are left out.
+        suffixes: what names of files in a folder end with, as ".txt", in any case; a count may
+            stand behind it, as in a.array_record-00000-of-00002.
+        options: see `splits.choose` and `folder.walk`.
 
     Returns:
         Paths, sorted by name: the order of the rows, the same on every host.
 
     Raises:
-        ConfigError: there is no such path, or no such file in it.
+        ConfigError: there is no such path or no such file in it; its splits are unclear; a shard is
+            missing or compressed; see `folder.walk`.
     """
     path = Path(path)
     if path.is_file():
-        return [path]
+        if options.split is not None:
+            splits.choose([path], path.parent, options.split)
+        return Listing([path], [])
     require(path.is_dir(), f"{path}: no such file or folder")
-    found = [
-        file
-        for file in path.rglob("*")
-        if file.name.endswith(suffixes)
-        and not any(part[0] == "." for part in file.relative_to(path).parts)
-        and file.is_file()
+    images = options.images if options.images != path else None
+    every, notes = walk(path, options.links, images)
+    ours = [file for file in every if _has_suffix(file, suffixes)]
+    require(len(ours) > 0, f"{path}: no {' or '.join(suffixes)} file in this folder")
+    files, others = splits.choose(ours, path, options.split)
+    packed = [file for file in files if _is_packed(file)]
+    require(
+        not packed,
+        f"{path}: {first_names(packed, path)}: compressed; rows are read by offset, so unpack them",
+    )
+    for file in files:
+        require(file.is_file(), f"{file}: not a regular file")
+    _check_counts(files)
+    notes += _gaps(files) + [
+        f"{path}: not read, of {split}: {first_names(group, path)}"
+        for split, group in others.items()
     ]
-    require(len(found) > 0, f"{path}: no {' or '.join(suffixes)} file in this folder")
-    return sorted(found)
+    unknown = [file for file in every if not _has_suffix(file, suffixes) and not is_no_data(file)]
+    if unknown:
+        notes.append(f"{path}: not read, of other kinds: {first_names(unknown, path)}")
+    return Listing(files, notes)
 
 
-def find_shards(path: str | Path, *suffixes: str, split: str | None = None) -> list[Path]:
-    """`find_files`, of one split: nobody trains on test data because it lay in the same folder.
+def _has_suffix(file: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a file holds rows of a kind, packed or not."""
+    name = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.name.lower())
+    for packing in PACKED:
+        name = name.removesuffix(packing)
+    return name.endswith((*suffixes, *((".tgz", ".tbz2", ".txz") if ".tar" in suffixes else ())))
 
-    Args:
-        path, suffixes: as there.
-        split: as names of shards say it, see `split_of`; may be left out where they name one only.
+
+def _is_packed(file: Path) -> bool:
+    return file.name.lower().endswith((*PACKED, ".tgz", ".tbz2", ".txz"))
+
+
+def _check_counts(files: list[Path]) -> None:
+    """Of files that count themselves, 00001-of-00003, every one must be there.
 
     Raises:
-        ConfigError: as there; several splits and none chosen, or none of this name.
+        ConfigError: one is missing or there twice, or files of two counts are side by side.
     """
-    files = find_files(path, *suffixes)
-    splits = {file: split_of(file.relative_to(path)) for file in files}
-    named = sorted({name for name in splits.values() if name})
-    if split is None:
+    sets: dict[tuple[Path, str, str], dict[int, dict[int, Path]]] = defaultdict(dict)
+    for file in files:
+        if match := _COUNT.fullmatch(file.name):
+            head, number, total, tail = match.groups()
+            shards = sets[file.parent, head, tail].setdefault(int(total), {})
+            earlier = shards.setdefault(int(number), file)
+            require(earlier is file, f"{file}: counts itself as {earlier.name} does; keep one")
+    for (folder, head, _), totals in sets.items():
+        if len(totals) > 1:
+            some = " and ".join(next(iter(shards.values())).name for shards in totals.values())
+            require(False, f"{folder}: {some} are of two sets; keep one, or name a file as path")
+        ((total, shards),) = totals.items()
+        start = 0 if 0 in shards or total not in shards else 1
+        outside = [file for n, file in shards.items() if not start <= n < start + total]
+        require(not outside, f"{folder}: {first_names(outside, folder)}: counts beyond its total")
+        missing = next(n for n in count(start) if n not in shards)
+        like = next(iter(shards.values())).name
+        width = len(_COUNT.fullmatch(like)[2])  # type: ignore[index]
         require(
-            len(named) < 2,
-            f"{path}: holds shards of {' and '.join(named)}, and a stream reads one split; choose "
-            "by data.streams.*.split",
+            len(shards) == total,
+            f"{folder}: {total - len(shards)} of {total} shards {head}... are missing, as number "
+            f"{missing:0{width}}, beside {like}; fetch them, or rename the others if that is all",
         )
-        return files
-    chosen = [file for file in files if splits[file] == split]
-    there = f"there are {', '.join(named)}" if named else "no name of a shard says its split"
-    require(len(chosen) > 0, f"{path}: no shard of split {split!r}; {there}")
-    return chosen
+
+
+def _gaps(files: list[Path]) -> list[str]:
+    """Notes on numbers that are left out, as in 0000.tar 0002.tar; it may be meant."""
+    series: dict[tuple[Path, str, str], list[tuple[int, Path]]] = defaultdict(list)
+    for file in files:
+        if not _COUNT.fullmatch(file.name) and (match := _NUMBER.fullmatch(file.name)):
+            series[file.parent, match[1], match[3]].append((int(match[2]), file))
+    notes = []
+    for numbered in series.values():
+        numbered.sort()
+        numbers = [number for number, _ in numbered]
+        missing = numbers[-1] - numbers[0] + 1 - len(set(numbers))
+        if 0 < missing < len(numbers):  # more are no series but names
+            after = next(a for a, b in pairwise(numbers) if b > a + 1)
+            file = numbered[numbers.index(after)][1]
+            notes.append(f"{file.parent}: {missing} numbers are missing, the first after {file}")
+    return notes

@@ -13,6 +13,7 @@ Rows come in groups (Arrow: record batches) that stand one after the other in th
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -25,9 +26,9 @@ import pyarrow.parquet as pq
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
-from mllm_jax.data.sources.shards import find_shards
+from mllm_jax.data.sources.saved import list_arrow
+from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 from mllm_jax.errors import ConfigError, require
-from mllm_jax.json_file import read_json
 
 KEPT = 256 * 2**20  # bytes of decoded groups that a source keeps in a process; always the last one
 OPEN = 64  # shards that are open at a time, far below the usual limit of 1024 files
@@ -45,15 +46,17 @@ class _Scan(NamedTuple):
 class _Shards:
     """Rows of shards that all have the same columns, by number."""
 
-    def __init__(self, path: str | Path, files: list[Path]):
-        self.path, self.files = Path(path), files
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: str | Path, listing: Listing):
+        self.path, self.files = Path(path), listing.files
         scans = []
-        for file in bar(files, desc=f"opening {path}", unit="file"):
+        for file in bar(self.files, desc=f"opening {path}", unit="file"):
             try:
                 scans.append(self._scan(file))
             except _BROKEN as error:
                 raise ConfigError(f"{file}: {self._broken}: {_line(error)}") from error
-        _same_columns(files, [scan.columns for scan in scans])
+        _same_columns(self.files, [scan.columns for scan in scans])
         rows = [count for scan in scans for count in scan.rows]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._first = np.concatenate([[0], np.cumsum([len(scan.rows) for scan in scans])])
@@ -145,14 +148,19 @@ class ParquetSource(_Shards):
 
     _broken = "not a Parquet file that can be read"
 
-    def __init__(self, path: str | Path, split: str | None = None):
-        """Reads the footers; of a folder of several splits, those of `split`.
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
+        """Reads the footers; of a folder, those of the files that `options` choose.
 
         Raises:
-            ConfigError: nothing there, a file that is no Parquet, or other columns than in the
+            ConfigError: see `list_shards`; a file that is no Parquet, or other columns than in the
                 first file.
         """
-        super().__init__(path, find_shards(path, ".parquet", split=split))
+        super().__init__(path, self.listing(path, options))
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The files that are read."""
+        return list_shards(path, (".parquet",), options)
 
     def _scan(self, file: Path) -> _Scan:
         footer = pq.read_metadata(file)
@@ -184,14 +192,19 @@ class ArrowSource(_Shards):
 
     _broken = "not an Arrow file that can be read"
 
-    def __init__(self, path: str | Path, split: str | None = None):
-        """Finds the record batches; in a folder of several splits, those of `split`.
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
+        """Finds the record batches; in a folder, of the files that `options` choose.
 
         Raises:
-            ConfigError: nothing there, a file that is no Arrow or has lost its end, other columns
-                than in the first file, or a folder of several splits and none chosen.
+            ConfigError: see `list_arrow`; a file that is no Arrow or has lost its end, or other
+                columns than in the first file.
         """
-        super().__init__(path, _arrow_files(Path(path), split))
+        super().__init__(path, self.listing(path, options))
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The files that are read."""
+        return list_arrow(path, options)
 
     def _scan(self, file: Path) -> _Scan:
         opened = self._open(file)
@@ -244,32 +257,6 @@ def _scan_stream(file: Path, stream: _Stream) -> _Scan:
         f"{file}: goes on after the end of the stream; one stream a file",
     )
     return _Scan(stream.schema.names, rows, places)
-
-
-def _arrow_files(path: Path, split: str | None) -> list[Path]:
-    """Shards in order; of a folder that `datasets` saved, those that its state.json lists."""
-    for marker in sorted(path.rglob("dataset_dict.json")) if path.is_dir() else []:
-        splits = [str(name) for name in read_json(marker).get("splits", [])]
-        require(
-            marker.parent == path and split in splits,
-            f"{marker.parent}: holds {' and '.join(splits)}, and a stream reads one split; give "
-            "this path, and choose by data.streams.*.split",
-        )
-        return _arrow_files(path / str(split), None)
-    if not (path / "state.json").is_file():
-        return find_shards(path, ".arrow", split=split)
-    require(split is None, f"{path}: holds one split; leave out data.streams.*.split={split!r}")
-    state = read_json(path / "state.json")
-    require(
-        not state.get("_indices_data_files"),
-        f"{path}: its rows are chosen by a table of indices; flatten it: "
-        "dataset.flatten_indices().save_to_disk(...)",
-    )
-    names = [entry["filename"] for entry in state.get("_data_files") or []]
-    require(len(names) > 0, f"{path / 'state.json'}: lists no files under _data_files")
-    for name in names:
-        require((path / name).is_file(), f"{path / name}: no such file, but state.json lists it")
-    return [path / name for name in names]
 
 
 def _same_columns(files: list[Path], columns: list[list[str]]) -> None:

@@ -4,6 +4,7 @@ Where lines begin is found by numpy on a memory map, so a corpus of gigabytes is
 speed of the disk and held as two numbers a document.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Int64, UInt8
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
-from mllm_jax.data.sources.shards import find_files
+from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 from mllm_jax.errors import require
 
 BLOCK = 2**24  # bytes searched at a time
@@ -28,22 +29,28 @@ class TextSource:
     every .txt file is a document; its id is the path from the folder.
     """
 
-    def __init__(self, path: str | Path):
-        """Finds the lines of a file, or the files of a folder.
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
+        """Finds the lines of a file, or the files of a folder that `options` choose.
 
         Raises:
-            ConfigError: no such file or folder, a file that is not named .txt, or a folder without
-                any .txt.
+            ConfigError: see `list_shards`; a file that is not named .txt.
         """
         self.path = Path(path)
-        self.files = find_files(path, ".txt")
+        self.files = self.listing(path, options).files
         self._lines: _Lines | None = None
         if self.path.is_file():
             require(
-                self.path.suffix == ".txt",
+                self.path.suffix.lower() == ".txt",
                 f"{path}: expected a file named .txt (a document a line) or a folder of them",
             )
             self._lines = _find_lines(self.path)
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The files that are read."""
+        return list_shards(path, (".txt",), options)
 
     def __len__(self) -> int:
         return len(self.files) if self._lines is None else len(self._lines.number)

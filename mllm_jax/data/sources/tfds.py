@@ -4,6 +4,7 @@ A dataset counts as prepared when `download_and_prepare` wrote it with file_form
 other formats have no random access. Images stay encoded: they are decoded where all others are.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.shards import OPTIONS, Options
 from mllm_jax.errors import ConfigError, require
 
 FORMAT = "array_record"
+DESCRIPTIONS = ("dataset_info.json", "features.json")
 
 
 class TfdsSource:
@@ -23,19 +26,20 @@ class TfdsSource:
     feature dicts, which TFDS stores as a dict of lists, is a list of dicts again.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None):
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
         """Reads what the dataset says about itself; the shards are opened by the first row.
 
         Args:
             path: folder of the dataset's version, as ".../ai2d/1.0.0".
-            split: as TFDS names it: "train", "train[:90%]". May be left out where there is one.
+            options: the split as TFDS names it, "train", "train[:90%]"; may be left out where
+                there is one.
 
         Raises:
             ConfigError: TFDS is not installed, the folder is no prepared dataset with random
                 access, there is no such split or it must be named, or a shard is missing.
         """
         self.path = Path(path)
-        for name in ("dataset_info.json", "features.json"):
+        for name in DESCRIPTIONS:
             require(
                 (self.path / name).is_file(),
                 f"{path}: no {name} in it, so no dataset that TFDS prepared; give the folder of "
@@ -48,12 +52,14 @@ class TfdsSource:
             f"{self.path}: prepared as {', '.join(formats)}, which has no random access; prepare "
             f"it with file_format={FORMAT!r}",
         )
-        self.split = _choose(self.path, split, list(info.splits))
+        self.split = _choose(self.path, options.split, list(info.splits))
         parts = _instructions(self.path, self.split, info)
         for part in parts:
             require(Path(part.filename).is_file(), f"{part.filename}: no such file")
         self._shards = [(Path(part.filename), part.skip) for part in parts]
-        self.files = [file for file, _ in self._shards]
+        self.files = [self.path / name for name in DESCRIPTIONS]
+        self.files += dict.fromkeys(file for file, _ in self._shards)
+        self.notes: Sequence[str] = _left_out(self.path, info, parts)
         self._starts = np.cumsum([0, *(part.take for part in parts)], dtype=np.int64)
         self._opened: tuple[Any, Any, Any] | None = None
 
@@ -126,6 +132,17 @@ def _instructions(path: Path, split: str, info: Any) -> list[Any]:
             f"{path}: no split {split!r}; there are {', '.join(info.splits)}, and slices of them "
             "as train[:90%]"
         ) from error
+
+
+def _left_out(path: Path, info: Any, parts: list[Any]) -> list[str]:
+    """Notes on splits of which nothing is read."""
+    files = {Path(part.filename).name for part in parts}
+    others = [
+        f"{name} ({split.num_examples} examples)"
+        for name, split in info.splits.items()
+        if not files & set(split.filenames)
+    ]
+    return [f"{path}: not read: the splits {', '.join(others)}"] if others else []
 
 
 def _open(path: Path, split: str) -> tuple[Any, Any, Any]:

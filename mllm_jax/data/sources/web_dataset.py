@@ -23,7 +23,7 @@ import numpy as np
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
-from mllm_jax.data.sources.shards import find_shards
+from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 from mllm_jax.errors import ConfigError, require
 
 TEXT = ("txt", "text", "caption")  # extensions that are UTF-8 text
@@ -31,7 +31,6 @@ BLOCK = 512  # of a tar file, POSIX.1-2024 pax, "ustar Interchange Format"
 PLAIN = (b"0", b"\0", b"7")  # types of members that are files
 PACKED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")  # how gzip, bzip2, xz and zstd begin
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, no part of any row
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst")
 
 
 class Member(NamedTuple):
@@ -50,21 +49,16 @@ class WebDatasetSource:
     without an extension or with a leading dot are no part of any row.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None):
-        """Scans all headers; in a folder of several splits, those of `split`.
+    def __init__(self, path: str | Path, options: Options = OPTIONS):
+        """Scans all headers; in a folder, of the files that `options` choose.
 
         Raises:
-            ConfigError: nothing there, a shard that is compressed, damaged or cut off, one with
-                links or an extension twice in a sample, or no sample at all.
+            ConfigError: see `list_shards`; a shard that is damaged or cut off, one with links or an
+                extension twice in a sample, or no sample at all.
         """
         self.path = Path(path)
-        self.files = find_shards(path, ".tar", *_COMPRESSED, split=split)
-        for file in self.files:
-            require(
-                not file.name.endswith(_COMPRESSED),
-                f"{file}: compressed; rows are read by offset, so unpack it to a plain .tar",
-            )
-        samples = _Samples()
+        self.files = self.listing(path, options).files
+        samples, self.notes = _Samples(), []
         total = sum(file.stat().st_size for file in self.files)
         with bar(total=total, desc=f"scanning {path}", unit="B", unit_scale=True) as shown:
             for file in self.files:
@@ -72,6 +66,8 @@ class WebDatasetSource:
                 for member in scan(file):
                     samples.add(member)
                 shown.update(file.stat().st_size)
+        if samples.others:
+            self.notes = [f"{path}: {samples.others} members that belong to no sample are not read"]
         self._shards = np.array(samples.shards, np.int64)  # first sample of each shard
         self._extensions = list(samples.extensions)
         samples.members.append(len(samples.offsets))
@@ -79,6 +75,11 @@ class WebDatasetSource:
         self._offsets, self._sizes = np.array(samples.offsets), np.array(samples.sizes)
         self._codes, self._keys = np.array(samples.codes), bytes(samples.keys)
         require(len(self) > 0, f"{path}: no samples; members need names as 000017.jpg")
+
+    @staticmethod
+    def listing(path: str | Path, options: Options = OPTIONS) -> Listing:
+        """The files that are read."""
+        return list_shards(path, (".tar",), options)
 
     def __len__(self) -> int:
         return len(self._members) - 1
@@ -119,6 +120,7 @@ class _Samples:
         self.keys, self.key_ends = bytearray(), array("q", [0])  # UTF-8, end to end
         self.offsets, self.sizes, self.codes = array("q"), array("q"), array("i")
         self.extensions: dict[str, int] = {}  # -> code
+        self.others = 0  # members of no sample: no extension, hidden, webdataset's own
         self._file, self._key, self._seen = Path(), "", set()
 
     def begin(self, file: Path) -> None:
@@ -130,6 +132,7 @@ class _Samples:
         folder, _, base = member.name.rpartition("/")
         stem, dot, extension = base.partition(".")
         if not stem or not dot or _META.match(member.name):
+            self.others += 1
             return
         key = f"{folder}/{stem}" if folder else stem
         if key != self._key:

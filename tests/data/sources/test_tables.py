@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import tables
+from mllm_jax.data.sources.saved import list_arrow
+from mllm_jax.data.sources.shards import Options
 from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
 from mllm_jax.errors import ConfigError
 
@@ -189,6 +191,8 @@ def test_a_saved_dataset_is_read_in_the_order_of_its_state(tmp_path: Path):
     write_stream(tmp_path / "d" / "cache-0a1b.arrow", ROWS)  # what `map` leaves there
     source = ArrowSource(tmp_path / "d")
     assert [file.name for file in source.files] == ["data-2.arrow", "data-1.arrow"]
+    (note,) = list_arrow(tmp_path / "d", Options()).notes
+    assert note.endswith("d: not in its state.json, not read: cache-0a1b.arrow")
     assert all_rows(source) == ROWS
 
 
@@ -209,16 +213,21 @@ def test_several_splits_are_refused_and_named(tmp_path: Path):
     for split in ("train", "test"):
         save_to_disk(tmp_path / "d" / split, ["data-1.arrow", "data-2.arrow"])
     (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    for path in (tmp_path / "d", tmp_path):
-        with pytest.raises(ConfigError) as error:
-            ArrowSource(path)
-        folder = tmp_path / "d"
-        assert str(error.value) == (
-            f"{folder}: holds train and test, and a stream reads one split; give this path, and "
-            "choose by data.streams.*.split"
-        )
-    assert all_rows(ArrowSource(tmp_path / "d", "test")) == ROWS
+    folder = tmp_path / "d"
+    with pytest.raises(ConfigError) as error:
+        ArrowSource(folder)
+    assert str(error.value) == (
+        f"{folder}: holds train and test, and a stream reads one split; choose by "
+        "data.streams.*.split"
+    )
+    with pytest.raises(ConfigError, match=rf"give its folder as the path: {folder}$"):
+        ArrowSource(tmp_path)
+    assert list_arrow(folder, Options("test")).notes == [f"{folder}: not read: the splits train"]
+    assert all_rows(ArrowSource(tmp_path / "d", Options("test"))) == ROWS
     assert all_rows(ArrowSource(tmp_path / "d" / "test")) == ROWS
+    (folder / "dataset_dict.json").unlink()
+    with pytest.raises(ConfigError, match=rf"give its folder as the path: {folder / 'test'}$"):
+        ArrowSource(folder)
 
 
 # -------------------------------------------------------------------------------------- refusals
@@ -230,6 +239,63 @@ def test_paths_without_shards_are_refused(tmp_path: Path, kind):
         open_source(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=rf": no \{suffix} file in this folder$"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.arrow",
+        "/etc/passwd",
+        "sub/a.arrow",
+        "..",
+        "",
+        7,
+        None,
+        ["a.arrow"],
+        "a\0",
+        "\ud800",
+    ],
+)
+def test_a_state_that_lists_other_places_is_refused(tmp_path: Path, name: Any):
+    save_to_disk(tmp_path / "d", ["a.arrow"], _data_files=[{"filename": name}])
+    write_stream(tmp_path / "secret.arrow", ROWS)
+    with pytest.raises(ConfigError, match=r"state\.json: filename=.*; expected the name of a file"):
+        ArrowSource(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"_data_files": "a.arrow"},
+        {"_data_files": ["a.arrow"]},
+        {"_data_files": [{"filename": "a.arrow"}] * 2},
+        {"_data_files": {}},
+        {"_indices_data_files": 3},
+        [],
+    ],
+)
+def test_a_state_of_other_types_is_refused(tmp_path: Path, state: Any):
+    save_to_disk(tmp_path / "d", ["a.arrow"])
+    (tmp_path / "d" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match=r"state\.json"):
+        ArrowSource(tmp_path / "d")
+
+
+@pytest.mark.parametrize("splits", [None, "train", [["train"]], ["../d"], [1]])
+def test_splits_of_other_types_are_refused(tmp_path: Path, splits: Any):
+    save_to_disk(tmp_path / "d", ["a.arrow"])
+    (tmp_path / "d" / "dataset_dict.json").write_text(json.dumps({"splits": splits}))
+    with pytest.raises(ConfigError, match=r"dataset_dict\.json: splits"):
+        ArrowSource(tmp_path / "d", Options("../d"))
+
+
+def test_a_shard_that_the_state_lists_may_not_link_out(tmp_path: Path):
+    save_to_disk(tmp_path / "d", ["a.arrow"])
+    write_stream(tmp_path / "b.arrow", ROWS)
+    (tmp_path / "d" / "a.arrow").unlink()
+    (tmp_path / "d" / "a.arrow").symlink_to("../b.arrow")
+    with pytest.raises(ConfigError, match=r"a\.arrow: a link out of"):
+        ArrowSource(tmp_path / "d")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import text
-from mllm_jax.data.sources.shards import find_files
 from mllm_jax.data.sources.text import TextSource
 from mllm_jax.errors import ConfigError
 
@@ -113,11 +112,3 @@ def test_paths_that_hold_no_text_are_refused(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a")
     with pytest.raises(ConfigError, match=r"a\.csv: expected a file named \.txt"):
         TextSource(tmp_path / "a.csv")
-
-
-def test_files_of_several_suffixes_are_sorted_by_name(tmp_path: Path):
-    for name in ("c.tar", "a.tar.gz", "b.tar"):
-        (tmp_path / name).touch()
-    (tmp_path / "d.tar").mkdir()
-    names = [file.name for file in find_files(tmp_path, ".tar", ".tar.gz")]
-    assert names == ["a.tar.gz", "b.tar", "c.tar"]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.shards import Options
 from mllm_jax.data.sources.tfds import TfdsSource
 from mllm_jax.errors import ConfigError
 
@@ -106,7 +107,7 @@ def grey(picture: Any) -> int:
 
 
 def test_examples_by_number(prepared: Path):
-    source = TfdsSource(prepared, "train")
+    source = TfdsSource(prepared, Options("train"))
     assert len(source) == 4
     for n in (3, 0, 2, 1):
         row = source[n]
@@ -129,16 +130,18 @@ def test_examples_by_number(prepared: Path):
 
 
 def test_splits_may_be_slices(prepared: Path):
-    source = TfdsSource(prepared, "train[50%:]")
+    source = TfdsSource(prepared, Options("train[50%:]"))
     assert [source[n]["caption"] for n in range(len(source))] == ["Kaixo 2 ñ", "Kaixo 3 ñ"]
     file = prepared / "tiny-train.array_record-00000-of-00001"
-    assert source.files == [file]
+    names = ("dataset_info.json", "features.json")
+    assert source.files == [*(prepared / name for name in names), file]
+    assert source.notes == [f"{prepared}: not read: the splits test (2 examples)"]
     assert source.where(1) == f"{file}[3]"
-    assert len(TfdsSource(prepared, "test")) == 2
+    assert len(TfdsSource(prepared, Options("test"))) == 2
 
 
 def test_a_copy_in_another_process_reads_the_same(prepared: Path):
-    source = TfdsSource(prepared, "train")
+    source = TfdsSource(prepared, Options("train"))
     source[0]
     sent = pickle.dumps(source)
     assert b"tensorflow_datasets" not in sent
@@ -147,7 +150,7 @@ def test_a_copy_in_another_process_reads_the_same(prepared: Path):
 
 
 def test_text_that_is_not_utf8_is_a_fault(prepared: Path):
-    source = TfdsSource(prepared, "test")
+    source = TfdsSource(prepared, Options("test"))
     assert source[0]["caption"] == "Kaixo 0 ñ"
     with pytest.raises(Fault, match=r"not UTF-8 text \(invalid start byte\)") as fault:
         source[1]
@@ -159,23 +162,23 @@ def test_the_library_is_asked_for_when_it_is_missing(
 ):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ConfigError, match=r'pip install "mllm-jax\[tfds\]"$'):
-        TfdsSource(prepared, "train")
+        TfdsSource(prepared, Options("train"))
 
 
 def test_folders_that_are_no_prepared_dataset_are_refused(prepared: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nowhere: no dataset_info\.json in it, so no dataset"):
-        TfdsSource(tmp_path / "nowhere", "train")
+        TfdsSource(tmp_path / "nowhere", Options("train"))
     with pytest.raises(ConfigError, match=r"tiny: no dataset_info\.json in it.*give the folder of"):
-        TfdsSource(prepared.parent, "train")
+        TfdsSource(prepared.parent, Options("train"))
     (tmp_path / "dataset_info.json").write_text("{}")  # as `datasets` writes one
     with pytest.raises(ConfigError, match=r": no features\.json in it"):
-        TfdsSource(tmp_path, "train")
+        TfdsSource(tmp_path, Options("train"))
 
 
 def test_splits_that_are_not_there_are_refused(prepared: Path):
     for split in ("valid", "train[", "train[1:x]"):
         with pytest.raises(ConfigError, match=r"1\.0\.0: no split '.*'; there are train, test"):
-            TfdsSource(prepared, split)
+            TfdsSource(prepared, Options(split))
     with pytest.raises(ConfigError) as error:
         TfdsSource(prepared)
     assert str(error.value) == (
@@ -192,11 +195,11 @@ def copied(prepared: Path, tmp_path: Path) -> Path:
 def test_missing_and_broken_files_are_refused(copied: Path):
     shard = copied / "tiny-test.array_record-00000-of-00001"
     shard.unlink()
-    assert len(TfdsSource(copied, "train")) == 4
+    assert len(TfdsSource(copied, Options("train"))) == 4
     with pytest.raises(ConfigError, match=rf"{shard.name}: no such file"):
-        TfdsSource(copied, "test")
+        TfdsSource(copied, Options("test"))
     shard.write_bytes(b"x" * 1000)
-    source = TfdsSource(copied, "test")
+    source = TfdsSource(copied, Options("test"))
     with pytest.raises(ConfigError, match=rf"{shard.name}\[0\]: cannot be read: ArrayRecord file"):
         source[0]
 
@@ -206,7 +209,7 @@ def test_descriptions_that_cannot_be_read_are_refused(copied: Path, name: str):
     for content in ("", "{", "[]", '{"nonsense": 1}'):
         (copied / name).write_text(content)
         with pytest.raises(ConfigError, match=r"1\.0\.0: not a dataset that TFDS can read: "):
-            TfdsSource(copied, "train")
+            TfdsSource(copied, Options("train"))
 
 
 def test_formats_without_random_access_are_refused(copied: Path):
@@ -214,4 +217,4 @@ def test_formats_without_random_access_are_refused(copied: Path):
     for name in ("tfrecord", "parquet"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": name}))
         with pytest.raises(ConfigError, match=rf"prepared as {name}, which has no random access"):
-            TfdsSource(copied, "train")
+            TfdsSource(copied, Options("train"))

@@ -175,7 +175,7 @@ def test_a_member_that_cannot_be_read_is_a_fault(tmp_path, name, content, code, 
 def test_paths_without_samples_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nowhere: no such file or folder$"):
         WebDatasetSource(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r": no \.tar or .* file in this folder$"):
+    with pytest.raises(ConfigError, match=r": no \.tar file in this folder$"):
         WebDatasetSource(tmp_path)
     with pytest.raises(ConfigError, match=r"a\.tar: no samples; members need names as"):
         WebDatasetSource(write_tar(tmp_path / "a.tar", {"README": b""}))
@@ -186,7 +186,7 @@ def test_compressed_shards_are_refused(tmp_path: Path):
     for name in ("b.tar.gz", "c.tar"):
         with tarfile.open(tmp_path / name, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("a.txt"))
-    with pytest.raises(ConfigError, match=r"b\.tar\.gz: compressed; .* unpack it to a plain \.tar"):
+    with pytest.raises(ConfigError, match=r"b\.tar\.gz: compressed; .* so unpack them$"):
         WebDatasetSource(tmp_path)
     with pytest.raises(ConfigError, match=r"c\.tar: not a tar file; it is compressed, unpack it"):
         WebDatasetSource(tmp_path / "c.tar")

@@ -16,23 +16,12 @@ from typing import Any
 
 import yaml
 
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, cut, one_line, require, shown
 from mllm_jax.folders import whole_file
+from mllm_jax.ranges import check, hints, some
+from mllm_jax.yaml_file import NotYAML, parse_yaml, read_yaml
 
 T = typing.TypeVar("T")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key written twice; PyYAML would keep the last one in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                problem = f"key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
@@ -55,32 +44,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     return build(cls, tree)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file as a dict.
-
-    Raises:
-        ConfigError: a missing file, broken YAML (with its line), or no mapping.
-    """
-    path = Path(path)
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else "?"
-        raise ConfigError(
-            f"{path}:{line}: not valid YAML: {getattr(error, 'problem', error)}"
-        ) from error
-    require(
-        isinstance(tree, dict),
-        f"{path}: expected sections (a mapping), found {type(tree).__name__}",
-    )
-    return tree
-
-
-def build(cls: type[T], tree: dict[str, Any]) -> T:
+def build(cls: type[T], tree: dict[Any, Any]) -> T:
     """A nested dict as a config section; strict about names and types. Raises ConfigError."""
     return _read(cls, tree, "")
 
@@ -109,58 +73,75 @@ def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
         word = words.pop(0)
         require(
             word.startswith("--"),
-            f"unexpected argument {word!r}; overrides are written --section.key value",
+            f"unexpected argument {shown(word)}; overrides are written --section.key value",
         )
         key, equals, value = word[2:].partition("=")
         if not equals:
-            require(len(words) > 0, f"--{key}: value missing; write --{key} VALUE")
+            flag = f"--{cut(key, 80)}"
+            require(len(words) > 0, f"{flag}: value missing; write {flag} VALUE")
             value = words.pop(0)
         try:
-            pairs.append((key, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key}: {value!r} is not a value YAML can read") from error
+            pairs.append((key, parse_yaml(value)))
+        except NotYAML as error:
+            raise ConfigError(
+                f"--{cut(key, 80)}: {shown(value)} is not valid YAML: {error.reason}"
+            ) from error
     return pairs
 
 
-def _put(tree: dict[str, Any], keys: list[str], value: Any, full: str) -> None:
+def _put(tree: dict[Any, Any], keys: list[str], value: Any, full: str) -> None:
     for key in keys[:-1]:
         if tree.get(key) is None:
             tree[key] = {}
         tree = tree[key]
-        require(isinstance(tree, dict), f"--{full}: {key} is not a section")
+        require(isinstance(tree, dict), f"--{cut(full, 120)}: {cut(key, 80)} is not a section")
     tree[keys[-1]] = value
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: dataclass, dict[str, X], tuple[X, ...], X | None, Literal or scalar."""
+    """`value` as `kind`: dataclass, dict[str, X], tuple[X, ...], X | None, Literal or scalar.
+
+    `Annotated` bounds are held against it, see `ranges`.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        value = _read(args[0], value, where)
+        check(kind, value, where)
+        return value
     if origin in (types.UnionType, typing.Union):
-        some = next(a for a in args if a is not types.NoneType)
-        return None if value is None else _read(some, value, where)
+        return None if value is None else _read(some(args), value, where)
     if dataclasses.is_dataclass(kind):
         return _read_section(kind, value, where)
     if origin is dict:
-        _expect(isinstance(value, dict), where, value, "a mapping of names to sections")
-        return {str(name): _read(args[1], item, f"{where}.{name}") for name, item in value.items()}
+        return _read_mapping(args[1], value, where)
     if origin is tuple:
         _expect(isinstance(value, list | tuple), where, value, "a list")
         fixed = args[-1] is not Ellipsis
         _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is typing.Literal:
-        known = value in args and type(value) in {type(a) for a in args}
+        known = any(type(value) is type(one) and value == one for one in args)
         _expect(known, where, value, " or ".join(map(str, args)))
         return value
     return _read_scalar(kind, value, where)
 
 
+def _read_mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    _expect(isinstance(value, dict), where, value, "a mapping of names to sections")
+    for name in value:  # a whole number is a name too: the steps of data.changes
+        _expect(type(name) in (str, int), f"{where}: key", name, "text (put it in quotes)")
+    tree = {str(name): _read(kind, item, _join(where, name)) for name, item in value.items()}
+    require(len(tree) == len(value), f"{where}: a key stands twice, as text and as number")
+    return tree
+
+
 def _read_section(cls: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), where or "config", value, "a section (key: value lines)")
-    hints = typing.get_type_hints(cls)
+    kinds = hints(cls)
     for name in value:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(hints)}"
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name)[:80], kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(kinds)}"
             raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
@@ -168,7 +149,7 @@ def _read_section(cls: Any, value: Any, where: str) -> Any:
             f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default"
         )
     return cls(
-        **{name: _read(hints[name], item, _join(where, name)) for name, item in value.items()}
+        **{name: _read(kinds[name], item, _join(where, name)) for name, item in value.items()}
     )
 
 
@@ -176,7 +157,7 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 as text, and people write it all the time
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         _expect(math.isfinite(number), where, value, "a number")
         return number
@@ -186,8 +167,9 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _expect(condition: bool, where: str, value: Any, allowed: str) -> None:
-    require(condition, f"{where}: expected {allowed}, got {value!r}")
+    require(condition, f"{where}: expected {allowed}, got {shown(value)}")
 
 
 def _join(where: str, name: Any) -> str:
-    return f"{where}.{name}" if where else str(name)
+    name = one_line(str(name), 80)
+    return f"{where}.{name}" if where else name

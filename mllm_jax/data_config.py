@@ -2,39 +2,61 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from mllm_jax.errors import require
+from mllm_jax.ranges import (
+    Name,
+    NameText,
+    PathText,
+    Range,
+    Section,
+    Size,
+    Step,
+    Text,
+    Weight,
+    check,
+)
+
+Code = Annotated[str, Name(100)]  # of a fault, a step
+Column = Annotated[str, Text(200)]
+Columns = Annotated[dict[Column, Column], Size("[0, 1_000]")]
+Skip = Annotated[dict[Code, Annotated[float, Range("(0, 1]")]], Size("[0, 1_000]")]
+Changes = Annotated[
+    dict[Code, Annotated[dict[NameText, Weight], Size("[0, 10_000]")]], Size("[0, 10_000]")
+]
+Count = Annotated[int, Range("[0, 10_000]")]
+TOKENS = 2**30  # of a batch: the arrays of one are made whole on the host
 
 
 @dataclass(frozen=True)
-class StreamConfig:
+class StreamConfig(Section, at="data.streams.*"):
     """One weighted source of records: a file or a folder of shards, and the folder of its images.
 
     `kind` says how the rows are stored, `layout` what their columns are called, `columns` renames
     single ones of them: {caption: caption_eu}.
     """
 
-    path: str
-    images: str | None = None  # where image paths start; default: the folder of `path`
-    language: str | None = None  # of records that do not name their own
-    weight: float = 1.0  # share of the mixture, relative to the other streams
+    path: PathText
+    images: PathText | None = None  # where image paths start; default: the folder of `path`
+    language: NameText | None = None  # of records that do not name their own
+    weight: Weight = 1.0  # share of the mixture, relative to the other streams
     format: Literal["plain", "llama3", "llama31"] = "llama31"
     kind: Literal["json", "text", "parquet", "arrow", "array_record", "tfds", "webdataset"] = "json"
     layout: Literal[
         "llava", "caption", "text", "conceptual_captions", "pixmo_ama", "magpie", "cauldron", "wit"
     ] = "llava"
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     # of a folder with files of several, as `train`; `all` for every file
-    split: str | None = None
+    split: NameText | None = None
     # folders outside of its own to which links in its data and image folders may lead
-    links: tuple[str, ...] = ()
+    links: Annotated[tuple[PathText, ...], Size("[0, 1_000]")] = ()
     # instead of a weight: how often it is gone through while the mixture is gone through once
-    epochs: float | None = None
-    hub: str | None = None  # data set on the Hugging Face Hub that `prepare` puts into `path`
-    revision: str | None = None  # its commit or tag
+    epochs: Annotated[float, Range("(0, 1_000_000]")] | None = None
+    hub: NameText | None = None  # data set on the Hugging Face Hub that `prepare` puts into `path`
+    revision: NameText | None = None  # its commit or tag
     # code of a fault (data/faults.py) -> share of the records that may be left out because of it
-    skip: dict[str, float] = field(default_factory=dict)
+    skip: Skip = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -47,14 +69,7 @@ class StreamConfig:
         return f"{self.path.rstrip('/')}.index"
 
     def __post_init__(self):
-        require(
-            self.weight > 0,
-            f"data.streams.*.weight={self.weight} must be positive; remove the stream instead",
-        )
-        require(
-            self.epochs is None or self.epochs > 0,
-            f"data.streams.*.epochs={self.epochs} must be positive",
-        )
+        super().__post_init__()
         require(
             self.epochs is None or self.weight == 1.0,
             f"data.streams.*: weight={self.weight} and epochs={self.epochs} exclude each other",
@@ -68,51 +83,51 @@ class StreamConfig:
             self.split is None or self.kind != "json",
             f"data.streams.*.split={self.split!r}: kind json has no splits; name the file",
         )
-        for code, share in self.skip.items():
-            require(
-                0 < share <= 1,
-                f"data.streams.*.skip.{code}={share} must lie in (0, 1]: the share of records that "
-                "may be left out",
-            )
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section, at="data"):
     """The mixture, and the shape of a batch.
 
     A batch is `rows` rows of `length` tokens with `image_slots` images each.
     """
 
-    streams: dict[str, StreamConfig]
-    languages: tuple[str, ...]
+    streams: Annotated[
+        dict[NameText, StreamConfig], Size("[1, 10_000]", "name at least one stream")
+    ]
+    languages: Annotated[
+        tuple[NameText, ...], Size("[1, 10_000]", "list the language of every record")
+    ]
     weights: Literal["records", "tokens"] = "records"  # what the streams' weights are shares of
     # step -> stream -> weight from that step on, e.g. {1000: {captions_en: 0.1}}
-    changes: dict[str, dict[str, float]] = field(default_factory=dict)
-    temperature: float = 1.0  # over languages: 1 leaves their shares, larger ones even them out
-    length: int = 2048
-    image_slots: int = 1
-    rows: int = 128
+    changes: Changes = field(default_factory=dict)
+    # over languages: 1 leaves their shares, larger ones even them out
+    temperature: Annotated[float, Range("[0.01, 1_000_000_000_000]")] = 1.0
+    length: Annotated[int, Range("[2, 16_777_216]")] = 2048  # a row of 1 has nothing to predict
+    image_slots: Annotated[int, Range("[0, 65_536]")] = 1
+    rows: Annotated[int, Range("[1, 1_000_000]")] = 128
     pack: bool = True
-    window: int = 2048  # positions of the mixture that are packed together
+    # positions of the mixture that are packed together
+    window: Annotated[int, Range("[1, 1_048_576]")] = 2048
     over_long: Literal["drop", "cut", "fail"] = "fail"
     image_fit: Literal["crop", "pad"] = "crop"
-    max_pixels: int = 100_000_000  # of one image; larger ones are taken for bombs
-    index: str | None = None  # folder of the length indexes; default: beside each stream
-    workers: int = 0  # processes that make batches; 0: threads of this process
-    threads: int = 4  # that make batches where there are no workers
-    prefetch: int = 4  # batches made ahead of the step
-    image_cache: int = 256  # MiB of decoded images kept; small data sets are decoded once
+    # of one image; larger ones are taken for bombs
+    max_pixels: Annotated[int, Range("[1, 10_000_000_000]")] = 100_000_000
+    index: PathText | None = None  # folder of the length indexes; default: beside each stream
+    workers: Count = 0  # processes that make batches; 0: threads of this process
+    # that make batches where there are no workers
+    threads: Annotated[int, Range("[1, 10_000]")] = 4
+    prefetch: Count = 4  # batches made ahead of the step
+    # MiB of decoded images kept; small data sets are decoded once
+    image_cache: Annotated[int, Range("[0, 16_777_216]")] = 256
 
     def __post_init__(self):
-        require(len(self.streams) > 0, "data.streams: empty; name at least one stream")
-        require(len(self.languages) > 0, "data.languages: empty; list the language of every record")
-        for name in ("length", "rows", "window", "threads", "max_pixels"):
-            require(getattr(self, name) > 0, f"data.{name}={getattr(self, name)} must be positive")
-        for name in ("image_slots", "prefetch", "workers", "image_cache"):
-            require(
-                getattr(self, name) >= 0, f"data.{name}={getattr(self, name)} must not be negative"
-            )
-        require(self.temperature > 0, f"data.temperature={self.temperature} must be positive")
+        super().__post_init__()
+        require(
+            self.rows * self.length <= TOKENS,
+            f"data.rows={self.rows} x data.length={self.length} is more than the {TOKENS:,} tokens "
+            "that a batch may have",
+        )
         timed = [name for name, stream in self.streams.items() if stream.epochs is not None]
         require(
             len(timed) in (0, len(self.streams)),
@@ -146,7 +161,8 @@ class DataConfig:
     def _check_changes(self) -> None:
         for step, weights in self.changes.items():
             where = f"data.changes.{step}"
-            require(step.isdecimal() and int(step) > 0, f"{where}: expected a step, 1 or later")
+            require(step.isdecimal(), f"{where}: expected a step, 1 or later")
+            check(Step, int(step), f"{where}: step")
             for name in weights:
                 known = ", ".join(self.streams)
                 require(name in self.streams, f"{where}.{name}: no such stream; there are {known}")

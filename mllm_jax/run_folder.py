@@ -23,6 +23,7 @@ from mllm_jax.data.templates import END_TOKENS, TEMPLATES
 from mllm_jax.errors import require
 from mllm_jax.folders import in_use, partial
 from mllm_jax.json_file import read_json, write_json
+from mllm_jax.patterns import matches
 from mllm_jax.trees import flatten
 
 # what may differ between a run and its continuation, and is said then; `train.steps` stretches the
@@ -165,7 +166,7 @@ def chat_template(config: Config) -> str | None:
 
 def is_fresh(init: InitConfig, path: str) -> bool:
     """Whether `init.fresh` has this parameter drawn anew."""
-    return init.fresh is not None and re.fullmatch(init.fresh, path) is not None
+    return init.fresh is not None and matches(init.fresh, path, "init.fresh")
 
 
 def _lies_ahead(key: str, step: int) -> bool:

@@ -48,9 +48,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes.count(-1) <= 1,
         f"mesh: -1 stands at most once, got data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}",
     )
-    require(
-        all(s == -1 or s > 0 for s in sizes), f"mesh: sizes must be positive or -1, got {sizes}"
-    )
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes:
         require(

@@ -276,14 +276,18 @@ def test_inspect_calls_a_door_that_is_there():
     inspect.signature(module.run).bind(None, Path("look"), step=7, rows=2)
 
 
-def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(door, stage: str):
+def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
+    door, capsys, stage: str
+):
     made = door("train", "train")
-    words = ["--optimizer.weight_decay", "-0.5", "--optimizer.eps", "-1e-4", "--out", "a b"]
+    words = ["--mesh.data", "-1", "--optimizer.eps", "1e-4", "--out", "a b"]
     assert main(["train", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
     assert kwargs == {"resume": False}
-    assert (config.optimizer.weight_decay, config.optimizer.eps) == (-0.5, -1e-4)
+    assert (config.mesh.data, config.optimizer.eps) == (-1, 1e-4)
     assert config.out == "a b"
+    assert main(["train", "--config", stage, "--optimizer.eps", "-1e-4"]) == 2
+    assert "optimizer.eps=-0.0001 must lie in (0, 1]\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -291,7 +295,7 @@ def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(doo
     [
         (["--optimizer.learning_rat", "1"], "unknown key; did you mean 'learning_rate'?"),
         (["--resum"], "--resum: value missing; write --resum VALUE"),
-        (["--train.steps", "0"], "train.steps=0 must be positive"),
+        (["--train.steps", "0"], "train.steps=0 must lie in [1, 1_000_000_000]"),
         (["extra"], "unexpected argument 'extra'; overrides are written --section.key value"),
     ],
 )

@@ -79,7 +79,7 @@ REFUSED = [
     # the network's own numbers
     ("model.vision.image_size", 30, "model.vision.image_size=30 is not a multiple of patch_size=7"),
     ("model.vision.heads", 5, "model.vision.width=48 is not a multiple of heads=5"),
-    ("model.vision.heads", 0, "model.vision.width=48 is not a multiple of heads=0"),
+    ("model.vision.heads", 0, "model.vision.heads=0 must lie in [1, 65_536]"),
     (
         "model.vision.feature_layer",
         -5,
@@ -91,7 +91,7 @@ REFUSED = [
         15,
         "model.language.head_dim=15 is odd; rotary positions need an even width",
     ),
-    ("model.language.layers", 0, "model.language.layers=0 must be positive"),
+    ("model.language.layers", 0, "model.language.layers=0 must lie in [1, 10_000]"),
     (
         "model.connector",
         ...,
@@ -121,8 +121,8 @@ REFUSED = [
         "init.fresh='connector/.*' has no effect without init.weights",
     ),
     # data
-    ("data.streams", {}, "data.streams: empty; name at least one stream"),
-    ("data.languages", [], "data.languages: empty; list the language of every record"),
+    ("data.streams", {}, "data.streams: is empty; name at least one stream"),
+    ("data.languages", [], "data.languages: is empty; list the language of every record"),
     (
         "data.streams.words.language",
         "fr",
@@ -131,17 +131,17 @@ REFUSED = [
     (
         "data.streams.words.weight",
         0,
-        "data.streams.*.weight=0.0 must be positive; remove the stream instead",
+        "data.streams.words.weight=0.0 must lie in (0, 1_000_000_000]; remove the stream instead",
     ),
-    ("data.length", 0, "data.length=0 must be positive"),
-    ("data.image_slots", -1, "data.image_slots=-1 must not be negative"),
+    ("data.length", 0, "data.length=0 must lie in [2, 16_777_216]"),
+    ("data.image_slots", -1, "data.image_slots=-1 must lie in [0, 65_536]"),
     ("data.length", 16, "data.length=16 is too short for one image of 16 tokens"),
     ("data.rows", 9, "data.rows=9 is not a multiple of train.microbatches=2"),
     # training
     (
         "optimizer.parts.frozen.match",
         "vision/(",
-        "optimizer.parts.*.match='vision/(' is no regular expression: "
+        "optimizer.parts.frozen.match='vision/(' is not a regular expression: "
         "missing ), unterminated subpattern at position 7",
     ),
     (
@@ -156,14 +156,18 @@ REFUSED = [
     ),
     ("optimizer.warmup_ratio", 1.0, "optimizer.warmup_ratio=1.0 must lie in [0, 1)"),
     ("optimizer.floor", 1.5, "optimizer.floor=1.5 must lie in [0, 1]"),
-    ("optimizer.clip_norm", 0, "optimizer.clip_norm=0.0 must be positive or null"),
+    (
+        "optimizer.clip_norm",
+        0,
+        "optimizer.clip_norm=0.0 must lie in (0, 1_000_000_000]; null for none",
+    ),
     ("train.epochs", 2, "train: give steps or epochs, exactly one (steps=10, epochs=2.0)"),
     ("train.steps", None, "train: give steps or epochs, exactly one (steps=None, epochs=None)"),
-    ("train.save_every", 0, "train.save_every=0 must be positive"),
-    ("train.keep_every", 0, "train.keep_every=0 must be positive"),
+    ("train.save_every", 0, "train.save_every=0 must lie in [1, 1_000_000_000]"),
+    ("train.keep_every", 0, "train.keep_every=0 must lie in [1, 1_000_000_000]"),
     ("train.keep_every", 7, "train.keep_every=7 is not a multiple of train.save_every=500"),
-    ("train.keep_best", -1, "train.keep_best=-1 must be 0 or more"),
-    ("compute.loss_chunk", 0, "compute.loss_chunk=0 must be positive"),
+    ("train.keep_best", -1, "train.keep_best=-1 must lie in [0, 1_000_000]"),
+    ("compute.loss_chunk", 0, "compute.loss_chunk=0 must lie in [1, 16_777_216]"),
 ]
 
 

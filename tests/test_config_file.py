@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from mllm_jax import config_file
 from mllm_jax.config import Config, FolderConfig, RecipeConfig
@@ -34,7 +35,10 @@ def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path):
     [
         (["--seed"], "--seed: value missing; write --seed VALUE"),
         (["seed", "1"], "unexpected argument 'seed'; overrides are written --section.key value"),
-        (["--seed", "[1"], "--seed: '[1' is not a value YAML can read"),
+        (
+            ["--seed", "[1"],
+            "--seed: '[1' is not valid YAML: expected ',' or ']', but got '<stream end>'",
+        ),
         (["--seed.x", "1"], "--seed.x: seed is not a section"),
         (["--sed", "1"], "sed: unknown key; did you mean 'seed'?"),
         (["--optimizer.lr", "1"], None),
@@ -83,6 +87,67 @@ def test_a_key_written_twice_is_refused(tmp_path):
     with pytest.raises(ConfigError) as error:
         config_file.load(Config, path)
     assert str(error.value) == f"{path}:3: not valid YAML: key 'seed' stands twice"
+
+
+@pytest.mark.parametrize("value", ["1:30", "010", "'2024-01-02'", "runs/2024-01-02"])
+def test_text_in_a_flag_stays_text(tmp_path, value: str):
+    # YAML 1.1 reads 1:30 as 90 and 010 as 8
+    config = config_file.load(Config, write(tmp_path), ["--out", value])
+    assert config.out == value.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("2024-99-99", "'2024-99-99' reads as a date; if it is text, put it in quotes"),
+        ("2024-01-02", "'2024-01-02' reads as a date; if it is text, put it in quotes"),
+        ("!!x y", "tag 'tag:yaml.org,2002:x' is not allowed; write it as plain text or number"),
+        ("9" * 5000, None),
+        ("[" * 5000, "nested deeper than 50 levels"),
+        ("a\0b", "character U+0000 is not allowed"),
+    ],
+)
+def test_a_flag_that_yaml_cannot_read_is_named(tmp_path, value: str, reason: str | None):
+    with pytest.raises(ConfigError) as error:
+        config_file.load(Config, write(tmp_path), ["--out", value])
+    message = str(error.value)
+    assert message.startswith("--out: ") and len(message) < 400 and "\n" not in message
+    assert reason is None or message.endswith(f"is not valid YAML: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("true: 1\n", "True: unknown key; allowed are model, init, data"),
+        ("1.5: 1\n", "1.5: unknown key; allowed are model, init, data"),
+        ("x" * 100_000 + ": 1\n", None),
+        ("? [a, b]\n: 1\n", "stage.yaml:1: not valid YAML: a key must be text"),
+        ("out: !!timestamp 2024-99-99\n", "stage.yaml:1: not valid YAML: .* reads as a date"),
+    ],
+)
+def test_odd_keys_are_refused_in_one_short_line(tmp_path, text: str, message: str | None):
+    path = tmp_path / "stage.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        config_file.load(Config, path)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", [True, None, 1.5])
+def test_a_name_is_text_or_a_whole_number(key: Any):
+    with pytest.raises(ConfigError, match=r"^data\.columns: key: expected text \(put it in quotes"):
+        config_file._read(dict[str, str], {key: "x"}, "data.columns")
+    with pytest.raises(ConfigError, match="stands twice, as text and as number"):
+        config_file._read(dict[str, str], {1: "x", "1": "y"}, "data.columns")
+
+
+def test_overriding_one_use_of_an_alias_leaves_the_other(tmp_path):
+    path = tmp_path / "stage.yaml"
+    shared = tree(("data.streams", {"captions": "ALIAS"}))
+    text = yaml.safe_dump(shared).replace("captions: ALIAS", "a: &a {path: x.json}\n    b: *a")
+    path.write_text(text)
+    config = config_file.load(Config, path, ["--data.streams.a.weight", "3"])
+    assert [s.weight for s in config.data.streams.values()] == [3.0, 1.0]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -5,7 +5,6 @@ only when asked, so a conversion holds one parameter at a time.
 """
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.errors import ConfigError
+from mllm_jax.patterns import matches
 
 SHOWN = 20  # names listed of each kind of difference
 
@@ -113,7 +113,9 @@ def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | Non
 
     That is all but those that match the regex `unread` and are not wanted.
     """
-    return [p for p in stored if p in wanted or unread is None or not re.fullmatch(unread, p)]
+    return [
+        p for p in stored if p in wanted or unread is None or not matches(unread, p, "init.fresh")
+    ]
 
 
 def _listed(kind: str, names: Iterable[str]) -> str:

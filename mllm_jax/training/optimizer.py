@@ -14,7 +14,6 @@ float32 parameters are the default.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float32, Num
 
 from mllm_jax.config import OptimizerConfig, PartConfig
 from mllm_jax.errors import ConfigError
+from mllm_jax.patterns import matches
 from mllm_jax.trees import flatten, unflatten
 
 SHOWN = 5  # paths named in a message
@@ -50,10 +50,7 @@ def assign(paths: Iterable[str], parts: Mapping[str, PartConfig]) -> dict[str, s
     Raises:
         ConfigError: paths that no part claims, paths that several claim, parts that claim nothing.
     """
-    claims = {
-        path: [name for name, part in parts.items() if re.fullmatch(part.match, path)]
-        for path in paths
-    }
+    claims = {path: _claimants(path, parts) for path in paths}
     faults = []
     if unclaimed := [path for path, names in claims.items() if not names]:
         faults.append(f"no part claims {_shorten(unclaimed)}")
@@ -155,7 +152,9 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, 
         for name, part in config.parts.items()
         if part.train and name in owner.values()
     }
-    decayed = unflatten({path: re.fullmatch(config.no_decay, path) is None for path in paths})
+    decayed = unflatten(
+        {path: not matches(config.no_decay, path, "optimizer.no_decay") for path in paths}
+    )
     clip, decay = optax.identity(), optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
@@ -184,9 +183,17 @@ def apply_updates(trainable: Any, updates: Any) -> Any:
     )
 
 
+def _claimants(path: str, parts: Mapping[str, PartConfig]) -> list[str]:
+    return [
+        name
+        for name, part in parts.items()
+        if matches(part.match, path, f"optimizer.parts.{name}.match")
+    ]
+
+
 def _owner(path: str, parts: Mapping[str, PartConfig]) -> str:
     # not `assign`: here the trainable tree alone is at hand, and frozen parts claim nothing of it
-    names = [name for name, part in parts.items() if re.fullmatch(part.match, path)]
+    names = _claimants(path, parts)
     if len(names) != 1 or not parts[names[0]].train:
         raise ValueError(
             f"{path}: claimed by {names}, expected exactly one trained part; "

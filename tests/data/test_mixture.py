@@ -70,8 +70,8 @@ def test_a_temperature_needs_streams_of_one_language():
         ([{"epochs": 2.0}, {}], {}, "s0 give epochs, the others do not"),
         ([{"epochs": 2.0}], {"weights": "tokens"}, "has no effect on streams that give epochs"),
         ([{"epochs": 2.0, "weight": 2.0}], {}, "weight=2.0 and epochs=2.0 exclude each other"),
-        ([{"epochs": -1.0}], {}, "epochs=-1.0 must be positive"),
-        ([{}], {"temperature": 0.0}, "data.temperature=0.0 must be positive"),
+        ([{"epochs": -1.0}], {}, r"epochs=-1.0 must lie in \(0, "),
+        ([{}], {"temperature": 0.0}, r"data.temperature=0.0 must lie in \[0.01, "),
     ],
 )
 def test_refusals(streams, fields, said):

@@ -57,6 +57,8 @@ class StreamConfig(Section, at="data.streams.*"):
     revision: NameText | None = None  # its commit or tag
     # code of a fault (data/faults.py) -> share of the records that may be left out because of it
     skip: Skip = field(default_factory=dict)
+    # keys of rows, turns or typed parts that are knowingly not read (data/unread.py)
+    ignore: Annotated[tuple[Column, ...], Size("[0, 1_000]")] = ()
 
     @property
     def is_text(self) -> bool:

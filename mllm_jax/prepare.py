@@ -82,7 +82,8 @@ def near_duplicates(hashes: np.ndarray) -> int:
 
 
 HEAD = ("stream", "records", "used", "left out", "over-long", "images", "alike", "tokens")
-HEAD += ("trained",)
+HEAD += ("trained", "unread")
+KEYS = 8  # unread keys that the table names; the JSON names all
 
 
 def _table(found: dict[str, dict[str, Any]]) -> str:
@@ -98,9 +99,17 @@ def _table(found: dict[str, dict[str, Any]]) -> str:
             f"{of['near_duplicates']:,}",
             f"{of['tokens']:,}",
             f"{of['trained_share']:.1%}",
+            _unread(of["unread"]),
         )
         rows.append((name, *counts))
     return markdown_table(HEAD, rows)
+
+
+def _unread(counts: dict[str, int]) -> str:
+    """Keys that nothing read: source (300), meta (300)."""
+    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:KEYS]]
+    more = [f"{len(counts) - KEYS} more"] if len(counts) > KEYS else []
+    return ", ".join(named + more)
 
 
 def _tokens_per_word(found: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:

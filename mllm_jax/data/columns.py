@@ -9,14 +9,15 @@ text.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.record_fields import check_id
-from mllm_jax.errors import require
+from mllm_jax.data.unread import Unread
+from mllm_jax.errors import cut, require, shown
 
 Values = dict[str, Any]  # by our names
 _ABSENT = object()
@@ -67,16 +68,29 @@ LAYOUTS: dict[str, dict[str, str]] = {
 _ALWAYS = ("id", "language")  # names that every layout has; a row may leave them out
 _MAY_LACK = {"llava": ("image", "conversations", "messages")}  # records.py says what is missing
 _ROLES = {"human": "user", "gpt": "assistant"}
+# our name of a column that holds turns -> keys of a turn that are read: who speaks, what is said
+_TURNS = {
+    "conversations": ("from", "value"),
+    "messages": ("role", "content"),
+    "texts": ("user", "assistant"),
+}
+_ONE_TEXT = ("text", "caption", "conceptual_captions", "wit")  # nobody speaks in these layouts
+_OTHER_LAYOUT = {"text": "text", "caption": "caption", "texts": "cauldron", "answer": "pixmo_ama"}
 
 
 class Columns:
     """What makes raw records of a stream's rows."""
 
-    def __init__(self, layout: str, renamed: dict[str, str]):
-        """`layout` is a key of LAYOUTS; `renamed` gives our names other columns.
+    def __init__(self, layout: str, renamed: dict[str, str], ignore: Iterable[str] = ()):
+        """Takes names.
+
+        Args:
+            layout: a key of LAYOUTS.
+            renamed: gives our names other columns.
+            ignore: keys that are knowingly left aside, see `unread`.
 
         Raises:
-            ConfigError: the layout has no such name.
+            ConfigError: the layout has no such name, or reads what is to be ignored.
         """
         columns = LAYOUTS[layout]
         names = (*columns, *(name for name in _ALWAYS if name not in columns))
@@ -92,6 +106,13 @@ class Columns:
         # a column that the config names is there, or misspelt
         may_lack = {*_ALWAYS, *_MAY_LACK.get(layout, ())} - renamed.keys()
         self._needed = self._columns.keys() - may_lack
+        for name, column in self._columns.items():
+            require(
+                column not in ignore,
+                f"data.streams.*.ignore: layout {layout!r} reads {column!r} as its {name}",
+            )
+        self._turns = [name for name in self._columns if name in _TURNS]
+        self._unread = Unread(self._columns.values(), ignore, layout not in _ONE_TEXT)
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         """The raw record of a row.
@@ -101,10 +122,14 @@ class Columns:
                 Images are passed on as they are.
             number: of the row in its source; the id of a record that has none.
 
+        Returns:
+            With the names of keys that nothing read under `unread`, if there are any.
+
         Raises:
             Fault: "field" for a column that is not there or an id that is neither text nor a
                 number, "text" for bytes that are not UTF-8 or an id that is no text,
-                "image_missing" for a caption or question without an image.
+                "image_missing" for a caption or question without an image, "unread_key" for a key
+                whose content would be lost.
         """
         values: Values = {}
         for name, column in self._columns.items():
@@ -114,16 +139,30 @@ class Columns:
             elif value is not _ABSENT:
                 values[name] = _listed(value) if name == "image" else _plain(value, column)
             elif name in self._needed:
-                raise Fault(
-                    "field",
-                    f"no column {column!r} for {name}; the row has {', '.join(row) or 'none'}",
-                )
+                raise Fault("field", f"no column {column!r} for {name}; the row has {_names(row)}")
         raw = _MAKERS[self._layout](values)
+        if self._layout == "llava" and len(raw) == 1:
+            raise Fault("field", _no_turns(row, self._columns.values()))
+        if unread := self._unread_keys(row, values):
+            raw["unread"] = unread
         raw["id"] = number if values.get("id") is None else values["id"]
         check_id(raw["id"])  # before anyone writes it into a message
         if values.get("language") is not None:
             raw["language"] = values["language"]
         return raw
+
+    def key(self, row: dict[str, Any], number: int) -> str:
+        """The id of a row, for messages; its number where it has none that can be one."""
+        own = row.get(self._columns.get("id", "id"))
+        is_id = type(own) in (str, int, float) and own == own
+        return cut(str(own), 200) if is_id else str(number)
+
+    def _unread_keys(self, row: dict[str, Any], values: Values) -> list[str]:
+        names = self._unread.of_row(row, bool(values.get("image")))
+        for name in self._turns:
+            if (turns := values.get(name)) is not None:
+                names += self._unread.of_turns(_structs(turns), _TURNS[name])
+        return names
 
 
 def _llava(values: Values) -> Values:
@@ -150,7 +189,7 @@ def _question(values: Values) -> Values:
 def _cauldron(values: Values) -> Values:
     texts = _structs(values["texts"])
     if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
-        raise Fault("field", f"texts {texts!r:.60} is not a list of {{user, assistant}}")
+        raise Fault("field", f"texts {shown(texts, 60)} is not a list of {{user, assistant}}")
     rounds = [(text.get("user"), _answer(text.get("assistant"))) for text in texts]
     return {"image": values["image"], "rounds": rounds}
 
@@ -158,7 +197,7 @@ def _cauldron(values: Values) -> Values:
 def _magpie(values: Values) -> Values:
     turns = _structs(values["conversations"])
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Fault("field", f"conversations {turns!r:.60} is not a list of {{from, value}}")
+        raise Fault("field", f"conversations {shown(turns, 60)} is not a list of {{from, value}}")
     messages = []
     for turn in turns:
         who = turn.get("from")
@@ -181,6 +220,19 @@ _MAKERS: dict[str, Callable[[Values], Values]] = {
 
 
 # ------------------------------------------------------------------------------------------- parts
+
+
+def _names(row: dict[str, Any]) -> str:
+    """Columns of a row, for messages."""
+    return ", ".join(list(row)[:12]) + (", ..." if len(row) > 12 else "") if row else "none"
+
+
+def _no_turns(row: dict[str, Any], read: Iterable[str]) -> str:
+    others = {name: value for name, value in row.items() if name not in set(read)}
+    layouts = [layout for column, layout in _OTHER_LAYOUT.items() if column in others]
+    reason = "give either conversations or messages"
+    reason += f"; the row has {_names(others)}" if others else ""
+    return reason + (f"; layout: {layouts[0]} reads such rows" if layouts else "")
 
 
 def _needs_image(values: Values) -> Any:

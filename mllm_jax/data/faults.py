@@ -7,6 +7,8 @@ reason; everything else ends the run with the record's name. `image_path` can ne
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mllm_jax.errors import cut, one_line, shown
+
 CODES = {
     "json": "a line is not JSON, or not UTF-8",
     "field": "a field is missing or of the wrong type",
@@ -15,7 +17,9 @@ CODES = {
     "empty_answer": "an answer without text",
     "text": "half a surrogate pair, or a NUL character",
     "language": "no language, or one that is not in data.languages",
-    "duplicate_id": "an id that an earlier record of the stream has",
+    "duplicate_id": "id and content that an earlier record of the stream has",
+    "unread_key": "a key that nothing reads, though a picture, a text or a loss mask stands there",
+    "too_long": "a conversation of more characters than a row could ever hold",
     "image_count": "the number of <image> and of images differ",
     "image_path": "a path that leaves the image folder: always refused",
     "image_missing": "no such image file",
@@ -28,6 +32,8 @@ CODES = {
 }
 NEVER_SKIPPED = ("image_path",)
 NAMED = 5  # faults that a message names
+REASON = 400  # characters of a reason that are kept: what it quotes may be megabytes
+_SHORT = 200  # and that a message about several shows
 
 
 class FaultLine(NamedTuple):
@@ -42,19 +48,22 @@ class FaultLine(NamedTuple):
 
 def refusal(path: str, refused: Sequence[FaultLine], total: int) -> str:
     """One line that counts the refused rows of a stream and names the first few."""
-    shown = "; ".join(f"record {f.id!r} ({f.where}): {f.reason}" for f in refused[:NAMED])
+    named = "; ".join(
+        f"record {shown(f.id, 60)} ({cut(f.where, 120)}): {cut(f.reason, _SHORT)}"
+        for f in refused[:NAMED]
+    )
     more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-    return f"{path}: {len(refused)} of {total} records refused: {shown}{more}"
+    return f"{path}: {len(refused)} of {total} records refused: {named}{more}"
 
 
 class Fault(Exception):
     """A record cannot be used."""
 
     def __init__(self, code: str, reason: str):
-        """`code` is a key of CODES; `reason` says in one line what is wrong."""
+        """`code` is a key of CODES; `reason` says what is wrong, and is cut to one line."""
         assert code in CODES, code
-        super().__init__(reason)
-        self.code, self.reason = code, reason
+        self.code, self.reason = code, one_line(reason, REASON)
+        super().__init__(self.reason)
 
     def __reduce__(self):
         return Fault, (self.code, self.reason)  # travels from worker processes

@@ -21,8 +21,9 @@ from mllm_jax.data import packing
 from mllm_jax.data.faults import NAMED, NEVER_SKIPPED, FaultLine, refusal
 from mllm_jax.data.spans import NO_TOKEN, Encoded, expand
 from mllm_jax.data.store import Store
+from mllm_jax.data.unread import keys_in
 from mllm_jax.data_config import DataConfig, StreamConfig
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, require, shown
 from mllm_jax.model_config import ModelConfig
 
 
@@ -121,6 +122,16 @@ class StreamIndex:
         return int(self._store.records["language"][self._records[index]])
 
     @property
+    def unread(self) -> dict[str, int]:
+        """Keys that nothing read -> how often they held something, the most frequent first."""
+        return self._store.unread()
+
+    @property
+    def numbered(self) -> int:
+        """Records with the id of an earlier one and other content."""
+        return len(self._store.numbers)
+
+    @property
     def hashes(self) -> UInt64[np.ndarray, "i"]:
         """Perceptual hashes of all images of the stream; 0 where they were not decoded."""
         return self._store.hashes
@@ -160,7 +171,7 @@ class StreamIndex:
                 reason = f"{lengths.images[i]} images, but data.image_slots={data.image_slots}"
             else:
                 reason = f"{lengths.size[i]} tokens, but data.length={data.length}"
-            reasons.append(f"record {self._store.id(int(records[i]))!r} has {reason}")
+            reasons.append(f"record {shown(self._store.id(int(records[i])), 60)} has {reason}")
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise ConfigError(
             f"data.streams.{self.name}: {len(bad)} of {len(records)} records do not fit a row: "
@@ -194,6 +205,10 @@ def check_faults(name: str, stream: StreamConfig, faults: list[FaultLine], total
     shares = {c: f"{counts[c] / total:.2g}" for c in sorted(over - set(NEVER_SKIPPED))}
     hint = ", ".join(f"{code}: {share}" for code, share in shares.items())
     allow = f"; mend them, or leave them out by data.streams.{name}.skip: {{{hint}}}"
+    keys = keys_in(line.reason for line in refused if line.code == "unread_key")
+    if keys:
+        names = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
+        allow += f"; to train without these keys: data.streams.{name}.ignore: [{names}]"
     raise ConfigError(refusal(stream.path, refused, total) + (allow if hint else ""))
 
 
@@ -231,6 +246,8 @@ class StreamReport(NamedTuple):
     records: int  # rows of the source
     used: int  # examples: records that fit, whole or cut, and pieces of documents
     faults: dict[str, int]  # rows left out, by code
+    unread: dict[str, int]  # keys that nothing read -> how often they held something
+    numbered: int  # records with the id of an earlier one and other content
     dropped: dict[str, int]
     cut: dict[str, int]
     images: int
@@ -247,6 +264,8 @@ def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
         records=stream.total,
         used=len(stream),
         faults=stream.faults,
+        unread=stream.unread,
+        numbered=stream.numbered,
         dropped=stream.dropped,
         cut=stream.cut,
         images=int(stream.images.sum()),

@@ -1,6 +1,7 @@
 """Rows of a stream -> a part of its index: read, checked, looked at and tokenised together."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine
 from mllm_jax.data.record_fields import REMEMBERED, ImageFolder
-from mllm_jax.data.records import Record, read_record
+from mllm_jax.data.records import IMAGE, Record, read_record
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.spans import Flat
-from mllm_jax.data.store import RECORD, Part, digests
-from mllm_jax.errors import ConfigError
+from mllm_jax.data.store import RECORD, Part, count_keys, digest
+from mllm_jax.errors import ConfigError, cut
 
+TOGETHER = 2**22  # bytes tokenised at a time: a tokenizer takes up to 200 times as much
+NAME = 200  # characters of an id that a fault keeps
 Look = Callable[[str | bytes], int]
 
 
@@ -39,6 +42,7 @@ class _Good(NamedTuple):
     row: int
     record: Record
     hashes: list[int]
+    content: bytes  # see `_content`
 
 
 def looks(reader: Reader) -> Look:
@@ -61,22 +65,47 @@ def read_part(reader: Reader, rows: range, look: Look) -> Part:
     """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
     good: list[_Good] = []
     faults: list[FaultLine] = []
+    unread: Counter[str] = Counter()
     for row in rows:
-        key = str(row)
+        key, values = str(row), None
         try:
-            raw = reader.columns(reader.source[row], row)
+            values = reader.source[row]
+            raw = reader.columns(values, row)
             key = str(raw["id"])
             record = read_record(raw, key, reader.folder, reader.language, reader.languages)
             hashes = [look(image) for image in record.images]
         except Fault as fault:
-            faults.append(FaultLine(row, key, reader.source.where(row), fault.code, fault.reason))
+            key = reader.columns.key(values or {}, row)
+            faults.append(_line(reader, row, key, fault))
         else:
-            good.append(_Good(row, record, hashes))
-    kept, flat, refused = _encode(reader.chat, good)
-    for item, reason in refused:
-        where = reader.source.where(item.row)
-        faults.append(FaultLine(item.row, item.record.id, where, "template", reason))
-    return _part(reader, kept, flat, sorted(faults))
+            good.append(_Good(row, record, hashes, _content(record)))
+            if "unread" in raw:
+                count_keys(unread, Counter(raw["unread"]))
+    kept, flats = [], []
+    for batch in _batches(good):
+        encoded, flat, refused = _encode(reader.chat, batch)
+        kept += encoded
+        flats.append(flat)
+        for item, reason in refused:
+            faults.append(_line(reader, item.row, item.record.id, Fault("template", reason)))
+    flat = flats[0] if len(flats) == 1 else Flat.join(flats)
+    return _part(reader, kept, flat, sorted(faults), unread)
+
+
+def _line(reader: Reader, row: int, key: str, fault: Fault) -> FaultLine:
+    return FaultLine(row, cut(key, NAME), reader.source.where(row), fault.code, fault.reason)
+
+
+def _batches(good: list[_Good]) -> Iterator[list[_Good]]:
+    """Records that are tokenised together: nearly always all of them."""
+    start, size = 0, 0
+    for end, item in enumerate(good):
+        more = len(item.content)
+        if size + more > TOGETHER and end > start:
+            yield good[start:end]
+            start, size = end, 0
+        size += more
+    yield good[start:]
 
 
 def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tuple[_Good, str]]]:
@@ -96,7 +125,9 @@ def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tupl
         return kept, Flat.join(flats), refused
 
 
-def _part(reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine]) -> Part:
+def _part(
+    reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine], unread: Counter[str]
+) -> Part:
     ids = [item.record.id for item in kept]
     start = len(str(reader.folder.root / "x")) - 1  # of pictures' names in their paths
     pictures = [_paths(item.record, start) for item in kept]
@@ -113,8 +144,30 @@ def _part(reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine]
     records["pictures"] = np.cumsum([_bytes(paths) for paths in pictures])
     _measure(records, flat.trained, flat.tokens == reader.chat.image_token)
     hashes = np.array([h for item in kept for h in item.hashes], np.uint64)
-    joined = "".join(ids).encode(), digests(ids), "".join(pictures).encode()
-    return Part(records, flat.tokens, flat.trained, hashes, *joined, faults)
+    digests = b"".join([digest(i.record.id.encode()) + digest(i.content) for i in kept])
+    return Part(
+        records,
+        flat.tokens,
+        flat.trained,
+        hashes,
+        "".join(ids).encode(),
+        np.frombuffer(digests, np.uint64).reshape(-1, 2),
+        "".join(pictures).encode(),
+        faults,
+        dict(unread),
+    )
+
+
+def _content(record: Record) -> bytes:
+    """All that a record holds but its id; no text holds the NUL that separates things here."""
+    data = f"{record.language}\0{record.text}"
+    for role, parts in record.turns:
+        data += "\0\0" + role
+        for part in parts:
+            data += "\0\0\0" if part is IMAGE else f"\0{part}"
+    for image in record.images:
+        data += f"\0{digest(image).hex() if isinstance(image, bytes) else image}"
+    return data.encode()
 
 
 def _measure(

@@ -32,11 +32,11 @@ from mllm_jax.data.sources.shards import Listing
 from mllm_jax.data.store import Store, mark_duplicates
 from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data_config import DataConfig, StreamConfig
-from mllm_jax.errors import ConfigError, one_line, require
+from mllm_jax.errors import ConfigError, one_line, require, shown
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 
-VERSION = 4  # of what stands in an index; another version is another key
+VERSION = 5  # of what stands in an index; another version is another key
 
 
 class Mixture(NamedTuple):
@@ -105,7 +105,11 @@ class _Opener:
             self._reader = Reader(
                 self.name,
                 open_source(self.stream),
-                Columns("text" if self.stream.is_text else self.stream.layout, self.stream.columns),
+                Columns(
+                    "text" if self.stream.is_text else self.stream.layout,
+                    self.stream.columns,
+                    self.stream.ignore,
+                ),
                 self._chat,
                 ImageFolder(image_folder(self.stream), self.stream.links),
                 self.stream.language,
@@ -130,6 +134,7 @@ class _Opener:
             "links": list(self.stream.links),
             "layout": self.stream.layout,
             "columns": self.stream.columns,
+            "ignore": sorted(self.stream.ignore),
             "language": self.stream.language,
             "languages": list(data.languages),
             "max_pixels": data.max_pixels,
@@ -231,7 +236,13 @@ def _build(
     beside.mkdir(exist_ok=True)
     write_json(mark, begun)
     build(reader, beside, workers)
-    mark_duplicates(beside, reader.source.where)
+    names = mark_duplicates(beside, reader.source.where)
+    if names:
+        print(
+            f"data.streams.{reader.name}: {len(names):,} records have the id of an earlier one and "
+            f"other content; they are numbered, as {shown(names[0], 60)}",
+            flush=True,
+        )
     mark.unlink()
     write_meta(beside, begun)
     if folder.is_dir():

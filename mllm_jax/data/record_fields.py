@@ -2,7 +2,7 @@
 
 import difflib
 import os
-import reprlib
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,10 @@ from mllm_jax.errors import shown
 
 _ALLOW = "name the folder that it leads to in data.streams.*.links"
 REMEMBERED = 2**16  # pictures: records about one need not stand side by side
+LONGEST_PATH = 4096  # characters; Linux's PATH_MAX in bytes, limits.h
+# how data URIs begin, and PNG, JPEG, GIF and WebP as base64
+_ENCODED = re.compile(r"data:|(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{40}")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,9}://", re.IGNORECASE)
 
 
 def expect(condition: bool, code: str, reason: str) -> None:
@@ -47,7 +51,7 @@ def check_text(text: str, where: str) -> None:
 def check_id(value: Any) -> None:
     """Raises Fault unless it is text, a number or None."""
     if type(value) not in (str, int, float, type(None)):
-        raise Fault("field", f"id {value!r:.60} is neither text nor a number")
+        raise Fault("field", f"id {shown(value, 60)} is neither text nor a number")
     if isinstance(value, str):
         check_text(value, "id")
 
@@ -57,11 +61,11 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
     value = own if own is not None else default
     expect(value is not None, "language", "no language: give the record one, or the stream")
     if not isinstance(value, str):
-        raise Fault("language", f"language {value!r:.60} is not text")
+        raise Fault("language", f"language {shown(value, 60)} is not text")
     if value not in languages:
-        near = difflib.get_close_matches(value, languages, n=1)
+        near = difflib.get_close_matches(value[:60], languages, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(languages)}"
-        raise Fault("language", f"language {value!r:.60} is not in data.languages; {hint}")
+        raise Fault("language", f"language {shown(value, 60)} is not in data.languages; {hint}")
     return value
 
 
@@ -84,10 +88,7 @@ class ImageFolder:
 
     def _path(self, name: str) -> str:
         """The path of an image of this name. Raises Fault where it leaves the folder."""
-        if name.strip() == "" or "\0" in name or not is_text(name):
-            raise Fault(
-                "field", f"image {shown(name)} is not a path; leave image out where there is none"
-            )
+        _check_path(name)
         inside = next((name[len(p) :] for p in self._prefixes if name.startswith(p)), name)
         parts = [part for part in inside.split("/") if part not in ("", ".")]
         path = os.path.join("" if self._root == "." else self._root, *parts)
@@ -111,6 +112,22 @@ class ImageFolder:
         return False
 
 
+def _check_path(name: str) -> None:
+    """Refuses what cannot be a path, with bounded work. Raises Fault "field" or "image_missing"."""
+    if _ENCODED.match(name) or len(name) > LONGEST_PATH:
+        raise Fault(
+            "field",
+            f"image {shown(name, 40)} is encoded text of {len(name)} characters, not a path: "
+            "decode it into a file, or into a column of bytes (parquet, arrow, webdataset)",
+        )
+    if name.strip() == "" or "\0" in name or not is_text(name):
+        reason = "is not a path; leave image out where there is none"
+        raise Fault("field", f"image {shown(name)} {reason}")
+    if _ADDRESS.match(name):
+        reason = "is an address, not a path: fetch the pictures first"
+        raise Fault("image_missing", f"image {shown(name)} {reason}")
+
+
 def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
     """The images of a record: a path, encoded bytes, {"bytes", "path"}, a list of these, or None.
 
@@ -129,8 +146,8 @@ def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
     for item in items:
         found = _source(item)
         if found is None:
-            shown = reprlib.repr(value)
-            raise Fault("field", f"image {shown} is neither a path nor a list of paths, nor bytes")
+            reason = "is neither a path nor a list of paths, nor bytes"
+            raise Fault("field", f"image {shown(value)} {reason}")
         images.append(folder.path(found) if isinstance(found, str) else found)
     return tuple(images)
 

@@ -35,18 +35,19 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     require(path.is_file(), f"data.streams.{name}.path: {path}: no such file")
     folder = image_folder(stream)
     require(folder.is_dir(), f"data.streams.{name}.images: {folder}: no such folder")
-    source, columns = JsonSource(path), Columns("llava", stream.columns)
+    source, columns = JsonSource(path), Columns("llava", stream.columns, stream.ignore)
     inside = ImageFolder(folder, stream.links)
 
     def read(row: int) -> Record | FaultLine:
-        key = str(row)
+        values = None
         try:
-            raw = columns(source[row], row)
-            key = str(raw["id"])
-            record = read_record(raw, key, inside, stream.language, languages)
+            values = source[row]
+            raw = columns(values, row)
+            record = read_record(raw, str(raw["id"]), inside, stream.language, languages)
             for image in record.images:
                 images.check(image)
         except Fault as fault:
+            key = columns.key(values or {}, row)
             return FaultLine(row, key, source.where(row), fault.code, fault.reason)
         return record
 

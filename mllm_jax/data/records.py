@@ -30,8 +30,13 @@ from mllm_jax.data.record_fields import (
     read_language,
 )
 from mllm_jax.data.record_fields import is_text as is_text  # for doors
+from mllm_jax.errors import shown
 
 MARK = "<image>"  # in a user's string: here stands an image
+# Characters of one conversation: twice what 131,072 tokens, the most a row of Llama 3.1 can have,
+# hold of English (4 a token). Refused before it is tokenised, which takes seconds a megabyte.
+MOST_TALKED = 2**20
+MOST_WRITTEN = 2**24  # characters of a document, which is cut into rows
 
 
 class Mark(enum.Enum):
@@ -93,21 +98,45 @@ def read_record(
     images = read_images(raw.get("image"), folder)
     if "rounds" in raw:
         turns = _rounds(raw["rounds"], len(images))
-        return Record(key, turns, images, read_language(raw.get("language"), language, languages))
-    turns = _turns(raw)
-    _check_order(turns)
-    marks = sum(part is IMAGE for turn in turns for part in turn.parts)
-    if marks != len(images):
-        typed = "; to keep it as text, write typed parts: [{'type': 'text', 'text': ...}]"
-        hint = "" if images else typed
-        reason = f"{marks} {MARK} in user turns, but {len(images)} images{hint}"
-        raise Fault("image_count", reason)
+    else:
+        turns = _turns(raw)
+        _check_order(turns)
+        _check_marks(raw, turns, len(images))
+    _check_size(turns)
     return Record(key, turns, images, read_language(raw.get("language"), language, languages))
+
+
+def _check_marks(raw: dict[str, Any], turns: tuple[Turn, ...], images: int) -> None:
+    marks = sum(part is IMAGE for turn in turns for part in turn.parts)
+    if marks == images:
+        return
+    hint = ""
+    if images == 0 and any(
+        isinstance(turn.get("content"), list) for turn in raw.get("messages", [])
+    ):
+        hint = "; write their paths under the record's `image`, in their order"
+    elif images == 0:
+        hint = f"; write its path under `image`, or, where {MARK} is a word, typed parts of text"
+    elif marks == 0:
+        hint = f"; write {MARK} where each stands"
+    raise Fault("image_count", f"{marks} {MARK} in user turns, but {images} images{hint}")
+
+
+def _check_size(turns: tuple[Turn, ...]) -> None:
+    size = 0
+    for _, parts in turns:
+        for part in parts:
+            size += 0 if part is IMAGE else len(part)  # type: ignore[arg-type]
+    if size > MOST_TALKED:
+        raise Fault("too_long", f"{size} characters in one conversation, more than {MOST_TALKED}")
 
 
 def _document(text: Any, key: str, language: str) -> Record:
     if not isinstance(text, str):
-        raise Fault("field", f"text {text!r:.60} is not text")
+        raise Fault("field", f"text {shown(text, 60)} is not text")
+    if len(text) > MOST_WRITTEN:
+        reason = f"{len(text)} characters in one document, more than {MOST_WRITTEN}; split it"
+        raise Fault("too_long", reason)
     check_text(text, "text")
     expect(text.strip() != "", "empty_answer", "the text is empty")
     return Record(key, (), (), language, text)
@@ -132,7 +161,7 @@ def _rounds(rounds: Sequence[tuple[Any, Any]], images: int) -> tuple[Turn, ...]:
 
 def _check_said(text: Any, name: str, number: int) -> None:
     if not isinstance(text, str):
-        raise Fault("field", f"turn {number}: {name} {text!r:.60} is not text")
+        raise Fault("field", f"turn {number}: {name} {shown(text, 60)} is not text")
     check_text(text, f"turn {number}")
 
 
@@ -158,18 +187,30 @@ def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) ->
         raise Fault("field", f"{where}: expected an object, found {type(item).__name__}")
     name = item.get(who)
     if not (isinstance(name, str) and name in roles):
-        raise Fault("role", f"{where}: {who} {name!r:.60}; allowed are {', '.join(roles)}")
+        raise _no_role(item, who, name, roles, where)
     role, content = roles[name], item.get(what)
     if isinstance(content, str):
         parts = _split(content) if role == "user" else (content,)
     elif what == "content" and isinstance(content, list):
         parts = _typed(content, role, where)
     else:
-        raise Fault("field", f"{where}: {what} {content!r:.60} is not text")
+        raise Fault("field", f"{where}: {what} {shown(content, 60)} is not text")
     for part in parts:
         if part is not IMAGE:
             check_text(part, where)
     return Turn(role, parts)
+
+
+def _no_role(item: dict[str, Any], who: str, name: Any, roles: dict[str, str], where: str) -> Fault:
+    """Names the role, or the list under which turns with these keys are read."""
+    for other, (theirs, said) in {
+        "messages": ("role", "content"),
+        "conversations": ("from", "value"),
+    }.items():
+        if name is None and theirs != who and theirs in item and said in item:
+            reason = f"{where}: no {who!r}; turns of {theirs!r} and {said!r} stand under {other}"
+            return Fault("role", reason)
+    return Fault("role", f"{where}: {who} {shown(name, 60)}; allowed are {', '.join(roles)}")
 
 
 def _split(text: str) -> tuple[str | Mark, ...]:
@@ -193,7 +234,7 @@ def _typed(content: list[Any], role: str, where: str) -> tuple[str | Mark, ...]:
         elif kind == "text" and isinstance(item.get("text"), str):
             parts.append(item["text"])
         else:
-            raise Fault("field", f"{where}: part {item!r:.60} is neither an image nor text")
+            raise Fault("field", f"{where}: part {shown(item, 60)} is neither an image nor text")
     return tuple(parts)
 
 

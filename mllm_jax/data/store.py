@@ -8,25 +8,31 @@ joined into one folder at the end:
     weights.bin     bool, likewise
     hashes.bin      uint64, of every image, see images.fingerprint; 0 where not decoded
     ids.bin         UTF-8, ids end to end
-    digests.bin     uint64, of the ids; gone when duplicates are marked
+    digests.bin     uint64, two a record: of its id and of its content; gone when doubles are marked
     pictures.bin    UTF-8, image paths in the image folder; a record's end in NUL each; a path that
                     is empty says that the picture lies in the row itself
     faults.jsonl    what is wrong with every other row
-    duplicates.npy  records whose id an earlier one has; their faults stand in faults.jsonl too
+    unread.json     keys that nothing read, and how often they held something
+    duplicates.npy  records whose id and content an earlier one has; their faults stand in
+                    faults.jsonl too
+    numbers.npy     records that share their id with earlier ones of other content, and which of
+                    that id each is: 2 for `x#2`
 """
 
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt64
+from jaxtyping import Bool, Int32, Int64, UInt64
 
 from mllm_jax.data.faults import FaultLine
+from mllm_jax.errors import shown
 from mllm_jax.folders import whole_file
 
 RECORD = np.dtype(
@@ -48,6 +54,8 @@ RECORD = np.dtype(
     ]
 )
 ENDS = ("tokens", "id", "pictures", "hashes")
+MOST_KEYS = 1000  # unread keys that are counted by name
+OTHER_KEYS = "..."  # all others
 
 
 class Part(NamedTuple):
@@ -58,9 +66,10 @@ class Part(NamedTuple):
     weights: Bool[np.ndarray, "t"]
     hashes: UInt64[np.ndarray, "i"]
     ids: bytes
-    digests: UInt64[np.ndarray, "n"]  # of the ids
+    digests: UInt64[np.ndarray, "n 2"]  # of the ids and of the contents
     pictures: bytes
     faults: list[FaultLine]
+    unread: dict[str, int]  # keys that nothing read -> how often they held something
 
 
 def save_part(part: Part, path: Path) -> None:
@@ -74,6 +83,7 @@ def save_part(part: Part, path: Path) -> None:
         "digests": part.digests,
         "pictures": np.frombuffer(part.pictures, np.uint8),
         "faults": np.frombuffer(json.dumps(part.faults).encode(), np.uint8),
+        "unread": np.frombuffer(json.dumps(part.unread).encode(), np.uint8),
     }
     with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -92,6 +102,7 @@ def load_part(path: Path) -> Part:
             file["digests"],
             file["pictures"].tobytes(),
             faults,
+            json.loads(file["unread"].tobytes()),
         )
 
 
@@ -107,6 +118,7 @@ def is_part(path: Path) -> bool:
 def join_parts(parts: Iterable[Part], folder: Path) -> None:
     """Writes the arrays of a folder from its parts, one in memory at a time."""
     records: list[np.ndarray] = []
+    unread: Counter[str] = Counter()
     ends = dict.fromkeys(ENDS, 0)
     with (
         (folder / "tokens.bin").open("wb") as tokens,
@@ -130,43 +142,99 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
             ids.write(part.ids)
             digest.write(part.digests.tobytes())
             pictures.write(part.pictures)
+            count_keys(unread, part.unread)
             for line in part.faults:
                 faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     joined = np.concatenate(records) if records else np.zeros(0, RECORD)
     np.save(folder / "records.npy", joined, allow_pickle=False)
+    (folder / "unread.json").write_text(json.dumps(dict(unread.most_common())), encoding="utf-8")
 
 
-def digests(ids: Sequence[str]) -> UInt64[np.ndarray, "n"]:
-    """64 bits of each id, by which its doubles are found."""
-    found = [blake2b(one.encode(), digest_size=8).digest() for one in ids]
-    return np.frombuffer(b"".join(found), np.uint64)
+def count_keys(total: Counter[str], more: dict[str, int]) -> None:
+    """Adds counts of keys; beyond MOST_KEYS names, as of records whose keys are data, together."""
+    for name, count in more.items():
+        known = name in total or len(total) < MOST_KEYS
+        total[name if known else OTHER_KEYS] += count
 
 
-def mark_duplicates(folder: Path, where: Callable[[int], str]) -> None:
-    """Notes every record whose id an earlier one has; `where` names a row for messages."""
-    store = Store(folder, duplicates=False)
-    found = np.fromfile(folder / "digests.bin", np.uint64)
-    first = np.unique(found, return_index=True)[1]
-    again = np.setdiff1d(np.arange(len(store)), first, assume_unique=True)
+def digest(data: bytes) -> bytes:
+    """8 bytes of an id or a content, by which its doubles are found."""
+    return blake2b(data, digest_size=8).digest()
+
+
+def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
+    """Notes every record whose id and content an earlier one has, and numbers those that share ids.
+
+    A picture's id may name all conversations about it (LLaVA's mix665k), and every shard of a tar
+    set may begin at 000000: such records are different ones.
+
+    Args:
+        folder: as `join_parts` wrote it.
+        where: names a row for messages.
+
+    Returns:
+        The names that numbered records got, in no order.
+    """
+    store = Store(folder, marked=False)
+    ids, content = np.fromfile(folder / "digests.bin", np.uint64).reshape(-1, 2).T
+    order = np.lexsort((content, ids))  # stable: of equal ones, the first record comes first
+    equal = (np.diff(ids[order]) == 0) & (np.diff(content[order]) == 0)
+    again = np.sort(order[1:][equal])
     np.save(folder / "duplicates.npy", again, allow_pickle=False)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
         for record in again.tolist():
-            row, name = int(store.records["row"][record]), store.id(record)
-            reason = "an earlier record of the stream has this id"
+            row, name = int(store.records["row"][record]), shown(store.id(record))
+            reason = "an earlier record of the stream has this id and content"
             line = FaultLine(row, name, where(row), "duplicate_id", reason)
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
+    numbers = _numbers(ids, np.setdiff1d(np.arange(len(store)), again, assume_unique=True))
+    names = _free_names(store, ids, numbers)
+    np.save(folder / "numbers.npy", numbers, allow_pickle=False)
     (folder / "digests.bin").unlink()
+    return names
+
+
+def _numbers(
+    ids: UInt64[np.ndarray, "n"], records: Int64[np.ndarray, "r"]
+) -> Int64[np.ndarray, "k 2"]:
+    """(record, which of its id) for all but the first record of every id, in order."""
+    order = records[np.argsort(ids[records], kind="stable")]
+    new = np.diff(ids[order], prepend=~ids[order[:1]]) != 0
+    place = np.arange(len(order))
+    number = place - np.maximum.accumulate(np.where(new, place, 0)) + 1
+    pairs = np.stack([order, number], axis=1)[~new]
+    return pairs[np.argsort(pairs[:, 0])]
+
+
+def _free_names(
+    store: "Store", ids: UInt64[np.ndarray, "n"], numbers: Int64[np.ndarray, "k 2"]
+) -> list[str]:
+    """The names of numbered records; where a record has such an id itself, a later number."""
+    taken, names = np.unique(ids), []
+    for pair in numbers:
+        name, number = store.id(int(pair[0])), int(pair[1])
+        while _holds(taken, np.frombuffer(digest(f"{name}#{number}".encode()), np.uint64)[0]):
+            number += len(ids)  # more than any record of this id has
+        pair[1] = number
+        names.append(f"{name}#{number}")
+    return names
+
+
+def _holds(values: UInt64[np.ndarray, "n"], value: np.uint64) -> bool:
+    place = int(np.searchsorted(values, value))
+    return place < len(values) and bool(values[place] == value)
 
 
 class Store:
     """An index folder, opened: nothing is read before it is asked for."""
 
-    def __init__(self, folder: Path, duplicates: bool = True):
+    def __init__(self, folder: Path, marked: bool = True):
         """`folder` as `join_parts` and, where it says so, `mark_duplicates` wrote it."""
         self._folder = folder
-        self.duplicates = np.zeros(0, np.int64)
-        if duplicates:
+        self.duplicates, self.numbers = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
+        if marked:
             self.duplicates = np.load(folder / "duplicates.npy", allow_pickle=False)
+            self.numbers = np.load(folder / "numbers.npy", allow_pickle=False)
         self.records = np.load(folder / "records.npy", mmap_mode="r", allow_pickle=False)
         self._tokens = _open(folder / "tokens.bin", np.int32)
         self._weights = _open(folder / "weights.bin", np.bool_)
@@ -187,8 +255,16 @@ class Store:
         return np.asarray(self._tokens[span]), self._weights[span].astype(np.float32)
 
     def id(self, record: int) -> str:
-        """The record's id."""
-        return self._ids[self._span(record, "id")].tobytes().decode("utf-8")
+        """The record's id, with a number where earlier records of other content have it too."""
+        name = self._ids[self._span(record, "id")].tobytes().decode("utf-8")
+        place = int(np.searchsorted(self.numbers[:, 0], record))
+        if place < len(self.numbers) and self.numbers[place, 0] == record:
+            return f"{name}#{self.numbers[place, 1]}"
+        return name
+
+    def unread(self) -> dict[str, int]:
+        """Keys that nothing read -> how often they held something, the most frequent first."""
+        return json.loads((self._folder / "unread.json").read_text(encoding="utf-8"))
 
     def pictures(self, record: int) -> list[str]:
         """Paths of its images in the image folder; empty where they lie in the row itself."""

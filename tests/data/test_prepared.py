@@ -330,13 +330,13 @@ def test_a_tokenizer_that_cannot_end_documents_ends_the_build():
         def completions(self, texts):
             raise ConfigError("no eos_token")
 
-    item = part._Good(0, Record("a", (), (), "eu", "Kaixo."), [])
+    item = part._Good(0, Record("a", (), (), "eu", "Kaixo."), [], b"")
     with pytest.raises(ConfigError, match="no eos_token"):
         part._encode(Endless(), [item])
 
 
 def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):
-    empty, twice = talk("empty", " "), talk("k1")
+    empty, twice = talk("empty", " "), TALKS[1]
     records = [*TALKS, empty, twice]
     with pytest.raises(ConfigError) as error:
         open_mixture(mixture(records))

@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mllm_jax import config_file
-from mllm_jax.checkpoints import hf_files, join_parts
+from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread, join_parts
 from mllm_jax.checkpoints.folder import HFSource, ModelSource, open_model
 from mllm_jax.checkpoints.hf_write import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
@@ -45,10 +45,11 @@ def from_hf(src: str | Path, out: str | Path) -> None:
         model = source.config.model
         leaves = source.leaves(abstract(model))
         if model.language is not None:
-            hf_files.check_tokenizer(source.files)
+            hf_tokenizer.check_tokenizer(source.files)
         hf_files.write_model_files(source.files, folder, model, source.ids, source.image_fit)
+        hf_unread.write_unread(folder, source.unread)
         _write_params(folder, source.config, leaves)
-    _report(out, leaves, source.left_out)
+    _report(out, leaves, source.left_out, source.unread)
 
 
 def to_hf(
@@ -80,10 +81,11 @@ def to_hf(
                 dtype,
                 shard_bytes,
                 bar,
+                source.unread,
             )
         card = model_card(source.config, Path(out).absolute().name)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    _report(out, leaves, source.left_out, dtype)
+    _report(out, leaves, source.left_out, source.unread, dtype)
 
 
 def join(
@@ -122,10 +124,10 @@ def join(
         llama.config.model.language is not None,
         f"--language {language}: has no language model; give a Llama folder",
     )
-    hf_files.check_tokenizer(llama.files)
+    hf_tokenizer.check_tokenizer(llama.files)
     with new_folder(out) as folder:
         hf_files.copy_files(llama.files, folder)
-        image_token, known, added = hf_files.add_image_token(folder)
+        image_token, known, added = hf_tokenizer.add_image_token(folder)
         config, rows = _joined(tower, llama, connector, image_token, known + added)
         old = _part(llama, "language")
         first = image_token if added else None
@@ -134,11 +136,12 @@ def join(
             **join_parts.fresh_connector(abstract(config.model), config.dtype, seed),
             **join_parts.grown(old, rows, first, seed),
         }
-        ids = hf_files.special_ids(folder)
-        hf_files.write_generation_config(folder, ids)
+        hf_files.write_generation_config(folder, llama.ids)
+        unread = tower.unread | {hf_unread.TEXT: llama.unread[hf_unread.TEXT]}
+        hf_unread.write_unread(folder, unread)
         hf_files.write_processor(folder, config.model, tower.image_fit)
         _write_params(folder, config, leaves)
-    _report(out, leaves, tower.left_out + llama.left_out)
+    _report(out, leaves, tower.left_out + llama.left_out, unread)
 
 
 def _joined(
@@ -190,16 +193,22 @@ def _bar(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _report(
-    out: str | Path, leaves: Mapping[str, Leaf], left_out: list[str], dtype: str | None = None
+    out: str | Path,
+    leaves: Mapping[str, Leaf],
+    left_out: list[str],
+    unread: dict[str, dict[str, Any]],
+    dtype: str | None = None,
 ) -> None:
-    """Prints what was written: part, tensors, parameters, number format."""
+    """Prints what was written: part, tensors, parameters, number format; then what is not used."""
     print(f"{'part':<10} {'tensors':>8} {'parameters':>15}  dtype")
     for part in dict.fromkeys(path.split("/")[0] for path in leaves):
         mine = [leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")]
         formats = [dtype] if dtype else sorted({leaf.dtype.name for leaf in mine})
         size = sum(leaf.size for leaf in mine)
         print(f"{part:<10} {len(mine):>8} {size:>15,}  {', '.join(map(str, formats))}")
-    if left_out:
-        shown = ", ".join(left_out[:8]) + (", ..." if len(left_out) > 8 else "")
-        print(f"left out ({len(left_out)}): {shown}")
+    lines = {"left out": left_out, "kept for exports, not used here": hf_unread.listed(unread)}
+    for text, names in lines.items():
+        if names:
+            dots = ", ..." if len(names) > 8 else ""
+            print(f"{text} ({len(names)}): {', '.join(names[:8])}{dots}")
     print(f"written to {out}")

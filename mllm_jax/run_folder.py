@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mllm_jax import config_file
-from mllm_jax.checkpoints import hf_files
+from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, FolderConfig, InitConfig
@@ -114,6 +114,7 @@ def prepare(config: Config, source: ModelSource | None, loader: Loader, fresh: b
         shutil.rmtree(model)  # half written by a run that was killed
     model.mkdir()
     hf_files.copy_files(source.files if source else Path(config.init.tokenizer or ""), model)
+    hf_unread.write_unread(model, source.unread if source else {})
     _write_generation_config(model)
     if config.model.patches:
         hf_files.write_processor(model, config.model, config.data.image_fit)
@@ -189,7 +190,7 @@ def flat(section: Any) -> dict[str, Any]:
 
 def _write_generation_config(model: Path) -> None:
     """Lets generation stop at what was trained as an answer's end, whatever the files say."""
-    known, ids = hf_files.tokens(model), hf_files.special_ids(model)
+    known, ids = hf_tokenizer.tokens(model), hf_tokenizer.special_ids(model)
     ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
     ends = list(dict.fromkeys([*ends, *(known[token] for token in END_TOKENS if token in known)]))
     ids["eos_token_id"] = [end for end in ends if end is not None]

@@ -140,6 +140,52 @@ def test_stop_tokens_of_the_config_survive(oracle: Path, tmp_path: Path) -> None
             assert json.loads((out / file).read_text())["eos_token_id"] == [401, 403]
 
 
+def test_join_keeps_the_end_tokens_of_the_config(oracle: Path, clip: Path, tmp_path: Path) -> None:
+    ends = [401, 403, 405]
+    source = rewrite(
+        oracle / "llama31", tmp_path / "src", lambda t: t, lambda c: c | {"eos_token_id": ends}
+    )
+    (source / "generation_config.json").unlink()
+    convert.join(tmp_path / "joined", clip / "vision", source)
+    for written in (tmp_path / "joined", convert_out(tmp_path / "joined")):
+        found = json.loads((written / "generation_config.json").read_text())
+        assert found["eos_token_id"] == ends
+
+
+def convert_out(model: Path) -> Path:
+    out = model.with_name(f"{model.name}_hf")
+    convert.to_hf(model, out)
+    return out
+
+
+def test_unread_fields_survive(
+    oracle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def config(c: dict) -> dict:
+        c["text_config"] |= {"attention_dropout": 0.1}
+        c["vision_config"] |= {"dropout": 0.2}
+        return c | {"new_field": "x"}
+
+    def written(model: Path) -> dict:
+        return json.loads((convert_out(model) / "config.json").read_text())
+
+    source = rewrite(oracle / "llava_linear", tmp_path / "src", lambda t: t, config)
+    convert.from_hf(source, tmp_path / "model")
+    assert (
+        "kept for exports, not used here (3): outer.new_field='x', "
+        "text_config.attention_dropout=0.1, vision_config.dropout=0.2\n"
+    ) in capsys.readouterr().out
+    for model in (tmp_path / "model", source):
+        found = written(model)
+        assert found["new_field"] == "x"
+        assert found["text_config"]["attention_dropout"] == 0.1
+        assert found["vision_config"]["dropout"] == 0.2
+    convert.join(tmp_path / "joined", clip / "vision", tmp_path / "model")
+    found = written(tmp_path / "joined")
+    assert found["text_config"]["attention_dropout"] == 0.1
+    assert "dropout" not in found["vision_config"], "of the other tower"
+
+
 def test_padding_processor_survives(oracle: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from mllm_jax import config_file
-from mllm_jax.checkpoints import hf_files, params, seal
+from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread, params, seal
 from mllm_jax.checkpoints.hf import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, read_parts
 from mllm_jax.checkpoints.store import checkpoint_steps
@@ -26,6 +26,7 @@ class ModelSource:
         where: the folder, for messages.
         left_out: names of stored tensors that no parameter needs (a CLIP model's text half,
             buffers).
+        unread: fields of the source's config.json that nothing here reads, by section.
     """
 
     config: FolderConfig
@@ -34,6 +35,7 @@ class ModelSource:
     ids: dict[str, Any]
     where: Path
     left_out: list[str]
+    unread: dict[str, dict[str, Any]]
 
     def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
         """Path -> lazy leaf with its stored number format.
@@ -68,7 +70,8 @@ class OrbaxSource(ModelSource):
         self.where, self.files, self._stored, self.left_out = where, files, stored, []
         self._verified = not (stored.parent / seal.SEAL).is_file()  # a model folder has no seal
         self.config = config_file.load(FolderConfig, files / "config.yaml")
-        self.ids = hf_files.special_ids(files)
+        self.ids = hf_tokenizer.special_ids(files)
+        self.unread = hf_unread.read_unread(files)
         vision = self.config.model.vision
         self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
 
@@ -97,7 +100,7 @@ class HFSource(ModelSource):
         self._folder = HFFolder(where)
         self.where, self.files, self.config = where, where, self._folder.config
         self.image_fit, self.left_out = self._folder.image_fit, self._folder.left_out
-        self.ids = self._folder.ids
+        self.ids, self.unread = self._folder.ids, hf_unread.read_unread(where)
 
     def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
         return self._folder.leaves(abstract, unread)

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.checkpoints import hf_files
+from mllm_jax.checkpoints import hf_files, hf_tokenizer
 from mllm_jax.checkpoints.hf_config import (
+    LLAVA_VISION,
     ConnectorKind,
+    clip_vision,
     model_type,
+    read_image_size,
     read_language,
     read_llava,
     read_vision,
@@ -41,9 +44,10 @@ from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread, size_
 from mllm_jax.checkpoints.original_llava import read_original
 from mllm_jax.checkpoints.tensor_files import FORMATS, StoredTensor
 from mllm_jax.checkpoints.transpose import copy_into
-from mllm_jax.checkpoints.weight_files import stored_tensors
+from mllm_jax.checkpoints.weight_files import regular_file, stored_tensors
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import require
+from mllm_jax.fields import Fields
 from mllm_jax.json_file import read_json
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.trees import flatten
@@ -57,14 +61,14 @@ class HFFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        raw = read_json(path / "config.json")
+        raw = read_json(regular_file(path, "config.json"))
         self._kind = model_type(path, raw)
         stored = stored_tensors(path)
         names, self.left_out = canonical_names(str(path), stored, clip=self._kind == "clip")
         self._tensors = {name: stored[key] for name, key in names.items()}
         model, self.image_fit = self._read_config(raw)
         self.ids = (
-            hf_files.special_ids(path, raw.get("text_config") or raw) if model.language else {}
+            hf_tokenizer.special_ids(path, raw.get("text_config") or raw) if model.language else {}
         )
         self._absorb(model)
         self.config = FolderConfig(
@@ -77,28 +81,26 @@ class HFFolder:
             return ModelConfig(language=read_language(where, raw)), "crop"
         if self._kind == "original":
             return read_original(self.path, raw, self._tensors)
-        vision = (
-            raw if raw.get("model_type") == "clip_vision_model" else raw.get("vision_config") or {}
-        )
-        size = vision.get("image_size", 336 if self._kind == "llava" and not vision else 224)
+        if self._kind == "clip":
+            vision = clip_vision(where, raw)
+        else:
+            vision = Fields(where, raw).section("vision_config", LLAVA_VISION).tree
+        size = read_image_size(Fields(f"{where} vision_config", vision), 224)
         processor, fit = hf_files.read_processor(self.path, size)
         if self._kind == "clip":
             return ModelConfig(vision=read_vision(where, vision, **processor)), fit
-        return read_llava(where, raw, self._connector_kind(raw), **processor), fit
+        model = read_llava(where, raw, self._connector_kind(raw), **processor)
+        hf_files.check_placeholders(self.path, model)
+        return model, fit
 
     def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:
         """One matrix or two.
 
         LLaVA in transformers always has two; an identity behind no activation is our single one.
         """
-        activation = raw.get("projector_hidden_act") or "gelu"
-        if activation == "gelu":
+        where = str(self.path / "config.json")
+        if Fields(where, raw).choice("projector_hidden_act", "gelu", "gelu", "linear") == "gelu":
             return "mlp"
-        where = self.path / "config.json"
-        require(
-            activation == "linear",
-            f"{where}: projector_hidden_act={activation!r}; allowed are gelu and linear",
-        )
         second, bias = (
             self._tensors.get(f"{C}linear_2.weight"),
             self._tensors.get(f"{C}linear_2.bias"),
@@ -227,7 +229,7 @@ def _read_layer(
 
 def _base_name(path: Path, raw: dict[str, Any]) -> str:
     """The hub's name of a checkpoint if its config says it, else the folder's."""
-    name = str(raw.get("_name_or_path") or "")
+    name = Fields(str(path / "config.json"), raw).text("_name_or_path", "")
     return (
         name if name.count("/") == 1 and not name.startswith((".", "/")) else path.absolute().name
     )

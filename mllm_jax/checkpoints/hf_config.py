@@ -1,19 +1,21 @@
-"""Hugging Face's `config.json` <-> ModelConfig. What we would compute differently is refused.
+"""Hugging Face's `config.json` -> ModelConfig. What we would compute differently is refused.
 
 Defaults are those of transformers' CLIPVisionConfig, LlamaConfig and LlavaConfig, since older
-configs leave them out.
+configs leave them out. Two fields for one fact must agree, unless both transformers 4 and 5 take
+the same one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.checkpoints.hf_rope import read_rope
+from mllm_jax.errors import ConfigError, require, shown
+from mllm_jax.fields import Fields
 from mllm_jax.model_config import (
     ConnectorConfig,
     LanguageConfig,
     ModelConfig,
-    RopeConfig,
     VisionConfig,
 )
 
@@ -22,7 +24,7 @@ CLIP_TYPES = ("clip", "clip_vision_model")
 # with mm_projector_type; transformers' own "llava" has text_config
 ORIGINAL_LLAVA = ("llava_llama", "llava")
 SUPPORTED = "llava, llama, clip_vision_model, clip and original LLaVA"
-_LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
+LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -31,6 +33,11 @@ _LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
     "patch_size": 14,
     "projection_dim": 768,
 }
+# Largest sizes of a config, far above any model that is known: what is built from them stays small.
+LAYERS, HEADS, WIDTH, VOCAB, PIXELS = 10_000, 2**16, 2**20, 2**24, 2**14
+EPS = (0.0, 1.0)  # bounds of a norm's epsilon
+
+C = TypeVar("C")
 
 
 def is_original(config: dict[str, Any]) -> bool:
@@ -40,105 +47,107 @@ def is_original(config: dict[str, Any]) -> bool:
     )
 
 
-def read_vision(
-    where: str, config: dict[str, Any], feature_layer: int = -2, **processor: Any
-) -> VisionConfig:
+def model_type(folder: Path, config: dict[str, Any]) -> str:
+    """One of "llava", "llama", "clip", "original". Raises ConfigError for any other model."""
+    where = folder / "config.json"
+    kind = config.get("model_type")
+    require(
+        config.get("quantization_config") is None,
+        f"{where}: quantization_config is set: quantised weights are not read; "
+        "save the folder dequantised with transformers (model.dequantize())",
+    )
+    if is_original(config):
+        return "original"
+    if kind in ("llava", "llama"):
+        return kind
+    if kind in CLIP_TYPES:
+        return "clip"
+    raise ConfigError(
+        f"{where}: model_type={shown(kind)} is not supported; supported are {SUPPORTED}"
+    )
+
+
+def clip_vision(where: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The section of a CLIPConfig or CLIPVisionConfig that says what the image tower is.
+
+    Older CLIP configs also have `vision_config_dict`, which transformers lets replace the other:
+    both must describe one tower.
+    """
+    if config.get("model_type") == "clip_vision_model":
+        return config
+    get = Fields(where, config)
+    vision, old = (get.section(name, {}).tree for name in ("vision_config", "vision_config_dict"))
+    if not old:
+        return vision
+    if vision:
+        towers = [read_vision(f"{where} vision_config", section) for section in (vision, old)]
+        require(
+            towers[0] == towers[1],
+            f"{where}: vision_config and vision_config_dict contradict each other; "
+            "remove vision_config_dict if vision_config is right",
+        )
+    return vision or old
+
+
+def read_vision(where: str, config: Any, feature_layer: int = -2, **processor: Any) -> VisionConfig:
     """A CLIPVisionConfig as ours; `processor` may bring image_mean and image_std.
 
     Raises:
         ConfigError: what we would compute differently.
     """
-    get = _Fields(where, config)
+    get = Fields(where, config)
     get.expect("model_type", "clip_vision_model")
     get.expect("num_channels", 3)
-    image_size, patch_size = get("image_size", 224), get("patch_size", 32)
-    for name, value in (("image_size", image_size), ("patch_size", patch_size)):
-        require(
-            type(value) is int,
-            f"{where}: {name}={value!r} must be one whole number (square images)",
-        )
-    activation = get("hidden_act", "quick_gelu")
-    require(
-        activation in ("quick_gelu", "gelu"),
-        f"{where}: hidden_act={activation!r}; allowed are quick_gelu and gelu",
-    )
-    return VisionConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=get("hidden_size", 768),
-        mlp=get("intermediate_size", 3072),
-        layers=get("num_hidden_layers", 12),
-        heads=get("num_attention_heads", 12),
-        activation=activation,
-        norm_eps=float(get("layer_norm_eps", 1e-5)),
+    return _checked(
+        where,
+        VisionConfig,
+        image_size=read_image_size(get, 224),
+        patch_size=get.whole("patch_size", 32, 1, PIXELS),
+        width=get.whole("hidden_size", 768, 1, WIDTH),
+        mlp=get.whole("intermediate_size", 3072, 1, WIDTH),
+        layers=get.whole("num_hidden_layers", 12, 1, LAYERS),
+        heads=get.whole("num_attention_heads", 12, 1, HEADS),
+        activation=get.choice("hidden_act", "quick_gelu", "quick_gelu", "gelu"),
+        norm_eps=get.number("layer_norm_eps", 1e-5, *EPS),
         feature_layer=feature_layer,
-        projection=get("projection_dim", 512),
+        projection=get.whole("projection_dim", 512, 1, WIDTH),
         **processor,
     )
 
 
-def read_language(where: str, config: dict[str, Any], tied: bool | None = None) -> LanguageConfig:
+def read_image_size(get: Fields, default: int) -> int:
+    """Side of the square that the tower reads, in pixels."""
+    return get.whole("image_size", default, 1, PIXELS)
+
+
+def read_language(where: str, config: Any, tied: bool | None = None) -> LanguageConfig:
     """A LlamaConfig as ours.
 
     Raises:
         ConfigError: biases, other activations and other rotary scalings.
     """
-    get = _Fields(where, config)
+    get = Fields(where, config)
     get.expect("model_type", "llama")
     get.expect("hidden_act", "silu")
     get.expect("attention_bias", False)
     get.expect("mlp_bias", False)
-    width, heads = get("hidden_size", 4096), get("num_attention_heads", 32)
-    return LanguageConfig(
-        vocab=get("vocab_size", 32000),
+    width = get.whole("hidden_size", 4096, 1, WIDTH)
+    heads = get.whole("num_attention_heads", 32, 1, HEADS)
+    stored_tied = get.flag("tie_word_embeddings", False)
+    return _checked(
+        where,
+        LanguageConfig,
+        vocab=get.whole("vocab_size", 32000, 1, VOCAB),
         width=width,
-        mlp=get("intermediate_size", 11008),
-        layers=get("num_hidden_layers", 32),
+        mlp=get.whole("intermediate_size", 11008, 1, WIDTH),
+        layers=get.whole("num_hidden_layers", 32, 1, LAYERS),
         heads=heads,
-        kv_heads=get("num_key_value_heads", heads),
-        head_dim=get("head_dim", width // heads),
-        norm_eps=float(get("rms_norm_eps", 1e-6)),
-        tied=bool(get("tie_word_embeddings", False)) if tied is None else tied,
-        max_length=get("max_position_embeddings", 2048),
-        rope=_read_rope(where, config),
-    )
-
-
-def _read_rope(where: str, config: dict[str, Any]) -> RopeConfig:
-    """Rotary settings of any version.
-
-    transformers 5 writes `rope_parameters`; before, it was `rope_theta` and `rope_scaling` (with
-    `type` or `rope_type`).
-    """
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = float(
-        rope.get("rope_theta")
-        or (config.get("rope_parameters") or {}).get("rope_theta")
-        or config.get("rope_theta")
-        or 10000.0
-    )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    require(
-        kind in ("default", "llama3"),
-        f"{where}: rope_type={kind!r}; allowed are default and llama3",
-    )
-    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    require(
-        partial in (None, 1, 1.0),
-        f"{where}: partial_rotary_factor={partial!r}; only whole heads are rotated here",
-    )
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    needed = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    missing = [name for name in needed if rope.get(name) is None]
-    require(not missing, f"{where}: rope_type=llama3 without {', '.join(missing)}")
-    return RopeConfig(
-        theta,
-        "llama3",
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope[needed[3]]),
+        kv_heads=get.whole("num_key_value_heads", heads, 1, HEADS),
+        head_dim=get.whole("head_dim", width // heads, 1, WIDTH),
+        norm_eps=get.number("rms_norm_eps", 1e-6, *EPS),
+        tied=stored_tied if tied is None else tied,
+        max_length=get.whole("max_position_embeddings", 2048, 1),
+        rope=read_rope(get),
     )
 
 
@@ -150,155 +159,51 @@ def read_llava(
     Raises:
         ConfigError: what we would compute differently.
     """
-    get = _Fields(where, config)
-    strategy = get("vision_feature_select_strategy", "default")
+    get = Fields(where, config)
+    get.expect("vision_feature_select_strategy", "default")  # no class token
+    layer = get.whole("vision_feature_layer", -2, -LAYERS, LAYERS)
+    text, vision = get.section("text_config", {}), get.section("vision_config", LLAVA_VISION)
+    language = read_language(text.where, text.tree, _read_tied(get, text))
+    return _checked(
+        where,
+        ModelConfig,
+        vision=read_vision(vision.where, vision.tree, layer, **processor),
+        connector=ConnectorConfig(kind=kind, bias=get.flag("multimodal_projector_bias", True)),
+        language=language,
+        image_token=_read_image_token(get),
+    )
+
+
+def _read_image_token(get: Fields) -> int:
+    """transformers 5 takes image_token_id where both names are there, 4 image_token_index."""
+    names = ("image_token_id", "image_token_index")
+    ids = [get.whole(name, None, 0, VOCAB) for name in names]
+    stored = [i for i in ids if i is not None]
     require(
-        strategy == "default",
-        f"{where}: vision_feature_select_strategy={strategy!r}; only 'default' (no class token) is "
-        "supported",
+        len(set(stored)) < 2,
+        f"{get.where}: image_token_id={ids[0]} and image_token_index={ids[1]} contradict each "
+        "other; remove the wrong one",
     )
-    layer = get("vision_feature_layer", -2)
-    require(
-        type(layer) is int,
-        f"{where}: vision_feature_layer={layer!r}; only one layer, a whole number, is supported",
-    )
-    text, vision = get("text_config", {}), get("vision_config", _LLAVA_VISION)
-    tied = bool(get("tie_word_embeddings", False) or text.get("tie_word_embeddings") or False)
-    return ModelConfig(
-        vision=read_vision(f"{where} vision_config", vision, layer, **processor),
-        connector=ConnectorConfig(kind=kind, bias=get("multimodal_projector_bias", True)),
-        language=read_language(f"{where} text_config", text, tied),
-        image_token=get("image_token_index", config.get("image_token_id", 32000)),
-    )
+    return stored[0] if stored else 32000
 
 
-def write_config(model: ModelConfig, dtype: str, ids: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.json` for stock transformers: LLaVA, Llama or CLIP by the parts that `model` has.
+def _read_tied(get: Fields, text: Fields) -> bool:
+    """Whether the head is the token table: either place may say so.
 
-    Args:
-        model: what the network is.
-        dtype: number format of the stored tensors.
-        ids: bos_token_id, eos_token_id, pad_token_id of the text model.
+    Where only the outer one does, transformers 5 ties and 4 asks the text config.
     """
-    stored = {"dtype": dtype, "torch_dtype": dtype}  # the second for transformers before 4.56
-    if model.language is None:
-        assert model.vision is not None
-        return {"architectures": ["CLIPVisionModel"], **_vision_dict(model.vision), **stored}
-    text = _language_dict(model.language, ids)
-    if model.vision is None:
-        return {"architectures": ["LlamaForCausalLM"], **text, **stored}
-    assert model.connector is not None
-    return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "image_token_index": model.image_token,
-        "image_seq_length": model.patches,
-        "multimodal_projector_bias": model.connector.bias,
-        "projector_hidden_act": "linear" if model.connector.kind == "linear" else "gelu",
-        "vision_feature_layer": model.vision.feature_layer,
-        "vision_feature_select_strategy": "default",
-        "tie_word_embeddings": model.language.tied,
-        "text_config": text,
-        "vision_config": _vision_dict(model.vision),
-        **stored,
-    }
-
-
-def _vision_dict(vision: VisionConfig) -> dict[str, Any]:
-    return {
-        "model_type": "clip_vision_model",
-        "hidden_size": vision.width,
-        "intermediate_size": vision.mlp,
-        "num_hidden_layers": vision.layers,
-        "num_attention_heads": vision.heads,
-        "num_channels": 3,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "hidden_act": vision.activation,
-        "layer_norm_eps": vision.norm_eps,
-        "projection_dim": vision.projection,
-        "attention_dropout": 0.0,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-    }
-
-
-def _language_dict(language: LanguageConfig, ids: Mapping[str, Any]) -> dict[str, Any]:
-    scaling = None
-    if language.rope.kind == "llama3":
-        scaling = {
-            "rope_type": "llama3",
-            "factor": language.rope.factor,
-            "low_freq_factor": language.rope.low_freq_factor,
-            "high_freq_factor": language.rope.high_freq_factor,
-            "original_max_position_embeddings": language.rope.original_length,
-        }
-    return {
-        "model_type": "llama",
-        "vocab_size": language.vocab,
-        "hidden_size": language.width,
-        "intermediate_size": language.mlp,
-        "num_hidden_layers": language.layers,
-        "num_attention_heads": language.heads,
-        "num_key_value_heads": language.kv_heads,
-        "head_dim": language.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": language.norm_eps,
-        "max_position_embeddings": language.max_length,
-        "rope_parameters": {
-            "rope_theta": language.rope.theta,
-            **(scaling or {"rope_type": "default"}),
-        },
-        "rope_theta": language.rope.theta,  # this and the next: for transformers 4
-        "rope_scaling": scaling,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": language.tied,
-        "use_cache": True,
-        **{name: ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
-
-
-_CHECKED_BY_READER = ("image_size", "patch_size", "vision_feature_layer")  # lists in some configs
-
-
-class _Fields:
-    """Reads fields of one section; null counts as absent, as in transformers."""
-
-    def __init__(self, where: str, config: Any):
-        require(
-            isinstance(config, dict), f"{where}: expected an object, found {type(config).__name__}"
-        )
-        self.where, self.config = where, config
-
-    def __call__(self, name: str, default: Any) -> Any:
-        value = self.config.get(name)
-        if value is None:
-            return default
-        if name not in _CHECKED_BY_READER and not isinstance(default, float):
-            expected = type(default).__name__
-            require(
-                type(value) is type(default), f"{self.where}: {name}={value!r}, expected {expected}"
-            )
-        return value
-
-    def expect(self, name: str, allowed: Any) -> None:
-        value = self(name, allowed)
-        said = f"{self.where}: {name}={value!r} is not supported; only {allowed!r} is"
-        require(value == allowed, said)
-
-
-def model_type(folder: Path, config: dict[str, Any]) -> str:
-    """One of "llava", "llama", "clip", "original". Raises ConfigError for any other model."""
-    kind = config.get("model_type")
-    if is_original(config):
-        return "original"
-    if kind in ("llava", "llama"):
-        return kind
-    if kind in CLIP_TYPES:
-        return "clip"
-    raise ConfigError(
-        f"{folder / 'config.json'}: model_type={kind!r} is not supported; supported are {SUPPORTED}"
+    outer, inner = (section.flag("tie_word_embeddings", None) for section in (get, text))
+    require(
+        not (outer is True and inner is False),
+        f"{get.where}: tie_word_embeddings=true contradicts the false of text_config; "
+        "set both to what the weights are",
     )
+    return bool(outer or inner)
+
+
+def _checked(where: str, section: Callable[..., C], **values: Any) -> C:
+    """A config section; what it refuses itself names the file as well."""
+    try:
+        return section(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

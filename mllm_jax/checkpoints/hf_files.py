@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.checkpoints.hf_config import CLIP_TYPES
+from mllm_jax.checkpoints.hf_tokenizer import portable, special_ids, tokens
+from mllm_jax.checkpoints.weight_files import regular_file
+from mllm_jax.errors import require
+from mllm_jax.fields import REQUIRED, Fields
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 
 TEMPLATE = "chat_template.jinja"
-IMAGE = "<image>"  # the image token's text
+NEW_PROCESSOR, PROCESSOR = "processor_config.json", "preprocessor_config.json"
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,24 +26,35 @@ COPIED = (
     "added_tokens.json",
     TEMPLATE,
     "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
+    NEW_PROCESSOR,
+    PROCESSOR,
 )
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
 
 
 def copy_files(source: Path, out: Path) -> None:
-    """Copies tokenizer, template, generation and processor files.
+    """Copies tokenizer, template, generation and processor files; transformers 4 and 5 open them.
 
-    An old-style template becomes `chat_template.jinja`.
+    An old-style template becomes `chat_template.jinja`; ids that only the config of a Hugging Face
+    folder has (Llama 3.1's three end tokens) go into `generation_config.json`.
+
+    Raises:
+        ConfigError: a file that links out of its folder, or a field of another type.
     """
     for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+        if (source / name).exists():
+            shutil.copyfile(regular_file(source, name), out / name)
+    if (out / "tokenizer_config.json").is_file():
+        portable(out / "tokenizer_config.json")
     template = _old_template(source)
     if template is not None and not (out / TEMPLATE).is_file():
         (out / TEMPLATE).write_text(template, encoding="utf-8")
+    if (source / "config.json").is_file():
+        config = read_json(source / "config.json")
+        if config.get("model_type") not in CLIP_TYPES:
+            text = Fields(str(source / "config.json"), config).section("text_config", config)
+            write_generation_config(out, special_ids(source, text.tree))
 
 
 def write_model_files(
@@ -65,54 +80,22 @@ def write_model_files(
 
 
 def _old_template(source: Path) -> str | None:
-    """The template where it stood before transformers 4.50: in one of two JSON files."""
+    """The template where it was before transformers 4.50: in one of two JSON files."""
     for name in ("chat_template.json", "tokenizer_config.json"):
         if not (source / name).is_file():
             continue
-        found = read_json(source / name).get("chat_template")
-        if isinstance(found, list):  # several named templates
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        if found is not None:
-            return found
+        get = Fields(str(source / name), read_json(source / name))
+        if isinstance(get.tree.get("chat_template"), list):  # several named templates
+            entries = [
+                Fields(f"{get.where} chat_template", x) for x in get.items("chat_template", [])
+            ]
+            texts = {x.text("name", REQUIRED): x.text("template", REQUIRED) for x in entries}
+            text = texts.get("default")
+        else:
+            text = get.text("chat_template", None)
+        if text is not None:
+            return text
     return None
-
-
-def check_tokenizer(folder: Path) -> None:
-    """Refuses a language model without `tokenizer.json`."""
-    hint = "save it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    require((folder / "tokenizer.json").is_file(), f"{folder}: no tokenizer.json; {hint}")
-
-
-def tokens(folder: Path) -> dict[str, int]:
-    """Content -> id of every token of `tokenizer.json`, added ones included."""
-    tree = read_json(folder / "tokenizer.json")
-    vocab = tree.get("model", {}).get("vocab", {})
-    if isinstance(vocab, list):  # unigram models store (piece, score) pairs
-        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-    return {**vocab, **{entry["content"]: entry["id"] for entry in tree.get("added_tokens", [])}}
-
-
-def special_ids(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """bos_token_id, eos_token_id (may be a list), pad_token_id.
-
-    From the generation config, else `config`, else the tokenizer; None where none says it.
-    """
-    names = ("bos_token", "eos_token", "pad_token")
-    sources = [config or {}]
-    if (folder / "generation_config.json").is_file():
-        sources.insert(0, read_json(folder / "generation_config.json"))
-    if (folder / "tokenizer_config.json").is_file() and (folder / "tokenizer.json").is_file():
-        words, known = read_json(folder / "tokenizer_config.json"), tokens(folder)
-        texts = {name: words.get(name) for name in names}
-        texts = {
-            name: text["content"] if isinstance(text, dict) else text
-            for name, text in texts.items()
-        }
-        sources.append(
-            {f"{name}_id": known.get(text) for name, text in texts.items() if text is not None}
-        )
-    keys = [f"{name}_id" for name in names]
-    return {key: next((s[key] for s in sources if s.get(key) is not None), None) for key in keys}
 
 
 def write_generation_config(folder: Path, ids: Mapping[str, Any]) -> None:
@@ -126,60 +109,112 @@ def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:
     """What the image processor does, if it is what we do.
 
     Args:
-        folder: with processor_config.json (transformers 5) or preprocessor_config.json, or neither:
-            then CLIP's.
+        folder: with processor_config.json (transformers 5) or preprocessor_config.json, or both, or
+            neither: then CLIP's.
         image_size: side of the vision tower's input, in pixels.
 
     Returns:
         ({"image_mean", "image_std"}, "crop" or "pad").
 
     Raises:
-        ConfigError: the processor does something that this project does not, named with its field.
+        ConfigError: the processor does something that this project does not, named with its field,
+            or the two files describe different processors.
     """
-    path, settings = _image_processor(folder)
-    kind = settings.get(
-        "image_processor_type", settings.get("feature_extractor_type", PROCESSORS[0])
+    processors = [_image_processor(get, image_size) for get in _processor_settings(folder)]
+    require(
+        all(other == processors[0] for other in processors),
+        f"{folder}: {NEW_PROCESSOR} and {PROCESSOR} describe different image processors; "
+        "remove the wrong one",
     )
+    return processors[0] if processors else ({}, "crop")
+
+
+def _processor_settings(folder: Path) -> list[Fields]:
+    """The image processor's fields, by each file that has them."""
+    found = []
+    if (folder / NEW_PROCESSOR).exists():
+        path = regular_file(folder, NEW_PROCESSOR)
+        get = Fields(str(path), read_json(path))
+        if "image_processor" in get:
+            found.append(get.section("image_processor"))
+    if (folder / PROCESSOR).exists():
+        path = regular_file(folder, PROCESSOR)
+        found.append(Fields(str(path), read_json(path)))
+    return found
+
+
+def _image_processor(get: Fields, image_size: int) -> tuple[dict[str, Any], str]:
+    kind = get.text("image_processor_type", get.text("feature_extractor_type", PROCESSORS[0]))
     base = kind.removesuffix("Fast").removesuffix("Pil")
-    require(
-        base in PROCESSORS,
-        f"{path}: image_processor_type={kind!r} is not supported; "
-        f"allowed are {', '.join(PROCESSORS)}",
-    )
+    if base not in PROCESSORS:
+        get.refuse("image_processor_type", kind, " or ".join(PROCESSORS))
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        require(
-            settings.get(name, True) is True,
-            f"{path}: {name}={settings.get(name)!r}; only true is supported",
-        )
-    resample = settings.get("resample", BICUBIC)
-    require(resample == BICUBIC, f"{path}: resample={resample!r}; only 3 (bicubic) is supported")
-    factor = settings.get("rescale_factor", 1 / 255)
-    require(
-        abs(factor * 255 - 1) < 1e-6, f"{path}: rescale_factor={factor!r}; only 1/255 is supported"
-    )
+        if get.tree.get(name, True) is not True:  # null is false there, not absent
+            get.refuse(name, get.tree[name], "true")
+    get.expect("do_convert_rgb", True)
+    get.expect("use_square_size", False)
+    get.expect("resample", BICUBIC)
+    factor = get.number("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) >= 1e-6:
+        get.refuse("rescale_factor", factor, "1/255")
     for name, keys in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
-        value = settings.get(name, image_size)
-        sides = [value] if isinstance(value, int) else [value.get(key) for key in keys]
-        require(
-            all(side == image_size for side in sides),
-            f"{path}: {name}={value!r} does not fit the vision tower's image_size={image_size}",
-        )
-    stats = {
-        name: tuple(float(x) for x in settings[name])
-        for name in ("image_mean", "image_std")
-        if settings.get(name)
-    }
-    return stats, "pad" if settings.get("do_pad") else "crop"
+        if _sides(get, name, keys, image_size) != {image_size}:
+            expected = " and ".join(keys)
+            get.refuse(name, get.tree[name], f"{expected} {image_size}, the vision tower's size")
+    stats = {name: _three(get, name) for name in ("image_mean", "image_std") if name in get}
+    # CLIP's processor knows no do_pad
+    pads = base == "LlavaImageProcessor" and get.flag("do_pad", False)
+    return stats, "pad" if pads else "crop"
 
 
-def _image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    path = folder / "processor_config.json"
-    if path.is_file():
-        nested = read_json(path).get("image_processor")
-        if isinstance(nested, dict):
-            return path, nested
-    path = folder / "preprocessor_config.json"
-    return path, read_json(path) if path.is_file() else {}
+def _sides(get: Fields, name: str, keys: tuple[str, ...], default: int) -> set[int]:
+    """The sides of an image that a processor's field gives: one number, or an object of `keys`."""
+    if not isinstance(get.tree.get(name), dict):
+        return {get.whole(name, default)}
+    section = get.section(name)
+    if {key for key in section.tree if key in section} != set(keys):
+        return set()
+    return {section.whole(key, REQUIRED) for key in keys}
+
+
+def _unread(get: Fields) -> dict[str, Any]:
+    """The fields of an image processor that `write_processor` does not decide."""
+    decided = {"image_processor_type", "feature_extractor_type", "processor_class"}
+    decided |= {"use_square_size", "do_pad"}
+    return {name: value for name, value in get.tree.items() if name not in decided}
+
+
+def _three(get: Fields, name: str) -> tuple[float, ...]:
+    """Mean or deviation of red, green and blue."""
+    values = get.items(name, REQUIRED)
+    if len(values) != 3:
+        get.refuse(name, values, "three numbers")
+    low = 1e-6 if name == "image_std" else -1e3
+    colours = Fields(get.where, {f"{name}[{i}]": value for i, value in enumerate(values)})
+    return tuple(colours.number(key, REQUIRED, low, 1e3) for key in colours.tree)
+
+
+def check_placeholders(folder: Path, model: ModelConfig) -> None:
+    """Compares what `LlavaProcessor` puts into a prompt with what the model has for it.
+
+    Raises:
+        ConfigError: transformers would make another number of placeholders than there are image
+            vectors, or of another token.
+    """
+    if not (folder / NEW_PROCESSOR).exists() or model.vision is None:
+        return
+    path = regular_file(folder, NEW_PROCESSOR)
+    get = Fields(str(path), read_json(path))
+    get.expect("vision_feature_select_strategy", "default")
+    get.expect("num_additional_image_tokens", 1)  # the class token, taken off again by "default"
+    patch = get.whole("patch_size", model.vision.patch_size)
+    if patch != model.vision.patch_size:
+        get.refuse("patch_size", patch, f"{model.vision.patch_size}, as in vision_config")
+    text = get.text("image_token", None)
+    if text is not None and (folder / "tokenizer.json").is_file():
+        known = tokens(folder).get(text)
+        if known != model.image_token:
+            get.refuse("image_token", text, f"the text of token {model.image_token} ({known=})")
 
 
 def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
@@ -213,70 +248,16 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
         **({"do_pad": True} if fit == "pad" else {}),
     }
     shared = {"processor_class": "LlavaProcessor"}
-    write_json(folder / "preprocessor_config.json", settings | shared)
+    carried = [_unread(get) for get in _processor_settings(folder)]
+    settings = {**(carried[0] if carried else {}), **settings}
+    write_json(folder / PROCESSOR, settings | shared)
+    path = folder / NEW_PROCESSOR
     processor = {
+        **(read_json(path) if path.is_file() else {}),
         "image_token": image[0],
         "patch_size": vision.patch_size,
         "num_additional_image_tokens": 1,  # the class token, which "default" then takes off again
         "vision_feature_select_strategy": "default",
         "image_processor": settings,
     }
-    write_json(folder / "processor_config.json", processor | shared)
-
-
-def add_image_token(folder: Path) -> tuple[int, int, bool]:
-    """Makes sure that the tokenizer in `folder` knows `<image>` as a special token.
-
-    Returns:
-        (its id, number of ids the tokenizer had before, whether it was added).
-
-    Raises:
-        ConfigError: the text is an ordinary token.
-    """
-    path = folder / "tokenizer.json"
-    tree, known = read_json(path), tokens(folder)
-    count = max(known.values()) + 1
-    if IMAGE in known:
-        special = any(
-            entry["content"] == IMAGE and entry.get("special")
-            for entry in tree.get("added_tokens", [])
-        )
-        require(
-            special,
-            f"{path}: {IMAGE!r} is an ordinary token; make it special, or choose another tokenizer",
-        )
-        return known[IMAGE], count, False
-    entry = {
-        "id": count,
-        "content": IMAGE,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
-    tree.setdefault("added_tokens", []).append(entry)
-    write_json(path, tree)
-    _declare_token(folder / "tokenizer_config.json", entry)
-    return count, count, True
-
-
-def _declare_token(path: Path, entry: dict[str, Any]) -> None:
-    """Repeats a new special token where tokenizer_config.json lists them.
-
-    Each version of transformers has its own list.
-    """
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    if path.is_file():
-        config = read_json(path)
-    if isinstance(config.get("added_tokens_decoder"), dict):
-        config["added_tokens_decoder"][str(entry["id"])] = {
-            k: v for k, v in entry.items() if k != "id"
-        }
-    old, new = "additional_special_tokens", "extra_special_tokens"
-    name = old if old in config else new
-    listed = config.get(name) or []
-    if not isinstance(listed, list):
-        raise ConfigError(f"{path}: {name} is no list; save the tokenizer anew with transformers")
-    config[name] = [*listed, entry["content"]]
-    write_json(path, config)
+    write_json(folder / NEW_PROCESSOR, processor | shared)

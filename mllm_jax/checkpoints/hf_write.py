@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.checkpoints import hf_files
-from mllm_jax.checkpoints.hf_config import write_config
 from mllm_jax.checkpoints.hf_names import export_name, hf_shape, is_stacked, names_of, to_hf
+from mllm_jax.checkpoints.hf_write_config import write_config
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.tensor_files import DTYPES, SHARD_BYTES, write_tensors
 from mllm_jax.checkpoints.transpose import copy_into
@@ -36,6 +36,7 @@ def write_hf(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     seen: Callable[[str], Any] = lambda name: None,
+    unread: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes a folder that stock transformers opens.
 
@@ -51,6 +52,7 @@ def write_hf(
         dtype: number format of the written tensors; None keeps each parameter's own.
         shard_bytes: largest shard.
         seen: called with each parameter's path once it is written.
+        unread: fields of the source's config that nothing here reads, by section.
     """
     parts = frozenset(path.split("/")[0] for path in leaves)
     leaves = {**leaves, **_identity(config.model, leaves)}
@@ -77,7 +79,7 @@ def write_hf(
 
     write_tensors(folder, tensors, arrays(), shard_bytes)
     hf_files.write_model_files(files, folder, config.model, ids, fit)
-    written = write_config(config.model, dtype or config.dtype, ids)
+    written = write_config(config.model, dtype or config.dtype, ids, unread)
     write_json(folder / "config.json", written)
 
 

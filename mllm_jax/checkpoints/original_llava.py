@@ -8,10 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.checkpoints import hf_files
-from mllm_jax.checkpoints.hf_config import ConnectorKind, read_language, read_vision
+from mllm_jax.checkpoints import hf_files, hf_tokenizer
+from mllm_jax.checkpoints.hf_config import (
+    LAYERS,
+    ConnectorKind,
+    read_image_size,
+    read_language,
+    read_vision,
+)
 from mllm_jax.checkpoints.hf_names import V
-from mllm_jax.errors import require
+from mllm_jax.errors import require, shown
+from mllm_jax.fields import Fields
 from mllm_jax.model_config import ConnectorConfig, ModelConfig
 
 KINDS: dict[str, ConnectorKind] = {"linear": "linear", "mlp2x_gelu": "mlp"}
@@ -32,60 +39,39 @@ def read_original(
         ConfigError: the vision weights are missing, or something that this project does not do.
     """
     where = str(folder / "config.json")
-    projector = config.get("mm_projector_type", "linear")
+    get = Fields(where, config)
+    projector = get.choice("mm_projector_type", "linear", *KINDS)
+    get.expect("mm_vision_select_feature", "patch")
+    get.expect("mm_use_im_start_end", False)  # marker tokens around images
+    aspect = get.choice("image_aspect_ratio", "crop", "square", "crop", "pad")
+    vision = get.section("vision_config", {})
+    tower = vision.tree or _from_tensors(folder, get, tensors)
+    size = read_image_size(Fields(vision.where, tower), 224)
+    processor, fit = hf_files.read_processor(folder, size)
+    layer = get.whole("mm_vision_select_layer", -2, -LAYERS, LAYERS)
+    vision_config = read_vision(f"{where} vision_config", tower, layer, **processor)
+    width = get.whole("mm_hidden_size", vision_config.width)
+    if width != vision_config.width:
+        get.refuse("mm_hidden_size", width, f"{vision_config.width}, the tower's hidden_size")
+    known = hf_tokenizer.tokens(folder) if (folder / "tokenizer.json").is_file() else {}
     require(
-        projector in KINDS,
-        f"{where}: mm_projector_type={projector!r}; allowed are {', '.join(KINDS)}",
-    )
-    feature = config.get("mm_vision_select_feature", "patch")
-    require(
-        feature == "patch",
-        f"{where}: mm_vision_select_feature={feature!r}; only 'patch' is supported",
-    )
-    aspect = config.get("image_aspect_ratio") or "crop"
-    require(
-        aspect in ("square", "crop", "pad"),
-        f"{where}: image_aspect_ratio={aspect!r}; allowed are square and pad",
-    )
-    markers = [
-        name
-        for name in ("mm_use_im_start_end", "mm_use_im_patch_token")
-        if config.get(name) and name.endswith("end")
-    ]
-    require(
-        not markers, f"{where}: {markers} puts marker tokens around images, which is not supported"
-    )
-    vision_config = config.get("vision_config") or _from_tensors(folder, config, tensors)
-    processor, fit = hf_files.read_processor(folder, vision_config.get("image_size", 224))
-    vision = read_vision(
-        f"{where} vision_config",
-        vision_config,
-        config.get("mm_vision_select_layer", -2),
-        **processor,
-    )
-    image_token = (
-        hf_files.tokens(folder).get("<image>") if (folder / "tokenizer.json").is_file() else None
-    )
-    require(
-        image_token is not None,
+        hf_tokenizer.IMAGE in known,
         f"{folder}: tokenizer.json has no <image> token (original LLaVA splices images in "
         "without one); add it and a row for it with transformers, then convert",
     )
     bias = "multi_modal_projector.linear_1.bias" in tensors
     model = ModelConfig(
-        vision=vision,
+        vision=vision_config,
         connector=ConnectorConfig(kind=KINDS[projector], bias=bias),
         language=read_language(where, config | {"model_type": "llama"}),
-        image_token=image_token,
+        image_token=known[hf_tokenizer.IMAGE],
     )
     return model, "pad" if aspect == "pad" else fit
 
 
-def _from_tensors(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, Any]
-) -> dict[str, Any]:
+def _from_tensors(folder: Path, get: Fields, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """A CLIPVisionConfig read off the tower's tensors."""
-    tower = str(config.get("mm_vision_tower") or config.get("vision_tower") or "?")
+    tower = get.text("mm_vision_tower", get.text("vision_tower", "?"))
     patch, positions = (
         tensors.get(f"{V}embeddings.{n}.weight") for n in ("patch_embedding", "position_embedding")
     )
@@ -97,12 +83,14 @@ def _from_tensors(
     )
     require(
         "openai/clip-" in tower,
-        f"{folder / 'config.json'}: mm_vision_tower={tower!r} is no openai/clip-* tower; "
+        f"{get.where}: mm_vision_tower={shown(tower)} is not an openai/clip-* tower; "
         "add its CLIPVisionConfig as vision_config",
     )
-    assert patch is not None
-    assert positions is not None
-    assert first is not None
+    assert patch is not None and positions is not None and first is not None
+    require(
+        [len(tensor.shape) for tensor in (patch, positions, first)] == [4, 2, 2],
+        f"{folder}: the tower's embeddings and fc1 do not have 4, 2 and 2 axes; not a CLIP tower",
+    )
     width, size = patch.shape[0], patch.shape[-1]
     side = round((positions.shape[0] - 1) ** 0.5)
     layers = sum(name.endswith(".layer_norm1.weight") and name.startswith(V) for name in tensors)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.sources.links import is_inside, link_roots
 from mllm_jax.errors import shown
+from mllm_jax.links import is_inside, link_roots
 
 _ALLOW = "name the folder that it leads to in data.streams.*.links"
 REMEMBERED = 2**16  # pictures: records about one need not stand side by side

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.data.sources.links import is_inside, link_roots
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.links import is_inside, link_roots
 
 # what tools leave beside data; images are read when a row names them
 NO_DATA = (

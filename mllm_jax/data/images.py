@@ -20,11 +20,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.resizing import to_square
@@ -33,9 +33,21 @@ from mllm_jax.errors import ConfigError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
 MAX_PIXELS = DataConfig.max_pixels  # for those who read no data section
+# Pixels of one side: PIL keeps a line's bits in 32-bit numbers, and its broadest pixel has 64 bits.
+MAX_SIDE = 2**25
 # Raster formats whose header tells the size. PIL reads others too: EPS and WMF call an interpreter,
 # ICO and ICNS hold images of another size than they say.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# EXIF 2.32, 4.6.4 A, Orientation: where row 0 and column 0 of the stored pixels are
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Phones append a preview or a gain map to an ordinary JPEG; its first image is the picture.
 _FIRST_IS_THE_PICTURE = "MPO"
 # what PIL raises for broken files, depending on the format and on what is broken
@@ -142,6 +154,10 @@ def _opened(image: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]
                 "image_pixels",
                 f"{name}: {width} x {height} pixels are more than data.max_pixels={max_pixels}",
             )
+        if max(width, height) > MAX_SIDE:
+            raise BadImage(
+                "image_pixels", f"{name}: {width} x {height}: a side of more than {MAX_SIDE} pixels"
+            )
         if _is_animated(opened, name):
             raise BadImage("image_animated", f"{name}: the image has several frames")
         yield opened
@@ -202,11 +218,27 @@ def _is_animated(opened: Image.Image, name: str) -> bool:
 def _upright_rgb(image: str | Path | bytes, max_pixels: int) -> Image.Image:
     """Decoded to the end, turned as EXIF says, RGB."""
     with _opened(image, max_pixels) as opened:
+        name = _name(image)
         try:
-            ImageOps.exif_transpose(opened, in_place=True)
-            return _rgb(opened)
+            opened.load()
+            method = _UPRIGHT.get(_orientation(opened))
+            return _rgb(opened if method is None else opened.transpose(method))
+        except MemoryError as error:
+            reason = f"{name}: {opened.width} x {opened.height} pixels do not fit into memory"
+            raise BadImage("image_pixels", reason) from error
         except _BROKEN as error:
-            raise _broken(_name(image), error) from error
+            raise _broken(name, error) from error
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF's orientation, 1 (upright) where there is none or nobody could read it.
+
+    `ImageOps.exif_transpose` also writes all other tags again, and fails on odd ones of them.
+    """
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BROKEN:  # a picture that is whole, with a block beside it that is not
+        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from mllm_jax.data import images
 from mllm_jax.data.faults import Fault
-from mllm_jax.data.images import FORMATS, BadImage, check, decode, load_pixels
+from mllm_jax.data.images import FORMATS, MAX_SIDE, BadImage, check, decode, load_pixels
 from mllm_jax.errors import ConfigError
 from tests.data.pictures import encoded, noise
 
@@ -197,3 +198,25 @@ def test_broken_bytes_make_no_other_error(format, random):
         data[int(random.triangular(0, len(data) - 1, 0))] = random.randrange(256)
     with contextlib.suppress(BadImage):
         load_pixels(bytes(data), 8, random.choice(["crop", "pad"]), max_pixels=10**6)
+
+
+def test_a_side_that_pil_cannot_hold_is_refused_by_the_header():
+    """PIL ends with a bare MemoryError: 24 bits a pixel, and a line's bits in 32-bit numbers."""
+    header = struct.pack(">IIBBBBB", 100_000_000, 1, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
+    data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + b"5\xaf\x06\x1e"
+    for act in (check, decode):
+        bad = refused(data, act)
+        assert bad.code == "image_pixels"
+        assert f"100000000 x 1: a side of more than {MAX_SIDE}" in bad.reason
+
+
+def test_a_picture_that_does_not_fit_into_memory_is_named(monkeypatch):
+    def exhausted(image):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_rgb", exhausted)
+    bad = refused(encoded(noise(5, 4), "PNG"), decode)
+    assert bad.code == "image_pixels"
+    assert bad.reason.endswith("5 x 4 pixels do not fit into memory")

@@ -1,6 +1,7 @@
 """Pixels equal to transformers' PIL processor, whatever the size, mode and rotation."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -183,3 +184,39 @@ def test_fingerprints_of_near_duplicates():
             assert (print_of(copy) ^ original).bit_count() <= 4
     distances = [(a ^ b).bit_count() for n, a in enumerate(originals) for b in originals[:n]]
     assert min(distances) > 10
+
+
+def _exif(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    """One tag, little-endian (EXIF 2.32, 4.6.2)."""
+    return b"Exif\0\0" + struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, tag, kind, count, value, 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL tells of the damage
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (_exif(0x0112, 3, 1, b"\6\0\0\0"), True),
+        (_exif(0x0112, 3, 2, b"\6\0\6\0"), True),
+        (_exif(0x0112, 2, 2, b"6\0\0\0"), False),  # text
+        (_exif(0x0112, 3, 2**31, b"\6\0\0\0"), False),
+        (_exif(0x0112, 3, 1, b"\x63\0\0\0"), False),  # no such orientation
+        (b"Exif\0\0" + b"\xff" * 30, False),
+        (b"Exif\0\0II*\0", False),
+        (b"Exif\0\0II*\0\xff\xff\xff\xff", False),
+    ],
+)
+def test_a_picture_is_whole_whatever_stands_in_its_exif_tags(exif, turned):
+    data = encoded(noise(6, 4), "JPEG", exif=exif)
+    assert decode(data).shape == ((6, 4, 3) if turned else (4, 6, 3))
+
+
+def test_an_odd_tag_beside_the_orientation_does_not_break_a_picture():
+    """PIL writes all tags anew when it turns a picture: a text as a whole number fails there."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0100] = 4
+    data = exif.tobytes().replace(
+        struct.pack("<HHI", 0x0100, 4, 1), struct.pack("<HHI", 0x0100, 2, 1)
+    )
+    whole = encoded(noise(6, 4), "JPEG", exif=data)
+    assert decode(whole).shape == (6, 4, 3)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mllm_jax.data.faults import Fault
 
+LONG_INTEGER = "an integer of more digits than can be read"
 _decode = json.JSONDecoder().raw_decode
 Row = dict[str, Any]  # columns as stored; an image is a path, bytes, {"bytes", "path"}, or a list
 
@@ -50,6 +51,8 @@ def json_row(data: bytes) -> Row:
         raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise Fault("json", "not JSON we can read: nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise Fault("json", f"not JSON we can read: {LONG_INTEGER}") from error
     if not isinstance(row, dict):
         raise Fault("field", f"expected an object, found {type(row).__name__}")
     return row

@@ -108,7 +108,8 @@ def _lines(path: Path) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "n"]
 def _elements(path: Path) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "n"]]:
     """(first byte, end) and line of every element of a JSON list."""
     text = _read(path)
-    decode, spans = json.JSONDecoder().raw_decode, []
+    # integers of any length: one that Python does not read ends its own record, not the scan
+    decode, spans = json.JSONDecoder(parse_int=str).raw_decode, []
     at = _skip(text, 0)
     try:
         if text[at : at + 1] != "[":

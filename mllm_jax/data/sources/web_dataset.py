@@ -22,7 +22,7 @@ import numpy as np
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
-from mllm_jax.data.sources.base import Row
+from mllm_jax.data.sources.base import LONG_INTEGER, Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 from mllm_jax.errors import ConfigError, require
 
@@ -165,6 +165,8 @@ def _decode(value: bytes, extension: str) -> Any:
         raise Fault("json", f"json: not JSON: {error.msg} (line {error.lineno})") from error
     except RecursionError as error:
         raise Fault("json", "json: not JSON we can read: nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise Fault("json", f"json: not JSON we can read: {LONG_INTEGER}") from error
 
 
 # ------------------------------------------------------------------------------------ tar headers

@@ -95,6 +95,7 @@ def test_records_made_elsewhere_are_read(tmp_path: Path):
         (b'{"a": "\xff"}', "json", r"not UTF-8 text \(invalid start byte\)"),
         (b'{"a": }', "json", r"not JSON: Expecting value \(column 7\)"),
         (b"[" * 100_000, "json", "nested too deeply"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "json", "an integer of more digits"),
         (b"[1]", "field", "expected an object, found list"),
         (b'{"image": {"bytes": "a*b="}}', "field", "image: bytes are not base64 text"),
         ('{"image": {"bytes": "ñ"}}'.encode(), "field", "image: bytes are not base64 text"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import json_file
+from mllm_jax.data.sources.base import LONG_INTEGER
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.errors import ConfigError
 
@@ -66,12 +67,28 @@ def test_blank_lines_are_no_rows(write):
     assert len(JsonSource(write("b.json", " [ ] "))) == 0
 
 
+LONG = "7" * 5000
+
+
+def test_an_integer_that_python_does_not_read_ends_its_own_record(write):
+    source = JsonSource(write("a.json", f'[{{"a": 1}}, {{"b": [{LONG}]}}, {{"a": 3}}]'))
+    with pytest.raises(Fault) as fault:
+        source[1]
+    assert (fault.value.code, fault.value.reason) == (
+        "json",
+        f"not JSON we can read: {LONG_INTEGER}",
+    )
+    assert [source[0], source[2]] == [{"a": 1}, {"a": 3}]
+
+
 @pytest.mark.parametrize(
     ("line", "code", "reason"),
     [
         ('{"a": }', "json", "not JSON: Expecting value (column 7)"),
         ("[2]", "field", "expected an object, found list"),
         ("[" * 200_000, "json", "not JSON we can read: nested too deeply"),
+        (f'{{"a": {LONG}}}', "json", f"not JSON we can read: {LONG_INTEGER}"),
+        (f' {{"a": -{LONG}}}', "json", f"not JSON we can read: {LONG_INTEGER}"),
     ],
 )
 def test_a_broken_line_is_a_fault_of_its_own(write, line, code, reason):

@@ -161,6 +161,7 @@ def test_sizes_beyond_eight_gibibytes(tmp_path: Path, kind: str):
         ("a.json", b'{"a": ]', "json", r"json: not JSON: Expecting value \(line 1\)"),
         ("a.json", b'"\xff"', "json", r"json: not UTF-8 text"),
         ("a.json", b"[" * 100_000, "json", "nested too deeply"),
+        ("a.json", b"[" + b"7" * 5000 + b"]", "json", "json: not JSON we can read: an integer"),
         ("a.txt", b"\xff", "text", r"txt: not UTF-8 text \(invalid start byte\)"),
     ],
 )

@@ -34,6 +34,16 @@ class Stage(NamedTuple):
         return _placed(self.abstract.params, self.shardings.params)
 
     @property
+    def trainable(self) -> Any:
+        """Those that are trained, likewise."""
+        return _placed(self.abstract.trainable, self.shardings.trainable)
+
+    @property
+    def frozen(self) -> Any:
+        """Those that are not, likewise; in the number format in which devices hold them."""
+        return _placed(self.abstract.frozen, self.shardings.frozen)
+
+    @property
     def moments(self) -> Any:
         """The optimizer's state, likewise."""
         return _placed(self.abstract.moments, self.shardings.moments)

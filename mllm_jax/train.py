@@ -4,12 +4,13 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from mllm_jax import distributed, run_folder, sharding
 from mllm_jax.checkpoints.folder import ModelSource, open_model
+from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.retention import Keep, Mean
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.config import Config
@@ -18,10 +19,11 @@ from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.distributed import Stop
 from mllm_jax.errors import Preempted, require
 from mllm_jax.guard.trainer import waits_for
-from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
+from mllm_jax.stage import Stage, compile_train_step, place, plan
+from mllm_jax.train_state import first_params, first_state, restored_state
 from mllm_jax.training import flops, metrics, state, step
 from mllm_jax.training.writer import MetricsWriter, NoWriter
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.trees import flatten
 
 
 def train(
@@ -51,18 +53,21 @@ def train(
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
-    now = None if begin.step is not None else born(stage, source, config)
+    first = first_params(stage, source, config) if begin.step is None else None
     run = _begin(config, source, loader, begin)
     if distributed.is_first() and (warning := sharding.slow_links(mesh)):
         print(warning, file=sys.stderr)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
-    checkpoints = Checkpoints(run, keep)
-    now = now or restored(stage, checkpoints, config.train.on_damage)
-    first = int(now.step)
-    loop = Loop(config, stage, loader, checkpoints, steps)
-    record = _writer(config, steps, first if begin.resume else None)
+    checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
+    if first is not None:
+        now = first_state(stage, first, frozen)
+    else:
+        now = restored_state(stage, checkpoints, frozen, source, config)
+    begins = int(now.step)
+    loop = Loop(config, stage, loader, checkpoints, frozen, steps)
+    record = _writer(config, steps, begins if begin.resume else None)
     with checkpoints, record as writer, Stop() as stop:  # the last save is complete at the end
-        now = loop.run(now, first, writer, stop)
+        now = loop.run(now, begins, writer, stop)
     if distributed.is_first():
         run_folder.finish(run, writer.last_written)
     if int(now.step) < loop.stop:
@@ -93,9 +98,16 @@ class Loop:
     """The compiled step and what one turn needs around it."""
 
     def __init__(
-        self, config: Config, stage: Stage, loader: Loader, checkpoints: Checkpoints, steps: int
+        self,
+        config: Config,
+        stage: Stage,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        frozen: FrozenParams,
+        steps: int,
     ):
-        self.config, self.stage, self.loader, self.checkpoints = config, stage, loader, checkpoints
+        self.config, self.stage, self.loader = config, stage, loader
+        self.checkpoints, self.frozen = checkpoints, frozen
         self.stop = min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
 
@@ -188,37 +200,8 @@ class Loop:
 
     def _save(self, now: state.TrainState) -> None:
         loss, extra = self.losses.take(), {"seed": self.config.seed}
-        self.checkpoints.save(int(now.step), now.params, now.moments, extra, loss)
-
-
-def born(stage: Stage, source: ModelSource | None, config: Config) -> state.TrainState:
-    """Step 0: pretrained weights straight into their places, the rest drawn there."""
-    wanted = fresh = flatten(stage.params)
-    if source is not None:
-        fresh = {p: leaf for p, leaf in wanted.items() if run_folder.is_fresh(config.init, p)}
-        if config.init.fresh is not None:
-            require(len(fresh) > 0, f"init.fresh={config.init.fresh!r} matches no parameter path")
-    params = flatten(draw(stage, unflatten(fresh), config.seed)) if fresh else {}
-    if source is not None:
-        kept = {path: leaf for path, leaf in wanted.items() if path not in fresh}
-        params |= flatten(source.load(unflatten(kept), config.init.fresh))
-    return state.birth(unflatten(params), stage.optimizer, stage.abstract, stage.shardings)
-
-
-def restored(
-    stage: Stage, checkpoints: Checkpoints, on_damage: Literal["fail", "previous"]
-) -> state.TrainState:
-    """The state as it was after the last checkpoint's step."""
-    last = checkpoints.verified(on_damage)
-    require(
-        last is not None,
-        f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
-    )
-    assert last is not None
-    params, moments, _ = checkpoints.restore(last, stage.params, stage.moments)
-    fresh = state.birth(params, stage.optimizer, stage.abstract, stage.shardings)
-    number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), stage.shardings.step)
-    return fresh._replace(step=number, moments=moments)
+        files = self.frozen.files
+        self.checkpoints.save(int(now.step), now.trainable, now.moments, extra, loss, files)
 
 
 def _check_source(config: Config, source: ModelSource | None) -> None:

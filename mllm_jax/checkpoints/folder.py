@@ -1,14 +1,15 @@
 """open_model: a model folder, a checkpoint of a run or a Hugging Face folder, read alike."""
 
+import functools
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mllm_jax import config_file
-from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread, params, seal
+from mllm_jax.checkpoints import frozen, hf_files, hf_tokenizer, hf_unread, seal
 from mllm_jax.checkpoints.hf import HFFolder
-from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, read_parts
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
+from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import FolderConfig
 from mllm_jax.errors import ConfigError, require
@@ -49,13 +50,16 @@ class ModelSource:
         """
         raise NotImplementedError
 
-    def load(self, abstract: Any, unread: str | None = None) -> Any:
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
         """The parameters, placed by the shardings and cast to the dtypes of `abstract`.
 
         Args:
             abstract: nested dict of `jax.ShapeDtypeStruct`; without a sharding a leaf lands on the
                 first device.
             unread: as in `leaves`.
+            only: the paths that are read and returned, once all have been compared; all when None.
 
         Raises:
             ConfigError: missing, extra or misshapen parameters, listed.
@@ -64,33 +68,48 @@ class ModelSource:
 
 
 class OrbaxSource(ModelSource):
-    """A model folder or a checkpoint of a run."""
+    """A model folder, or a checkpoint of a run with the run's frozen parameters."""
 
     def __init__(self, where: Path, stored: Path, files: Path):
         self.where, self.files, self._stored, self.left_out = where, files, stored, []
-        self._verified = not (stored.parent / seal.SEAL).is_file()  # a model folder has no seal
         self.config = config_file.load(FolderConfig, files / "config.yaml")
         self.ids = hf_tokenizer.special_ids(files)
         self.unread = hf_unread.read_unread(files)
         vision = self.config.model.vision
         self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
 
+    @functools.cached_property
+    def _frozen(self) -> dict[str, Leaf]:
+        """The parameters that are not in the checkpoint but in the run's `frozen/`.
+
+        When they are first asked for, all files are compared with what was saved.
+        """
+        checkpoint = self._stored.parent
+        if not (checkpoint / seal.SEAL).is_file():
+            return {}  # a model folder has no seal
+        saved, run = seal.read(checkpoint), checkpoint.parent.parent
+        params = {name: x for name, x in saved["files"].items() if name.startswith("params/")}
+        seal.verify(checkpoint, params)
+        if not saved["frozen"]:
+            return {}
+        seal.verify(run / frozen.FOLDER, saved["frozen"])
+        return frozen.frozen_leaves(run)
+
     def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
-        self._verify()
-        wanted, stored = flatten(abstract), params.stored_leaves(self._stored)
+        stored = self._frozen | stored_leaves(self._stored)
+        wanted = flatten(abstract)
         kept = {path: stored[path] for path in drop_unread(stored, wanted, unread)}
         compare(str(self.where), wanted, kept)
         return {path: kept[path] for path in wanted}
 
-    def load(self, abstract: Any, unread: str | None = None) -> Any:
-        self._verify()
-        return params.load_params(self._stored, abstract, unread)
-
-    def _verify(self) -> None:
-        """Compares a run's parameters with what was saved, once, before a number is read."""
-        if not self._verified:
-            seal.verify(self._stored.parent, "params/")
-        self._verified = True
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
+        leaves, wanted = self.leaves(abstract, unread), _some(abstract, only)
+        inside = {path: x for path, x in wanted.items() if path not in self._frozen}
+        loaded = flatten(restore(self._stored, unflatten(inside)))
+        loaded |= {p: place(leaves[p], x) for p, x in wanted.items() if p not in inside}
+        return unflatten({path: loaded[path] for path in wanted})
 
 
 class HFSource(ModelSource):
@@ -105,23 +124,18 @@ class HFSource(ModelSource):
     def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
         return self._folder.leaves(abstract, unread)
 
-    def load(self, abstract: Any, unread: str | None = None) -> Any:
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
         leaves = self.leaves(abstract, unread)
-        wanted = flatten(abstract)
-        return unflatten({path: _place(leaves[path], x) for path, x in wanted.items()})
+        return unflatten(
+            {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
+        )
 
 
-def _place(leaf: Leaf, abstract: Any) -> jax.Array:
-    """The parameter on its devices; this process reads and holds what its own devices need."""
-    home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    indices = home.addressable_devices_indices_map(leaf.shape)
-    whole = tuple(slice(None) for _ in leaf.shape)
-    parts = read_parts(leaf, [index or whole for index in indices.values()])
-    shards = [
-        jax.device_put(part.astype(abstract.dtype, copy=False), device)
-        for device, part in zip(indices, parts, strict=True)
-    ]
-    return jax.make_array_from_single_device_arrays(leaf.shape, home, shards)
+def _some(abstract: Any, only: Container[str] | None) -> dict[str, Any]:
+    """The leaves to be loaded, by path."""
+    return {path: x for path, x in flatten(abstract).items() if only is None or path in only}
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from mllm_jax.errors import ConfigError
@@ -69,6 +70,25 @@ def read_parts(leaf: Leaf, indices: Iterable[Iterable[slice]]) -> list[np.ndarra
     else:
         read = {key: leaf.at(part) for key, part in parts.items()}
     return [read[str(part)] for part in wanted]
+
+
+def place(leaf: Leaf, abstract: Any) -> jax.Array:
+    """The parameter on its devices; this process reads and holds what its own devices need.
+
+    Args:
+        leaf: the parameter.
+        abstract: a `jax.ShapeDtypeStruct`; values are cast to its dtype (round to nearest even),
+            without a sharding they land on the first device.
+    """
+    home = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    indices = home.addressable_devices_indices_map(leaf.shape)
+    whole = tuple(slice(None) for _ in leaf.shape)
+    parts = read_parts(leaf, [index or whole for index in indices.values()])
+    shards = [
+        jax.device_put(part.astype(abstract.dtype, copy=False), device)
+        for device, part in zip(indices, parts, strict=True)
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, home, shards)
 
 
 def _inside(box: Index, part: Index) -> Index:

@@ -1,8 +1,8 @@
 """Orbax: parameters of a model folder, read and written leaf by leaf.
 
-A run's `checkpoints/<step>/params` has the layout of a model folder's `params`, so a run folder is
-a model. Writing is atomic: orbax works in a temporary folder and renames it at the end, so a torn
-save is never seen.
+A run's `checkpoints/<step>/params` has the layout of a model folder's `params`; it holds what the
+run trains, and `frozen/` the rest. Writing is atomic: orbax works in a temporary folder and renames
+it at the end, so a torn save is never seen.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread
+from mllm_jax.checkpoints.leaves import Index, Leaf
 from mllm_jax.errors import require
 from mllm_jax.folders import sync_files
 from mllm_jax.trees import flatten, unflatten
@@ -147,28 +147,11 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
     }
 
 
-def load_params(folder: Path, abstract: Any, unread: str | None = None) -> Any:
-    """Restores parameters with the shapes, number formats and shardings of `abstract`.
-
-    Args:
-        folder: a folder written by `save_params`, or `checkpoints/<step>/params` of a run.
-        abstract: nested dict of `jax.ShapeDtypeStruct`; a leaf without sharding lands on the first
-            device. Values are cast to its dtype (round to nearest even).
-        unread: regex over whole paths: stored parameters that need no place in `abstract`.
-
-    Raises:
-        ConfigError: missing, extra or misshapen parameters, listed by path.
-    """
-    wanted = flatten(abstract)
-    stored = stored_leaves(folder)
-    compare(
-        str(folder), wanted, {path: stored[path] for path in drop_unread(stored, wanted, unread)}
-    )
-    return restore(folder, abstract)
-
-
 def restore(folder: Path, abstract: Any) -> Any:
     """What lies in `folder` as `abstract` says, which was compared with it before.
+
+    Values are cast to the dtypes of `abstract` (round to nearest even); a leaf without a sharding
+    lands on the first device.
 
     A call of all processes, or of one alone when the shardings name only its devices: process 0
     evaluates alone, while orbax would wait for the others.

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.future import ChainedFuture
 
 from mllm_jax import distributed
@@ -27,7 +26,7 @@ from mllm_jax.checkpoints import seal
 from mllm_jax.checkpoints.leaves import Leaf, compare
 from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.retention import Keep, kept
-from mllm_jax.checkpoints.seal import DamagedCheckpoint
+from mllm_jax.checkpoints.seal import DamagedCheckpoint, Files
 from mllm_jax.errors import ConfigError, RunError, require
 from mllm_jax.trees import flatten, unflatten
 
@@ -103,6 +102,7 @@ class Checkpoints:
         moments: Any,
         extra: dict[str, Any],
         loss: float | None = None,
+        frozen: Files | None = None,
     ) -> None:
         """Begins to write one checkpoint; returns when the arrays are copied and may be donated.
 
@@ -110,10 +110,11 @@ class Checkpoints:
 
         Args:
             step: number of finished optimizer steps.
-            params: nested dict of all parameters, trainable and frozen together.
+            params: nested dict of the parameters that the run trains.
             moments: the optimizer's state, any tree of arrays.
             extra: what else a restart needs, as JSON.
             loss: what `keep.best` goes by.
+            frozen: the files of the others, from `FrozenParams`; None: there are no others.
 
         Raises:
             RunError: this save or the one before failed: which, why, and what is left.
@@ -121,7 +122,7 @@ class Checkpoints:
         self.wait()
         if self._about.get("step") == step:
             return
-        self._about = {"step": step, "loss": loss, "extra": extra}
+        self._about = {"step": step, "loss": loss, "extra": extra, "frozen": dict(frozen or {})}
         save = ocp.args.PyTreeSave
         items = {"params": save(params), "moments": save(unflatten(_named(moments)))}
         try:
@@ -203,7 +204,8 @@ class Checkpoints:
         Args:
             step: one of `steps()`.
             params, moments: trees of `jax.ShapeDtypeStruct` as they were saved; shardings may
-                differ, and so may the number of processes.
+                differ, and so may the number of processes. Of a checkpoint of before, which holds
+                frozen parameters too, no others than `params` are read.
 
         Returns:
             (params, moments, extra).
@@ -213,14 +215,16 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
-        flat = _named(moments)
+        flat, about = _named(moments), seal.read(folder)
         for item, tree in (("params", flatten(params)), ("moments", flat)):
             stored = stored_leaves(folder / item)
+            if item == "params" and about["frozen"] is None:
+                stored = {path: leaf for path, leaf in stored.items() if path in tree}
             compare(str(folder / item), tree, stored)
             _same_formats(folder / item, tree, stored)
         restored = flatten(restore(folder / "moments", unflatten(flat)))
         moments = jax.tree.unflatten(jax.tree.structure(moments), [restored[p] for p in flat])
-        return restore(folder / "params", params), moments, seal.read(folder)["extra"]
+        return restore(folder / "params", params), moments, about["extra"]
 
     # ------------------------------------------------------------------------------ process 0 alone
 
@@ -277,19 +281,12 @@ class Checkpoints:
         return [distributed.of_first(step) for step in (steps + [0] * count)[:count]]
 
     def _damage(self, folder: Path) -> str | None:
-        """What is wrong with a checkpoint; each process reads its share of the files."""
+        """What is wrong with a checkpoint, or None."""
         try:
             files = seal.read(folder)["files"]
         except DamagedCheckpoint as error:
             return str(error)
-        names = sorted(files)
-        found = np.zeros(len(names), np.int32)
-        share = slice(jax.process_index(), None, jax.process_count())
-        found[share] = seal.look(folder, files, names[share])
-        if jax.process_count() > 1:
-            found = multihost_utils.process_allgather(found).max(0)
-        wrong = [(name, int(x)) for name, x in zip(names, found, strict=True) if x != seal.WHOLE]
-        return seal.words(folder, files, *wrong[0]) if wrong else None
+        return seal.damage(folder, files)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

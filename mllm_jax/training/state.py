@@ -26,7 +26,9 @@ class TrainState(NamedTuple):
 
     step: Any  # int32 scalar: updates done so far
     trainable: Any  # nested dict, in `compute.parameters`
-    frozen: Any  # nested dict, in `compute.compute`; no gradient, no moments
+    # nested dict, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
+    # kept on the disk has the number formats of its source (`checkpoints/frozen.py`)
+    frozen: Any
     moments: Any  # the optimizer's, float32, shaped like `trainable`
 
     @property

@@ -4,6 +4,7 @@ config.yaml     the stage as resolved, itself valid input
 model/          config.yaml, tokenizer, processor, chat template: with a checkpoint's params this is
                 a model folder
 data.json       what the streams held and what was left out
+frozen/         the parameters that are not trained, as they came
 metrics.jsonl   tensorboard/   checkpoints/<step>/
 """
 

@@ -30,7 +30,7 @@ class Stage(NamedTuple):
 
     @property
     def params(self) -> Any:
-        """The whole parameter tree as ShapeDtypeStructs with shardings: what a loader fills."""
+        """The whole parameter tree as ShapeDtypeStructs with shardings."""
         return _placed(self.abstract.params, self.shardings.params)
 
     @property

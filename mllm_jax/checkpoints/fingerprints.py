@@ -59,7 +59,7 @@ def _module(
 
 
 def _hash(leaf: Leaf, like: Leaf) -> bytes:
-    """Of the bytes in the number format that the run keeps: frozen ones may be cast to bfloat16."""
+    """Of the bytes in the number format of `like`: trained ones may be in another than before."""
     return hashlib.blake2b(leaf.read().astype(like.dtype, copy=False).tobytes()).digest()
 
 

@@ -24,7 +24,8 @@ from mllm_jax.checkpoints import seal
 from mllm_jax.checkpoints.leaves import Leaf, compare, place
 from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.checkpoints.seal import DamagedCheckpoint, Files
-from mllm_jax.checkpoints.tensor_files import FORMATS, stored_tensors, write_tensors
+from mllm_jax.checkpoints.tensor_files import FORMATS, write_tensors
+from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.errors import RunError
 
 FOLDER, TEMPORARY, REPLACED = "frozen", "frozen.partial", "frozen.deleted"

@@ -59,6 +59,8 @@ class _Quiet(logging.Filter):
 class Checkpoints:
     """`<run>/checkpoints/<step>/{params,moments,seal.json}`, for the run that writes them.
 
+    What is not trained is in `<run>/frozen`, see `frozen`.
+
     One object per process, all of them making the same calls. Making it clears away what a killed
     run left unfinished.
     """

@@ -167,7 +167,8 @@ def write_tensors(
         assert (array.shape, array.dtype) == (leaf.shape, leaf.dtype), name
         with path.open("r+b") as file:
             file.seek(offset)
-            np.ascontiguousarray(array).tofile(file)
+            # not `tofile`: of a full disk it says how many numbers it wrote, and no more
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         del array  # not held while the next one is made
     assert not places, f"never written: {sorted(places)}"
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def tree(seed: int) -> dict:
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path):
-    """Steps 4 and 8."""
+def checkpoints(tmp_path: Path, monkeypatch):
+    """Steps 4 and 8, whose files are of many blocks."""
+    monkeypatch.setattr(seal, "BLOCK", 64)
     with Checkpoints(tmp_path, Keep(3)) as made:
         for step in (4, 8):
             made.save(step, tree(step), {"mu": tree(-step), "count": jnp.int32(step)}, {})
@@ -35,13 +37,28 @@ def truncate(path: Path) -> str:
     return f"has {size // 2} bytes, {size} were saved"
 
 
-def flip(path: Path) -> str:
+def grow(path: Path) -> str:
+    size = path.stat().st_size
+    os.truncate(path, size + 1)
+    return f"has {size + 1} bytes, {size} were saved"
+
+
+def flip(path: Path, at: float = 0.5) -> str:
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
+        position = int((path.stat().st_size - 1) * at)
+        file.seek(position)
         byte = file.read(1)[0]
-        file.seek(-1, os.SEEK_CUR)
+        file.seek(position)
         file.write(bytes([byte ^ 4]))
     return r"holds other bytes than were saved \(crc32\)"
+
+
+def flip_first(path: Path) -> str:
+    return flip(path, at=0)
+
+
+def flip_last(path: Path) -> str:
+    return flip(path, at=1)
 
 
 def remove(path: Path) -> str:
@@ -53,7 +70,7 @@ def largest(folder: Path) -> Path:
     return max((x for x in folder.rglob("*") if x.is_file()), key=lambda x: x.stat().st_size)
 
 
-@pytest.mark.parametrize("harm", [truncate, flip, remove])
+@pytest.mark.parametrize("harm", [truncate, grow, flip_first, flip, flip_last, remove])
 @pytest.mark.parametrize("item", ["params", "moments"])
 def test_a_damaged_file_is_named(checkpoints, item: str, harm: Callable[[Path], str], capsys):
     path = largest(checkpoints.folder / "8" / item)
@@ -106,7 +123,17 @@ def test_when_all_are_damaged_nothing_is_taken(checkpoints):
 
 def test_whole_checkpoints_pass(checkpoints):
     assert checkpoints.verified("fail") == 8
-    seal.verify(checkpoints.folder / "8")
+    seal.verify(checkpoints.folder / "8", seal.read(checkpoints.folder / "8")["files"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 8, 1000])
+def test_a_checksum_is_that_of_the_whole_file(tmp_path: Path, monkeypatch, size: int):
+    """Whatever the blocks in which it is read."""
+    content = bytes(i * 7 % 251 for i in range(size))
+    (tmp_path / "a").write_bytes(content)
+    for block in (1, 4, 2**22):
+        monkeypatch.setattr(seal, "BLOCK", block)
+        assert seal.checksums(tmp_path) == {"a": (size, zlib.crc32(content))}
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path: Path):

@@ -1,0 +1,193 @@
+"""Exports open in transformers 4 and 5 with equal logits, token ids and pixels, and equal to ours.
+
+transformers 4.57 lives in an environment of its own, made once in pytest's cache folder
+(.pytest_cache/d/transformers-4.57, 300 MB); torch, numpy and Pillow are those of this one.
+"""
+
+import fcntl
+import functools
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mllm_jax import convert
+from mllm_jax.answering import Answerer
+from mllm_jax.checkpoints.hf_tokenizer import special_ids
+from mllm_jax.checkpoints.hf_write import write_hf
+from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.tensor_files import DTYPES
+from mllm_jax.config import ComputeConfig, FolderConfig
+from mllm_jax.data.images import load_pixels, normalise
+from mllm_jax.model_config import (
+    ConnectorConfig,
+    LanguageConfig,
+    ModelConfig,
+    RopeConfig,
+    VisionConfig,
+)
+from mllm_jax.models import mllm
+from mllm_jax.trees import flatten
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+RELEASE = "4.57"
+PROMPT = "Zein kolore daude irudian?"
+VISION = VisionConfig(
+    image_size=28, patch_size=7, width=48, mlp=96, layers=3, heads=4, projection=32
+)
+LLAMA3 = RopeConfig(5e5, "llama3", 8.0, 1.0, 4.0, 64)
+TEXT = LanguageConfig(
+    vocab=tiny.VOCAB, width=64, mlp=160, layers=3, heads=4, kv_heads=2, head_dim=16,
+    norm_eps=1e-5, max_length=512, rope=LLAMA3,
+)  # fmt: skip
+PLAIN = LanguageConfig(
+    vocab=tiny.VOCAB, width=64, mlp=160, layers=3, heads=4, kv_heads=4, head_dim=24,
+    norm_eps=1e-6, tied=True, max_length=512, rope=RopeConfig(1e4),
+)  # fmt: skip
+IMAGE = tiny.VOCAB - 1
+Format = Literal["float32", "bfloat16"]
+MODELS: dict[str, tuple[ModelConfig, Format]] = {
+    "llava_mlp": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "float32"),
+    "llava_linear": (ModelConfig(VISION, ConnectorConfig("linear"), TEXT, IMAGE), "float32"),
+    "llava_tied": (ModelConfig(VISION, ConnectorConfig("mlp", False), PLAIN, IMAGE), "float32"),
+    "llava_bfloat16": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "bfloat16"),
+    "llama": (ModelConfig(language=TEXT), "float32"),
+    "llama_tied": (ModelConfig(language=PLAIN), "float32"),
+    "clip": (ModelConfig(vision=VISION), "float32"),
+}
+READ = {"joined", *MODELS} - {"clip"}  # those that read a prompt
+
+
+@pytest.fixture(scope="module")
+def transformers4(request: pytest.FixtureRequest) -> Path:
+    """The Python of an environment with transformers 4.57; made when it is not there."""
+    assert request.config.cache is not None
+    folder = Path(request.config.cache.mkdir(f"transformers-{RELEASE}"))
+    python, done = folder / "bin" / "python", folder / "done"
+    with open(folder / "lock", "w") as lock:  # several test processes make one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            venv.create(folder, with_pip=True, clear=False)
+            pip = [python, "-m", "pip", "install", "--quiet", f"transformers=={RELEASE}.*"]
+            subprocess.run(pip, check=True, timeout=900)
+            (site,) = (folder / "lib").glob("python3.*/site-packages")
+            rest = [path for path in sys.path if path.endswith("site-packages")]
+            (site / "rest.pth").write_text("\n".join(rest) + "\n")
+            done.touch()
+    return python
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every model of MODELS as an exported folder; and `joined`, of clip and llama."""
+    base = tmp_path_factory.mktemp("exports")
+    tiny.make_data(base / "data")
+    for name, (model, dtype) in MODELS.items():
+        _write(base / "source" / name, base / "data" / "tokenizer", model, dtype)
+        convert.from_hf(base / "source" / name, base / "models" / name)
+        convert.to_hf(base / "models" / name, base / name)
+    convert.join(base / "models" / "joined", base / "clip", base / "llama", "mlp")
+    convert.to_hf(base / "models" / "joined", base / "joined")
+    random = np.random.default_rng(1)
+    for name, (height, width) in {"tall": (90, 33), "wide": (30, 75)}.items():
+        noise = random.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        picture = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(base / f"{name}.png")
+    return base
+
+
+def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
+    """A folder of random weights: deviation 1 / sqrt(width), norms near 1, and so are logits."""
+    random = np.random.default_rng(0)
+    width = (model.language or VISION).width
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = random.standard_normal(shape, np.float32)
+        if path.endswith("scale"):
+            return (1 + 0.1 * noise).astype(DTYPES[dtype])
+        if path.endswith("bias"):
+            return (0.1 * noise).astype(DTYPES[dtype])
+        return (noise / np.float32(width**0.5)).astype(DTYPES[dtype])
+
+    shapes = {p: tuple(x.shape) for p, x in flatten(convert.abstract(model)).items()}
+    arrays = {path: draw(path, shape) for path, shape in shapes.items()}
+    leaves = {
+        p: Leaf(x.shape, x.dtype, functools.partial(arrays.get, p)) for p, x in arrays.items()
+    }
+    out.mkdir(parents=True)
+    write_hf(out, FolderConfig(model, dtype), leaves, files, special_ids(files))
+
+
+def see(python: str | Path, exports: Path, out: Path) -> dict[str, np.ndarray]:
+    """What the transformers of `python` makes of every folder."""
+    script = Path(__file__).parent / "open_exports.py"
+    folders = [exports / name for name in (*MODELS, "joined")]
+    images = ["--images", exports / "wide.png", exports / "tall.png"]
+    prompt = f"<image>\n<image>\n{PROMPT}"
+    command = [python, script, *folders, "--prompt", prompt, *images, "--out", out]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def seen(exports: Path, transformers4: Path) -> tuple[dict, dict]:
+    """What transformers 4 and 5 make of the folders."""
+    pytest.importorskip("torch")
+    old = see(transformers4, exports, exports / "old.npz")
+    new = see(sys.executable, exports, exports / "new.npz")
+    assert str(old["version"]).startswith(f"{RELEASE}.")
+    assert str(new["version"]).startswith("5.")
+    return old, new
+
+
+@pytest.mark.parametrize("name", [*MODELS, "joined"])
+def test_both_find_every_tensor_and_compute_the_same(name: str, seen: tuple[dict, dict]) -> None:
+    old, new = seen
+    assert old[f"{name}/wrong"].tolist() == new[f"{name}/wrong"].tolist() == []
+    np.testing.assert_allclose(old[f"{name}/logits"], new[f"{name}/logits"], atol=1e-5, rtol=0)
+    if name in READ:
+        assert np.array_equal(old[f"{name}/ids"], new[f"{name}/ids"])
+        np.testing.assert_allclose(old[f"{name}/pixels"], new[f"{name}/pixels"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_ours_are_equal(name: str, exports: Path, seen: tuple[dict, dict]) -> None:
+    """From the model folder: logits, and pixels from the picture files."""
+    opened = Answerer(exports / "models" / name, ComputeConfig(compute="float32", remat="none"))
+    expected = {key: seen[1][f"{name}/{key}"] for key in ("logits", "ids", "pixels")}
+    tokens = expected["ids"].astype(np.int32)
+    pixels = np.zeros((1, 0, 1, 1, 3), np.float32)
+    index = np.full(tokens.shape, -1, np.int32)
+    if name.startswith("llama"):
+        assert opened.config.patches == 0
+    else:
+        raw = [
+            load_pixels(exports / f"{x}.png", VISION.image_size, "crop") for x in ("wide", "tall")
+        ]
+        pixels = normalise(np.stack(raw), VISION.image_mean, VISION.image_std)[None]
+        np.testing.assert_allclose(pixels[0], expected["pixels"].transpose(0, 2, 3, 1), atol=1e-5)
+        places = tokens == opened.config.image_token
+        assert places.sum() == 2 * VISION.patches
+        index = np.where(places, np.cumsum(places, axis=1) - 1, -1).astype(np.int32)
+    ours = logits(opened.model, opened.params, tokens, index, pixels)
+    np.testing.assert_allclose(np.asarray(ours), expected["logits"], atol=1e-5, rtol=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params, tokens, index, pixels):
+    ones = jnp.ones_like(tokens)
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden = mllm.hidden(model, params, tokens, ones, positions, index, pixels)
+    return mllm.logits(hidden, mllm.head(params))

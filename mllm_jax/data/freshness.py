@@ -83,7 +83,7 @@ def write_meta(folder: Path, tree: dict[str, Any]) -> None:
     arrays = {
         file.name: {"size": file.stat().st_size, "sample": sample(file)}
         for file in sorted(folder.iterdir())
-        if file.is_file() and file.suffix in (".npy", ".bin", ".jsonl")
+        if file.is_file() and file.name != META
     }
     tree = tree | {"arrays": arrays}
     write_json(folder / META, tree | {"blake2b": _tree_digest(tree)})

@@ -235,7 +235,11 @@ def _build(
         shutil.rmtree(beside)
     beside.mkdir(exist_ok=True)
     write_json(mark, begun)
-    build(reader, beside, workers)
+    try:
+        build(reader, beside, workers)
+    except ConfigError:  # of the data: what was read of it will not be wanted again
+        shutil.rmtree(beside)
+        raise
     names = mark_duplicates(beside, reader.source.where)
     if names:
         print(

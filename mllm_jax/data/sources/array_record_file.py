@@ -25,7 +25,7 @@ from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, one_line, require
 from mllm_jax.folders import whole_file
 
 
@@ -52,7 +52,9 @@ class ArrayRecordSource:
         """
         self.path = Path(path)
         self.files = self.listing(path, options).files
-        counts = [_count(file) for file in bar(self.files, desc=f"opening {path}", unit="file")]
+        counts = [
+            count_records(file) for file in bar(self.files, desc=f"opening {path}", unit="file")
+        ]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._records = ArrayRecordDataSource(  # pickles itself without its open files
             [_Shard(str(f), 0, n, n) for f, n in zip(self.files, counts, strict=True)]
@@ -110,7 +112,8 @@ def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
                 raise ConfigError(f"{path}: row {number} cannot be JSON: {error}") from error
 
 
-def _count(file: Path) -> int:
+def count_records(file: Path) -> int:
+    """How many records a file holds. Raises ConfigError where it is no ArrayRecord."""
     try:
         reader = ArrayRecordReader(str(file))
         count = reader.num_records()
@@ -121,7 +124,7 @@ def _count(file: Path) -> int:
 
 
 def _broken(where: str, error: RuntimeError) -> str:
-    reason = " ".join(str(error).split())  # some of the library's errors say nothing
+    reason = one_line(str(error), 200)  # some of the library's errors say nothing
     return f"{where}: not an ArrayRecord file that can be read" + (f": {reason}" if reason else "")
 
 

@@ -5,6 +5,7 @@ A scan finds where each object begins and ends; a row is then read from its byte
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mllm_jax.errors import ConfigError, require
 BLOCK = 2**20  # bytes searched for line breaks at a time
 AHEAD = 2**18  # bytes read at a time where one row is read after the other
 _BOM = b"\xef\xbb\xbf"
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class JsonSource:
@@ -150,9 +151,7 @@ def _read(path: Path) -> str:
 
 
 def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
 def _byte_spans(

@@ -28,11 +28,12 @@ from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.saved import list_arrow
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, one_line, require
 
 KEPT = 256 * 2**20  # bytes of decoded groups that a source keeps in a process; always the last one
 OPEN = 64  # shards that are open at a time, far below the usual limit of 1024 files
-_BROKEN = (pa.ArrowException, OSError)
+ROWS_A_BYTE = 2**16  # of a file; no encoding packs more, so a larger count is not believed
+_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last: names of columns
 
 
 class _Scan(NamedTuple):
@@ -57,6 +58,10 @@ class _Shards:
             except _BROKEN as error:
                 raise ConfigError(f"{file}: {self._broken}: {_line(error)}") from error
         _same_columns(self.files, [scan.columns for scan in scans])
+        for file, scan in zip(self.files, scans, strict=True):
+            most = file.stat().st_size * ROWS_A_BYTE
+            possible = all(count >= 0 for count in scan.rows) and sum(scan.rows) <= most
+            require(possible, f"{file}: {self._broken}: {sum(scan.rows)} rows cannot be in it")
         rows = [count for scan in scans for count in scan.rows]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._first = np.concatenate([[0], np.cumsum([len(scan.rows) for scan in scans])])
@@ -104,6 +109,8 @@ class _Shards:
             return table.slice(number - int(self._starts[group]), 1).to_pylist()[0]
         except UnicodeDecodeError as error:
             raise Fault("text", f"not UTF-8 text ({error.reason})") from error
+        except (ValueError, OverflowError, pa.ArrowException) as error:  # as a date of year 99999
+            raise Fault("field", f"a value that cannot be read: {one_line(str(error))}") from error
 
     def where(self, number: int) -> str:
         """The file and the row in it, from 0: "train-00001.parquet[12]"."""
@@ -132,6 +139,12 @@ class _Shards:
                 table = self._decode(self._opened(file), int(self._places[group]))
             except _BROKEN as error:
                 raise ConfigError(f"{file}: {self._broken}: {_line(error)}") from error
+            rows = int(self._starts[group + 1] - self._starts[group])
+            require(
+                table.num_rows == rows,
+                f"{file}: {self._broken}: group {int(self._places[group])} should have {rows} "
+                f"rows and has {table.num_rows}",
+            )
             self._kept[group] = table, table.nbytes
             self._bytes += table.nbytes
             while self._bytes > KEPT and len(self._kept) > 1:
@@ -224,8 +237,12 @@ class ArrowSource(_Shards):
     def _decode(self, opened: Any, place: int) -> pa.RecordBatch:
         if isinstance(opened, _Stream):
             message = pa.ipc.read_message(pa.BufferReader(opened.data.slice(place)))
-            return pa.ipc.read_record_batch(message, opened.schema)
-        return opened.get_batch(place)
+            batch = pa.ipc.read_record_batch(message, opened.schema)
+        else:
+            batch = opened.get_batch(place)
+        for column in batch.columns:
+            _check_buffers(column)
+        return batch
 
 
 def _scan_stream(file: Path, stream: _Stream) -> _Scan:
@@ -259,6 +276,35 @@ def _scan_stream(file: Path, stream: _Stream) -> _Scan:
     return _Scan(stream.schema.names, rows, places)
 
 
+def _check_buffers(array: pa.Array) -> None:
+    """Refuses offsets that lead out of an array: Arrow believes them, and the process would crash.
+
+    As Arrow's own full validation, but texts are looked at as bytes: so they are not read here, and
+    one that is not UTF-8 is a fault of its row.
+
+    Raises:
+        pa.ArrowInvalid: with what is wrong.
+    """
+    array.validate()  # sizes of buffers and lengths of children, in constant time
+    kind = array.type
+    if pa.types.is_struct(kind):
+        for number in range(kind.num_fields):
+            _check_buffers(array.field(number))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = array.offsets.to_numpy()
+        if len(offsets) and not (offsets[0] >= 0 and (np.diff(offsets) >= 0).all()):
+            raise pa.ArrowInvalid("offsets of lists that do not ascend")
+        if len(offsets) and offsets[-1] > len(array.values):
+            raise pa.ArrowInvalid("offsets of lists that lead beyond their values")
+        _check_buffers(array.values)
+    elif pa.types.is_string(kind):
+        array.view(pa.binary()).validate(full=True)
+    elif pa.types.is_large_string(kind):
+        array.view(pa.large_binary()).validate(full=True)
+    else:
+        array.validate(full=True)
+
+
 def _same_columns(files: list[Path], columns: list[list[str]]) -> None:
     for file, names in zip(files, columns, strict=True):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -274,4 +320,4 @@ def _same_columns(files: list[Path], columns: list[list[str]]) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return one_line(str(error), 200)

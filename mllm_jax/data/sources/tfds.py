@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.data.faults import Fault
+from mllm_jax.data.sources.array_record_file import count_records
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import OPTIONS, Options
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, one_line, require, shown
+from mllm_jax.json_file import read_json
 
 FORMAT = "array_record"
+TFDS = "tensorflow_datasets."
+_WRONG = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what TFDS ends with
 DESCRIPTIONS = ("dataset_info.json", "features.json")
 
 
@@ -55,7 +59,14 @@ class TfdsSource:
         self.split = _choose(self.path, options.split, list(info.splits))
         parts = _instructions(self.path, self.split, info)
         for part in parts:
-            require(Path(part.filename).is_file(), f"{part.filename}: no such file")
+            file = Path(part.filename)
+            require(file.is_file(), f"{file}: no such file")
+            count = count_records(file)
+            require(
+                count == part.examples_in_shard,
+                f"{file}: holds {count} examples, and dataset_info.json says "
+                f"{part.examples_in_shard}",
+            )
         self._shards = [(Path(part.filename), part.skip) for part in parts]
         self.files = [self.path / name for name in DESCRIPTIONS]
         self.files += dict.fromkeys(file for file, _ in self._shards)
@@ -75,7 +86,7 @@ class TfdsSource:
         try:
             example = examples[int(number)]
         except RuntimeError as error:  # of the ArrayRecord reader
-            reason = " ".join(str(error).split())
+            reason = one_line(str(error), 200)
             raise ConfigError(f"{self.where(number)}: cannot be read: {reason}") from error
         return _plain(example, features, kinds)
 
@@ -103,13 +114,30 @@ def _library() -> Any:
 
 def _builder(path: Path) -> Any:
     tfds = _library()
+    _check_classes(path / "features.json")
     from google.protobuf.json_format import ParseError  # what TFDS stands on
 
     try:
         return tfds.builder_from_directory(path)
-    except (ParseError, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (ParseError, *_WRONG) as error:
+        reason = one_line(str(error), 200)
         raise ConfigError(f"{path}: not a dataset that TFDS can read: {reason}") from error
+
+
+def _check_classes(file: Path) -> None:
+    """Refuses features that are not TFDS' own: it imports whatever module the file names."""
+    pending: list[Any] = [read_json(file)]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            name = value.get("pythonClassName", TFDS)
+            require(
+                isinstance(name, str) and name.startswith(TFDS),
+                f"{file}: pythonClassName={shown(name)}; only features of {TFDS}* are read",
+            )
+        pending += (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        )
 
 
 def _choose(path: Path, split: str | None, splits: list[str]) -> str:
@@ -127,7 +155,7 @@ def _instructions(path: Path, split: str, info: Any) -> list[Any]:
     """The files of a split, with how many examples to skip and to take in each."""
     try:
         return info.splits[split].file_instructions
-    except (KeyError, ValueError, AssertionError) as error:
+    except (AssertionError, *_WRONG) as error:
         raise ConfigError(
             f"{path}: no split {split!r}; there are {', '.join(info.splits)}, and slices of them "
             "as train[:90%]"

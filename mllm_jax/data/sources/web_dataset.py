@@ -24,12 +24,16 @@ from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import LONG_INTEGER, Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, require, shown
 
 TEXT = ("txt", "text", "caption")  # extensions that are UTF-8 text
 BLOCK = 512  # of a tar file, POSIX.1-2024 pax, "ustar Interchange Format"
 PLAIN = (b"0", b"\0", b"7")  # types of members that are files
 PACKED = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")  # how gzip, bzip2, xz and zstd begin
+HEADERS = (b"L", b"K", b"x", b"X", b"g")  # types that tell something of the next member
+LONGEST = 2**20  # bytes of such a header; names are far shorter
+_PAX = re.compile(rb"([0-9]{1,9}) ([^=\n]+)=")  # how a record of a pax header begins
+_WHOLE = re.compile(rb"[0-9]{1,18}")
 _META = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, no part of any row
 
 
@@ -143,7 +147,7 @@ class _Samples:
         extension = extension.lower()
         if extension in self._seen:
             raise ConfigError(
-                f"{self._file}: two members of sample {key} have the extension {extension}"
+                f"{self._file}: two members of sample {shown(key)} have the extension {extension}"
             )
         self._seen.add(extension)
         self.offsets.append(member.start)
@@ -194,7 +198,9 @@ def scan(file: Path) -> Iterator[Member]:
             name = _name(header) if named is None else named
             at = start + -(-size // BLOCK) * BLOCK
             if at > end:
-                raise ConfigError(f"{file}: cut off in member {name!r}")
+                raise ConfigError(f"{file}: cut off in member {shown(name)}")
+            if kind in HEADERS and size > LONGEST:
+                raise ConfigError(f"{file}: damaged: a header of {size} bytes")
             if kind == b"L":  # GNU: a name of more than 100 bytes
                 named = os.pread(handle, size, start).rstrip(b"\0")
             elif kind in (b"x", b"X"):
@@ -206,7 +212,7 @@ def scan(file: Path) -> Iterator[Member]:
                 if kind in PLAIN and not name.endswith(b"/"):
                     yield Member(_text(name, file), start, size)
                 elif kind not in PLAIN:
-                    require(kind == b"5", f"{file}: member {name!r} is {_odd(kind)}")
+                    require(kind == b"5", f"{file}: member {shown(name)} is {_odd(kind)}")
                 named = sized = None
 
 
@@ -221,7 +227,8 @@ def _parse(header: bytes, file: Path, at: int) -> int:
         if field[0] == 0x80:  # GNU: a size of 8 GiB or more, as a plain number
             size = int.from_bytes(field[1:], "big")
         else:
-            size = int(field.strip(b" \0") or b"0", 8)
+            digits = field.strip(b" \0")
+            size = int(digits or b"0", 8) if digits.isdigit() or not digits else -1
         if stated % 65521 == zlib.adler32(header) & 0xFFFF and size >= 0:
             return size
     except ValueError:
@@ -240,27 +247,27 @@ def _name(header: bytes) -> bytes:
 def _pax(data: bytes, file: Path) -> tuple[bytes | None, int | None]:
     """Name and size from a pax header's records, each "LENGTH key=value" and a line break."""
     fields: dict[bytes, bytes] = {}
-    try:
-        while data:
-            length = int(data.partition(b" ")[0])
-            record, data = data[:length], data[length:]
-            key, _, value = record.partition(b" ")[2].partition(b"=")
-            if length <= 0 or len(record) < length or value[-1:] != b"\n":
-                raise ValueError(length)
-            fields[key] = value[:-1]
-        size = int(fields[b"size"]) if b"size" in fields else None
-    except ValueError as error:
-        raise ConfigError(f"{file}: damaged: a pax header cannot be read") from error
+    at = 0
+    while at < len(data):
+        begin = _PAX.match(data, at)
+        end = at + int(begin[1]) if begin else at
+        if begin is None or not begin.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise ConfigError(f"{file}: damaged: a pax header cannot be read")
+        fields[begin[2]] = data[begin.end() : end - 1]
+        at = end
+    size = fields.get(b"size")
+    if size is not None and not _WHOLE.fullmatch(size):
+        raise ConfigError(f"{file}: damaged: a pax header states the size {shown(size)}")
     sparse = any(key.startswith(b"GNU.sparse") for key in fields)
     require(not sparse, f"{file}: holds a sparse file; pack without --sparse")
-    return fields.get(b"path"), size
+    return fields.get(b"path"), None if size is None else int(size)
 
 
 def _text(name: bytes, file: Path) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: the name of member {name!r} is not UTF-8") from error
+        raise ConfigError(f"{file}: the name of member {shown(name)} is not UTF-8") from error
 
 
 def _odd(kind: bytes) -> str:

@@ -199,16 +199,37 @@ def test_missing_and_broken_files_are_refused(copied: Path):
     with pytest.raises(ConfigError, match=rf"{shard.name}: no such file"):
         TfdsSource(copied, Options("test"))
     shard.write_bytes(b"x" * 1000)
-    source = TfdsSource(copied, Options("test"))
-    with pytest.raises(ConfigError, match=rf"{shard.name}\[0\]: cannot be read: ArrayRecord file"):
-        source[0]
+    with pytest.raises(ConfigError, match=rf"{shard.name}: not an ArrayRecord file that can be"):
+        TfdsSource(copied, Options("test"))
+
+
+def test_a_shard_of_another_length_than_stated_is_refused(copied: Path):
+    path = copied / "dataset_info.json"
+    text = path.read_text()
+    for stated in ("1", "7"):
+        path.write_text(
+            text.replace('"shardLengths": [\n        "2"', f'"shardLengths": ["{stated}"')
+        )
+        assert path.read_text() != text
+        with pytest.raises(ConfigError, match=f"holds 2 examples, and .* says {stated}"):
+            TfdsSource(copied, Options("test"))
+
+
+def test_features_of_other_modules_are_not_imported(copied: Path):
+    path = copied / "features.json"
+    path.write_text(path.read_text().replace("tensorflow_datasets.core", "antigravity.core", 1))
+    with pytest.raises(ConfigError, match=r"'antigravity\.core.*; only features of"):
+        TfdsSource(copied, Options("train"))
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_descriptions_that_cannot_be_read_are_refused(copied: Path, name: str):
     for content in ("", "{", "[]", '{"nonsense": 1}'):
         (copied / name).write_text(content)
-        with pytest.raises(ConfigError, match=r"1\.0\.0: not a dataset that TFDS can read: "):
+        with pytest.raises(
+            ConfigError,
+            match=r"1\.0\.0.*: (not a dataset that TFDS can read: |not JSON|expected an object)",
+        ):
             TfdsSource(copied, Options("train"))
 
 

@@ -256,7 +256,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path):
 
 def test_an_extension_twice_in_a_sample_is_refused(tmp_path: Path):
     path = write_tar(tmp_path / "a.tar", {"a.jpg": b"1", "a.JPG": b"2"})
-    with pytest.raises(ConfigError, match="two members of sample a have the extension jpg"):
+    with pytest.raises(ConfigError, match="two members of sample 'a' have the extension jpg"):
         WebDatasetSource(path)
 
 

@@ -86,7 +86,12 @@ def _train(options: argparse.Namespace) -> None:
 
     from mllm_jax import train
 
-    train.train(config, resume=options.resume)
+    require(
+        bool(options.resume) or not options.accept_changed_data,
+        "--accept-changed-data: has no effect without --resume",
+    )
+    accept = options.accept_changed_data
+    train.train(config, resume=options.resume, accept_changed_data=accept)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -47,7 +47,8 @@ def _add_quickstart(verbs) -> None:
 
 
 def _add_train(verbs) -> None:
-    flags = "[--resume [auto]] [--coordinator HOST:PORT --processes N --process I]"
+    flags = "[--resume [auto]] [--accept-changed-data] "
+    flags += "[--coordinator HOST:PORT --processes N --process I]"
     usage = f"mllm-jax train --config FILE {flags} [--section.key value ...]"
     it = _verb(verbs, "train", "one stage, from a YAML file", usage)
     it.add_argument("--config", type=Path, required=True, metavar="FILE")
@@ -59,6 +60,11 @@ def _add_train(verbs) -> None:
         choices=("auto",),
         metavar="auto",
         help="go on from the run's last checkpoint; auto: if a run has begun there",
+    )
+    it.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="with --resume: go on although the streams hold other records than the run began with",
     )
     _add_cluster(it)
 

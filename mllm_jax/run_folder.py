@@ -3,7 +3,7 @@
 config.yaml     the stage as resolved, itself valid input
 model/          config.yaml, tokenizer, processor, chat template: with a checkpoint's params this is
                 a model folder
-data.json       what the streams held and what was left out
+inputs.json     lengths and digests of what is read (run_inputs); data.json: what the streams held
 frozen/         the parameters that are not trained, as they came
 metrics.jsonl   tensorboard/   checkpoints/<step>/
 """
@@ -19,7 +19,6 @@ from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, FolderConfig, InitConfig
-from mllm_jax.data.loader import Loader
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
 from mllm_jax.errors import require
 from mllm_jax.folders import in_use, partial
@@ -98,17 +97,16 @@ def _stillborn(run: Path) -> bool:
     return run.is_dir() and list(run.iterdir()) == [partial(run / "config.yaml")]
 
 
-def prepare(config: Config, source: ModelSource | None, loader: Loader, fresh: bool) -> Path:
+def prepare(config: Config, source: ModelSource | None, fresh: bool) -> Path:
     """Writes what a run folder holds besides metrics and checkpoints; returns the folder.
 
     Args:
-        config, source, loader: of the stage.
+        config, source: of the stage.
         fresh: no step has been saved: the model's files are written (again).
     """
     run, model = Path(config.out), Path(config.out) / "model"
     run.mkdir(parents=True, exist_ok=True)
     config_file.dump(config, run / "config.yaml")
-    write_json(run / "data.json", loader.report())
     if not fresh:
         return run
     if model.is_dir():

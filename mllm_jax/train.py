@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mllm_jax import distributed, run_folder, sharding
+from mllm_jax import distributed, run_folder, run_inputs, sharding
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.retention import Keep, Mean
@@ -27,7 +27,10 @@ from mllm_jax.trees import flatten
 
 
 def train(
-    config: Config, resume: run_folder.Resume = False, devices: Sequence[Any] | None = None
+    config: Config,
+    resume: run_folder.Resume = False,
+    devices: Sequence[Any] | None = None,
+    accept_changed_data: bool = False,
 ) -> Path:
     """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
 
@@ -36,6 +39,7 @@ def train(
         resume: go on from the last checkpoint in `config.out`; batches and losses are those of an
             undisturbed run. "auto": if a run has begun there.
         devices: the mesh's devices; all there are when None.
+        accept_changed_data: continue although the streams hold other records than before.
 
     Raises:
         ConfigError: bad input, before anything is written.
@@ -48,13 +52,15 @@ def train(
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
     _check_source(config, source)
     tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
+    run_inputs.check_tokenizer(config, begin.step, tokenizer)
     several = jax.process_count() > 1
     share = sharding.rows_here(mesh, config.data.rows) if several else None
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
+    inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     first = first_params(stage, source, config) if begin.step is None else None
-    run = _begin(config, source, loader, begin)
+    run = _begin(config, source, loader, begin, inputs)
     if distributed.is_first() and (warning := sharding.slow_links(mesh)):
         print(warning, file=sys.stderr)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
@@ -76,14 +82,19 @@ def train(
 
 
 def _begin(
-    config: Config, source: ModelSource | None, loader: Loader, begin: run_folder.Beginning
+    config: Config,
+    source: ModelSource | None,
+    loader: Loader,
+    begin: run_folder.Beginning,
+    inputs: run_inputs.Inputs,
 ) -> Path:
     """The first thing that is written, by process 0, when all processes have checked theirs."""
     distributed.barrier("checked")
     if distributed.is_first():
-        for words in begin.notes:
+        for words in [*begin.notes, *inputs.notes]:
             print(f"resume: {words}", file=sys.stderr)
-        run_folder.prepare(config, source, loader, fresh=begin.step is None)
+        run = run_folder.prepare(config, source, fresh=begin.step is None)
+        run_inputs.write(run, inputs, loader)
     distributed.barrier("prepared")
     return Path(config.out)
 

@@ -179,9 +179,18 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
     words = ["--optimizer.learning_rate", "1e-4", "--out", "runs/x", "--seed=7", "--resume"]
     assert main(["train", "--mesh.data", "-1", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
-    assert kwargs == {"resume": True}
+    assert kwargs == {"resume": True, "accept_changed_data": False}
     assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
     assert config.mesh.data == -1
+
+
+def test_changed_data_are_accepted_on_resume_alone(door, capsys, stage: str):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, "--resume", "auto", "--accept-changed-data"]) == 0
+    assert made.calls[0][1] == {"resume": "auto", "accept_changed_data": True}
+    assert main(["train", "--config", stage, "--accept-changed-data"]) == 2
+    error = "mllm-jax: error: --accept-changed-data: has no effect without --resume\n"
+    assert capsys.readouterr().err == error
 
 
 @pytest.mark.parametrize(
@@ -283,7 +292,7 @@ def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
     words = ["--mesh.data", "-1", "--optimizer.eps", "1e-4", "--out", "a b"]
     assert main(["train", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
-    assert kwargs == {"resume": False}
+    assert kwargs == {"resume": False, "accept_changed_data": False}
     assert (config.mesh.data, config.optimizer.eps) == (-1, 1e-4)
     assert config.out == "a b"
     assert main(["train", "--config", stage, "--optimizer.eps", "-1e-4"]) == 2

@@ -48,6 +48,12 @@ def same_content(one: Any, other: list[dict[str, Any]]) -> bool:
     return isinstance(one, list) and list(map(content, one)) == list(map(content, other))
 
 
+def content_digest(files: list[dict[str, Any]]) -> str:
+    """Of the bytes of all files in their order, from what `look` noted; names do not count."""
+    content = [[file["size"], file["blake2b"]] for file in files]
+    return blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
 def changed(known: list[dict[str, Any]], files: Sequence[Path] | None, base: Path) -> str | None:
     """The first file that is new, gone or other than it was; None if all are the same.
 

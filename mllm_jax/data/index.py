@@ -39,6 +39,7 @@ class StreamIndex:
         model: ModelConfig,
         pictures: Any = None,
         notes: Sequence[str] = (),
+        digest: str = "",
     ):
         """Decides over every record from its lengths.
 
@@ -50,12 +51,13 @@ class StreamIndex:
             model: image token and patches.
             pictures: row -> images, for those that lie in the rows themselves.
             notes: what of the stream's folder is not read, for people.
+            digest: of the source's files.
 
         Raises:
             ConfigError: more faults than the stream allows, a record is over-long and the policy is
                 `fail`, or nothing is left.
         """
-        self.number, self.name, self.notes = number, name, list(notes)
+        self.number, self.name, self.notes, self.digest = number, name, list(notes), digest
         self._store, self._pictures = store, pictures
         stream = data.streams[name]
         self._folder = image_folder(stream)

@@ -23,7 +23,14 @@ from mllm_jax.data.build import Reader, build
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import CODES, NEVER_SKIPPED
-from mllm_jax.data.freshness import changed, look, read_meta, same_content, write_meta
+from mllm_jax.data.freshness import (
+    changed,
+    content_digest,
+    look,
+    read_meta,
+    same_content,
+    write_meta,
+)
 from mllm_jax.data.index import StreamIndex, image_folder
 from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.records import read_record
@@ -69,9 +76,9 @@ def open_mixture(mixture: Mixture) -> list[StreamIndex]:
     for number, (name, stream) in enumerate(data.streams.items()):
         _check_skip(name, stream)
         reader = _Opener(name, mixture, chats[stream.format], tokenizer)
-        folder, notes = _folder(reader, mixture)
+        folder, notes, digest = _folder(reader, mixture)
         store = Store(folder)
-        opened.append(StreamIndex(number, name, store, data, model, reader.pictures, notes))
+        opened.append(StreamIndex(number, name, store, data, model, reader.pictures, notes, digest))
     return opened
 
 
@@ -147,8 +154,8 @@ class _Opener:
         return read_record(raw, str(row), r.folder, r.language, r.languages).images
 
 
-def _folder(opener: _Opener, mixture: Mixture) -> tuple[Path, list[str]]:
-    """The stream's index folder, and what of the data it does not hold.
+def _folder(opener: _Opener, mixture: Mixture) -> tuple[Path, list[str], str]:
+    """The stream's index folder, what of the data it does not hold, the digest of what it does.
 
     It is built when it is missing, damaged, stale, or not as deep as asked for.
     """
@@ -172,7 +179,7 @@ def _folder(opener: _Opener, mixture: Mixture) -> tuple[Path, list[str]]:
                     print(one_line(f"{folder}: {meta}; it is built again"), flush=True)
                 meta = _build(opener.reader, _base(stream), key, folder, mixture.workers)
     notes = [] if listing is None else listing.notes
-    return folder, [*notes, *meta["notes"]]
+    return folder, [*notes, *meta["notes"]], content_digest(meta["files"])
 
 
 def _read(

@@ -4,7 +4,9 @@
                                             |  greedy answer to the prompt
                                             |  loss of the truth, teacher-forced
 
-What was said before a question is the truth, not the model's own answer. Everything needed to
+What was said before a question is the truth, not the model's own answer. A chat template that does
+not end answers, as LLaVA-1.5's on the Hub, has no loss of an answer: its answers are scored alone.
+Everything needed to
 repeat a score lies in the folder: every raw answer, the settings, the versions, checksums of data
 and template.
 """
@@ -32,7 +34,7 @@ from mllm_jax.data.chat import Encoded
 from mllm_jax.data.record_files import languages_in, load_records
 from mllm_jax.data.records import IMAGE, Record, Turn
 from mllm_jax.data_config import StreamConfig
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, require, shown
 from mllm_jax.folders import new_folder
 from mllm_jax.json_file import write_json
 from mllm_jax.models.mllm import MLLM
@@ -53,7 +55,13 @@ class Item(NamedTuple):
     truth: str
     images: tuple[str | bytes, ...]  # seen so far
     prompt: Encoded
-    whole: Encoded  # prompt and truth; weights of this truth alone
+    # prompt and truth, weights of this truth alone; None where the template ends no answer
+    whole: Encoded | None
+
+    @property
+    def size(self) -> int:
+        """Tokens of the longer of both."""
+        return len((self.whole or self.prompt).tokens)
 
 
 def evaluate(
@@ -76,7 +84,8 @@ def evaluate(
 
     Returns:
         What is written to scores.json: "languages" (count, exact_match, loss, perplexity,
-        answer_tokens, unfinished of each) and "settings".
+        answer_tokens, unfinished of each; None for what the chat template does not allow to be
+        measured) and "settings".
 
     Raises:
         ConfigError: no such model or file, records that cannot be used (named), prompts that are
@@ -118,23 +127,36 @@ def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int)
         for end, turn in enumerate(record.turns)
         if turn.role == "assistant"
     ]
-    names = [f"record {record.id!r}" for record, _ in places]
-    wholes = opened.chat.encode_batch([record.turns[: end + 1] for record, end in places], names)
+    names = [f"record {shown(record.id, 60)}" for record, _ in places]
+    wholes = _wholes(opened, [record.turns[: end + 1] for record, end in places], names)
     items: list[Item] = []
     trained = 0  # tokens of the record's earlier answers
     for (record, end), whole, name in zip(places, wholes, names, strict=True):
         turn = items[-1].turn + 1 if items and items[-1].record is record else 0
-        before = trained if turn else 0
-        weights = whole.weights.copy()
-        weights[np.flatnonzero(weights)[:before]] = 0
-        trained = int(np.count_nonzero(whole.weights))
-        shown = sum(part is IMAGE for said in record.turns[:end] for part in said.parts)
+        seen = sum(part is IMAGE for earlier in record.turns[:end] for part in earlier.parts)
         prompt = opened.prompt(record.turns[:end], max_new_tokens, f"{name}: ")
-        opened.check_length(len(prompt.tokens), len(whole.tokens) - len(prompt.tokens), f"{name}: ")
+        if whole is not None:
+            before, size = trained if turn else 0, len(prompt.tokens)
+            opened.check_length(size, len(whole.tokens) - size, f"{name}: ")
+            trained = int(np.count_nonzero(whole.weights))
+            weights = whole.weights.copy()
+            weights[np.flatnonzero(weights)[:before]] = 0
+            whole = whole._replace(weights=weights)
         question, truth = _text(record.turns[end - 1]), _text(record.turns[end])
-        whole = whole._replace(weights=weights)
-        items.append(Item(record, turn, question, truth, record.images[:shown], prompt, whole))
+        items.append(Item(record, turn, question, truth, record.images[:seen], prompt, whole))
     return items
+
+
+def _wholes(
+    opened: Answerer, conversations: Sequence[Sequence[Turn]], names: Sequence[str]
+) -> Sequence[Encoded | None]:
+    """Conversations with their last answers; None of each where the template ends no answer."""
+    try:
+        opened.chat.check_answers()
+    except ConfigError as error:
+        print(f"no loss is measured, only answers are: {error}", flush=True)
+        return [None] * len(conversations)
+    return opened.chat.encode_batch(conversations, names)
 
 
 def _text(turn: Turn) -> str:
@@ -162,15 +184,15 @@ def answer_all(
             said = opened.answer(
                 [i.prompt for i in own], seen, max_new_tokens, rows=batch.rows, slots=batch.slots
             )
-            losses, tokens = _losses(opened, own, seen, batch.rows, batch.slots)
+            losses = _losses(opened, own, seen, batch.rows, batch.slots)
             for n, (number, item) in enumerate(zip(batch.items, own, strict=True)):
-                lines[number] = _line(opened, item, said[n], float(losses[n]), int(tokens[n]))
+                lines[number] = _line(opened, item, said[n], *losses[n])
             bar.update(len(own))
     yield from (lines[number] for number in range(len(items)))
 
 
 def _line(
-    opened: Answerer, item: Item, said: list[int], loss: float, tokens: int
+    opened: Answerer, item: Item, said: list[int], loss: float | None, tokens: int | None
 ) -> dict[str, Any]:
     answer = opened.text(said).strip()
     return {
@@ -182,7 +204,7 @@ def _line(
         "answer": answer,
         "truth": item.truth,
         "correct": scoring.exact_match(answer, item.truth),
-        "loss": loss / tokens,
+        "loss": None if loss is None or tokens is None else loss / tokens,
         "tokens": tokens,
         "finished": said[-1] in opened.ends,
         "answer_ids": said,
@@ -202,9 +224,7 @@ def _batches(items: Sequence[Item], rows: int) -> list[_Rows]:
         images = len(items[number].images)
         return 1 << (images - 1).bit_length() if images else 0
 
-    order = sorted(
-        range(len(items)), key=lambda number: (slots(number), len(items[number].whole.tokens))
-    )
+    order = sorted(range(len(items)), key=lambda number: (slots(number), items[number].size))
     batches = []
     for count, group in itertools.groupby(order, key=slots):
         numbers = list(group)
@@ -233,12 +253,16 @@ def _losses(
     pictures: Sequence[Sequence[Picture]],
     rows: int,
     slots: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> list[tuple[float, int]] | list[tuple[None, None]]:
     """Sum of losses (nats) over the truth's tokens, and how many these are, for each item."""
-    batch = opened.batch([item.whole for item in items], pictures, rows, slots)
+    wholes = [item.whole for item in items if item.whole is not None]
+    if not wholes:
+        return [(None, None)] * len(items)
+    batch = opened.batch(wholes, pictures, rows, slots)
     with opened.precision():
         numbers = _eval_step(opened.model, opened.params, batch)
-    return np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"])
+    sums, tokens = np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"])
+    return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,7 +8,7 @@ from typing import Any
 from mllm_jax.errors import require
 from mllm_jax.markdown import markdown_table
 
-Scores = dict[str, dict[str, int | float]]  # language -> name -> value
+Scores = dict[str, dict[str, Any]]  # language -> name -> number, or None: not measured
 COLUMNS = (
     "language",
     "answers",
@@ -49,7 +49,7 @@ def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores
 
     Args:
         answers: with language, correct, loss (mean over the truth's tokens), tokens (their number),
-            finished.
+            finished. Loss and tokens of all are None where the chat template ends no answer.
         languages: those to report, in order; each has an answer.
 
     Raises:
@@ -58,36 +58,47 @@ def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores
     scores = {}
     for language in languages:
         own = [answer for answer in answers if answer["language"] == language]
-        tokens = sum(answer["tokens"] for answer in own)
-        loss = sum(answer["loss"] * answer["tokens"] for answer in own) / tokens
-        # exp(700) is the end of float64; a chance guess over a million words costs 14 nats
-        require(
-            loss < 700,
-            f"the loss on {language!r} is {loss} per token: the model's weights are broken",
-        )
         scores[language] = {
             "count": len(own),
             "exact_match": sum(answer["correct"] for answer in own) / len(own),
-            "loss": loss,
-            "perplexity": math.exp(loss),
-            "answer_tokens": tokens,
+            **_losses(own, language),
             "unfinished": sum(not answer["finished"] for answer in own),
         }
     return scores
 
 
+def _losses(answers: Sequence[dict[str, Any]], language: str) -> dict[str, int | float | None]:
+    if any(answer["loss"] is None for answer in answers):
+        return {"loss": None, "perplexity": None, "answer_tokens": None}
+    tokens = sum(answer["tokens"] for answer in answers)
+    loss = sum(answer["loss"] * answer["tokens"] for answer in answers) / tokens
+    # exp(700) is the end of float64; a chance guess over a million words costs 14 nats
+    require(
+        loss < 700,
+        f"the loss on {language!r} is {loss} per token: the model's weights are broken",
+    )
+    return {"loss": loss, "perplexity": math.exp(loss), "answer_tokens": tokens}
+
+
 def table(scores: Scores) -> str:
-    """The scores as Markdown, columns aligned so that it also reads well on a terminal."""
+    """The scores as Markdown, columns aligned so that it also reads well on a terminal.
+
+    "-" stands for what was not measured.
+    """
     rows = [
         (
             language,
             str(own["count"]),
             f"{100 * own['exact_match']:.1f} %",
-            f"{own['loss']:.4f}",
-            f"{own['perplexity']:.4g}",
-            str(own["answer_tokens"]),
+            _cell(own["loss"], ".4f"),
+            _cell(own["perplexity"], ".4g"),
+            _cell(own["answer_tokens"], "d"),
             str(own["unfinished"]),
         )
         for language, own in scores.items()
     ]
     return markdown_table(COLUMNS, rows)
+
+
+def _cell(value: int | float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from mllm_jax import __main__ as command_line
+from mllm_jax import scoring
 from mllm_jax.answering import Answerer
+from mllm_jax.data.chat import Chat
 from mllm_jax.data.record_files import load_records
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
-from mllm_jax.evaluate import evaluate
+from mllm_jax.evaluate import answer_all, evaluate, make_items
 from mllm_jax.models import mllm
 from mllm_jax.train import train
 from tests import tiny
@@ -280,3 +282,65 @@ def test_refuses_where_it_must_not_write(run, data, tmp_path):
     shutil.copytree(run / "model", folder)
     shutil.copytree(run / "checkpoints" / "4" / "params", folder / "params")
     assert "--out" in refused(folder, data / "heldout.json", None)
+
+
+# ------------------------------------------------------------------------------------ single items
+
+# huggingface.co/llava-hf/llava-1.5-7b-hf, chat_template.json: a space ends an answer
+LLAVA15 = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def load(data: Path, *records: dict[str, Any]):
+    path = data / "some.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return load_records("some", StreamConfig(str(path), str(data / "images")), ("eu", "en"))
+
+
+def test_every_answer_pays_for_itself_alone(run, data):
+    said = ("Zer?", "bat", "Eta?", "bi bi", "Hau?", "hiru", "Hori?", "lau lau lau")
+    opened = Answerer(run)
+    items = make_items(opened, load(data, record("four", "eu", [], *said)), NEW)
+    wholes = [item.whole for item in items]
+    assert all(whole is not None for whole in wholes)
+    paid = [np.flatnonzero(whole.weights) for whole in wholes]
+    together = np.flatnonzero(wholes[-1].weights > -1)
+    trained = np.flatnonzero(opened.chat.encode(items[0].record.turns).weights)
+    assert np.concatenate(paid).tolist() == trained.tolist() and len(together) > len(trained)
+    assert [item.turn for item in items] == [0, 1, 2, 3]
+
+
+def test_a_template_that_ends_no_answer_is_scored_by_answers_alone(run, data, capsys):
+    opened = Answerer(run)
+    image, patches = opened.config.image_token, opened.config.patches
+    opened.chat = Chat(opened.tokenizer, LLAVA15, image, patches)
+    records = load(data, RECORDS[1], RECORDS[4])
+    items = make_items(opened, records, NEW)
+    assert [item.whole for item in items] == [None, None, None]
+    said = capsys.readouterr().out
+    assert said.startswith("no loss is measured, only answers are: the chat template takes typed")
+    text = "".join(opened.tokenizer.convert_ids_to_tokens(items[2].prompt.tokens.tolist()))
+    assert text.count("ASSISTANT:") == 2 and text.endswith("ASSISTANT:")
+    lines = list(answer_all(opened, items, NEW, rows=2))
+    assert [(line["loss"], line["tokens"]) for line in lines] == [(None, None)] * 3
+    assert all(isinstance(line["correct"], bool) and line["answer_ids"] for line in lines)
+    assert scoring.score(lines, ("eu",))["eu"]["loss"] is None
+
+
+@pytest.mark.parametrize("language", ["\ud800", "e\nu", "", "x" * 1000, 7, None])
+def test_what_cannot_be_the_name_of_a_language_is_named_by_its_record(language, run, data):
+    path = data / "odd.json"
+    odd = record("odd", None, [], "Zer?", "bat") | {"language": language}
+    path.write_text(json.dumps([RECORDS[3], odd]), encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"odd\.json: 1 of 2 records refused: record 'odd'"
+    ) as error:
+        evaluate(run, path, data / "out")
+    assert "language" in str(error.value) and len(str(error.value)) < 400
+    assert str(error.value).isprintable()

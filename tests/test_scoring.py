@@ -79,3 +79,14 @@ def test_table():
         "| en       |       1 |       0.0 % | 2.0000 |      7.389 |             3 |          0 |",
         "",
     ]
+
+
+def test_what_was_not_measured_is_no_number():
+    answers = [answer("eu", True, 1.0, 2) | {"loss": None, "tokens": None}]
+    scores = scoring.score(answers, ("eu",))
+    assert scores["eu"] | {"unfinished": 0} == scores["eu"]
+    assert [
+        scores["eu"][key] for key in ("exact_match", "loss", "perplexity", "answer_tokens")
+    ] == [*(1.0, None, None, None)]
+    cells = [cell.strip() for cell in scoring.table(scores).splitlines()[2].split("|")]
+    assert cells[1:-1] == ["eu", "1", "100.0 %", "-", "-", "-", "0"]

@@ -11,6 +11,9 @@ and what is content, and nothing in a content can turn into a control token:
                "\\n\\nKatu bat." <|eot|>
                  0    1  1 1      1
 
+What a template of a stranger makes of other texts may differ in more than the texts: it is rendered
+once more with the texts themselves, and a difference is refused.
+
 Special tokens of the template become ids directly. Runs of text between them are encoded whole, so
 "\\n\\n" and the content merge as in the stock tokenizer, and character offsets say which tokens are
 trained: those of an answer, and the token that ends its turn. `<image>` becomes P seats, weight 0.
@@ -21,11 +24,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from mllm_jax.data import messages as msg
 from mllm_jax.data import private_tokenizer as private
+from mllm_jax.data import rendering
 from mllm_jax.data.forms import Form, Items, Run
 from mllm_jax.data.messages import Messages
 from mllm_jax.data.records import IMAGE, Turn
@@ -40,11 +43,12 @@ from mllm_jax.data.spans import (
     named,
     starts,
 )
-from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, TEMPLATES
+from mllm_jax.errors import ConfigError, require, shown
 
 _KEPT = 4096  # forms that are remembered
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
+_WRITTEN = re.compile(r"<\|\w+\|>")  # special tokens in the source of TEMPLATES
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
 
 
@@ -77,6 +81,7 @@ class Chat:
             "the tokenizer names no bos_token, with which a conversation begins",
         )
         self._tokenizer, self._template = tokenizer, template
+        self._is_ours = rendering.is_ours(template)
         self.image_token = NO_TOKEN if image_token is None else image_token
         self._patches = patches
         self._variables = dict(variables or {})
@@ -85,14 +90,15 @@ class Chat:
         self._adds_bos = tokenizer("a")["input_ids"][:1] == [self._bos]
         self._mark = "" if image_token is None else private.token_text(tokenizer, image_token)
         self._control = private.control_tokens(tokenizer, self._mark)
+        self._check_tokens()
         longest_first = sorted(self._control, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._literal = private.LiteralTokenizer(
             tokenizer.backend_tokenizer, frozenset(self._control)
         )
         self._forms: dict[tuple[Any, ...], Form] = {}
-        self._takes_strings = self._renders(typed=False)
-        self._takes_parts = self._renders(typed=True)
+        self._no_strings = self._refusal(typed=False)
+        self._no_parts = self._refusal(typed=True)
         self._check_probe()
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
@@ -116,13 +122,14 @@ class Chat:
             names: what messages call them.
 
         Raises:
-            ConfigError: the template loses a text, an answer is not ended by a special token, a
-                token lies across the border of an answer, or there is not exactly one beginning
-                token.
+            ConfigError: the template loses a text, writes more than its place for it, does not end
+                an answer by a special token, a token lies across the border of an answer, or
+                there is not exactly one beginning token.
         """
         require(
-            self._takes_strings or not conversations,
-            "the chat template takes typed parts only and cannot be trained with",
+            self._no_strings is None or not conversations,
+            "the chat template takes typed parts only and cannot be trained with: with strings, "
+            f"{self._no_strings}",
         )
         plans, images = [], []
         for n, turns in enumerate(conversations):
@@ -160,17 +167,24 @@ class Chat:
         """
         require(len(turns) > 0 and turns[-1].role == "user", "a prompt ends with a user turn")
         images = msg.count_images(turns)
-        typed = self._takes_parts and all(map(msg.says_the_same_typed, turns))
-        if typed and (images or not self._takes_strings):
+        typed = self._no_parts is None and all(map(msg.says_the_same_typed, turns))
+        if typed and (images or self._no_strings is not None):
             form, texts = self._as_parts(turns)
         else:
             require(
-                self._takes_strings,
+                self._no_strings is None,
                 "the chat template takes typed parts only: put a line break after every image",
             )
             form, texts = self._as_strings(turns, generate=True)
         flat = self._encode([form.fill(texts)], [images], ())
         return expand_all(flat, self.image_token, self._patches)[0]
+
+    def check_answers(self) -> None:
+        """Refuses a template by which nobody could tell where an answer ends: none to train with.
+
+        LLaVA-1.5's of the Hugging Face Hub takes typed parts alone and ends answers by a space.
+        """
+        self.encode(_PROBE)
 
     def check_prompts(self) -> None:
         """Refuses a tokenizer for which a prompt is not the beginning of what was trained.
@@ -189,20 +203,12 @@ class Chat:
     # ------------------------------------------------------------------------------ rendering
 
     def _render(self, messages: Messages, generate: bool) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generate,
-                **self._variables,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"the chat template refuses the conversation: {reason}") from error
+        return rendering.render(
+            self._tokenizer, self._template, messages, generate, self._variables
+        )
 
-    def _renders(self, typed: bool) -> bool:
-        """Whether the template takes this kind of content, tried on one small conversation."""
+    def _refusal(self, typed: bool) -> str | None:
+        """Why the template does not take this kind of content, tried on a small conversation."""
         image = (IMAGE, "\n") if self._mark else ()
         turns = (
             Turn("user", (*image, "a")),
@@ -211,23 +217,45 @@ class Chat:
         )
         try:
             form, texts = self._as_parts(turns) if typed else self._as_strings(turns, generate=True)
-        except ConfigError:
-            return False
+        except rendering.TooMuchWork:
+            raise
+        except ConfigError as error:
+            return str(error)
         items = form.fill(texts)
         if any(isinstance(item, Run) and "'type'" in item.text for item in items):
-            return False  # the list itself was printed
-        return items.count(self.image_token) == msg.count_images(turns)
+            return "the chat template prints the list of parts itself"
+        if items.count(self.image_token) != msg.count_images(turns):
+            return f"the chat template does not write {self._mark!r} for an image"
+        return None
 
-    def _as_strings(self, turns: Sequence[Turn], generate: bool) -> tuple[Form, list[str]]:
+    def _as_strings(self, turns: Sequence[Turn], generate: bool) -> tuple[Form, Sequence[str]]:
         """The form of a conversation whose contents are strings, and its texts."""
         shape, texts = msg.take_texts(turns)
         form = self._forms.get((shape, generate))
         if form is None:
-            messages, roles = msg.as_strings(shape, self._mark), msg.roles_of_texts(shape)
-            form = self._form(messages, roles, generate, msg.count_images(turns))
+            form = self._form_of_strings(shape, generate)
             form.check_ends(self.image_token)
             self._remember((shape, generate), form)
-        return form, texts
+        if not self._is_ours:
+            self._check_texts(form, msg.as_strings(shape, self._mark), texts, generate)
+        return form, form.whole(texts)
+
+    def _form_of_strings(self, shape: msg.Shape, generate: bool) -> Form:
+        images = sum(piece is IMAGE for _, *pieces in shape for piece in pieces)
+        roles, space = msg.roles_of_texts(shape), msg.outer_space(shape)
+        bare = msg.as_strings(msg.without_space(shape), self._mark)
+        form = self._form(bare, roles, generate, images)
+        if any(a or b for a, b in space):
+            spaced = self._render(msg.as_strings(shape, self._mark), generate)
+            left = msg.kept_space(form.rendered, spaced, space)
+            if left is None:
+                raise ConfigError(
+                    "the chat template writes more than white space otherwise where a text begins "
+                    "or ends with it"
+                )
+            if any(a or b for a, b in left):
+                return form._replace(space=left)
+        return form
 
     def _as_parts(self, turns: Sequence[Turn]) -> tuple[Form, list[str]]:
         """The form of a prompt whose contents are typed parts, and its texts."""
@@ -236,7 +264,31 @@ class Chat:
         if form is None:
             form = self._form(messages, roles, True, msg.count_images(turns))
             self._remember((repr(messages),), form)
+        if not self._is_ours:
+            self._check_texts(form, messages, texts, True)
         return form, texts
+
+    def _check_texts(
+        self, form: Form, messages: Messages, texts: Sequence[str], generate: bool
+    ) -> None:
+        """The texts themselves must be rendered as the form says.
+
+        Templates look at texts: they cut an answer at `</think>`, or take an empty one for none.
+        """
+        table = {msg.FIRST + n: text for n, text in enumerate(form.whole(texts))}
+        expected = form.rendered.translate(table)
+        rendered = self._render(msg.with_texts(messages, texts), generate)
+        if rendered == expected:
+            return
+        pairs = zip(rendered, expected, strict=False)
+        end = min(len(rendered), len(expected))
+        n = next((n for n, (a, b) in enumerate(pairs) if a != b), end)
+        begin = max(0, n - 10)
+        written, place = (shown(text[begin : n + 30], 60) for text in (rendered, expected))
+        raise ConfigError(
+            f"the chat template looks at the texts: it writes {written} where other texts in their "
+            f"place would stand as {place}; leave out what it treats apart, or use another template"
+        )
 
     def _remember(self, key: tuple[Any, ...], form: Form) -> None:
         if len(self._forms) < _KEPT:
@@ -246,7 +298,8 @@ class Chat:
         """Renders, and cuts the rendering at special tokens and sentinels."""
         items: list[Any] = []
         seen: list[int] = []
-        for piece in _SENTINEL.split(self._render(messages, generate)):
+        rendered = self._render(messages, generate)
+        for piece in _SENTINEL.split(rendered):
             if _SENTINEL.fullmatch(piece):
                 seen.append(ord(piece) - msg.FIRST)
                 parts: list[Any] = [(seen[-1],)]
@@ -267,15 +320,26 @@ class Chat:
                 "the chat template does not render every text exactly once",
             )
         answers = () if generate else (n for n, role in enumerate(roles) if role == "assistant")
-        return Form(tuple(items), frozenset(answers), images)
+        return Form(tuple(items), frozenset(answers), images, rendered)
+
+    def _check_tokens(self) -> None:
+        """Our formats write special tokens by name."""
+        missing = [t for t in _WRITTEN.findall(self._template) if t not in self._control]
+        if self._is_ours and missing:
+            name = next(name for name, source in TEMPLATES.items() if source == self._template)
+            raise ConfigError(
+                f"format {name} writes {missing[0]}, which the tokenizer has not as a special "
+                "token; choose a format of its own tokens, or another tokenizer"
+            )
 
     def _check_probe(self) -> None:
         """The tokenizer itself must encode a rendered conversation to the same ids."""
         require(
-            self._takes_strings or self._takes_parts,
-            "the chat template renders neither strings nor typed parts",
+            self._no_strings is None or self._no_parts is None,
+            f"the chat template renders neither strings nor typed parts; with strings, "
+            f"{self._no_strings}",
         )
-        if self._takes_strings:
+        if self._no_strings is None:
             shape, texts = msg.take_texts(_PROBE)
             messages, roles = msg.as_strings(shape, ""), msg.roles_of_texts(shape)
         else:

@@ -34,9 +34,17 @@ class Form(NamedTuple):
     items: tuple[int | tuple[str | int, ...], ...]  # an id, or a run: template texts, text numbers
     answers: frozenset[int]  # numbers of the texts that are trained
     images: int  # of every conversation
+    rendered: str = ""  # by the template, with sentinels (`messages`) in the holes
+    space: tuple[tuple[str, str], ...] = ()  # around each text, where the template leaves it there
+
+    def whole(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts as they stand in a rendering, with the white space that is not trimmed."""
+        if not self.space:
+            return texts
+        return [f"{a}{text}{b}" for (a, b), text in zip(self.space, texts, strict=True)]
 
     def fill(self, texts: Sequence[str]) -> Items:
-        """The form with these texts in its holes."""
+        """The form with these texts, see `whole`, in its holes."""
         items: Items = []
         for item in self.items:
             if not isinstance(item, tuple):

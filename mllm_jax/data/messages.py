@@ -5,10 +5,12 @@
                user [image, " ① "]                  assistant ["②"]            as typed parts
     texts      ① "\\n Zer da?" (typed: "Zer da?")   ② "Katu bat."
 
-White space at the ends of a content stays in the message: a template that trims does trim it.
+White space at the ends of a content stays in the message, outside of the sentinel: what comes out
+tells whether the template trims it (`kept_space`).
 """
 
 import enum
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from mllm_jax.errors import require
 
 FIRST = 0xF0000  # Supplementary Private Use Area-A: no template writes these
 SENTINELS = "[\U000f0000-\U000ffffd]"  # as a regular expression
+_SENTINEL = re.compile(f"({SENTINELS})")
 Messages = list[dict[str, Any]]
 
 
@@ -83,6 +86,74 @@ def as_strings(shape: Shape, mark: str) -> Messages:
                 content += str(piece)
         messages.append({"role": role, "content": content})
     return messages
+
+
+def outer_space(shape: Shape) -> list[tuple[str, str]]:
+    """White space before and after each text."""
+    return [
+        (str(pieces[i - 1]), str(pieces[i + 1]))
+        for _, *pieces in shape
+        for i, piece in enumerate(pieces)
+        if piece is TEXT
+    ]
+
+
+def without_space(shape: Shape) -> Shape:
+    """The shape of the same turns, trimmed."""
+    bare = []
+    for role, *pieces in shape:
+        bare.append((role, *(p if isinstance(p, Mark | Hole) else "" for p in pieces)))
+    return tuple(bare)
+
+
+def kept_space(
+    bare: str, spaced: str, space: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, str], ...] | None:
+    """White space around each text that a template leaves there.
+
+    Args:
+        bare: rendering of the trimmed shape.
+        spaced: rendering of the shape itself.
+        space: white space before and after each text in the shape.
+
+    Returns:
+        Of `space` what is left; None if the renderings differ in anything else.
+    """
+    first, second = (_SENTINEL.split(text) for text in (bare, spaced))
+    if first[1::2] != second[1::2]:
+        return None
+    left = [["", ""] for _ in space]
+    numbers = [None, *(ord(sentinel) - FIRST for sentinel in first[1::2]), None]
+    for n, (plain, wide) in enumerate(zip(first[::2], second[::2], strict=True)):
+        before, behind = numbers[n], numbers[n + 1]  # texts beside this piece of the template
+        ends = ("",) if before is None else ("", space[before][1])
+        starts = ("",) if behind is None else ("", space[behind][0])
+        fits = [(e, s) for e in ends for s in starts if e + plain + s == wide]
+        if not fits:
+            return None
+        if before is not None:
+            left[before][1] = fits[0][0]
+        if behind is not None:
+            left[behind][0] = fits[0][1]
+    return tuple((a, b) for a, b in left)
+
+
+def with_texts(messages: Messages, texts: Sequence[str]) -> Messages:
+    """Messages with the texts themselves where their sentinels stand."""
+    table = {FIRST + n: text for n, text in enumerate(texts)}
+    filled: Messages = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            content = content.translate(table)
+        else:
+            parts = [
+                part | {"text": part["text"].translate(table)} if "text" in part else part
+                for part in content
+            ]
+            content = parts
+        filled.append(message | {"content": content})
+    return filled
 
 
 def as_parts(turns: Sequence[Turn]) -> tuple[Messages, list[str], list[str]]:

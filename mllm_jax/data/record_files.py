@@ -14,6 +14,7 @@ from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, require
 
+LONGEST_NAME = 100  # characters of a language's name
 READERS = 16  # threads that look at image files
 
 
@@ -63,6 +64,8 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
 def languages_in(path: str | Path) -> tuple[str, ...]:
     """Languages that the records of a file name, in order of appearance.
 
+    What cannot be the name of one is left to `load_records`, which names the record.
+
     Raises:
         ConfigError: the file is missing or is not JSON.
     """
@@ -72,4 +75,10 @@ def languages_in(path: str | Path) -> tuple[str, ...]:
             named.append(source[row].get("language"))
         except Fault:  # `load_records` names it
             continue
-    return tuple(dict.fromkeys(language for language in named if isinstance(language, str)))
+    names = (name for name in named if isinstance(name, str) and _is_name(name))
+    return tuple(dict.fromkeys(names))
+
+
+def _is_name(text: str) -> bool:
+    """Half surrogate pairs are not printable either."""
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from mllm_jax.data.forms import Items, Run
-from mllm_jax.errors import ConfigError
+from mllm_jax.errors import ConfigError, shown
 
 NO_TOKEN = -1  # the image token of a model that reads no images
 
@@ -91,8 +91,11 @@ def marks(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
             if left >= start and right <= end:
                 trained[t] = 1
             elif right > start and left < end:
+                answer = run.text[start:end]
+                spaced = answer != answer.strip()
                 raise ConfigError(
-                    f"a token lies across the border of the answer {run.text[start:end]!r:.60}"
+                    f"a token lies across the border of the answer {shown(answer, 60)}"
+                    + ("; trim the white space around it" if spaced else "")
                 )
     return bytes(trained)
 

@@ -1,6 +1,7 @@
 """Masks as tables written by hand, and equality with what transformers renders and encodes."""
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -340,3 +341,117 @@ def test_image_tokens_that_do_not_fit(tokenizer):
         Chat(tokenizer, TEMPLATES["llama3"], 9999, 2)
     with pytest.raises(ConfigError, match="ordinary word"):
         Chat(tokenizer, TEMPLATES["llama3"], tokenizer.convert_tokens_to_ids("a"), 2)
+
+
+# ------------------------------------------------------------------------- templates of strangers
+
+HEAD = "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>"
+TAIL = (
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant"
+    "<|end_header_id|>{% endif %}"
+)
+LOOKING = {
+    "a thought": "{{ m.content.split('</think>')[-1] if '</think>' in m.content else m.content }}",
+    "upper case": "{{ m.content | replace('katu', 'KATU') }}",
+    "a slice": "{{ m.content[:20] }}",
+    "emptiness": "{{ m.content or 'nothing' }}",
+    "length": "{{ m.content }}{% if m.content | length > 15 %}!{% endif %}",
+    "control tokens": "{{ m.content | replace('<|eot_id|>', '') }}",
+}
+TOLD = {
+    "a thought": "Pentsatu. </think>Katua.",
+    "upper case": "Hori katu bat da.",
+    "a slice": "Txakur beltz bat belardian.",
+    "emptiness": "",
+    "length": "Txakur beltz bat belardian.",
+    "control tokens": "a<|eot_id|>b",
+}
+
+
+@pytest.mark.parametrize("what", LOOKING)
+def test_a_template_that_looks_at_texts_is_refused_where_that_shows(what, tokenizer, image_token):
+    chat = Chat(tokenizer, HEAD + LOOKING[what] + TAIL, image_token, 1)
+    plain = (user("Zer?"), answer("Hori."))
+    assert chat.encode(plain).tokens.tolist() == stock_ids(tokenizer, chat._template, plain)
+    told = (user("Zer?"), answer(TOLD[what]), user("Eta?"))
+    if TOLD[what]:
+        with pytest.raises(ConfigError, match=r"record 'k': the chat template looks at the texts"):
+            chat.encode_batch([told[:2]], ["record 'k'"])
+    with pytest.raises(ConfigError, match="looks at the texts: it writes") as error:
+        chat.prompt(told)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_typed_parts_are_looked_at_too(tokenizer, image_token):
+    template = TYPED_ONLY.replace("{{ p.text }}", "{{ p.text | replace('katu', 'KATU') }}")
+    chat = Chat(tokenizer, template, image_token, 1)
+    assert len(chat.prompt([user_turn("Zer da?", 1)]).tokens) > 5
+    with pytest.raises(ConfigError, match=r"looks at the texts: it writes '.*KATU"):
+        chat.prompt([user_turn("Zer da katu hori?", 1)])
+
+
+TRIMS = {
+    "nothing": "{{ m.content }}",
+    "all": "{{ m.content | trim }}",
+    "answers alone": "{{ m.content | trim if m.role == 'assistant' else m.content }}",
+    "users alone": "{{ m.content if m.role == 'assistant' else m.content | trim }}",
+    "left": "{{ m.content.lstrip() }}",
+    "and writes spaces": " {{ m.content | trim }}{{ ' ' if m.role == 'user' }}",
+}
+SPACED = st.text(st.sampled_from("aZ .\n\t1é🙂"), max_size=8)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(SPACED, SPACED), min_size=1, max_size=2))
+@pytest.mark.parametrize("what", TRIMS)
+def test_white_space_around_texts_is_as_the_template_leaves_it(
+    what, tokenizer, image_token, rounds
+):
+    chat = chat_of(tokenizer, HEAD + "\n" + TRIMS[what] + TAIL, image_token)
+    turns = [
+        turn
+        for question, reply in rounds
+        for turn in (user(IMAGE, "\n" + question), answer("x" + reply + " "))
+    ]
+    if what == "and writes spaces":  # a space that it writes may merge with the answer
+        turns = [turn._replace(parts=("x", *turn.parts)) for turn in turns]
+        prompt = chat.prompt([*turns, user("Zer? ")]).tokens.tolist()
+        stock = stock_ids(
+            tokenizer, chat._template, [*turns, user("Zer? ")], add_generation_prompt=True
+        )
+        assert prompt == stock
+        return
+    encoded = chat.encode(turns)
+    assert encoded.tokens.tolist() == stock_ids(tokenizer, chat._template, turns)
+
+
+def test_an_answer_that_is_not_trimmed_is_trained_whole(tokenizer, image_token):
+    chat = chat_of(tokenizer, HEAD + TRIMS["nothing"] + TAIL, image_token)
+    shown = show(tokenizer, chat.encode((user(" Zer? "), answer(" Katu. \n"))))
+    assert shown == "⟨bos⟩⟨start⟩user⟨end⟩ Zer? ⟨eot⟩⟨start⟩assistant⟨end⟩[ Katu. \n⟨eot⟩]"
+
+
+def test_a_format_whose_tokens_the_tokenizer_has_not(tokenizer, image_token):
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in tree["added_tokens"]:
+        token["special"] = token["content"] != "<|eot_id|>"
+    fewer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(tree)), bos_token="<|begin_of_text|>"
+    )
+    reason = r"format llama31 writes <\|eot_id\|>, which the tokenizer has not as a special token"
+    with pytest.raises(ConfigError, match=reason):
+        Chat(fewer, TEMPLATES["llama31"], image_token, 1)
+    Chat(fewer, TEMPLATES["plain"], image_token, 1)
+
+
+def test_why_strings_or_parts_are_not_taken(tokenizer, image_token):
+    with pytest.raises(
+        ConfigError, match="neither strings nor typed parts; with strings, the chat t"
+    ):
+        Chat(tokenizer, BAD_TEMPLATES[1][0], image_token, 2)
+    typed = Chat(tokenizer, TYPED_ONLY, image_token, 2)
+    with pytest.raises(
+        ConfigError, match="typed parts only and cannot be trained with: with strings"
+    ):
+        typed.check_answers()
+    Chat(tokenizer, TEMPLATES["plain"], image_token, 2).check_answers()

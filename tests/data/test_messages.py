@@ -3,10 +3,12 @@
 import pytest
 
 from mllm_jax.data.messages import (
+    FIRST,
     TEXT,
     as_parts,
     as_strings,
     count_images,
+    kept_space,
     roles_of_texts,
     says_the_same_typed,
     take_texts,
@@ -74,3 +76,22 @@ def test_says_the_same_typed(parts, same):
 
 def test_count_images():
     assert count_images(TURNS) == 2
+
+
+def test_kept_space_tells_what_a_template_trims():
+    a, b = (chr(FIRST + n) for n in range(2))
+    space = [(" ", "\n"), ("\t", " ")]
+    bare = f"u: {a}!\na: {b}"
+    assert kept_space(bare, bare, space) == (("", ""), ("", ""))
+    assert kept_space(bare, f"u:  {a}\n!\na: \t{b} ", space) == tuple(space)
+    assert kept_space(bare, f"u: {a}\n!\na: \t{b}", space) == (("", "\n"), ("\t", ""))
+    assert kept_space(bare, f"u: {a}\n?\na: {b}", space) is None
+    assert kept_space(bare, f"u: {b}!\na: {a}", space) is None
+    assert kept_space(f"a: {b}", f"a: {b} ", space) == (("", ""), ("", " "))
+
+
+def test_a_text_of_white_space_alone_stays_a_text():
+    """After an image: the white space at the end goes around it, the text itself is empty."""
+    shape, texts = take_texts([Turn("user", (IMAGE, "\n "))])
+    assert shape == (("user", IMAGE, "", TEXT, "\n "),)
+    assert texts == [""]

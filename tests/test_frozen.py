@@ -1,7 +1,10 @@
 """Frozen parameters of real stages: out as they went in, to the bit, wherever they come out."""
 
 import dataclasses
+import multiprocessing
+import os
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from mllm_jax import convert, sharding, stage, train_state
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import frozen, seal
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.frozen import FrozenParams, frozen_leaves
 from mllm_jax.checkpoints.params import stored_leaves
@@ -91,6 +94,15 @@ def test_a_later_stage_trains_what_went_in(data, run, tmp_path):
             assert first.trainable[path].dtype == np.float32
 
 
+def test_a_later_stage_that_freezes_them_too_copies_what_went_in(data, run, tmp_path):
+    config = align(data, run, tmp_path / "again")
+    first = train_state.first_params(planned(config), open_model(run), config)
+    assert first.trainable.keys() | first.frozen.keys() == weights.arrays(data).keys()
+    for path, leaf in first.frozen.items():
+        x = weights.arrays(data)[path]
+        assert (leaf.dtype, leaf.read().tobytes()) == (x.dtype, x.tobytes()), path
+
+
 def planned(config: Config) -> stage.Stage:
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: 8 if config.mesh.fsdp > 1 else 1])
     return stage.plan(config.model, config.compute, config.optimizer, mesh, 4)
@@ -99,14 +111,14 @@ def planned(config: Config) -> stage.Stage:
 def test_a_save_writes_what_is_trained_alone(run):
     """The frozen ones are written once, and no checkpoint that is deleted takes them along."""
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "4"]
-    frozen = (run / "frozen" / FILES).stat()
+    file = (run / "frozen" / FILES).stat()
     for step in ("3", "4"):
         paths = stored_leaves(run / "checkpoints" / step / "params")
         assert paths and all(path.startswith("connector/") for path in paths)
         saved = seal.read(run / "checkpoints" / step)["frozen"]
-        assert {name: size for name, (size, _) in saved.items()} == {FILES: frozen.st_size}
+        assert {name: size for name, (size, _) in saved.items()} == {FILES: file.st_size}
     seals = (run / "checkpoints").glob("*/seal.json")
-    assert frozen.st_mtime < min(path.stat().st_mtime for path in seals)
+    assert file.st_mtime < min(path.stat().st_mtime for path in seals)
 
 
 @pytest.fixture
@@ -159,13 +171,44 @@ def test_another_source_does_not_take_the_place_of_a_lost_file(data, source, cop
     assert not list(Path(copied.out).glob("*.partial"))
 
 
+def killed_while_writing(config: Config) -> None:
+    """A run, in a process of its own, that is killed when half of a file is on the disk."""
+
+    def half(folder: Path, *_) -> None:
+        (folder / FILES).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    frozen.write_tensors = half
+    train(config)
+
+
+def test_a_run_killed_while_it_writes_them_begins_again(data, source, run, tmp_path):
+    config = align(data, source, tmp_path / "run")
+    process = multiprocessing.get_context("forkserver").Process(
+        target=killed_while_writing, args=(config,)
+    )
+    process.start()
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
+    out = Path(config.out)
+    assert (out / "frozen.partial" / FILES).read_bytes() == b"half"
+    assert not (out / "frozen").exists() and (out / "config.yaml").is_file()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=2))
+    train(config, resume="auto")
+    assert_frozen(leaves_of(out), weights.arrays(data))
+    assert (out / "frozen" / FILES).read_bytes() == (run / "frozen" / FILES).read_bytes()
+    assert not (out / "frozen.partial").exists()
+    assert tiny.numbers(out) == tiny.numbers(run)[:2]
+
+
 def test_random_frozen_parameters_are_what_devices_compute_with(data, tmp_path):
     """No weights: they are drawn in float32, once, whatever the stage computes in."""
     config = dataclasses.replace(
         align(data, tmp_path, tmp_path / "run"), init=tiny.config(data, tmp_path).init
     )
-    made, frozen = planned(config), FrozenParams(tmp_path)
-    now = train_state.first_state(made, train_state.first_params(made, None, config), frozen)
+    made = planned(config)
+    first = train_state.first_params(made, None, config)
+    now = train_state.first_state(made, first, FrozenParams(tmp_path))
     held = flatten(jax.tree.map(np.asarray, now.frozen))
     stored = {path: leaf.read() for path, leaf in frozen_leaves(tmp_path).items()}
     assert stored.keys() == held.keys()

@@ -24,6 +24,7 @@ def test_kept(keep: Keep, steps: set[int]):
 def test_what_was_not_measured_is_never_the_best_and_of_equal_ones_the_later_is():
     assert kept({1: None, 2: 1.0, 3: 1.0, 4: None}, Keep(1, best=1)) == {3, 4}
     assert kept({1: None, 2: None}, Keep(1, best=1)) == {2}
+    assert kept({1: 0.0, 2: 1.0, 3: None}, Keep(1, best=1)) == {1, 3}
     assert kept({}, Keep(2)) == set()
 
 

@@ -121,9 +121,7 @@ def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
 
     shapes = {p: tuple(x.shape) for p, x in flatten(convert.abstract(model)).items()}
     arrays = {path: draw(path, shape) for path, shape in shapes.items()}
-    leaves = {
-        p: Leaf(x.shape, x.dtype, functools.partial(arrays.get, p)) for p, x in arrays.items()
-    }
+    leaves = {p: Leaf(x.shape, x.dtype, lambda x=x: x) for p, x in arrays.items()}
     out.mkdir(parents=True)
     write_hf(out, FolderConfig(model, dtype), leaves, files, special_ids(files))
 

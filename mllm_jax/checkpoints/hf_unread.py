@@ -28,7 +28,7 @@ OUTER, TEXT, VISION = SECTIONS = ("outer", "text_config", "vision_config")
 _FULL = ModelConfig(VisionConfig(), ConnectorConfig(), LanguageConfig(), 0)
 # what the export writes, other names of the same facts, and sections with a place of their own
 _KNOWN = {
-    OUTER: {*outer_fields(_FULL), "image_token_id", "text_config", "vision_config"},
+    OUTER: {*outer_fields(_FULL), "image_token_id", "vocab_size", "text_config", "vision_config"},
     TEXT: {*text_fields(LanguageConfig(), {}), "partial_rotary_factor", "vision_config"},
     VISION: {*vision_fields(VisionConfig())},
 }

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllm_jax import distributed
@@ -95,11 +96,22 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    workers = options.workers or os.cpu_count() or 1
+    if options.config is None:
+        words = options.overrides
+        require(
+            len(words) == 1 and not words[0].startswith("-"),
+            "prepare: give a recipe file, or --config FILE for one stage (which takes overrides)",
+        )
+
+        from mllm_jax import prepare
+
+        prepare.run_recipe(Path(words[0]), workers=workers, json_file=options.json_file)
+        return
     config = _stage(options)
 
     from mllm_jax import prepare
 
-    workers = options.workers or os.cpu_count() or 1
     prepare.run(config, workers=workers, json_file=options.json_file)
 
 

@@ -96,10 +96,7 @@ def evaluate(
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     opened = Answerer(model)
     out = _out_folder(opened, out)
-    languages = languages_in(data)
-    folder = Path(images) if images is not None else _image_folder(Path(data))
-    require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
-    records = load_records("evaluation", StreamConfig(str(data), str(folder)), languages)
+    languages, folder, records = read_questions(data, images)
     items = make_items(opened, records, max_new_tokens)
     with new_folder(out) as temporary:
         answers = list(answer_all(opened, items, max_new_tokens, rows))
@@ -114,6 +111,27 @@ def evaluate(
         (temporary / "scores.md").write_text(table, encoding="utf-8")
     print(f"{table}written to {out}", flush=True)
     return result
+
+
+class Questions(NamedTuple):
+    """A file of held-out conversations."""
+
+    languages: tuple[str, ...]  # in order of appearance
+    images: Path  # where image paths start
+    records: Sequence[Record]
+
+
+def read_questions(data: str | Path, images: str | Path | None = None) -> Questions:
+    """Reads and checks held-out data; see `evaluate` for the arguments.
+
+    Raises:
+        ConfigError: no such file or folder, or records that cannot be used (named).
+    """
+    languages = languages_in(data)
+    folder = Path(images) if images is not None else _image_folder(Path(data))
+    require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
+    records = load_records("evaluation", StreamConfig(str(data), str(folder)), languages)
+    return Questions(languages, folder, records)
 
 
 # -------------------------------------------------------------------------------------------- items

@@ -86,10 +86,12 @@ def _add_cluster(it) -> None:
 
 
 def _add_prepare(verbs) -> None:
-    usage = "mllm-jax prepare --config FILE [--workers N] [--json FILE] [--section.key value ...]"
-    text = "fetch, read, check and index a stage's data; afterwards it runs offline"
-    it = _verb(verbs, "prepare", text, usage)
-    it.add_argument("--config", type=Path, required=True, metavar="FILE")
+    usage = "mllm-jax prepare (RECIPE | --config FILE [--section.key value ...]) [--workers N] "
+    usage += "[--json FILE]"
+    text = "fetch, read, check and index the data of a stage, or of all stages of a recipe; "
+    it = _verb(verbs, "prepare", f"{text}afterwards it runs offline", usage)
+    # RECIPE is no positional of argparse: it would take the value of an override for one
+    it.add_argument("--config", type=Path, metavar="FILE", help="one stage, instead of RECIPE")
     it.add_argument("--workers", type=_positive, metavar="N", help="processes; default: all cores")
     it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the report here")
 

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.config import Config
+from mllm_jax import config_file
+from mllm_jax.config import Config, RecipeConfig
 from mllm_jax.data.hub import fetch
 from mllm_jax.data.index import StreamIndex, report
 from mllm_jax.data.plan import Plan
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.errors import one_line
+from mllm_jax.errors import ConfigError, one_line
 from mllm_jax.json_file import write_json
 from mllm_jax.markdown import markdown_table
+from mllm_jax.recipe import load_stages
+from mllm_jax.recipe_checks import source_files
 from mllm_jax.run_folder import tokenizer_folder
 
 SAMPLE = 32  # windows of the mixture in which ways of packing are compared
@@ -41,25 +44,58 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
         ConfigError: a path or a record is wrong, or more cannot be read than a stream allows.
         RunError: the network or a worker process failed.
     """
+    report = _prepare(config, tokenizer_folder(config.init), workers)
+    if json_file is not None:
+        write_json(Path(json_file), report)
+    return report
+
+
+def run_recipe(path: Path, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Prepares the data of all stages of a recipe; none of them needs to be trained.
+
+    Args:
+        path: the recipe file.
+        workers, json_file: as in `run`.
+
+    Returns:
+        {"stages": {name of a stage: its report}}.
+
+    Raises:
+        ConfigError: as `run`, with the stage's name; a stage file is wrong.
+        RunError: as `run`.
+    """
+    recipe = config_file.load(RecipeConfig, path)
+    stages = load_stages(path, recipe, Path(recipe.out))
+    files, reports = source_files(stages), {}
+    for name, config in stages.items():
+        print(f"stage {name}:", flush=True)
+        try:
+            reports[name] = _prepare(config, files, workers)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if json_file is not None:
+        write_json(Path(json_file), {"stages": reports})
+    return {"stages": reports}
+
+
+def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
+    """One stage's data, read with the tokenizer in the folder `files`; prints the table."""
     data = config.data
     for name, stream in data.streams.items():
         fetch(name, stream)
-    tokenizer = load_tokenizer(tokenizer_folder(config.init))
-    mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
+    mixture = Mixture(data, config.model, load_tokenizer(files), workers=workers, decode=True)
     streams = open_mixture(mixture)
     plan = Plan(streams, data, config.seed)
     steps = config.train.steps or plan.steps(config.train.epochs or 0)
     plan.count(steps)
-    found = {s.name: _report(s, data.languages) for s in streams}
-    print(_table(found))
-    print(_tokens_per_word(found, data.languages))
+    reports = {s.name: _report(s, data.languages) for s in streams}
+    print(_table(reports))
+    print(_tokens_per_word(reports, data.languages))
     print(_fill(plan.fill(SAMPLE)))
     for stream in streams:
         for note in stream.notes:
             print(one_line(f"data.streams.{stream.name}: {note}"))
-    if json_file is not None:
-        write_json(Path(json_file), found)
-    return found
+    return reports
 
 
 def _fill(found: dict[str, tuple[float, float]]) -> str:

@@ -27,10 +27,10 @@ from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
-from mllm_jax.data.prepared import check_paths
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
+from mllm_jax.recipe_checks import check_folders, check_name, check_questions, check_stages
 from mllm_jax.training.optimizer import assign
 from mllm_jax.trees import flatten, unflatten
 
@@ -58,16 +58,23 @@ def run(
     recipe = config_file.load(RecipeConfig, path)
     out = Path(out if out is not None else recipe.out)
     stages = load_stages(Path(path), recipe, out)
+    check_folders(stages)
+    if check_stages(stages, devices):
+        for folder in (out / "evaluation", out / "hf"):
+            require(
+                not folder.exists(),
+                f"{folder}: was made from older weights than the last stage will have; delete it "
+                "and rerun the recipe",
+            )
+    asked = recipe.evaluate is not None and not (out / "evaluation").exists()
+    if recipe.evaluate is not None and asked and distributed.is_first():
+        check_questions(recipe.evaluate, stages)
     summary = _Summary(out / "summary.json")
-    moved = [
-        name for name, config in stages.items() if _train_stage(name, config, summary, devices)
-    ]
+    for name, config in stages.items():
+        _train_stage(name, config, summary, devices)
     last = Path(list(stages.values())[-1].out)
     if not distributed.is_first():
         return out
-    for made in (out / "evaluation", out / "hf"):
-        text = "is of the model before these steps; remove it, and start the recipe again"
-        require(not moved or not made.exists(), f"{made}: {text}")
     if recipe.evaluate is not None:
         _evaluate(last, recipe.evaluate, out, summary)
     if recipe.export is not None and not (out / "hf").exists():
@@ -77,7 +84,7 @@ def run(
 
 
 def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config]:
-    """The stages by name, checked against each other and the disk before anything is trained.
+    """The stages by name, checked against each other; `recipe_checks` looks at the disk.
 
     A stage's output is OUT/<name of its file>; from the second one on its weights are the stage
     before it.
@@ -89,11 +96,8 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
     before: str | None = None
     for file in recipe.stages:
         name = Path(file).stem
-        require(
-            name not in stages,
-            f"stages: two files are named {name!r}; every stage needs a name of its own",
-        )
-        config = config_file.load(Config, path.parent / file)
+        check_name(name, list(stages))
+        config = _load_stage(path.parent / file)
         if before is not None:
             weights = str(out / before)
             config = dataclasses.replace(
@@ -102,14 +106,16 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
             _check_same_model(next(iter(stages.values())), config, path.parent / file)
         stages[name] = dataclasses.replace(config, out=str(out / name))
         assign(_shapes(config.model), config.optimizer.parts)
-        for stream, section in config.data.streams.items():
-            check_paths(stream, section)
-        run_folder.check(stages[name], resume="auto")
         before = name
-    if recipe.evaluate is not None:
-        data = recipe.evaluate.data
-        require(Path(data).is_file(), f"evaluate.data: {data}: no such file")
     return stages
+
+
+def _load_stage(file: Path) -> Config:
+    try:
+        return config_file.load(Config, file)
+    except ConfigError as error:
+        where = "" if str(error).startswith(str(file)) else f"{file}: "
+        raise ConfigError(f"{where}{error}") from error
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -117,8 +123,8 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
 
 def _train_stage(
     name: str, config: Config, summary: "_Summary", devices: Sequence[Any] | None
-) -> bool:
-    """Trains what is left of a stage; returns whether that was anything."""
+) -> None:
+    """Trains what is left of a stage."""
     run = Path(config.out)
     saved = checkpoint_steps(run / "checkpoints")
     # a stage counted in epochs is left to `train` to decide: it goes on from its last step, and may
@@ -128,17 +134,16 @@ def _train_stage(
     finished = bool(distributed.of_first(finished))
     if distributed.of_first(finished and summary.has_stage(name)):
         _say(f"stage {name}: finished before, {run}")
-        return False
+        return
     start = time.perf_counter()
     if not finished:
         _say(f"stage {name} -> {run}")
         train.train(config, resume="auto", devices=devices)
     if not distributed.is_first():
-        return True
+        return
     modules = module_table(config)
     _print_modules(name, modules)
     summary.add_stage(name, config, time.perf_counter() - start, modules)
-    return checkpoint_steps(run / "checkpoints") != saved
 
 
 def _say(words: str) -> None:

@@ -50,7 +50,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
-    _check_source(config, source)
+    check_source(config, source)
     tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
     run_inputs.check_tokenizer(config, begin.step, tokenizer)
     several = jax.process_count() > 1
@@ -215,7 +215,8 @@ class Loop:
         self.checkpoints.save(int(now.step), now.trainable, now.moments, extra, loss, files)
 
 
-def _check_source(config: Config, source: ModelSource | None) -> None:
+def check_source(config: Config, source: ModelSource | None) -> None:
+    """Refuses weights of another architecture than the config's. Raises ConfigError."""
     if source is None:
         return
     connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind

@@ -244,6 +244,24 @@ def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stag
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("words", ["r.yaml --workers 3", "--workers 3 r.yaml"])
+def test_prepare_takes_a_recipe(door, words: str):
+    made = door("prepare", "run_recipe")
+    assert main(["prepare", *words.split()]) == 0
+    assert made.calls == [((Path("r.yaml"),), {"workers": 3, "json_file": None})]
+
+
+@pytest.mark.parametrize("words", ["", "a.yaml b.yaml", "r.yaml --train.steps 3"])
+def test_prepare_takes_one_recipe_or_one_stage(door, capsys, words: str):
+    made = door("prepare", "run_recipe")
+    assert main(["prepare", *words.split()]) == 2
+    assert capsys.readouterr().err == (
+        "mllm-jax: error: prepare: give a recipe file, or --config FILE for one stage (which takes "
+        "overrides)\n"
+    )
+    assert made.calls == []
+
+
 def test_prepare_takes_overrides_too(door, stage: str):
     made = door("prepare", "run")
     words = ["--config", stage, "--workers", "3", "--json", "o.json", "--seed", "7"]

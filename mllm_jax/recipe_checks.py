@@ -1,0 +1,160 @@
+"""Everything that can be wrong with a recipe, looked at before its first step.
+
+    names -> configs -> weights, tokenizer -> data indexes, steps, layout of every stage
+          -> questions of the evaluation, with the tokenizer and template that the model will have
+
+A later stage's weights do not exist yet, but what it inherits is known: the tokenizer is that of
+the first stage's source, the chat template that of the last stage that has conversations.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mllm_jax import evaluate, run_folder, run_inputs, sharding, train
+from mllm_jax.answering import Answerer
+from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.checkpoints.store import checkpoint_steps
+from mllm_jax.config import Config, EvaluateConfig
+from mllm_jax.data.chat import Chat
+from mllm_jax.data.loader import Loader
+from mllm_jax.data.prepared import check_paths
+from mllm_jax.data.tokenizer import load_template, load_tokenizer
+from mllm_jax.errors import ConfigError, require
+from mllm_jax.model_config import ModelConfig
+from mllm_jax.stage import plan
+from mllm_jax.training import step
+from mllm_jax.trees import flatten
+
+OUTPUTS = ("evaluation", "hf", "report.html", "summary.json")  # what a recipe writes beside stages
+
+
+def check_name(name: str, others: Sequence[str]) -> None:
+    """Refuses a stage whose folder would be another's, or where something else goes.
+
+    Some file systems do not tell capitals apart, so neither does this.
+
+    Raises:
+        ConfigError: see above.
+    """
+    require(
+        name.casefold() not in [other.casefold() for other in others],
+        f"stages: two files are named {name!r}; every stage needs a name of its own",
+    )
+    require(
+        name.casefold() not in OUTPUTS and not name.startswith("."),
+        f"stages: {name!r} names OUT/{name}, which is not free for a stage; rename the file "
+        f"(taken are {', '.join(OUTPUTS)} and names that begin with a dot)",
+    )
+
+
+def check_folders(stages: Mapping[str, Config]) -> None:
+    """Looks whether the stages' data are there and their folders free, or of these stages."""
+    for name, config in stages.items():
+        with _naming(name):
+            for stream, section in config.data.streams.items():
+                check_paths(stream, section)
+            run_folder.check(config, resume="auto")
+
+
+def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) -> list[str]:
+    """Opens what every stage that is not finished will read, and lays it out on the devices.
+
+    Args:
+        stages: by name, in order, as `recipe.load_stages` gives them.
+        devices: the mesh's; all there are when None.
+
+    Returns:
+        The names of the stages that are not finished.
+
+    Raises:
+        ConfigError: as `train.train` would when the stage's turn comes.
+    """
+    pending = []
+    for number, (name, config) in enumerate(stages.items()):
+        if _finished(config, config.train.steps):
+            continue
+        with _naming(name):
+            if number == 0 and config.init.weights is not None:
+                train.check_source(config, open_model(config.init.weights))
+            steps = _check_stage(config, source_files(stages), devices)
+        if not _finished(config, steps):
+            pending.append(name)
+    return pending
+
+
+def _finished(config: Config, steps: int | None) -> bool:
+    """Whether a stage has saved its last step; no where its number of steps is not known yet."""
+    saved = checkpoint_steps(Path(config.out) / "checkpoints")
+    return bool(saved) and steps is not None and saved[-1] >= steps
+
+
+def source_files(stages: Mapping[str, Config]) -> Path:
+    """The folder of the tokenizer that all stages have: the first one's.
+
+    Raises:
+        ConfigError: its weights are not a model.
+    """
+    first = next(iter(stages.values()))
+    if _finished(first, first.train.steps):  # where it came from may be gone
+        return open_model(first.out).files
+    return run_folder.tokenizer_folder(first.init)
+
+
+def check_questions(c: EvaluateConfig, stages: Mapping[str, Config]) -> None:
+    """Reads the evaluation's questions as `evaluate` will, and makes their prompts.
+
+    Raises:
+        ConfigError: as `evaluate.evaluate`; there will be no chat template.
+    """
+    with _naming("evaluate"):
+        config, files = list(stages.values())[-1], source_files(stages)
+        records = evaluate.read_questions(c.data, c.images).records
+        tokenizer = load_tokenizer(files)
+        templates = [run_folder.chat_template(config) for config in stages.values()]
+        template = next((t for t in reversed(templates) if t), None)
+        template = template or load_template(files, tokenizer)
+        model = config.model
+        image_token = model.image_token if model.patches else None
+        prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
+        evaluate.make_items(prompts, records, c.max_new_tokens)
+
+
+class _Prompts(Answerer):
+    """What makes prompts of a model that is yet to be trained: it has no weights to answer with."""
+
+    def __init__(self, chat: Chat, model: ModelConfig):
+        self.chat, self.config = chat, model
+
+
+def _check_stage(config: Config, files: Path, devices: Sequence[Any] | None) -> int:
+    """What `train` checks before it writes, for weights that may not exist yet; returns steps."""
+    begin = run_folder.check(config, resume="auto")
+    mesh = sharding.make_mesh(config.mesh, devices)
+    step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    tokenizer = load_tokenizer(files)
+    run_inputs.check_tokenizer(config, begin.step, tokenizer)
+    several = jax.process_count() > 1
+    share = sharding.rows_here(mesh, config.data.rows) if several else None
+    loader = Loader(config.data, config.model, tokenizer, config.seed, share)
+    steps = config.train.steps or loader.steps(config.train.epochs or 0)
+    run_inputs.check(config, begin.step, loader, steps)
+    stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    fresh = config.init.fresh
+    require(
+        fresh is None or any(run_folder.is_fresh(config.init, p) for p in flatten(stage.params)),
+        f"init.fresh={fresh!r} matches no parameter path",
+    )
+    return steps
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the name of a stage before what is wrong with it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error

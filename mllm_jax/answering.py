@@ -28,7 +28,7 @@ from mllm_jax.data import images, packing
 from mllm_jax.data.chat import Chat, Encoded
 from mllm_jax.data.records import Turn
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, require
 from mllm_jax.models import mllm
 
 Picture = UInt8[np.ndarray, "height width C"]
@@ -89,7 +89,10 @@ class Answerer:
             ConfigError: the template refuses the turns, or prompt and answer do not fit the
                 model's length.
         """
-        encoded = self.chat.prompt(turns)
+        try:
+            encoded = self.chat.prompt(turns)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
         self.check_length(len(encoded.tokens), max_new_tokens, where)
         return encoded
 

@@ -28,7 +28,8 @@ def test_the_report_says_what_there_is(config, tmp_path, capsys):
     assert 0 < found["eu"]["near_duplicates"] < 29
     assert list(found["text"]["tokens_per_word"]) == ["eu"]
     table = capsys.readouterr().out
-    for cell in ("| stream |", "| eu ", "tokens per word, en"):
+    assert {name: of["unread"] for name, of in found.items()} == dict.fromkeys(found, {})
+    for cell in ("| stream |", "| eu ", "tokens per word, en", "| unread |"):
         assert cell in table
 
 
@@ -54,3 +55,16 @@ def test_an_image_that_cannot_be_decoded_is_named_before_the_run(config, tmp_pat
 def test_alike_are_images_with_the_same_hash():
     assert prepare.near_duplicates(np.array([3, 5, 3, 0, 3, 0, 7], np.uint64)) == 2
     assert prepare.near_duplicates(np.zeros(0, np.uint64)) == 0
+
+
+def test_the_table_names_the_most_frequent_unread_keys(config, tmp_path, capsys):
+    path = tmp_path / "data" / "eu.json"
+    records = json.loads(path.read_text())
+    for n, record in enumerate(records):
+        record |= {"source": "w"} | ({f"key{n}": 1} if n < 9 else {})
+    path.write_text(json.dumps(records))
+    found = prepare.run(config, workers=1)
+    assert found["eu"]["unread"] == {"source": 24, **{f"key{n}": 1 for n in range(9)}}
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| eu "))
+    named = ", ".join(["source (24)", *(f"key{n} (1)" for n in range(7)), "2 more"])
+    assert line.rstrip(" |").endswith(named)

@@ -354,7 +354,8 @@ class Chat:
         require(
             found == stock,
             "this tokenizer joins text and special tokens in a way that is not supported: it "
-            f"encodes {rendered!r} as {stock}, piece by piece it is {found}",
+            f"encodes {shown(rendered, 80)} as {shown(stock, 80)}, piece by piece it is "
+            f"{shown(found, 80)}",
         )
 
     # ------------------------------------------------------------------------------- encoding

@@ -64,7 +64,8 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
         raise Fault("language", f"language {shown(value, 60)} is not text")
     if value not in languages:
         near = difflib.get_close_matches(value[:60], languages, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(languages)}"
+        allowed = ", ".join(languages) or "none"
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {allowed}"
         raise Fault("language", f"language {shown(value, 60)} is not in data.languages; {hint}")
     return value
 

@@ -1,5 +1,6 @@
 """Whole files of records, for evaluation: every one is read, a bad one ends the load."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, require
 
 LONGEST_NAME = 100  # characters of a language's name
+NAMED_KEYS = 8  # unread keys that are told
 READERS = 16  # threads that look at image files
 
 
@@ -39,6 +41,8 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     source, columns = JsonSource(path), Columns("llava", stream.columns, stream.ignore)
     inside = ImageFolder(folder, stream.links)
 
+    unread: list[str] = []  # keys, as often as they hold something
+
     def read(row: int) -> Record | FaultLine:
         values = None
         try:
@@ -50,6 +54,7 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
         except Fault as fault:
             key = columns.key(values or {}, row)
             return FaultLine(row, key, source.where(row), fault.code, fault.reason)
+        unread.extend(raw.get("unread", ()))
         return record
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -57,6 +62,10 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
     refused = [item for item in found if isinstance(item, FaultLine)]
     if refused:
         raise ConfigError(refusal(stream.path, refused, len(found)))
+    if unread:
+        counts = Counter(unread).most_common(NAMED_KEYS)
+        names = ", ".join(f"{key} ({count:,})" for key, count in counts)
+        print(f"{stream.path}: keys that nothing reads: {names}", flush=True)
     require(len(found) > 0, f"{stream.path}: no records (data.streams.{name}.path)")
     return [item for item in found if isinstance(item, Record)]
 

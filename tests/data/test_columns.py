@@ -213,6 +213,20 @@ BAD = [
         "no column 'caption' for caption; the row has image, text",
     ),
     ("field", "text", {}, {}, "no column 'text' for text; the row has none"),
+    (  # a struct of lists that do not belong together
+        "field",
+        "llava",
+        {"conversations": {"from": ["human", "gpt"], "value": ["Zer?"]}},
+        {},
+        "conversations is not a list of turns",
+    ),
+    (
+        "field",
+        "llava",
+        {"id": 1, "text": "Kaixo."},
+        {},
+        "give either conversations or messages; the row has text; layout: text reads such rows",
+    ),
     # a column that is named in the config is there, whatever the layout may lack
     (
         "field",

@@ -439,3 +439,13 @@ def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monke
         one["conversations"][0]["value"] = "<image>\nZer da?"
     (stream,) = open_mixture(mixture(talks, {"images": str(tmp_path)}, decode=True))
     assert len(stream) == 6 and seen == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+
+
+def test_a_document_of_exactly_the_length_is_one_piece(mixture):
+    rows = [{"id": "d", "text": "txakur beltz bat belardian korrika"}]
+    (whole,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}))
+    size = len(whole.tokens(0).tokens)
+    for length, pieces in ((size + 1, 1), (size, 1), (size - 1, 2)):
+        (stream,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}, length=length))
+        assert len(stream) == pieces
+        assert sum(len(e.tokens) for e in examples(stream)) == size + pieces - 1

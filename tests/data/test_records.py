@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from mllm_jax.data.record_fields import ImageFolder
 from mllm_jax.data.record_files import languages_in, load_records
 from mllm_jax.data.records import (
     IMAGE,
+    MOST_TALKED,
+    MOST_WRITTEN,
     Record,
     Turn,
     read_record,
@@ -372,3 +375,81 @@ def test_published_sample(shared):
     assert [record.id for record in records] == [str(r["id"]) for r in raw]
     assert sum(len(record.images) for record in records) == 163
     assert sum(record.language == "ja" for record in records) == 20
+
+
+def test_keys_that_nothing_reads_are_told(write, capsys):
+    objects = [chat("a", "b", source="w", topic="x"), chat("a", "b", source="w")]
+    load_records("s", StreamConfig(str(write("a.json", objects))), LANGUAGES)
+    assert capsys.readouterr().out.endswith(
+        "a.json: keys that nothing reads: source (2), topic (1)\n"
+    )
+
+
+def test_turns_are_counted_with_the_system_turn():
+    asked, empty = ("user", "a"), ("assistant", " ")
+    for turns, reason in (
+        ([("system", "s"), asked, asked], "turn 3: found user, expected assistant"),
+        ([("system", "s"), asked, empty], "turn 3: the answer is empty"),
+        ([asked, empty], "turn 2: the answer is empty"),
+    ):
+        with pytest.raises(Fault) as fault:
+            read(messages(*turns))
+        assert fault.value.reason == reason
+
+
+HINTS = [
+    (chat("<image>\nZer?", "Bai."), "image_count", "; write its path under `image`"),
+    (
+        messages(("user", [{"type": "image"}, {"type": "text", "text": "a"}]), ("assistant", "b")),
+        "image_count",
+        "; write their paths under the record's `image`, in their order",
+    ),
+    (chat("Zer?", "Bai.", image="a.png"), "image_count", "; write <image> where each stands"),
+    (
+        {"language": "eu", "conversations": [{"role": "user", "content": "a"}]},
+        "role",
+        "turn 1: no 'from'; turns of 'role' and 'content' stand under messages",
+    ),
+    (
+        {"language": "eu", "messages": [{"from": "human", "value": "a"}]},
+        "role",
+        "turn 1: no 'role'; turns of 'from' and 'value' stand under conversations",
+    ),
+    (chat("a", "b", language="e" * 10**6), "language", "is not in data.languages"),
+    (chat("<image>", "b", image="https://example.org/a.png"), "image_missing", "is an address"),
+]
+
+
+@pytest.mark.parametrize(("raw", "code", "hint"), HINTS)
+def test_a_reason_names_the_way_to_write_it(raw, code, hint):
+    with pytest.raises(Fault) as fault:
+        read(raw)
+    assert fault.value.code == code and hint in fault.value.reason
+    assert len(fault.value.reason) <= 400
+
+
+ENCODED = "iVBORw0KGgo" + "AA/B" * 500_000
+PICTURES = [ENCODED, f"data:image/png;base64,{ENCODED}", "/9j/" + "4AAQ/" * 30, "a/" * 3000]
+
+
+@pytest.mark.parametrize("image", PICTURES, ids=["png", "data", "short jpeg", "long"])
+@pytest.mark.parametrize("wrap", [str, lambda image: [image], lambda image: {"bytes": image}])
+def test_a_picture_as_text_is_refused_at_once(image, wrap):
+    begin = time.process_time()
+    with pytest.raises(
+        Fault, match=r"is encoded text of \d+ characters, not a path: decode"
+    ) as fault:
+        read(chat("<image>", "b", image=wrap(image)))
+    assert fault.value.code == "field" and len(fault.value.reason) <= 400
+    assert time.process_time() - begin < 1
+
+
+def test_texts_of_megabytes_are_refused_before_work():
+    half = "a" * (MOST_TALKED // 2)
+    read(chat(half, half))
+    with pytest.raises(Fault, match="1048577 characters in one conversation") as fault:
+        read(chat(half + "b", half))
+    assert fault.value.code == "too_long"
+    with pytest.raises(Fault, match=r"characters in one document, more than .*; split it") as fault:
+        read({"text": "a" * (MOST_WRITTEN + 1), "language": "eu"})
+    assert fault.value.code == "too_long"

@@ -52,7 +52,7 @@ def test_files_missing_or_broken(name, folder):
 
 def test_a_tokenizer_file_that_holds_no_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match="the tokenizer cannot be read"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: model is missing"):
         load_tokenizer(folder)
 
 
@@ -74,6 +74,72 @@ def test_end_ids(tokenizer, folder):
     assert end_ids(tokenizer, folder) == (5,)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     assert end_ids(tokenizer, folder) == (7, 8)
+
+
+def changed(path: Path, *keys: str, value) -> None:
+    """Sets the value in a JSON file."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    inner = tree
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+BROKEN = [
+    (("tokenizer.json", "model"), None, "model is missing"),
+    (("tokenizer.json", "model", "merges"), [["a", "nowhere"]], "the tokenizer cannot be read: "),
+    (("tokenizer.json", "model", "vocab"), {"a": -1}, "the tokenizer cannot be read: "),
+    (("tokenizer.json", "model", "type"), "x", "the tokenizer cannot be read: "),
+    (("tokenizer.json", "model", "continuing_subword_prefix"), "x", "does not go on with 'x'"),
+    (("tokenizer.json", "added_tokens"), [7], "is not a token of tokenizer.json"),
+    (("tokenizer.json", "pre_tokenizer"), 7, "the tokenizer cannot be read: "),
+    (("tokenizer.json", "version"), None, "the tokenizer cannot be read: "),
+    (("tokenizer.json", "padding"), {}, "the tokenizer cannot be read: "),
+    (("tokenizer_config.json", "eos_token"), 7, "eos_token=7 is not a token"),
+    (("tokenizer_config.json", "eos_token"), ["a"], r"eos_token=\['a'\] is not a token"),
+    (("tokenizer_config.json", "bos_token"), {"content": 7}, "bos_token={'content': 7} is not a"),
+    (
+        ("tokenizer_config.json", "eos_token"),
+        "nope",
+        "eos_token='nope' is not a token of tokenizer",
+    ),
+    (("tokenizer_config.json", "added_tokens_decoder"), {"x": 7}, "the tokenizer cannot be read: "),
+    (("tokenizer_config.json", "extra_special_tokens"), 7, "the tokenizer cannot be read: "),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "reason"), BROKEN)
+def test_a_broken_tokenizer_is_one_line(keys, value, reason, folder):
+    changed(folder / keys[0], *keys[1:], value=value)
+    with pytest.raises(ConfigError, match=reason) as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_template_that_is_not_text(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ConfigError):
+        load_template(folder, load_tokenizer(folder))
+
+
+def test_the_default_of_several_templates(folder):
+    templates = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
+    changed(folder / "tokenizer_config.json", "chat_template", value=templates)
+    assert load_template(folder, load_tokenizer(folder)) == "a"
+
+
+@pytest.mark.parametrize("ids", ["x", ["x"], 1.5, -1, 2**31, {"a": 1}, True, [[1]]])
+def test_what_is_no_end_id(ids, tokenizer, folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id=.*expected ids"):
+        end_ids(tokenizer, folder)
+
+
+def test_no_end_ids_are_asked_of_the_next_file(tokenizer, folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
+    (folder / "config.json").write_text('{"text_config": 7}')
+    assert end_ids(tokenizer, folder) == (tokenizer.eos_token_id,)
 
 
 # ------------------------------------------------------------------------------------- Llama 3

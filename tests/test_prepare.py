@@ -28,7 +28,7 @@ def test_the_report_says_what_there_is(config, tmp_path, capsys):
     assert 0 < found["eu"]["near_duplicates"] < 29
     assert list(found["text"]["tokens_per_word"]) == ["eu"]
     table = capsys.readouterr().out
-    assert {name: of["unread"] for name, of in found.items()} == dict.fromkeys(found, {})
+    assert {name: of["unread"] for name, of in found.items()} == {name: {} for name in found}
     for cell in ("| stream |", "| eu ", "tokens per word, en", "| unread |"):
         assert cell in table
 

@@ -3,8 +3,6 @@
 `tokenizer.json` is taken as it is: nothing rebuilds it from parts, no code of the folder runs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +31,36 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         )
     _check_model(folder / "tokenizer.json")
     _check_config(folder)
-    with _opening(folder):
+    with _Opening(folder):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         tokenizer("a 1\n")  # some parts are looked at no earlier
         tokenizer.decode(list(range(min(len(tokenizer), 16))))
     return tokenizer
 
 
-@contextmanager
-def _opening(folder: Path) -> Iterator[None]:
+class _Opening:
     """Around code that reads a tokenizer: whatever it meets in the files is one line."""
-    try:
-        yield
-    except (
+
+    # what transformers raises where a value is of another type than it takes for granted
+    KNOWN = (
         *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
         *(ArithmeticError, RuntimeError, AssertionError),
-    ) as error:
-        raise _unreadable(folder, error) from error
-    except BaseException as error:
-        # the library in Rust raises Exception itself, and panics in a class that it does not export
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise _unreadable(folder, error) from error
+    )
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        """The library in Rust raises Exception itself, and panics in a class that it hides."""
+        if kind is None or error is None:
+            return
+        if issubclass(kind, self.KNOWN) or kind is Exception or kind.__name__ == "PanicException":
+            raise _unreadable(self._folder, error) from error
 
 
 def _unreadable(folder: Path, error: BaseException) -> ConfigError:
@@ -65,7 +71,8 @@ def _unreadable(folder: Path, error: BaseException) -> ConfigError:
 def _check_model(path: Path) -> None:
     """What ends the process in the library instead of raising."""
     model = read_json(path).get("model")
-    require(isinstance(model, dict), f"{path}: model is missing, or not an object")
+    if not isinstance(model, dict):
+        raise ConfigError(f"{path}: model is missing, or not an object")
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
     if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
         return
@@ -135,7 +142,8 @@ def load_template(folder: str | Path, tokenizer: Any) -> str:
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several by name; transformers takes this one too
         template = template.get("default")
-    require(isinstance(template, str), f"{folder}: no chat template; expected chat_template.jinja")
+    if not isinstance(template, str):
+        raise ConfigError(f"{folder}: no chat template; expected chat_template.jinja")
     return template
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, XetDownloadError
 
 from mllm_jax.data_config import StreamConfig
-from mllm_jax.errors import RunError, require
+from mllm_jax.errors import ConfigError, RunError, one_line, require, shown
 from mllm_jax.folders import in_use, new_folder
 from mllm_jax.json_file import read_json, write_json
 
@@ -17,7 +17,7 @@ def fetch(name: str, stream: StreamConfig) -> None:
     """Downloads a stream's data set into `path`; does nothing where it lies there already.
 
     Raises:
-        ConfigError: the folder holds another data set or revision.
+        ConfigError: the folder holds another data set or revision, or `hub` is not a name.
         RunError: it cannot be downloaded.
     """
     if stream.hub is None:
@@ -27,8 +27,11 @@ def fetch(name: str, stream: StreamConfig) -> None:
         note = folder / NOTE
         found = read_json(note) if note.is_file() else None
         where = f"data.streams.{name}.path={stream.path}"
-        require(found == wanted, f"{where}: holds {found}, not {wanted}; give another folder")
+        require(
+            found == wanted, f"{where}: holds {shown(found)}, not {wanted}; give another folder"
+        )
         return
+    where = f"data.streams.{name}.hub={stream.hub}"
     print(f"fetching {stream.hub} ({stream.revision}) -> {folder}", flush=True)
     try:
         with new_folder(folder) as made:
@@ -36,7 +39,7 @@ def fetch(name: str, stream: StreamConfig) -> None:
                 stream.hub, repo_type="dataset", revision=stream.revision, local_dir=made
             )
             write_json(made / NOTE, wanted)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())
-        where = f"data.streams.{name}.hub={stream.hub}"
-        raise RunError(f"{where}: cannot be fetched: {reason}") from error
+    except HFValidationError as error:
+        raise ConfigError(f"{where}: {one_line(str(error))}") from error
+    except (HTTPError, XetDownloadError, OSError) as error:
+        raise RunError(f"{where}: cannot be fetched: {one_line(str(error))}") from error

@@ -93,6 +93,8 @@ def check_paths(name: str, stream: StreamConfig) -> None:
     hint = "" if stream.hub is None else "; run `mllm-jax prepare --config FILE` to fetch it"
     require(there, f"{where}.path: {path}: no such file{hint}")
     require(images.is_dir(), f"{where}.images: {images}: no such folder")
+    for link in stream.links:
+        require(Path(link).is_dir(), f"{where}.links: {shown(link)}: no such folder")
 
 
 class _Opener:
@@ -194,7 +196,7 @@ def _read(
     different = changed(meta["files"], None if listing is None else listing.files, _base(stream))
     if different is not None:
         return f"stale, {different} changed"
-    return meta if meta["decoded"] or not decode else "of images that were not decoded"
+    return meta if meta["decoded"] or not decode else "its images were not decoded"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import HTTPError, XetDownloadError
 
 from mllm_jax.data import hub
 from mllm_jax.data_config import StreamConfig
@@ -65,6 +66,20 @@ def test_what_cannot_be_fetched_leaves_nothing(network, tmp_path):
         RunError, match=r"data.streams.s.hub=org/set: cannot be fetched: no network"
     ):
         hub.fetch("s", stream(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [HTTPError("too slow"), XetDownloadError("cut off")])
+def test_whatever_the_network_does_is_one_line(network, tmp_path, error):
+    network.error = error
+    with pytest.raises(RunError, match=r"hub=org/set: cannot be fetched: (too slow|cut off)$"):
+        hub.fetch("s", stream(tmp_path))
+
+
+def test_a_name_that_cannot_be_is_bad_input(tmp_path):
+    bad = StreamConfig(str(tmp_path / "set"), kind="parquet", hub="org/a--b", revision="c")
+    with pytest.raises(ConfigError, match=r"data\.streams\.s\.hub=org/a--b: "):
+        hub.fetch("s", bad)
     assert list(tmp_path.iterdir()) == []
 
 

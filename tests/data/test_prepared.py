@@ -8,6 +8,8 @@ import signal
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mllm_jax.data import build, images, part, prepared
@@ -193,6 +195,22 @@ def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "CHUNK", 5)
     (again,) = open_mixture(mixture())
     assert same(whole, again)
+
+
+def test_bad_data_leaves_no_partial_index(model, tokenizer, make_data, tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["kaixo"] * 9}), path, use_dictionary=False)
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + b"\xff" * 20 + data[24:])
+    stream = StreamConfig(str(path), language="eu", kind="parquet", layout="text")
+    with pytest.raises(ConfigError, match=r"a\.parquet: not a Parquet file that can be read"):
+        open_mixture(Mixture(make_data({"s": stream}), model, tokenizer))
+    assert not list((tmp_path / "a.parquet.index").rglob("*.bin"))
+
+
+def test_links_name_folders(mixture, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.streams\.s\.links: 'nowhere': no such folder"):
+        open_mixture(mixture(stream={"links": ("nowhere",)}))
 
 
 def test_what_is_not_read_is_said(model, tokenizer, make_data, tmp_path):

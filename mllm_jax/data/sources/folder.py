@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.links import is_inside, link_roots
 
-# what tools leave beside data; images are read when a row names them
+# what tools leave beside data
 NO_DATA = (
     "_success", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json",
     "dataset_dict.json", "state.json", "features.json", "hub.json",
@@ -39,7 +39,7 @@ def walk(root: Path, links: Sequence[str] = (), skip: Path | None = None) -> Fou
 
     Returns:
         Files, without hidden ones, those in hidden folders (the hub's `.cache`, checkpoints of
-        notebooks), and indexes; with a note for each folder that is a link.
+        notebooks), images and indexes; with a note for each folder that is a link.
 
     Raises:
         ConfigError: a folder cannot be read or is met twice, a file's name is not UTF-8, or a link
@@ -86,6 +86,8 @@ class _Walk:
                 (Path(entry.path), entry.is_dir(), entry.is_symlink())
                 for entry in os.scandir(folder)
                 if not entry.name.startswith(".")
+                # images may be millions; they are read when a row names them
+                if not entry.name.lower().endswith(IMAGES) or entry.is_dir()
             )
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from error
@@ -111,14 +113,14 @@ def _check_name(path: Path) -> None:
     except UnicodeEncodeError as error:
         name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
         raise ConfigError(
-            f"{path.parent}: the name of the file {name!r} is not UTF-8; rename it"
+            f"{path.parent}: the name of the file {name} is not UTF-8; rename it"
         ) from error
 
 
 def is_no_data(file: Path) -> bool:
     """Whether a file is known to hold no rows, so that nobody misses it."""
     name = file.name.lower()
-    return name in NO_DATA or name.startswith(DOCUMENTS) or name.endswith(IMAGES)
+    return name in NO_DATA or name.startswith(DOCUMENTS)
 
 
 def first_names(files: Sequence[Path], root: Path) -> str:

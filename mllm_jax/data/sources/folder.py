@@ -23,9 +23,10 @@ NAMED = 3  # files that a message names
 
 
 class Found(NamedTuple):
-    """The files of a folder that is walked, in order."""
+    """The files of a folder that is walked. Names, as there may be millions: paths take longer."""
 
-    files: list[Path]
+    names: list[str]  # from the folder on, in order
+    odd: set[str]  # of them, what are no regular files
     notes: list[str]  # what `prepare` says about it
 
 
@@ -52,78 +53,83 @@ class _Walk:
     def __init__(self, root: Path, links: Sequence[str], skip: Path | None):
         self._root, self._skip = root, None if skip is None else os.path.realpath(skip)
         self._roots = list(link_roots(root, links))
-        self._pending = [root]  # folders
-        self._visited: dict[tuple[int, int], Path] = {}  # folder by device and inode
-        self._links: list[Path] = []  # files; where they may lead is known at the end
-        self._files: list[Path] = []
+        self._pending = [""]  # folders, each with its slash
+        self._visited: dict[tuple[int, int], str] = {}  # folder by device and inode
+        self._links: list[str] = []  # files; where they may lead is known at the end
+        self._names: list[str] = []
+        self._odd: set[str] = set()
         self._notes: list[str] = []
 
     def walk(self) -> Found:
         while self._pending:
             self._folder(self._pending.pop())
-        for file in self._links:
+        for name in self._links:
+            file = self._root / name
             require(file.exists(), f"{file}: a link to {os.readlink(file)}, which is not there")
             require(
                 is_inside(str(file), self._roots),
                 f"{file}: a link out of {self._root}, to {os.path.realpath(file)}; if that is "
                 "meant, name the folder it leads to in data.streams.*.links",
             )
-        return Found(sorted(self._files), self._notes)
+        return Found(sorted(self._names, key=lambda name: name.split("/")), self._odd, self._notes)
 
-    def _folder(self, folder: Path) -> None:
+    def _folder(self, inside: str) -> None:
+        folder = self._root / inside
         try:
             stat = folder.stat()
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from error
-        earlier = self._visited.setdefault((stat.st_dev, stat.st_ino), folder)
-        require(
-            earlier is folder,
-            f"{folder}: the folder {earlier} again, by a link; its files would be read twice: "
-            "remove the link",
-        )
-        try:
-            entries = sorted(
-                (Path(entry.path), entry.is_dir(), entry.is_symlink())
-                for entry in os.scandir(folder)
-                if not entry.name.startswith(".")
-                # images may be millions; they are read when a row names them
-                if not entry.name.lower().endswith(IMAGES) or entry.is_dir()
+            earlier = self._visited.setdefault((stat.st_dev, stat.st_ino), inside)
+            require(
+                earlier is inside,
+                f"{folder}: the folder {self._root / earlier} again, by a link; its files would be "
+                "read twice: remove the link",
             )
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        self._entry(inside, entry)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be listed: {error.strerror}") from error
-        for path, is_folder, is_link in entries:
-            _check_name(path)
-            if not is_folder:
-                self._links += [path] if is_link and not is_no_data(path) else []
-                self._files.append(path)
-            elif path.suffix != ".index" and path.name != "__pycache__" and not self._is_skip(path):
-                if is_link:
-                    self._roots.append(os.path.realpath(path))
-                    self._notes.append(f"{path}: a link, followed to {os.path.realpath(path)}")
-                self._pending.append(path)
 
-    def _is_skip(self, folder: Path) -> bool:
-        return self._skip is not None and os.path.realpath(folder) == self._skip
+    def _entry(self, inside: str, entry: os.DirEntry[str]) -> None:
+        name, kind = inside + entry.name, os.path.splitext(entry.name)[1].lower()
+        if not entry.name.isascii():
+            _check_name(self._root / inside, entry.name)
+        if not entry.is_dir():
+            if kind in IMAGES:  # they may be millions, and are read when a row names them
+                return
+            self._names.append(name)
+            if not entry.is_file():
+                self._odd.add(name)
+            if entry.is_symlink() and not is_no_data(name):
+                self._links.append(name)
+        elif kind != ".index" and entry.name != "__pycache__" and not self._is_skip(name):
+            if entry.is_symlink():
+                self._roots.append(os.path.realpath(self._root / name))
+                self._notes.append(f"{self._root / name}: a link, followed to {self._roots[-1]}")
+            self._pending.append(f"{name}/")
+
+    def _is_skip(self, name: str) -> bool:
+        return self._skip is not None and os.path.realpath(self._root / name) == self._skip
 
 
-def _check_name(path: Path) -> None:
+def _check_name(folder: Path, name: str) -> None:
     """Refuses a name that neither messages nor an index can hold."""
     try:
-        path.name.encode("utf-8")
+        name.encode("utf-8")
     except UnicodeEncodeError as error:
-        name = os.fsencode(path.name).decode("utf-8", "backslashreplace")
+        readable = os.fsencode(name).decode("utf-8", "backslashreplace")
         raise ConfigError(
-            f"{path.parent}: the name of the file {name} is not UTF-8; rename it"
+            f"{folder}: the name of the file {readable} is not UTF-8; rename it"
         ) from error
 
 
-def is_no_data(file: Path) -> bool:
+def is_no_data(name: str) -> bool:
     """Whether a file is known to hold no rows, so that nobody misses it."""
-    name = file.name.lower()
-    return name in NO_DATA or name.startswith(DOCUMENTS)
+    base = name.rpartition("/")[2].lower()
+    return base in NO_DATA or base.startswith(DOCUMENTS)
 
 
-def first_names(files: Sequence[Path], root: Path) -> str:
+def first_names(names: Sequence[str]) -> str:
     """ "a.csv, sub/b.csv and 7 more"."""
-    names = ", ".join(str(file.relative_to(root)) for file in files[:NAMED])
-    return names + (f" and {len(files) - NAMED} more" if len(files) > NAMED else "")
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

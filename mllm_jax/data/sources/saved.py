@@ -32,11 +32,11 @@ def list_arrow(path: str | Path, options: Options) -> Listing:
         split = options.split
         require(split is None, f"{path}: holds one split; leave out data.streams.*.split={split!r}")
         return _saved(path, options)
-    for file in walk(path, options.links).files:
+    for name in walk(path, options.links).names:
         require(
-            file.name not in (SPLITS, STATE),
-            f"{path}: holds {file.relative_to(path)}, of a data set that `datasets` saved; give "
-            f"its folder as the path: {file.parent}",
+            not name.endswith((f"/{SPLITS}", f"/{STATE}")),
+            f"{path}: holds {name}, of a data set that `datasets` saved; give its folder as the "
+            f"path: {(path / name).parent}",
         )
     return list_shards(path, (".arrow",), options)
 
@@ -73,12 +73,13 @@ def _saved(path: Path, options: Options) -> Listing:
         for entry in entries
     ]
     require(len(set(names)) == len(names), f"{file}: lists a file twice under _data_files")
-    there, notes = walk(path, options.links)
+    there, odd, notes = walk(path, options.links)
     for name in names:
-        require(path / name in there, f"{path / name}: no such file, but state.json lists it")
-    more = [file for file in there if file.suffix.lower() == ".arrow" and file.name not in names]
+        is_file = name in there and name not in odd
+        require(is_file, f"{path / name}: no such file, but state.json lists it")
+    more = [name for name in there if name.lower().endswith(".arrow") and name not in names]
     if more:
-        notes.append(f"{path}: not in its state.json, not read: {first_names(more, path)}")
+        notes.append(f"{path}: not in its state.json, not read: {first_names(more)}")
     return Listing([path / name for name in names], notes)
 
 

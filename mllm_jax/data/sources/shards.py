@@ -2,19 +2,22 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from mllm_jax.data.sources import splits
 from mllm_jax.data.sources.folder import first_names, is_no_data, walk
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, require
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".br", ".zip", ".7z", ".z")
 # 00001-of-00003, before the suffix or behind it; `datasets` adds a digest
 _COUNT = re.compile(r"(.*?)([0-9]{1,9})[-_.]of[-_.]([0-9]{1,9})(?:-[0-9a-f]{16})?(?![0-9])(.*)")
 _NUMBER = re.compile(r"(.*?)([0-9]{1,9})(\D*)")
+_OF = re.compile(r"-[0-9]+-of-[0-9]+$")
+_TARS = (".tgz", ".tbz2", ".txz")
+_PACKED = (*PACKED, *_TARS)
 
 
 class Options(NamedTuple):
@@ -54,67 +57,70 @@ def list_shards(path: str | Path, suffixes: Sequence[str], options: Options) -> 
     path = Path(path)
     if path.is_file():
         if options.split is not None:
-            splits.choose([path], path.parent, options.split)
+            splits.choose([path.name], path.parent, options.split)
         return Listing([path], [])
     require(path.is_dir(), f"{path}: no such file or folder")
     images = options.images if options.images != path else None
-    every, notes = walk(path, options.links, images)
-    ours = [file for file in every if _has_suffix(file, suffixes)]
+    every, odd, notes = walk(path, options.links, images)
+    is_ours = _has_suffix(suffixes)
+    ours = [name for name in every if is_ours(name)]
     require(len(ours) > 0, f"{path}: no {' or '.join(suffixes)} file in this folder")
-    files, others = splits.choose(ours, path, options.split)
-    packed = [file for file in files if _is_packed(file)]
+    names, others = splits.choose(ours, path, options.split)
+    packed = [name for name in names if name.lower().endswith(_PACKED)]
     require(
         not packed,
-        f"{path}: {first_names(packed, path)}: compressed; rows are read by offset, so unpack them",
+        f"{path}: {first_names(packed)}: compressed; rows are read by offset, so unpack them",
     )
-    for file in files:
-        require(file.is_file(), f"{file}: not a regular file")
-    _check_counts(files)
-    notes += _gaps(files) + [
-        f"{path}: not read, of {split}: {first_names(group, path)}"
-        for split, group in others.items()
-    ]
-    unknown = [file for file in every if not _has_suffix(file, suffixes) and not is_no_data(file)]
+    odd &= set(names)
+    require(not odd, f"{path}: {first_names(sorted(odd))}: not a regular file")
+    _check_counts(path, names)
+    notes = [*notes, *_gaps(path, names)]
+    notes += [f"{path}: not read, of {split}: {first_names(of)}" for split, of in others.items()]
+    unknown = [name for name in every if not is_ours(name) and not is_no_data(name)]
     if unknown:
-        notes.append(f"{path}: not read, of other kinds: {first_names(unknown, path)}")
-    return Listing(files, notes)
+        notes.append(f"{path}: not read, of other kinds: {first_names(unknown)}")
+    return Listing([path / name for name in names], notes)
 
 
-def _has_suffix(file: Path, suffixes: Sequence[str]) -> bool:
+def _has_suffix(suffixes: Sequence[str]) -> Callable[[str], bool]:
     """Whether a file holds rows of a kind, packed or not."""
-    name = re.sub(r"-[0-9]+-of-[0-9]+$", "", file.name.lower())
-    for packing in PACKED:
-        name = name.removesuffix(packing)
-    return name.endswith((*suffixes, *((".tgz", ".tbz2", ".txz") if ".tar" in suffixes else ())))
+    ends = (*suffixes, *_TARS) if ".tar" in suffixes else tuple(suffixes)
+
+    def is_ours(name: str) -> bool:
+        name = name.lower()
+        if name.endswith(ends):
+            return True
+        for packing in PACKED:
+            name = name.removesuffix(packing)
+        return name.endswith(ends) or ("-of-" in name and _OF.sub("", name).endswith(ends))
+
+    return is_ours
 
 
-def _is_packed(file: Path) -> bool:
-    return file.name.lower().endswith((*PACKED, ".tgz", ".tbz2", ".txz"))
-
-
-def _check_counts(files: list[Path]) -> None:
+def _check_counts(folder: Path, names: list[str]) -> None:
     """Of files that count themselves, 00001-of-00003, every one must be there.
 
     Raises:
         ConfigError: one is missing or there twice, or files of two counts are side by side.
     """
-    sets: dict[tuple[Path, str, str], dict[int, dict[int, Path]]] = defaultdict(dict)
-    for file in files:
-        if match := _COUNT.fullmatch(file.name):
+    sets: dict[tuple[str, str], dict[int, dict[int, str]]] = defaultdict(dict)
+    for name in names:
+        match = _COUNT.fullmatch(name) if "of" in name else None
+        if match:
             head, number, total, tail = match.groups()
-            shards = sets[file.parent, head, tail].setdefault(int(total), {})
-            earlier = shards.setdefault(int(number), file)
-            require(earlier is file, f"{file}: counts itself as {earlier.name} does; keep one")
-    for (folder, head, _), totals in sets.items():
+            shards = sets[head, tail].setdefault(int(total), {})
+            earlier = shards.setdefault(int(number), name)
+            require(earlier is name, f"{folder}: {earlier} and {name} are one shard; keep one")
+    for (head, _), totals in sets.items():
         if len(totals) > 1:
-            some = " and ".join(next(iter(shards.values())).name for shards in totals.values())
-            require(False, f"{folder}: {some} are of two sets; keep one, or name a file as path")
+            some = " and ".join(next(iter(shards.values())) for shards in totals.values())
+            raise ConfigError(f"{folder}: {some} are of two sets; keep one, or name a file as path")
         ((total, shards),) = totals.items()
         start = 0 if 0 in shards or total not in shards else 1
-        outside = [file for n, file in shards.items() if not start <= n < start + total]
-        require(not outside, f"{folder}: {first_names(outside, folder)}: counts beyond its total")
+        outside = [name for n, name in shards.items() if not start <= n < start + total]
+        require(not outside, f"{folder}: {first_names(outside)}: counts beyond its total")
         missing = next(n for n in count(start) if n not in shards)
-        like = next(iter(shards.values())).name
+        like = next(iter(shards.values()))
         width = len(_COUNT.fullmatch(like)[2])  # type: ignore[index]
         require(
             len(shards) == total,
@@ -123,19 +129,19 @@ def _check_counts(files: list[Path]) -> None:
         )
 
 
-def _gaps(files: list[Path]) -> list[str]:
+def _gaps(folder: Path, names: list[str]) -> list[str]:
     """Notes on numbers that are left out, as in 0000.tar 0002.tar; it may be meant."""
-    series: dict[tuple[Path, str, str], list[tuple[int, Path]]] = defaultdict(list)
-    for file in files:
-        if not _COUNT.fullmatch(file.name) and (match := _NUMBER.fullmatch(file.name)):
-            series[file.parent, match[1], match[3]].append((int(match[2]), file))
+    series: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+    for name in names:
+        match = _NUMBER.fullmatch(name)
+        if match and not ("of" in name and _COUNT.fullmatch(name)):
+            series[match[1], match[3]].append((int(match[2]), name))
     notes = []
     for numbered in series.values():
         numbered.sort()
         numbers = [number for number, _ in numbered]
         missing = numbers[-1] - numbers[0] + 1 - len(set(numbers))
         if 0 < missing < len(numbers):  # more are no series but names
-            after = next(a for a, b in pairwise(numbers) if b > a + 1)
-            file = numbered[numbers.index(after)][1]
-            notes.append(f"{file.parent}: {missing} numbers are missing, the first after {file}")
+            after = next(a for a, b in pairwise(numbered) if b[0] > a[0] + 1)
+            notes.append(f"{folder}: {missing} numbers are missing, the first after {after[1]}")
     return notes

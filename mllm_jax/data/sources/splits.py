@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, require, shown
 
 KEYWORDS = {
     "train": ("train", "training"),
@@ -30,34 +30,35 @@ _COUNTED = re.compile(r"(\w+(?:\.\w+)*)-[0-9]{5,}-of-[0-9]{5,}")
 class Chosen(NamedTuple):
     """The files of one split."""
 
-    files: list[Path]
-    others: dict[str, list[Path]]  # of another split, or of "no split"
+    names: list[str]
+    others: dict[str, list[str]]  # of another split, or of "no split"
 
 
-def split_of(file: Path) -> str | None:
-    """The split that a path says, relative to its data folder; None if it says none.
+def split_of(name: str) -> str | None:
+    """The split that a file's name says, from its data folder on; None if it says none.
 
     Raises:
         ConfigError: it says several.
     """
-    counted = _COUNTED.match(file.name)
-    if counted and file.parts[:-1] == ("data",):
+    folders, _, base = name.rpartition("/")
+    counted = _COUNTED.match(base) if folders == "data" else None
+    if counted:
         return _SPLIT.get(counted[1].lower(), counted[1])
-    splits = {_SPLIT[word.lower()] for part in file.parts[:-1] for word in _WORD.findall(part)}
-    splits = splits or {_SPLIT[word.lower()] for word in _WORD.findall(file.name)}
-    require(
-        len(splits) < 2,
-        f"{file}: its name says the splits {' and '.join(sorted(splits))}; rename it, name the "
-        f"file itself as the path, or read every file by data.streams.*.split={ALL}",
-    )
-    return min(splits, default=None)
+    said = {_SPLIT[word.lower()] for part in folders.split("/") for word in _WORD.findall(part)}
+    said = said or {_SPLIT[word.lower()] for word in _WORD.findall(base)}
+    if len(said) > 1:
+        raise ConfigError(
+            f"{name}: its name says the splits {' and '.join(sorted(said))}; rename it, name the "
+            f"file itself as the path, or read every file by data.streams.*.split={ALL}"
+        )
+    return min(said, default=None)
 
 
-def choose(files: list[Path], root: Path, split: str | None) -> Chosen:
+def choose(names: list[str], root: Path, split: str | None) -> Chosen:
     """The files of a split: nobody trains on test data because it is in the same folder.
 
     Args:
-        files: under `root`.
+        names: of files, from `root` on.
         root: the data folder; its own name says nothing.
         split: one of KEYWORDS or another word for it, a name as in NAME-00000-of-00004, ALL; may be
             left out where all names say the same split, or none does.
@@ -67,41 +68,41 @@ def choose(files: list[Path], root: Path, split: str | None) -> Chosen:
             none; or no file is of this split.
     """
     if split == ALL:
-        return Chosen(files, {})
-    splits = {file: split_of(file.relative_to(root)) for file in files}
+        return Chosen(names, {})
+    splits = {name: split_of(name) for name in names}
     if split is None:
         _check_one(root, splits)
-        return Chosen(files, {})
+        return Chosen(names, {})
     label = _SPLIT.get(split.lower(), split)
-    chosen = [file for file in files if label in (splits[file], _name(file))]
+    chosen = {name for name in names if label in (splits[name], _prefix(name))}
     if not chosen:
-        said = sorted({name for name in splits.values() if name})
+        said = sorted({one for one in splits.values() if one})
         there = f"there are {', '.join(said)}" if said else "no name of a file says its split"
-        raise ConfigError(f"{root}: no file of split {split!r}; {there}")
-    others: dict[str, list[Path]] = {}
-    for file in sorted(set(files) - set(chosen)):
-        others.setdefault(splits[file] or "no split", []).append(file)
-    return Chosen(chosen, dict(sorted(others.items())))
+        raise ConfigError(f"{root}: no file of split {shown(split)}; {there}")
+    others: dict[str, list[str]] = {}
+    for name in names:
+        if name not in chosen:
+            others.setdefault(splits[name] or "no split", []).append(name)
+    return Chosen([name for name in names if name in chosen], dict(sorted(others.items())))
 
 
-def _check_one(root: Path, splits: dict[Path, str | None]) -> None:
+def _check_one(root: Path, splits: dict[str, str | None]) -> None:
     """Refuses what is not clearly one split."""
-    first = {name: file for file, name in reversed(splits.items())}
-    said = sorted(name for name in first if name)
+    first = {split: name for name, split in reversed(splits.items())}
+    said = sorted(split for split in first if split)
     require(
         len(said) < 2,
         f"{root}: holds files of {' and '.join(said)}, and a stream reads one split; choose by "
         "data.streams.*.split",
     )
     if said and None in first:
-        named, unnamed = (first[name].relative_to(root) for name in (said[0], None))
         raise ConfigError(
-            f"{root}: {named} says that it is of split {said[0]}, {unnamed} says no split; choose "
-            f"by data.streams.*.split: {said[0]}, or {ALL} for every file"
+            f"{root}: {first[said[0]]} says that it is of split {said[0]}, {first[None]} says no "
+            f"split; choose by data.streams.*.split: {said[0]}, or {ALL} for every file"
         )
 
 
-def _name(file: Path) -> str | None:
+def _prefix(name: str) -> str | None:
     """ "train_sft" of train_sft-00000-of-00003.parquet."""
-    counted = _COUNTED.match(file.name)
+    counted = _COUNTED.match(name.rpartition("/")[2])
     return counted[1] if counted else None

@@ -103,7 +103,7 @@ def test_incomplete_sets_are_refused(tmp_path, names, said):
 
 def test_one_shard_twice_under_two_digests_is_refused(tmp_path):
     touch(tmp_path, "a-0-of-1-0123456789abcdef.tar", "a-0-of-1-fedcba9876543210.tar")
-    assert "counts itself as a-0-of-1-0123456789abcdef.tar does; keep one" in refusal(tmp_path)
+    assert "-fedcba9876543210.tar are one shard; keep one" in refusal(tmp_path)
 
 
 def test_missing_shards_of_another_split_do_not_matter(tmp_path):
@@ -114,7 +114,7 @@ def test_missing_shards_of_another_split_do_not_matter(tmp_path):
 def test_numbers_that_are_left_out_are_said(tmp_path):
     touch(tmp_path, "a-0000.tar", "a-0001.tar", "a-0003.tar")
     (note,) = list_shards(tmp_path, (".tar",), Options()).notes
-    assert note == f"{tmp_path}: 1 numbers are missing, the first after {tmp_path / 'a-0001.tar'}"
+    assert note == f"{tmp_path}: 1 numbers are missing, the first after a-0001.tar"
     touch(tmp_path, "a-0002.tar")
     assert list_shards(tmp_path, (".tar",), Options()).notes == []
     touch(tmp_path, "year-1999.tar", "year-2020.tar")  # no series

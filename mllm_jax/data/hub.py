@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, XetDownloadError
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    XetDownloadError,
+)
 
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, RunError, one_line, require, shown

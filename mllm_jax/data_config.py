@@ -140,6 +140,11 @@ class DataConfig(Section, at="data"):
             not timed or self.weights == "records",
             "data.weights=tokens has no effect on streams that give epochs",
         )
+        require(
+            not timed or self.temperature == 1,
+            f"data.temperature={self.temperature} would change the exact counts that epochs are; "
+            "give the streams weights, or leave data.temperature at 1",
+        )
         self._check_changes()
         for name, stream in self.streams.items():
             if stream.language is not None:
@@ -148,6 +153,11 @@ class DataConfig(Section, at="data"):
                     f"data.streams.{name}.language={stream.language!r} is not in data.languages "
                     f"{list(self.languages)}",
                 )
+
+    @property
+    def by_epochs(self) -> bool:
+        """Whether the streams give epochs; then all of them do."""
+        return next(iter(self.streams.values())).epochs is not None
 
     def weight_changes(self) -> list[tuple[int, "DataConfig"]]:
         """(step, this section with the weights from that step on) for every change, in order."""

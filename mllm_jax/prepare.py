@@ -86,7 +86,15 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     mixture = Mixture(data, config.model, load_tokenizer(files), workers=workers, decode=True)
     streams = open_mixture(mixture)
     plan = Plan(streams, data, config.seed)
-    steps = config.train.steps or plan.steps(config.train.epochs or 0)
+    if config.train.epochs is not None:
+        end = plan.end_after(config.train.epochs)
+        steps = end.steps
+        print(
+            f"train.epochs={config.train.epochs}: {end.examples:,} examples in {steps:,} steps; "
+            f"{end.empty_rows} rows of the last batch stay empty"
+        )
+    else:
+        steps = config.train.steps or 0
     plan.count(steps)
     reports = {s.name: _report(s, data.languages) for s in streams}
     print(_table(reports))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllm_jax.batch import Batch, Contents
-from mllm_jax.data import images, index, packing
+from mllm_jax.data import images, index, order, packing
 from mllm_jax.data.order import Ref
 from mllm_jax.data.plan import Plan
 from mllm_jax.data.prepared import Mixture, open_mixture
@@ -23,6 +23,8 @@ from mllm_jax.data.workers import Words, Workers
 from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import require
 from mllm_jax.model_config import ModelConfig
+
+MOST_PIXELS = 2**34  # of a step, in all processes: 48 GiB
 
 
 class HostBatch(NamedTuple):
@@ -66,7 +68,7 @@ class Loader:
         workers = os.cpu_count() or 1
         mixture = Mixture(config, model, tokenizer, workers=workers, build=share is None)
         self._streams = open_mixture(mixture)
-        self._plan = Plan(self._streams, config, seed)
+        self._plan, self._end = Plan(self._streams, config, seed), None
         self._cache = _ImageCache(config, model)
 
     @property
@@ -80,12 +82,20 @@ class Loader:
         return sum(len(stream) for stream in self._streams)
 
     def steps(self, epochs: int | float) -> int:
-        """Steps until the mixture has given `epochs` times as many records as the streams hold."""
-        return self._plan.steps(epochs)
+        """Ends the mixture after `epochs` passes and gives the steps until then, see `Plan`.
+
+        Rows of the last batch behind that end are empty, and so are all later ones.
+        """
+        self._end = self._plan.end_after(epochs)
+        return self._end.steps
 
     def weights(self, step: int) -> dict[str, float]:
         """Each stream's share of the records from this step on, as the config asks for."""
         return dict(zip(self._config.streams, self._plan.weights(step), strict=True))
+
+    def shares(self, steps: int) -> dict[str, float]:
+        """Each stream's share of the records of the first steps, as the config asks for."""
+        return dict(zip(self._config.streams, self._plan.shares(steps), strict=True))
 
     def count(self, steps: int) -> None:
         """Counts the rows of the first steps and keeps the counts on disk, see `Plan`."""
@@ -152,12 +162,17 @@ class Loader:
         return iter(steps.to_iter_dataset(options))
 
     def report(self) -> dict[str, Any]:
-        """What the streams hold and what was left out: totals, and a `StreamReport` per stream."""
+        """What the streams hold and what was left out: totals, and a `StreamReport` per stream.
+
+        Also the version of the order, and where `train.epochs` end the run.
+        """
         languages = self._config.languages
         streams = {s.name: index.report(s, languages)._asdict() for s in self._streams}
         tokens = sum(stream["tokens"] for stream in streams.values())
         trained = sum(stream["trained_tokens"] for stream in streams.values())
         return {
+            "order": order.VERSION,
+            "end": self._end and self._end._asdict(),
             "records": sum(stream["records"] for stream in streams.values()),
             "used": self.total_records,
             "tokens": tokens,
@@ -183,6 +198,14 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
         model.patches > 0 or config.image_slots == 0,
         f"data.image_slots={config.image_slots}: the model reads no images, set 0",
     )
+    if model.vision is not None:
+        size = model.vision.image_size
+        pixels = config.rows * config.image_slots * size**2
+        require(
+            pixels <= MOST_PIXELS,
+            f"data.rows={config.rows} with data.image_slots={config.image_slots} images of "
+            f"{size} x {size}: {pixels:.3g} pixels a step are more than {MOST_PIXELS:,}",
+        )
 
 
 _WORDS = Words("data-worker", "made batch {}".format, "lower data.workers", "go on with --resume")

@@ -1,15 +1,11 @@
-"""Which record stands at which global position: a pure function of (streams, weights, seed).
+"""Say which record stands at which global position: a pure function of (streams, passes, seed).
 
 Random access, no state. Each stream is shuffled anew every epoch and repeated without end; the
-mixture takes from the streams in proportion:
+mixture takes from the streams by the counts of its passes, as evenly as that goes:
 
-    stream a (3 records, weight 2)   a2 a1 a0 | a1 a2 a0 | a1 ...
-    stream b (2 records, weight 1)   b1 b0 | b1 b0 | ...
-    mixture, positions 0 1 2 ...     a2 b1 a1 a0 b0 a1 a2 ...
-
-The mixture repeats a pattern of PERIOD positions in which every stream stands as often as its
-weight says and as evenly as that goes, so position p is in period p // PERIOD, and how often its
-stream came before follows by multiplication.
+    stream a (3 records, 2 of 3 positions)   a2 a1 a0 | a1 a2 a0 | a1 ...
+    stream b (2 records, 1 of 3 positions)   b1 b0 | b1 b0 | ...
+    mixture, positions 0 1 2 ...             a2 b1 a1 a0 b0 a1 a2 ...
 """
 
 import functools
@@ -20,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from mllm_jax.errors import require
+from mllm_jax.data.passes import Passes
 
-PERIOD = 2**16  # positions; no share is further from its target than 1 / PERIOD
+# of what decides which record stands in which row of which step; a run is continued under the
+# version that it began with (1: rows of a window by their first positions, windows across passes)
+VERSION = 2
 
 
 class Ref(NamedTuple):
@@ -49,7 +47,7 @@ class Order:
         self,
         names: Sequence[str],
         sizes: Sequence[int],
-        weights: Sequence[float],
+        passes: Passes,
         seed: int,
         start: Sequence[int] | Int64[np.ndarray, "s"] = (),
     ):
@@ -58,28 +56,28 @@ class Order:
         Args:
             names: of the streams; they give each a shuffle of its own.
             sizes: numbers of records, >= 1.
-            weights: relative numbers of positions.
+            passes: how often each stream comes.
             seed: of the shuffles.
             start: records of each stream that came before position 0, over all epochs.
-
-        Raises:
-            ConfigError: a stream whose share is below half a position in a period.
         """
+        self.seed = seed
         self._start = np.array(start if len(start) else [0] * len(names), np.int64)
-        self.weights = (np.asarray(weights, np.float64) / np.sum(weights)).tolist()
-        fields = (list(names), list(map(int, sizes)), list(weights), seed)
-        self.made_of = (*fields, self._start.tolist())  # plain values, JSON can hold them
-        self._sizes = np.asarray(sizes, np.int64)
-        self._counts = apportion(names, weights)
-        self._pattern, self._rank = _pattern(self._counts)
+        self._arguments = (list(names), list(map(int, sizes)), passes, seed, self._start.tolist())
+        self._sizes, self._passes = np.asarray(sizes, np.int64), passes
         self._shuffles: list[Callable[[int], np.ndarray]] = [
             functools.lru_cache(maxsize=2)(functools.partial(shuffled, size, name, seed))
             for name, size in zip(names, map(int, sizes), strict=True)
         ]
 
+    @property
+    def identity(self) -> list[Any]:
+        """What decides the order, as plain values."""
+        names, sizes, passes, seed, start = self._arguments
+        return [VERSION, names, sizes, list(map(str, passes.rates)), seed, start]
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process makes its own shuffles."""
-        return Order, self.made_of
+        return Order, self._arguments
 
     def __getitem__(self, position: int) -> Ref:
         stream, record, epoch = (int(x[0]) for x in self.take(np.array([position])))
@@ -87,57 +85,29 @@ class Order:
 
     def take(self, positions: Int64[np.ndarray, "n"]) -> Refs:
         """The records at these positions."""
-        period, inside = np.divmod(positions, PERIOD)
-        stream = self._pattern[inside]
-        before = self._start[stream] + period * self._counts[stream] + self._rank[inside]
-        epoch, index = np.divmod(before, self._sizes[stream])
+        stream, before = np.empty_like(positions), np.empty_like(positions)
+        pending = np.ones(len(positions), bool)
+        while pending.any():  # consecutive positions stand in one or two blocks
+            block = self._passes.block(int(positions[pending].min()))
+            inside = pending & (positions < block.end)
+            offset = positions[inside] - block.start
+            stream[inside] = block.stream[offset]
+            before[inside] = block.before[block.stream[offset]] + block.rank[offset]
+            pending &= ~inside
+        epoch, index = np.divmod(self._start[stream] + before, self._sizes[stream])
         record = np.empty_like(index)
-        for s, e in {*zip(stream.tolist(), epoch.tolist(), strict=True)}:
-            here = (stream == s) & (epoch == e)
-            record[here] = self._shuffles[s](e)[index[here]]
+        grouped = np.lexsort((epoch, stream))
+        change = np.diff(stream[grouped]).astype(bool) | np.diff(epoch[grouped]).astype(bool)
+        for group in np.split(grouped, np.flatnonzero(change) + 1) if len(positions) else ():
+            s, e = int(stream[group[0]]), int(epoch[group[0]])
+            record[group] = self._shuffles[s](e)[index[group]]
         return Refs(stream, record, epoch)
 
     def before(self, position: int) -> Int64[np.ndarray, "s"]:
         """Records of each stream before a position, those before position 0 included."""
-        period, inside = divmod(position, PERIOD)
-        begun = np.bincount(self._pattern[:inside], minlength=len(self._counts))
-        return self._start + period * self._counts + begun
-
-
-def apportion(names: Sequence[str], weights: Sequence[float]) -> Int64[np.ndarray, "s"]:
-    """Positions of each stream in a period: largest remainders (Hamilton's method).
-
-    Raises:
-        ConfigError: see `Order`.
-    """
-    exact = np.asarray(weights, np.float64) / np.sum(weights) * PERIOD
-    for name, share in zip(names, exact.tolist(), strict=True):
-        require(
-            share >= 0.5,
-            f"data.streams.{name}.weight: its share {share / PERIOD:.1e} of the mixture is below "
-            f"{0.5 / PERIOD:.1e}, and no record of it would come; raise it or remove the stream",
-        )
-    counts = np.maximum(np.floor(exact), 1).astype(np.int64)
-    rest = PERIOD - int(counts.sum())
-    by_remainder = np.argsort(counts - exact, kind="stable")
-    if rest >= 0:
-        counts[by_remainder[:rest]] += 1
-    else:  # streams that were raised to one position: the largest gives it
-        counts[np.argmax(counts)] += rest
-    return counts
-
-
-def _pattern(
-    counts: Int64[np.ndarray, "s"],
-) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"]]:
-    """Stream at every position of a period, and how often it stood there before.
-
-    The k-th of n positions of a stream wants to stand at (k + 1/2) / n of the period.
-    """
-    stream = np.repeat(np.arange(len(counts)), counts)
-    rank = np.concatenate([np.arange(n) for n in counts])
-    place = np.argsort((rank + 0.5) / counts[stream], kind="stable")
-    return stream[place], rank[place]
+        block = self._passes.block(position)
+        begun = block.stream[: position - block.start]
+        return self._start + block.before + np.bincount(begun, minlength=len(self._start))
 
 
 def shuffled(size: int, name: str, seed: int, epoch: int) -> Int32[np.ndarray, "n"]:

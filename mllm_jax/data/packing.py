@@ -1,13 +1,17 @@
-"""Examples -> rows of fixed length with a fixed number of image slots, by pure functions.
+"""Pack examples into rows of fixed length with a fixed number of image slots, by pure functions.
 
 A window of consecutive positions is packed on its own (`plan` finds the window of a row):
 
     positions   0 1 2 3 4 5 6 7 | 8 9 ...          window = 8
     lengths     5 3 9 2 4 1 6 2 | ...              length = 10
-    rows        [0 1 3] [2 5] [4 6] [7] | ...      best fit, longest first; then in order
+    rows        [0 1 3] [2 5] [4 6] [7] | ...      best fit, longest first
+
+Best fit alone would leave rows of short examples side by side; `spread` brings the rows of a window
+into an order in which every part of it holds the streams as the whole window does.
 """
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -17,6 +21,9 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from mllm_jax.batch import Batch, Example
 
 Window = list[list[int]]  # rows of numbers of positions inside the window
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 
 
 Counts = Sequence[int] | Int64[np.ndarray, "n"]
@@ -35,10 +42,11 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
         Rows of indices into `sizes`, ascending within a row, rows by their first index. Every index
         stands once.
     """
+    tokens, pictures = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
+    image_slots = min(image_slots, int(pictures.sum()))  # more are never used; each costs a list
     rows: Window = []
     # rows by free image slots; each list in order of free tokens: (tokens, number of the row)
     free: list[list[tuple[int, int]]] = [[] for _ in range(image_slots + 1)]
-    tokens, pictures = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
     for i in np.lexsort((-pictures, -tokens)).tolist():
         size, wanted = int(tokens[i]), int(pictures[i])
         assert size <= length and wanted <= image_slots, "an example above the limits"
@@ -81,6 +89,28 @@ def one_each(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
 
 
 WAYS = {"best fit": best_fit, "first fit": first_fit, "no packing": one_each}
+
+
+def spread(rows: Window, streams: Int64[np.ndarray, "n"], seed: Sequence[int]) -> Window:
+    """The rows in a random order that spreads each kind of row evenly over the window.
+
+    Rows are ranked by how many examples of each stream they hold, at random among equals. Rank r
+    then stands where r times the golden ratio leaves a fraction: any few neighbours in this order
+    come from evenly spaced ranks (the Fibonacci lattice; Knuth, TAOCP 3, section 6.4).
+
+    Args:
+        rows: indices into `streams`; every index stands in one row.
+        streams: number of each example's stream.
+        seed: whole numbers >= 0; another seed, another order.
+    """
+    width, sizes = int(streams.max()) + 1, np.array([len(row) for row in rows])
+    kinds = streams[np.fromiter(itertools.chain(*rows), np.int64, len(streams))]
+    cells = np.repeat(np.arange(len(rows)) * width, sizes) + kinds
+    counts = np.bincount(cells, minlength=len(rows) * width)
+    bits = np.random.Philox(np.random.SeedSequence(seed)).random_raw(len(rows) + 1)
+    ranked = np.lexsort((bits[1:], *counts.reshape(len(rows), width).T[::-1]))
+    places = np.arange(len(rows), dtype=np.uint64) * GOLDEN + bits[0]  # modulo 2^64
+    return [rows[ranked[rank]] for rank in np.argsort(places, kind="stable")]
 
 
 # ---------------------------------------------------------------------------------------- over-long

@@ -1,8 +1,14 @@
-"""Which examples stand in which row of which step: a pure function of (streams, config, seed).
+"""Plan which examples stand in which row of which step: pure in (streams, config, seed).
 
-The mixture's order is packed in windows (`rows`). How many rows each window makes is kept in a
-small table on disk, one number a window, so the seek to any step that was ever counted costs one
-look-up.
+The mixture's order is packed in windows (`rows`). A window ends where a pass of the mixture ends,
+so that a pass is a whole number of rows; a run over `train.epochs` ends with the last of them, and
+what remains of its last batch stays empty:
+
+    positions   0 ... 2047 | 2048 ... 4999 | 5000 ...      a pass of 5,000, a window of 2,048
+    rows        0 ... 210  | ...      511  | 512 ...       batches of 8: the run has 64 steps
+
+How many rows each window makes is kept in a small table on disk, so the seek to any step that was
+ever counted is a look-up.
 
 Where `data.changes` gives other weights from a step on, a new phase begins there. It first uses up
 the examples that the last window of the phase before had placed in later rows, then goes on in
@@ -10,8 +16,8 @@ every stream where that phase stopped: nothing is left out or comes twice.
 """
 
 import json
-import math
 from collections.abc import Sequence
+from fractions import Fraction
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +25,24 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from mllm_jax.data.mixture import Measured, passes, record_weights
+from mllm_jax.data.mixture import Measured, mixture_passes, record_weights, stream_passes
 from mllm_jax.data.order import Order, Ref
-from mllm_jax.data.packing import WAYS, Window, best_fit
-from mllm_jax.data.progress import bar
+from mllm_jax.data.packing import WAYS, Window, best_fit, spread
+from mllm_jax.data.passes import Passes
+from mllm_jax.data.row_table import RowTable
 from mllm_jax.data.rows import Rows
 from mllm_jax.data_config import DataConfig
 from mllm_jax.errors import require
-from mllm_jax.folders import whole_file
+
+MOST = 10**9  # examples or rows that are planned ahead: about an hour's work of one core
+
+
+class End(NamedTuple):
+    """Where `train.epochs` end a run."""
+
+    examples: int
+    steps: int
+    empty_rows: int  # of the last batch
 
 
 class Plan:
@@ -40,40 +56,59 @@ class Plan:
             np.concatenate([stream.sizes for stream in streams]),
             np.concatenate([stream.images for stream in streams]),
         )
-        names, sizes = list(data.streams), [len(stream) for stream in streams]
-        order = Order(names, sizes, record_weights(streams, data), seed)
-        self._phases = [Phase(0, order, [], lengths, data)]
-        for step, changed in data.weight_changes():
-            before = self._phases[-1]
-            row = step * data.rows - before.first_row
-            weights = record_weights(streams, changed)
-            order = Order(names, sizes, weights, seed, before.used(row))
-            self._phases.append(
-                Phase(step * data.rows, order, before.left_over(row), lengths, data)
-            )
+        self._lengths, self._seed = lengths, seed
+        self._passes = mixture_passes(streams, data)
+        self._end: tuple[int, Window] | None = None
+        self._changes = [
+            Change(step * data.rows, stream_passes(streams, of), record_weights(streams, of))
+            for step, of in [(0, data), *data.weight_changes()]
+        ]
+        self._phases = [self._begin(self._changes[0])]
 
     def row(self, number: int) -> list[Ref]:
-        """The examples in a row."""
+        """The examples in a row; none behind the end that `end_after` has set."""
         phase = self._phase(number)
+        if self._end is not None and number >= self._end[0]:
+            first, last_rows = self._end
+            positions = last_rows[number - first] if number - first < len(last_rows) else []
+            return phase.refs(positions)
         return phase.row(number - phase.first_row)
 
     def weights(self, step: int) -> list[float]:
-        """Each stream's share of the positions at a step."""
-        return self._phase(step * self._data.rows).weights
+        """Each stream's share of the records at a step."""
+        row = step * self._data.rows
+        return next(of.weights for of in reversed(self._changes) if of.first_row <= row)
 
-    def steps(self, epochs: int | float) -> int:
-        """Steps until the mixture has been gone through `epochs` times, see `mixture.passes`.
+    def shares(self, steps: int) -> list[float]:
+        """Each stream's share of the records over the first steps, as the config asks for."""
+        last = steps * self._data.rows
+        rows = np.diff([min(of.first_row, last) for of in self._changes], append=last)
+        return (rows @ np.array([of.weights for of in self._changes]) / last).tolist()
+
+    def end_after(self, epochs: int | float) -> End:
+        """Ends the plan when the mixture has been gone through `epochs` times.
+
+        See `mixture.mixture_passes`. Rows behind the end are empty. Where the end lies inside a
+        pass, it ends a window, too.
 
         Raises:
-            ConfigError: the weights change on the way.
+            ConfigError: the weights change on the way, or the way is too long to be planned.
         """
         require(
-            len(self._phases) == 1,
+            len(self._changes) == 1,
             f"train.epochs={epochs}: with data.changes the end of an epoch is not defined; give "
             "train.steps",
         )
-        rows = self._phases[0].rows.before(math.ceil(epochs * passes(self._streams, self._data)))
-        return max(1, -(-rows // self._data.rows))
+        examples = self._passes.start(Fraction(str(epochs)))
+        require(
+            examples <= MOST,
+            f"train.epochs={epochs}: {examples:.3g} examples; at most {MOST:,} are planned, give "
+            "train.steps instead",
+        )
+        first, last_rows = self._phases[0].until(examples)
+        self._end = first, last_rows
+        steps = -(-(first + len(last_rows)) // self._data.rows)
+        return End(examples, steps, steps * self._data.rows - first - len(last_rows))
 
     def fill(self, windows: int) -> dict[str, tuple[float, float]]:
         """How full rows are, as planned and beside it by simpler ways, over the first windows.
@@ -84,13 +119,47 @@ class Plan:
         return self._phases[0].fill(windows)
 
     def count(self, steps: int) -> None:
-        """Counts the rows of all windows of the first steps and keeps the tables on disk."""
+        """Counts the rows of all windows of the first steps and keeps the tables on disk.
+
+        Raises:
+            ConfigError: the way is too long to be planned.
+        """
+        rows = steps * self._data.rows
+        require(
+            rows <= MOST,
+            f"train.steps={steps}: {rows:,} rows; at most {MOST:,} are planned ahead",
+        )
+        self._phase(rows - 1)
         ends = [phase.first_row for phase in self._phases[1:]]
-        for phase, end in zip(self._phases, [*ends, steps * self._data.rows], strict=True):
-            phase.count(min(end, steps * self._data.rows) - phase.first_row)
+        for phase, end in zip(self._phases, [*ends, rows], strict=True):
+            if phase.first_row < rows:
+                phase.rows.count(min(end, rows) - phase.first_row)
 
     def _phase(self, row: int) -> "Phase":
-        return next(phase for phase in reversed(self._phases) if phase.first_row <= row)
+        """Begins phases when their first row is asked for: that packs the one before to its end."""
+        phases = self._phases  # two threads may begin the same one; both are alike
+        for change in self._changes[len(phases) :]:
+            if change.first_row <= row:
+                phases = [*phases, self._begin(change, phases[-1])]
+        self._phases = phases
+        return next(phase for phase in reversed(phases) if phase.first_row <= row)
+
+    def _begin(self, change: "Change", before: "Phase | None" = None) -> "Phase":
+        streams, start, head = self._data.streams, (), []
+        if before is not None:
+            row = change.first_row - before.first_row
+            start, head = before.used(row), before.left_over(row)
+        sizes = [len(stream) for stream in self._streams]
+        order = Order(list(streams), sizes, change.passes, self._seed, start)
+        return Phase(change.first_row, order, head, self._lengths, self._data, self._passes)
+
+
+class Change(NamedTuple):
+    """From which row on the streams come how often."""
+
+    first_row: int
+    passes: Passes
+    weights: list[float]
 
 
 class Lengths(NamedTuple):
@@ -105,58 +174,62 @@ class Phase:
     """The rows from one change of the weights to the next; they are numbered from its first."""
 
     def __init__(
-        self, first_row: int, order: Order, head: list[Ref], lengths: Lengths, data: DataConfig
+        self,
+        first_row: int,
+        order: Order,
+        head: list[Ref],
+        lengths: Lengths,
+        data: DataConfig,
+        passes: Passes,
     ):
         """`head` are the examples that come before those of `order`."""
-        self.first_row, self._order, self._head = first_row, order, head
-        self.weights = order.weights
+        self.first_row, self._order, self._head, self._passes = first_row, order, head, passes
         self._lengths, self._data = lengths, data
-        self._where = self._places(
-            np.array([ref.stream for ref in head], np.int64),
-            np.array([ref.record for ref in head], np.int64),
-        )
-        self._table = self._table_file()
-        known = np.load(self._table, allow_pickle=False) if self._table.is_file() else [0]
-        self.rows = Rows(self._pack, data.window, [int(n) for n in known])
+        self._head_streams = np.array([ref.stream for ref in head], np.int64)
+        self._head_records = np.array([ref.record for ref in head], np.int64)
+        self.rows = Rows(self._pack, self._cut, data.window, RowTable(self._table_file()))
 
     def row(self, number: int) -> list[Ref]:
         """The examples in a row."""
-        return [self._ref(position) for position in self.rows[number]]
+        return self.refs(self.rows[number])
+
+    def refs(self, positions: Sequence[int]) -> list[Ref]:
+        """The examples at these positions."""
+        head = len(self._head)
+        later = np.array([p - head for p in positions if p >= head], np.int64)
+        fields = (later, *self._order.take(later))
+        refs = map(Ref, *(field.tolist() for field in fields))
+        return [self._head[p] if p < head else next(refs) for p in positions]
 
     def used(self, rows: int) -> Int64[np.ndarray, "s"]:
         """Examples of each stream up to the end of the window that the first `rows` end in."""
-        end = self._window_end(rows)
-        return self._order.before(max(0, end - len(self._head)))
+        return self._order.before(self.rows.window(rows - 1).end - len(self._head))
 
     def left_over(self, rows: int) -> list[Ref]:
         """The examples of that window that stand in later rows."""
-        end = self._window_end(rows)
-        start = max(0, end - self._data.window)
-        taken = {p for n in range(self.rows.before(start), rows) for p in self.rows[n]}
-        later = [self._ref(p) for p in range(start, end) if p not in taken]
-        return later + self._head[end:]
+        window = self.rows.window(rows - 1)
+        later = window.rows[rows - window.first_row :]
+        return self.refs(sorted(window.start + i for row in later for i in row))
 
-    def count(self, rows: int) -> None:
-        """See `Plan.count`."""
-        with bar(total=rows, desc="planning rows", unit="row") as shown:
-            while (known := self.rows.starts[-1]) < rows:
-                shown.update(known - shown.n)
-                self.rows[known]  # the first row that is not counted yet
-        self._table.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._table) as beside, beside.open("wb") as file:
-            np.save(file, np.array(self.rows.starts, np.int64), allow_pickle=False)
+    def until(self, position: int) -> tuple[int, Window]:
+        """Rows before the window that `position` cuts, and the rows of its part before it."""
+        rows, start = self.rows.whole_windows(position)
+        if start == position:
+            return rows, []
+        part = self._pack(range(start, position))
+        return rows, [[start + i for i in row] for row in part]
 
     def fill(self, windows: int) -> dict[str, tuple[float, float]]:
         """See `Plan.fill`."""
         data, lengths, found = self._data, self._lengths, {}
-        positions = np.arange(windows * data.window)
-        refs = self._order.take(positions)
-        where = self._places(refs.stream, refs.record)
+        ends = [0]
+        for _ in range(windows):
+            ends.append(self._cut(ends[-1]))
+        _, where = self._examples(range(ends[-1]))
         sizes, images = lengths.sizes[where], lengths.images[where]
         for way, pack in WAYS.items():
             rows = 0
-            for start in range(0, len(positions), data.window):
-                part = slice(start, start + data.window)
+            for part in map(slice, ends, ends[1:]):
                 rows += len(pack(sizes[part], images[part], data.length, data.image_slots))
             slots = max(1, data.image_slots)
             found[way] = (
@@ -165,38 +238,33 @@ class Phase:
             )
         return found
 
-    def _window_end(self, rows: int) -> int:
-        """End of the window that the last of the first `rows` rows stands in."""
-        if rows == 0:
-            return 0
-        return (self.rows[rows - 1][0] // self._data.window + 1) * self._data.window
-
-    def _ref(self, position: int) -> Ref:
-        if position < len(self._head):
-            return self._head[position]
-        return self._order[position - len(self._head)]
+    def _cut(self, start: int) -> int:
+        """The end of the window that begins at a position."""
+        return min(start + self._data.window, self._passes.end(start))
 
     def _pack(self, positions: range) -> Window:
-        if not self._data.pack:
-            return [[i] for i in range(len(positions))]
-        head, wanted = len(self._head), np.asarray(positions)
-        refs = self._order.take(wanted[wanted >= head] - head)
-        where = np.concatenate(
-            [self._where[wanted[wanted < head]], self._places(refs.stream, refs.record)]
-        )
         data, lengths = self._data, self._lengths
-        return best_fit(lengths.sizes[where], lengths.images[where], data.length, data.image_slots)
+        if not data.pack:
+            return [[i] for i in range(len(positions))]
+        streams, where = self._examples(positions)
+        sizes, images = lengths.sizes[where], lengths.images[where]
+        rows = best_fit(sizes, images, data.length, data.image_slots)
+        return spread(rows, streams, [self._order.seed, self.first_row, positions.start])
 
-    def _places(
-        self, stream: Int64[np.ndarray, "n"], record: Int64[np.ndarray, "n"]
-    ) -> Int64[np.ndarray, "n"]:
-        """Where the examples stand among all lengths."""
-        return self._lengths.first[stream] + record
+    def _examples(self, positions: range) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """The stream at each position, and where its example stands among all lengths."""
+        head, at = len(self._head), np.asarray(positions)
+        refs, first = self._order.take(at[at >= head] - head), at[at < head]
+        stream = np.concatenate([self._head_streams[first], refs.stream])
+        record = np.concatenate([self._head_records[first], refs.record])
+        return stream, self._lengths.first[stream] + record
 
     def _table_file(self) -> Path:
         data, first = self._data, next(iter(self._data.streams.values()))
-        said = [data.length, data.image_slots, data.window, data.pack, self._order.made_of]
-        digest = blake2b(json.dumps([*said, self._head]).encode(), digest_size=8)
+        shape = [data.length, data.image_slots, data.window, data.pack, self.first_row]
+        passes = list(map(str, self._passes.rates))
+        identity = [*shape, passes, self._order.identity, self._head]
+        digest = blake2b(json.dumps(identity).encode(), digest_size=8)
         digest.update(self._lengths.sizes.tobytes() + self._lengths.images.tobytes())
         home = Path(data.index or first.index_home)
-        return home / "plans" / f"{digest.hexdigest()}.npy"
+        return home / "plans" / f"{digest.hexdigest()}.rows"

@@ -1,6 +1,9 @@
 """Batches by step number: the same after any restart and on any number of processes."""
 
+import dataclasses
 import itertools
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,7 +52,7 @@ def same(one: HostBatch, other: HostBatch) -> None:
 @pytest.fixture
 def load(streams, model, tokenizer, make_data):
     def make(seed=0, share=None, **changes) -> Loader:
-        config = make_data(streams, **({"length": 256} | changes))
+        config = make_data(changes.pop("streams", streams), **({"length": 256} | changes))
         return Loader(config, model, tokenizer, seed, share)
 
     return make
@@ -116,17 +119,80 @@ def test_seed_changes_the_order(load):
     assert load(seed=1).batch(0).records != load(seed=2).batch(0).records
 
 
-def test_an_epoch_sees_every_record(load):
+def test_an_epoch_of_a_mixture_by_weights_has_as_many_records_as_there_are(load):
     """Shares are 2 : 3 : 1 of 33 records: captions 11, talks 16.5, texts 5.5."""
     loader = load()
     assert loader.total_records == 33
     steps = loader.steps(2)
-    seen = {record for batch in loader.iterate(0, steps) for record in batch.records}
-    assert len(seen) == 33
-    assert loader.steps(0.01) == 1 < loader.steps(0.5) < steps
-    assert loader.steps(4) > steps
-    rows = {ref.position for step in range(steps) for row in loader.rows(step) for ref in row}
-    assert rows >= set(range(66))
+    counts = Counter(record for batch in loader.iterate(0, steps) for record in batch.records)
+    assert counts.total() == 66 and len(counts) == 33
+    streams = Counter(record.split("/")[0] for record in counts.elements())
+    assert streams["captions"] == 22 and streams["talks"] in (32, 33, 34)
+    rows = [ref.position for step in range(steps) for row in loader.rows(step) for ref in row]
+    assert sorted(rows) == list(range(66))
+    assert load().steps(0.01) == 1 < load().steps(0.5) < steps < load().steps(4)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("window", [5, 16, 2048])
+@pytest.mark.parametrize("epochs", [1, 3, 0.5, 2.25])
+def test_epochs_of_streams_are_exact_in_the_batches(streams, load, pack, window, epochs):
+    """One pass: captions 2 x 11, talks once 17, texts half of 5."""
+    every = {"captions": 2.0, "talks": 1.0, "texts": 0.5}
+    named = {
+        name: dataclasses.replace(streams[name], weight=1.0, epochs=times)
+        for name, times in every.items()
+    }
+    loader = load(streams=named, pack=pack, window=window)
+    steps = loader.steps(epochs)
+    batches = list(loader.iterate(0, steps))
+    counts = Counter(record for batch in batches for record in batch.records)
+    trained = Counter(record.split("/")[0] for record in counts.elements())
+    for name, size in (("captions", 11), ("talks", 17), ("texts", 5)):
+        exact = math.ceil(every[name] * epochs * size)
+        slack = 0 if float(epochs).is_integer() else 1
+        assert abs(trained[name] - exact) <= slack
+        per_record = [counts[key] for key in counts if key.startswith(name)]
+        assert max(per_record) - min(per_record) <= 1, "a record comes again after all others"
+    assert counts.total() == sum(
+        math.ceil(every[name] * epochs * size)
+        for name, size in (("captions", 11), ("talks", 17), ("texts", 5))
+    )
+    end = loader.report()["end"]
+    empty = [row for row in batches[-1].batch.segments if not row.any()]
+    assert end == {"examples": counts.total(), "steps": steps, "empty_rows": len(empty)}
+    assert len(empty) < 4, "else the last step would not be needed"
+    for batch in batches[:-1]:
+        assert batch.batch.segments.any(axis=1).all(), "only the last batch has empty rows"
+
+
+def test_behind_the_end_rows_are_empty_in_workers_and_processes_alike(load):
+    whole = load()
+    steps = whole.steps(1)
+    for field in whole.batch(steps).batch:
+        assert not field.any() or (field == -1).all()
+    parts = [load(share=[0, 1]), load(share=[2, 3]), load(workers=1)]
+    for part in parts:
+        assert part.steps(1) == steps
+    last = list(parts[2].iterate(steps - 1, steps))
+    same(last[0], whole.batch(steps - 1))
+    for field, expected in enumerate(whole.batch(steps - 1).batch):
+        rows = [part.batch(steps - 1).batch[field] for part in parts[:2]]
+        np.testing.assert_array_equal(np.concatenate(rows), expected)
+
+
+def test_shares_are_those_of_the_config(load):
+    assert load().shares(10) == pytest.approx({"captions": 1 / 3, "talks": 1 / 2, "texts": 1 / 6})
+    changed = load(changes={"5": {"captions": 6.0}})
+    assert changed.shares(10)["captions"] == pytest.approx((1 / 3 + 0.6) / 2)
+    assert changed.weights(4)["captions"] == pytest.approx(1 / 3)
+    assert changed.weights(5)["captions"] == pytest.approx(0.6)
+
+
+def test_a_batch_of_too_many_pixels_is_refused(load):
+    fields = {"rows": 10**6, "image_slots": 4096, "length": 200}
+    with pytest.raises(ConfigError, match=r"data.rows=1000000 with data.image_slots=4096"):
+        load(**fields)
 
 
 def test_rows_name_what_the_batch_holds(load):

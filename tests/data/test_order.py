@@ -1,14 +1,15 @@
-"""The order: every record once an epoch, shares as asked, nothing but (streams, weights, seed)."""
+"""The order: every record once an epoch, shares as asked, nothing but (streams, passes, seed)."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_jax.data.order import PERIOD, Order, apportion, shuffled
-from mllm_jax.errors import ConfigError
+from mllm_jax.data.mixture import apportion
+from mllm_jax.data.order import Order, shuffled
+from mllm_jax.data.passes import BLOCK, Passes
 
 STREAMS = st.lists(st.tuples(st.integers(1, 30), st.floats(0.05, 10)), min_size=1, max_size=4).map(
     lambda pairs: tuple(zip(*pairs, strict=True))
@@ -16,7 +17,8 @@ STREAMS = st.lists(st.tuples(st.integers(1, 30), st.floats(0.05, 10)), min_size=
 
 
 def order(sizes, weights, seed=0) -> Order:
-    return Order([f"s{n}" for n in range(len(sizes))], sizes, weights, seed)
+    names = [f"s{n}" for n in range(len(sizes))]
+    return Order(names, sizes, Passes(apportion(names, weights).tolist()), seed)
 
 
 @settings(max_examples=25, deadline=None)
@@ -45,7 +47,7 @@ def test_random_access_is_the_same_as_going_through():
 
 def test_many_at_once_are_those_one_by_one():
     mixture = order((7, 50, 3), (1.0, 3.0, 0.2))
-    positions = np.array([0, 5, PERIOD - 1, PERIOD, 7 * PERIOD + 13, 10**12])
+    positions = np.array([0, 5, BLOCK - 1, BLOCK, 7 * BLOCK + 13, 10**12])
     refs = mixture.take(positions)
     for n, position in enumerate(positions.tolist()):
         ref = mixture[position]
@@ -53,19 +55,38 @@ def test_many_at_once_are_those_one_by_one():
 
 
 def test_a_period_ends_and_the_epochs_go_on():
-    mixture = order((PERIOD // 2 + 1, 10), (1.0, 1.0))
-    refs = mixture.take(np.arange(2 * PERIOD + 4))
+    mixture = order((BLOCK // 2 + 1, 10), (1.0, 1.0))
+    refs = mixture.take(np.arange(2 * BLOCK + 4))
     first = refs.record[refs.stream == 0]
-    assert sorted(first[: PERIOD // 2 + 1]) == list(range(PERIOD // 2 + 1))
-    assert refs.epoch[refs.stream == 0][PERIOD // 2] == 0
-    assert refs.epoch[refs.stream == 0][PERIOD // 2 + 1] == 1
+    assert sorted(first[: BLOCK // 2 + 1]) == list(range(BLOCK // 2 + 1))
+    assert refs.epoch[refs.stream == 0][BLOCK // 2] == 0
+    assert refs.epoch[refs.stream == 0][BLOCK // 2 + 1] == 1
 
 
-def test_small_shares_come_and_smaller_ones_are_refused():
-    counts = apportion(["a", "b", "c"], [1.0, 2e-5, 0.5])
-    assert counts.sum() == PERIOD and counts[1] == 1
-    with pytest.raises(ConfigError, match=r"data.streams.b.weight: its share 1.0e-07"):
-        apportion(["a", "b"], [1.0, 1e-7])
+def test_it_begins_after_what_came_before():
+    """A continuation with other shares: each stream goes on where it stopped."""
+    first = order((7, 50), (1.0, 3.0))
+    before = first.before(101)
+    counts = np.bincount(first.take(np.arange(101)).stream)
+    assert before.tolist() == counts.tolist()
+    then = Order(["s0", "s1"], (7, 50), Passes([3, 1]), 0, before)
+    assert then.before(0).tolist() == before.tolist()
+    for stream, size in ((0, 7), (1, 50)):
+        refs = [ref for ref in map(then.__getitem__, range(200)) if ref.stream == stream]
+        nth = counts[stream] + np.arange(len(refs))
+        assert [ref.epoch for ref in refs] == (nth // size).tolist()
+        name = f"s{stream}"
+        expected = [shuffled(size, name, 0, n // size)[n % size] for n in nth.tolist()]
+        assert [ref.record for ref in refs] == expected
+
+
+def test_a_copy_in_another_process_is_the_same_order():
+    mixture = order((7, 50, 3), (1.0, 3.0, 0.2), seed=5)
+    positions = np.arange(200, 300)
+    for one, other in zip(
+        mixture.take(positions), pickle.loads(pickle.dumps(mixture)).take(positions), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_epochs_streams_and_seeds_have_orders_of_their_own():

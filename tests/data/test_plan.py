@@ -1,50 +1,11 @@
-"""Rows by number: found from anywhere, by threads, from a table on disk."""
-
-import threading
+"""Rows of a mixture by number: limits, nothing lost, changes of weights, tables on disk."""
 
 import numpy as np
 import pytest
 
-from mllm_jax.data.packing import best_fit
 from mllm_jax.data.plan import Phase, Plan
-from mllm_jax.data.rows import Rows
 from mllm_jax.data_config import DataConfig, StreamConfig
 from mllm_jax.errors import ConfigError
-
-
-def test_rows_are_found_from_anywhere():
-    sizes = np.random.default_rng(0).integers(1, 9, 10_000)
-
-    def pack(positions):
-        return best_fit(sizes[positions].tolist(), [0] * len(positions), 10, 0)
-
-    straight = Rows(pack, 16)
-    rows = [straight[r] for r in range(200)]
-    flat = [p for row in rows for p in row]
-    windows = max(flat) // 16  # the last one may be cut by the 200
-    assert sorted(p for p in flat if p < windows * 16) == list(range(windows * 16))
-    for start in (199, 3, 77):
-        assert Rows(pack, 16)[start] == rows[start]
-    counted = Rows(pack, 16)
-    assert counted.before(0) == 0
-    for position in (1, 2, 15, 16, 17, 100):
-        assert counted.before(position) == sum(min(row) < position for row in rows)
-
-
-def test_rows_serve_threads():
-    rows = Rows(lambda positions: [[i] for i in range(len(positions))], 4)
-    found: dict[int, list[int]] = {}
-
-    def read(numbers):
-        for n in numbers:
-            found[n] = rows[n]
-
-    threads = [threading.Thread(target=read, args=(range(t, 2000, 8),)) for t in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {n: [n] for n in range(2000)}
 
 
 class Lengths:
@@ -61,15 +22,17 @@ class Lengths:
 
 @pytest.fixture
 def plan(tmp_path):
-    def make(seed=0, **changes) -> Plan:
+    def make(seed=0, streams=None, sizes=None, **changes) -> Plan:
         rng = np.random.default_rng(1)
-        streams = [Lengths(rng.integers(5, 60, n), rng.integers(0, 3, n)) for n in (70, 400)]
-        named = {
-            "a": StreamConfig(str(tmp_path / "a.json")),
-            "b": StreamConfig("b.json", weight=3.0),
-        }
+        lengths = [Lengths(rng.integers(5, 60, n), rng.integers(0, 3, n)) for n in (70, 400)]
+        if sizes is not None:
+            lengths[1].sizes = sizes
+        named = {"a": {"path": str(tmp_path / "a.json")}, "b": {"path": "b.json", "weight": 3.0}}
+        for name, of in (streams or {}).items():
+            named[name] |= of
+        configs = {name: StreamConfig(**of) for name, of in named.items()}
         fields = {"languages": ("eu",), "length": 64, "image_slots": 3, "rows": 4, "window": 32}
-        return Plan(streams, DataConfig(named, **(fields | changes)), seed)
+        return Plan(lengths, DataConfig(configs, **(fields | changes)), seed)
 
     return make
 
@@ -77,29 +40,68 @@ def plan(tmp_path):
 def test_a_row_keeps_the_limits_and_every_position_comes_once(plan):
     made = plan()
     seen = [ref for number in range(400) for ref in made.row(number)]
-    whole = max(ref.position for ref in seen) // 32 * 32 - 32
+    whole = max(ref.position for ref in seen) // 470 * 470  # passes; a window ends with each
+    assert whole > 0
     assert sorted(r.position for r in seen if r.position < whole) == list(range(whole))
     assert [r for n in range(40, 60) for r in made.row(n)] == [
         r for n in range(40, 60) for r in plan().row(n)
     ]
 
 
-def test_the_table_is_kept_and_only_taken_for_the_same_lengths(plan, tmp_path, monkeypatch):
+def rows(plan: Plan) -> list:
+    return [plan.row(number) for number in range(100)]
+
+
+@pytest.fixture
+def packed(monkeypatch) -> list[int]:
+    """First positions of the windows that are packed."""
+    starts: list[int] = []
+    pack = Phase._pack
+
+    def noting(self, span):
+        starts.append(span.start)
+        return pack(self, span)
+
+    monkeypatch.setattr(Phase, "_pack", noting)
+    return starts
+
+
+def test_the_table_is_kept_and_taken_for_the_same_plan(plan, tmp_path, packed):
     counted = plan()
     counted.count(steps=50)
     expected = counted.row(199)
-    tables = list((tmp_path / "a.json.index" / "plans").iterdir())
+    tables = list((tmp_path / "a.json.index" / "plans").glob("*.rows"))
     assert len(tables) == 1
-    packed = []
-    monkeypatch.setattr(Phase, "_pack", lambda self, span, old=Phase._pack: (
-        packed.append(span.start), old(self, span))[1])  # fmt: skip
+    packed.clear()
     assert plan().row(199) == expected
     assert len(packed) == 1, "one window is packed to find a row of the table"
-    packed.clear()
-    assert plan(seed=1).row(199) != expected and len(packed) > 5
-    packed.clear()
-    plan(length=80).row(199)
-    assert len(packed) > 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"length": 80},
+        {"image_slots": 4},
+        {"window": 16},
+        {"window": 64},
+        {"pack": False},
+        {"streams": {"a": {"weight": 1.5}}},
+        {"streams": {"a": {"epochs": 2.0}, "b": {"epochs": 1.0, "weight": 1.0}}},
+    ],
+)
+def test_another_plan_never_takes_the_table(plan, tmp_path, other):
+    """It is what it would be without one; any option that decides rows is in the table's name."""
+    alone = rows(plan(index=str(tmp_path / "alone"), **other))
+    plan().count(steps=50)
+    assert rows(plan(**other)) == alone != rows(plan())
+
+
+def test_other_lengths_never_take_the_table(plan, tmp_path):
+    longer = np.random.default_rng(5).integers(5, 64, 400)
+    alone = rows(plan(index=str(tmp_path / "alone"), sizes=longer))
+    plan().count(steps=50)
+    assert rows(plan(sizes=longer)) == alone
 
 
 def counts(refs, streams=2):
@@ -127,15 +129,51 @@ def test_weights_change_from_a_step_on_and_nothing_is_lost(plan):
 
 
 def test_a_change_at_once_and_two_steps_apart(plan):
-    changes = {"1": {"a": 1.5}, "3": {"a": 0.5}, "4": {"b": 9.0}}
-    rows = [plan(changes=changes).row(number) for number in range(120)]
-    seen = [(r.stream, r.epoch, r.record) for row in rows for r in row]
-    assert len(set(seen)) == len(seen)
+    made = plan(changes={"1": {"a": 1.5}, "3": {"a": 0.5}, "4": {"b": 9.0}})
+    refs = [ref for number in range(700) for ref in made.row(number)]
+    for stream, size in ((0, 70), (1, 400)):
+        seen = [(ref.epoch, ref.record) for ref in refs if ref.stream == stream]
+        assert len(set(seen)) == len(seen), "none comes twice"
+        last = max(epoch for epoch, _ in seen)
+        assert last >= 1
+        for epoch in range(last - (stream == 0)):  # a window may hold the end of a small epoch
+            assert sorted(r for e, r in seen if e == epoch) == list(range(size)), "none is lost"
 
 
 def test_an_epoch_is_not_defined_where_weights_change(plan):
     with pytest.raises(ConfigError, match=r"train.epochs=2: with data.changes"):
-        plan(changes={"5": {"a": 2.0}}).steps(2)
+        plan(changes={"5": {"a": 2.0}}).end_after(2)
+
+
+def test_a_change_that_lies_far_ahead_costs_nothing(plan, packed):
+    """And its table is another: rows behind the change are found with no window counted twice."""
+    far = plan(changes={"200000000": {"a": 1.0}})
+    assert far.row(5) == plan().row(5)
+    assert far.weights(199_999_999) == [0.25, 0.75] and far.weights(200_000_000)[0] == 0.25
+    assert len(packed) < 5
+    near = plan(changes={"40": {"a": 9.0}})
+    near.count(80)
+    expected = near.row(319)
+    packed.clear()
+    assert plan(changes={"40": {"a": 9.0}}).row(319) == expected
+    assert len(packed) == 2, "the window of the change, and that of the row"
+
+
+def test_shares_over_the_steps_of_a_run(plan):
+    """1 : 3 for 20 steps, 9 : 1 for 40, 1 : 1 then."""
+    made = plan(changes={"20": {"a": 27.0}, "60": {"a": 3.0, "b": 3.0}})
+    assert made.shares(20) == pytest.approx([0.25, 0.75])
+    assert made.shares(60) == pytest.approx([(0.25 * 20 + 0.9 * 40) / 60, (15 + 4) / 60])
+    assert made.shares(100)[0] == pytest.approx((0.25 * 20 + 0.9 * 40 + 0.5 * 40) / 100)
+
+
+@pytest.mark.parametrize("epochs", [1e12, 3e6])
+def test_more_than_can_be_planned_is_refused_at_once(plan, packed, epochs):
+    with pytest.raises(ConfigError, match=r"examples; at most 1,000,000,000 are planned, give"):
+        plan().end_after(epochs)
+    with pytest.raises(ConfigError, match=r"train.steps=1000000000: 4,000,000,000 rows; at most"):
+        plan().count(10**9)
+    assert packed == []
 
 
 @pytest.mark.parametrize(

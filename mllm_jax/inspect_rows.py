@@ -22,6 +22,8 @@ from mllm_jax.report.mixture import Sample, Wished
 from mllm_jax.report.rows import Origin, RowView
 from mllm_jax.run_folder import tokenizer_folder
 
+# behind a run's end, rows are planned as far as this: some seconds' work
+MOST_ROWS = 10**6
 SAMPLE = 16  # steps, from the shown one on, whose examples are counted for the shares
 
 
@@ -31,7 +33,8 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
     Args:
         config: the stage.
         out: a folder that does not exist yet, or is empty.
-        step: number of the step, from 0; it may lie behind the run's end.
+        step: number of the step, from 0; it may lie behind an end by `train.steps`, as far as
+            MOST_ROWS rows go.
         rows: how many of its rows are shown, the first ones.
 
     Returns:
@@ -42,15 +45,28 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
     """
     require(step >= 0, f"--step {step}: steps are counted from 0")
     require(rows > 0, f"--rows {rows} must be positive")
-    data = config.data
+    data, steps = config.data, config.train.steps
+    if steps is not None:
+        most = max(steps, MOST_ROWS // data.rows)
+        require(
+            step < most,
+            f"--step {step}: the run has {steps} steps (train.steps), and steps behind its end are "
+            f"planned up to {most - 1}",
+        )
     with new_folder(out) as folder:
         tokenizer = load_tokenizer(tokenizer_folder(config.init))
         loader = Loader(data, config.model, tokenizer, config.seed)
+        if config.train.epochs is not None:
+            steps = loader.steps(config.train.epochs)
+            require(
+                step < steps,
+                f"--step {step}: the run has {steps} steps (train.epochs={config.train.epochs})",
+            )
         host = loader.batch(step)
         view = StepView(
             run=Path(config.out).name,
             step=step,
-            steps=config.train.steps,
+            steps=steps,
             batch=host.batch,
             patches=config.model.patches,
             rows=_rows(config, loader, host, TokenTexts(tokenizer), step)[:rows],

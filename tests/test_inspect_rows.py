@@ -117,6 +117,34 @@ def test_it_says_where_the_run_ends(config: Config, tmp_path: Path):
     assert "The run ends before this step: its steps are 0 to 11." in after
 
 
+def test_a_step_far_behind_the_end_is_refused_at_once(config: Config, tmp_path: Path):
+    out = tmp_path / "look"
+    bound = (
+        r"the run has 12 steps \(train.steps\), and steps behind its end are planned up to 124999"
+    )
+    for step in (125_000, 10_000_000, 10**30):
+        with pytest.raises(ConfigError, match=f"--step {step}: {bound}"):
+            inspect_rows.run(config, out, step)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=200_000))
+    with pytest.raises(ConfigError, match=r"--step 200000: .* planned up to 199999"):
+        inspect_rows.run(longer, out, 200_000)
+    assert not out.exists()
+
+
+def test_a_run_over_epochs_ends_with_them(config: Config, tmp_path: Path):
+    """Its last step has empty rows, which the page shows; there is none behind."""
+    train = dataclasses.replace(config.train, steps=None, epochs=1.0)
+    epochs = dataclasses.replace(config, train=train)
+    loader = load(epochs)
+    last = loader.steps(1) - 1
+    text = inspect_rows.run(epochs, tmp_path / "last", last, 8).read_text(encoding="utf-8")
+    rows = [len(re.findall("<section class=segment>", row)) for row in ROW.findall(text)]
+    assert rows == [len(row) for row in loader.rows(last)]
+    assert rows[0] > 0 and rows[-1] == 0
+    with pytest.raises(ConfigError, match=rf"--step {last + 1}: the run has {last + 1} steps"):
+        inspect_rows.run(epochs, tmp_path / "after", last + 1)
+
+
 def test_shares_are_those_of_the_next_steps(config: Config, tmp_path: Path):
     text = words(inspect_rows.run(config, tmp_path / "look", 2).read_text(encoding="utf-8"))
     loader, steps = load(config), range(2, 2 + inspect_rows.SAMPLE)

@@ -19,7 +19,10 @@ from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, FolderConfig, InitConfig
+from mllm_jax.data.loader import Loader
+from mllm_jax.data.order import VERSION as ORDER
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
+from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import require
 from mllm_jax.folders import in_use, partial
 from mllm_jax.json_file import read_json, write_json
@@ -86,10 +89,24 @@ def check(config: Config, resume: Resume) -> Beginning:
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
         "back, or start a new run",
     )
+    if last is not None:
+        _check_order(run)
     notes = [words for key, words in differ.items() if key in free]
     if last is None:
         notes.append("the run was stopped before its first checkpoint; it begins again")
     return Beginning(True, last, notes)
+
+
+def _check_order(run: Path) -> None:
+    """Refuses a run whose next steps would read other records than it would have read."""
+    data = run / "data.json"
+    version = read_json(data).get("order", 1) if data.is_file() else 1
+    require(
+        version == ORDER,
+        f"out={run}: its batches were planned in order {version}, this version plans in order "
+        f"{ORDER}: finish it with the version that began it, or start a new run from its weights "
+        f"(init.weights={run})",
+    )
 
 
 def _stillborn(run: Path) -> bool:
@@ -97,11 +114,14 @@ def _stillborn(run: Path) -> bool:
     return run.is_dir() and list(run.iterdir()) == [partial(run / "config.yaml")]
 
 
-def prepare(config: Config, source: ModelSource | None, fresh: bool) -> Path:
+def prepare(
+    config: Config, source: ModelSource | None, loader: Loader, steps: int, fresh: bool
+) -> Path:
     """Writes what a run folder holds besides metrics and checkpoints; returns the folder.
 
     Args:
-        config, source: of the stage.
+        config, source, loader: of the stage.
+        steps: of the whole run.
         fresh: no step has been saved: the model's files are written (again).
     """
     run, model = Path(config.out), Path(config.out) / "model"
@@ -117,7 +137,7 @@ def prepare(config: Config, source: ModelSource | None, fresh: bool) -> Path:
     _write_generation_config(model)
     if config.model.patches:
         hf_files.write_processor(model, config.model, config.data.image_fit)
-    if template := chat_template(config):
+    if template := chat_template(config.data.streams, loader.shares(steps)):
         (model / hf_files.TEMPLATE).write_text(template, encoding="utf-8")
     folder = FolderConfig(
         config.model,
@@ -153,15 +173,19 @@ def finish(run: Path, line: dict[str, Any] | None) -> None:
         )
 
 
-def chat_template(config: Config) -> str | None:
-    """The template that the trained model expects: that of the heaviest stream of conversations.
+def chat_template(streams: dict[str, StreamConfig], shares: dict[str, float]) -> str | None:
+    """The template that the trained model expects: that of the conversations it saw most often.
 
     Captions in `plain` format and documents have no turns to answer, so a stage of these alone
     keeps the template it came with.
+
+    Args:
+        streams: of the stage.
+        shares: stream -> share of the records over all steps of the run, whatever weights, epochs,
+            token weights, temperature or changes it comes from; the first of equal ones is taken.
     """
-    streams = config.data.streams.values()
-    chats = [stream for stream in streams if stream.format != "plain" and not stream.is_text]
-    return TEMPLATES[max(chats, key=lambda stream: stream.weight).format] if chats else None
+    chats = [name for name, of in streams.items() if of.format != "plain" and not of.is_text]
+    return TEMPLATES[streams[max(chats, key=shares.__getitem__)].format] if chats else None
 
 
 def is_fresh(init: InitConfig, path: str) -> bool:

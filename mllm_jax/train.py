@@ -60,7 +60,7 @@ def train(
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     first = first_params(stage, source, config) if begin.step is None else None
-    run = _begin(config, source, loader, begin, inputs)
+    run = _begin(config, source, loader, steps, begin, inputs)
     if distributed.is_first() and (warning := sharding.slow_links(mesh)):
         print(warning, file=sys.stderr)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
@@ -85,6 +85,7 @@ def _begin(
     config: Config,
     source: ModelSource | None,
     loader: Loader,
+    steps: int,
     begin: run_folder.Beginning,
     inputs: run_inputs.Inputs,
 ) -> Path:
@@ -93,7 +94,7 @@ def _begin(
     if distributed.is_first():
         for words in [*begin.notes, *inputs.notes]:
             print(f"resume: {words}", file=sys.stderr)
-        run = run_folder.prepare(config, source, fresh=begin.step is None)
+        run = run_folder.prepare(config, source, loader, steps, fresh=begin.step is None)
         run_inputs.write(run, inputs, loader)
     distributed.barrier("prepared")
     return Path(config.out)

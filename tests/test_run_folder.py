@@ -5,8 +5,12 @@ import dataclasses
 import pytest
 
 from mllm_jax import config_file, run_folder
+from mllm_jax.data import order
+from mllm_jax.data.loader import Loader
 from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import ConfigError
+from mllm_jax.json_file import write_json
 from tests import tiny
 
 
@@ -23,9 +27,52 @@ def test_the_template_is_that_of_the_heaviest_conversations(tmp_path):
         "chats": {"format": "llama3", "weight": 2.0},
         "others": {"format": "llama31"},
     }
-    assert run_folder.chat_template(config(tmp_path, streams)) == TEMPLATES["llama3"]
+    shares = {name: of.get("weight", 1.0) for name, of in streams.items()}
+
+    def template(**others) -> str | None:
+        named = config(tmp_path, streams).data.streams
+        return run_folder.chat_template(named, shares | others)
+
+    assert template() == TEMPLATES["llama3"]
+    assert template(others=3.0) == TEMPLATES["llama31"]
+    assert template(others=2.0) == TEMPLATES["llama3"], "the first of equal ones"
     del streams["chats"], streams["others"]
-    assert run_folder.chat_template(config(tmp_path, streams)) is None
+    assert template() is None
+
+
+@pytest.mark.parametrize(
+    ("streams", "fields", "expected"),
+    [
+        # 24 records of eu and en, 12 of text; those of text are longer
+        ({"eu": {"epochs": 1.0}, "text": {"epochs": 1.0}}, {}, "llama3"),
+        ({"eu": {"epochs": 1.0}, "text": {"epochs": 3.0}}, {}, "llama31"),
+        ({"eu": {}, "text": {"weight": 1.2}}, {}, "llama31"),
+        ({"eu": {}, "text": {"weight": 1.2}}, {"weights": "tokens"}, "llama3"),
+        ({"eu": {"weight": 2.0}, "text": {}}, {"changes": {"10": {"text": 20.0}}}, "llama3"),
+        ({"eu": {"weight": 2.0}, "text": {}}, {"changes": {"4": {"text": 20.0}}}, "llama31"),
+        ({"eu": {"weight": 2.0}, "text": {}}, {"changes": {"12": {"text": 20.0}}}, "llama3"),
+        (
+            {"text": {"weight": 4.0}, "eu": {"weight": 3.0}, "en": {"weight": 2.0}},
+            {"temperature": 1e9},
+            "llama3",
+        ),
+    ],
+)
+def test_the_template_of_a_run_follows_the_records_that_it_trains(
+    data, tmp_path, streams, fields, expected
+):
+    """Of 12 steps. With the temperature en has half of the records, text and eu share the rest."""
+    tree = tiny.tree(data, tmp_path)["data"]["streams"]
+    for name, of in tree.items():
+        of |= {"weight": 1.0, "format": "llama31" if name == "text" else "llama3"}
+        of |= {"language": "en" if name == "en" else "eu"}
+    named = {name: tree[name] | of for name, of in streams.items()}
+    made = tiny.config(data, tmp_path / "run", data={"streams": named, "length": 256, **fields})
+    tokenizer = load_tokenizer(made.init.tokenizer or "")
+    loader = Loader(made.data, made.model, tokenizer, made.seed)
+    run = run_folder.prepare(made, None, loader, 12, fresh=True)
+    template = (run / "model" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert template == TEMPLATES[expected]
 
 
 @pytest.fixture
@@ -34,6 +81,7 @@ def begun(tmp_path):
     first = config(tmp_path, {"a": {}, "b": {}})
     (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
     config_file.dump(first, tmp_path / "run" / "config.yaml")
+    write_json(tmp_path / "run" / "data.json", {"order": order.VERSION})
     return first
 
 
@@ -69,6 +117,18 @@ def test_auto_resumes_what_has_begun_and_starts_what_has_not(begun, tmp_path, mo
     (tmp_path / "other" / "notes.txt").touch()
     with pytest.raises(ConfigError, match="exists and is not empty"):
         run_folder.check(fresh, resume="auto")
+
+
+@pytest.mark.parametrize("resume", [True, "auto"])
+@pytest.mark.parametrize("content", [{}, {"order": 1}, {"order": order.VERSION + 1}, None])
+def test_a_run_under_another_order_is_refused(begun, tmp_path, monkeypatch, resume, content):
+    """Its next steps would train other records; before the first checkpoint nothing is lost."""
+    path = tmp_path / "run" / "data.json"
+    path.unlink() if content is None else write_json(path, content)
+    assert run_folder.check(begun, resume).step is None
+    monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
+    with pytest.raises(ConfigError, match=r"run: its batches were planned in order \d, this ver"):
+        run_folder.check(begun, resume)
 
 
 @pytest.mark.parametrize("resume", [True, "auto"])

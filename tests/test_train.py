@@ -1,6 +1,7 @@
 """The whole way of the data on a tiny stage: resumed = straight, 8 devices = 1, refusals."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -75,6 +76,29 @@ def final_params(run: Path):
     return source.load(
         mllm.abstract_params(mllm.build(source.config.model, tiny.config(run, run).compute))
     )
+
+
+def test_an_epoch_is_every_record_once_and_resumes_where_it_stopped(data, tmp_path):
+    """The last batch has rows, and microbatches, without a record: all numbers stay finite."""
+    tree = tiny.tree(data, tmp_path)
+    streams = {
+        name: {"epochs": times} | {k: v for k, v in of.items() if k != "weight"}
+        for (name, of), times in zip(tree["data"]["streams"].items(), (1.0, 1.0, 2.0), strict=True)
+    }
+    fields = {"streams": streams, "length": 288}
+    epochs = {"steps": None, "epochs": 1.0, "save_every": 1, "microbatches": 8}
+    whole = one_device(tiny.config(data, tmp_path / "whole", data=fields, train=epochs))
+    lines = tiny.numbers(whole)
+    end = json.loads((whole / "data.json").read_text())["end"]
+    assert end["examples"] == 24 + 24 + 2 * 12 and end["empty_rows"] > 0
+    assert len(lines) == end["steps"] and all(row["finite"] for row in lines)
+    totals = [lines[-1][f"total_records/stream/{name}"] for name in ("eu", "en", "text")]
+    assert totals == [24, 24, 24]
+    begun = tiny.config(data, tmp_path / "run", data=fields, train=epochs | {"stop_at": 1})
+    run = one_device(begun)
+    again = tiny.config(data, tmp_path / "run", data=fields, train=epochs)
+    assert tiny.numbers(one_device(again, resume=True)) == lines
+    jax.tree.map(np.testing.assert_array_equal, final_params(run), final_params(whole))
 
 
 @pytest.mark.parametrize(

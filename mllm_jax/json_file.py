@@ -1,11 +1,14 @@
 """JSON in files: read with errors that name the place, written readably. Ground floor."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.errors import ConfigError, require
 from mllm_jax.folders import whole_file
+
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a pair, or of a whole one
 
 
 class NotJSON(ValueError):
@@ -27,13 +30,20 @@ def loads(data: str | bytes) -> Any:
 
 
 def parse_json(data: str | bytes, where: str | Path) -> Any:
-    """The value of a JSON file that a person or a tool wrote: `loads`, and no key stands twice.
+    """The value of a JSON file that a person or a tool wrote: `loads`, no key stands twice, and
+    every text can be written again (JSON may escape half a surrogate pair).
 
     Raises:
         ConfigError: one line with the place.
     """
     try:
-        return _loads(data, _pairs)
+        value = _loads(data, _pairs)
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        if HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}: not JSON: a text with half a surrogate pair") from error
     except NotJSON as error:
         line = "" if error.line is None else f":{error.line}"
         raise ConfigError(f"{where}{line}: not JSON: {error.reason}") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mllm_jax.errors import ConfigError
-from mllm_jax.json_file import read_json, write_json
+from mllm_jax.json_file import parse_json, read_json, write_json
 
 
 def test_round_trip_with_letters_as_they_are(tmp_path: Path):
@@ -41,3 +41,12 @@ def test_what_is_no_object_is_refused(tmp_path: Path, content: bytes | None, mes
     with pytest.raises(ConfigError) as error:
         read_json(path)
     assert str(error.value) == f"{tmp_path}/{message}"
+
+
+def test_half_surrogates_are_refused_whole_ones_are_read():
+    """What is read can be written again."""
+    assert parse_json(r'{"a": "\ud83d\ude00"}', "x.json") == {"a": "\U0001f600"}
+    for text in (r'{"a": ["\ud83d"]}', r'{"\uDE00": 1}'):
+        for data in (text, text.encode()):
+            with pytest.raises(ConfigError, match=r"^x\.json: not JSON: a text with half a surrog"):
+                parse_json(data, "x.json")

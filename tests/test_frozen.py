@@ -156,6 +156,15 @@ def test_a_flipped_byte_is_noticed_and_written_again_on_request(data, copied, ca
     assert_frozen(leaves_of(out), weights.arrays(data))
 
 
+def test_a_damaged_checkpoint_is_not_opened(copied):
+    files = (Path(copied.out) / "checkpoints" / "3" / "params").rglob("d/*")
+    path = max(files, key=lambda file: file.stat().st_size)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedCheckpoint, match=f"{path}: holds other bytes"):
+        leaves_of(Path(copied.out))
+
+
 def test_another_source_does_not_take_the_place_of_a_lost_file(data, source, copied, tmp_path):
     shutil.rmtree(Path(copied.out) / "frozen")
     shutil.copytree(source, tmp_path / "other")

@@ -19,11 +19,12 @@ import pytest
 import yaml
 
 from mllm_jax import config_file
+from mllm_jax.checkpoints.frozen import frozen_leaves
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import LOST, PREEMPTED
 from mllm_jax.train import train
-from tests import disks, tiny
+from tests import disks, tiny, weights
 from tests.local import LOST_AFTER, Local, environment
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,36 @@ def test_saved_on_four_resumed_on_two_and_one(stage, straight, tmp_path):
     ]
     losses = [[line["loss"] for line in each] for each in (tiny.numbers(four), straight)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_frozen_parameters_of_several_processes(data, tmp_path):
+    """Process 0 writes them, all read their parts; resumed by one process to the bit."""
+    source = weights.model_folder(data, tmp_path / "source")
+    config = tiny.config(
+        data,
+        tmp_path / "run",
+        init={"weights": str(source), "tokenizer": None},
+        compute={"compute": "bfloat16"},
+        optimizer={
+            "parts": {
+                "trained": {"match": "(connector|language)/.*"},
+                "frozen": {"match": "vision/.*", "train": False},
+            }
+        },
+        mesh={"data": 2, "fsdp": 2},
+        train={"steps": 4, "save_every": 2},
+    )
+    Loader(config.data, config.model, load_tokenizer(str(source)), config.seed)
+    config_file.dump(config, tmp_path / "stage.yaml")
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(tmp_path / "stage.yaml", one, 1)
+    run(tmp_path / "stage.yaml", two, 2, "--train.stop_at", "2")
+    run(tmp_path / "stage.yaml", two, 1, "--resume", "--train.stop_at", "4")
+    assert tiny.numbers(one) == tiny.numbers(two)
+    file = Path("frozen") / "model.safetensors"
+    assert (one / file).read_bytes() == (two / file).read_bytes()
+    for path, leaf in frozen_leaves(two).items():
+        assert leaf.read().tobytes() == weights.arrays(data)[path].tobytes(), path
 
 
 def test_sigterm_to_one_process_stops_all_at_one_step(stage, straight, tmp_path):

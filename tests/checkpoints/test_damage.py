@@ -95,6 +95,14 @@ def test_every_file_is_under_the_seal(checkpoints):
     there = {x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()}
     assert sealed == there - {seal.SEAL, *seal.STAMPS}
     assert {name.split("/")[0] for name in sealed} >= {"params", "moments"}
+    assert not list(folder.rglob(f"{seal.NOTES}*"))
+
+
+def test_one_that_was_damaged_before_makes_room(checkpoints):
+    (checkpoints.folder / "8.damaged" / "params").mkdir(parents=True)
+    flip(largest(checkpoints.folder / "8"))
+    assert checkpoints.verified("previous") == 4
+    assert (checkpoints.folder / "8.damaged" / seal.SEAL).is_file()
 
 
 @pytest.mark.parametrize(

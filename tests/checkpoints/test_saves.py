@@ -72,6 +72,18 @@ def test_the_last_ones_the_multiples_and_the_best_stay(tmp_path):
     assert {path.name for path in checkpoints.folder.iterdir()} == {"3", "4", "6", "7"}
 
 
+def test_a_checkpoint_is_deleted_under_another_name(tmp_path, monkeypatch):
+    """A run that is killed meanwhile leaves no half of it under its own."""
+    remove, removed = shutil.rmtree, []
+    with Checkpoints(tmp_path, Keep(1)) as checkpoints:
+        checkpoints.save(4, tree(), tree(), {})
+        checkpoints.save(8, tree(), tree(), {})
+        monkeypatch.setattr(shutil, "rmtree", lambda path: removed.append(path) or remove(path))
+        checkpoints.wait()
+    assert [path.name for path in removed] == ["4.deleted"]
+    assert checkpoints.steps() == [8]
+
+
 def test_a_step_is_saved_once(tmp_path):
     with Checkpoints(tmp_path, Keep(2)) as checkpoints:
         checkpoints.save(4, tree(value=1.0), tree(), {})

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mllm_jax.checkpoints import params as stored
 from mllm_jax.checkpoints import store
-from mllm_jax.checkpoints.leaves import Leaf, compare
+from mllm_jax.checkpoints.leaves import Index, Leaf, compare
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.errors import ConfigError
 from mllm_jax.trees import flatten, unflatten
@@ -72,6 +72,44 @@ def test_one_leaf_is_read_at_a_time(tmp_path: Path) -> None:
     assert all(a[1] == b[1] for a, b in zip(events[::2], events[1::2], strict=True))
 
 
+@pytest.mark.parametrize(("rows", "blocks"), [(6, [3, 3]), (7, [1] * 7), (4, [4]), (8, [4, 4])])
+def test_a_leaf_is_written_in_blocks_that_divide_its_rows(
+    tmp_path: Path, monkeypatch, rows: int, blocks: list[int]
+) -> None:
+    """A block has at most the bytes of four rows here."""
+    array = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 4 * 8 * 4)
+    read: list[int] = []
+
+    def part(index: Index) -> np.ndarray:
+        read.append(index[0].stop - index[0].start)
+        return array[index]
+
+    stored.save_params(tmp_path / "a", {"x": Leaf(array.shape, array.dtype, fail, part)})
+    assert sorted(read) == sorted(blocks)
+    assert np.array_equal(stored.stored_leaves(tmp_path / "a")["x"].read(), array)
+
+
+def fail() -> np.ndarray:
+    raise OSError("disk gone")
+
+
+def test_a_leaf_without_parts_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 16)
+    array, read = np.arange(24, dtype=np.float32).reshape(6, 4), []
+    leaf = Leaf(array.shape, array.dtype, lambda: read.append(1) or array)
+    stored.save_params(tmp_path / "a", {"x": leaf})
+    assert read == [1]
+    assert np.array_equal(stored.stored_leaves(tmp_path / "a")["x"].read(), array)
+
+
+def test_a_model_is_on_the_disk_when_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    synced = []
+    monkeypatch.setattr(stored, "sync_files", synced.append)
+    save(tmp_path / "params")
+    assert synced == [tmp_path / "params"]
+
+
 def test_it_is_an_ordinary_orbax_checkpoint(tmp_path: Path) -> None:
     save(tmp_path / "params")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -85,9 +123,6 @@ def test_leaves_come_back_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_no_model(tmp_path: Path) -> None:
-    def fail() -> np.ndarray:
-        raise OSError("disk gone")
-
     leaves = {path: Leaf(x.shape, x.dtype, lambda x=x: x) for path, x in arrays().items()}
     leaves["connector/linear_1/bias"] = Leaf((8,), np.dtype(np.float16), fail)
     with pytest.raises(OSError, match="disk gone"):

@@ -1,9 +1,14 @@
 """Verbs and flags of the command line. Others script them: what stands here keeps its name."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
+from mllm_jax.errors import one_line, shown
 from mllm_jax.guard.cluster import PATIENCE
+from mllm_jax.ranges import Range
 
 TAKE_OVERRIDES = ("train", "prepare", "inspect", "preflight")  # what reads one stage file
 SEVERAL = ("train", "recipe")  # what runs on several processes
@@ -11,7 +16,7 @@ SEVERAL = ("train", "recipe")  # what runs on several processes
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser; `verb` says which door is meant, and `way` which one of `convert`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mllm-jax",
         description="Train multimodal large language models for low-resource languages, in JAX.",
         allow_abbrev=False,
@@ -39,7 +44,7 @@ def _add_quickstart(verbs) -> None:
     it.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
     it.add_argument(
         "--share",
-        type=_share,
+        type=_number("(0, 1]"),
         default=1.0,
         metavar="X",
         help="share of the steps, to try it (0..1]",
@@ -72,8 +77,12 @@ def _add_train(verbs) -> None:
 def _add_cluster(it) -> None:
     """The place of a process among several; without flags, the environment says it."""
     it.add_argument("--coordinator", metavar="HOST:PORT", help="process 0; PORT + 1 is used too")
-    it.add_argument("--processes", type=int, metavar="N", help="of the whole run")
-    it.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    it.add_argument(
+        "--processes", type=_whole("[1, 1_000_000]"), metavar="N", help="of the whole run"
+    )
+    it.add_argument(
+        "--process", type=_whole("[0, 999_999]"), metavar="I", help="which one this is, from 0"
+    )
     helps = {
         "lost_after": "silence after which a process is lost and all others end",
         "join_within": "until all processes must be there",
@@ -82,7 +91,9 @@ def _add_cluster(it) -> None:
     for name, seconds in PATIENCE._asdict().items():
         text = f"{helps[name]}; default: {seconds:g}"
         flag = f"--{name.replace('_', '-')}"
-        it.add_argument(flag, type=_seconds, default=seconds, metavar="SECONDS", help=text)
+        it.add_argument(
+            flag, type=_number("(0, 1_000_000_000]"), default=seconds, metavar="SECONDS", help=text
+        )
 
 
 def _add_prepare(verbs) -> None:
@@ -92,7 +103,9 @@ def _add_prepare(verbs) -> None:
     it = _verb(verbs, "prepare", f"{text}afterwards it runs offline", usage)
     # RECIPE is no positional of argparse: it would take the value of an override for one
     it.add_argument("--config", type=Path, metavar="FILE", help="one stage, instead of RECIPE")
-    it.add_argument("--workers", type=_positive, metavar="N", help="processes; default: all cores")
+    it.add_argument(
+        "--workers", type=_whole("[1, 10_000]"), metavar="N", help="processes; default: all cores"
+    )
     it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the report here")
 
 
@@ -101,9 +114,19 @@ def _add_inspect(verbs) -> None:
     text = "a page with the rows of any step as the model gets them, and the mixture"
     it = _verb(verbs, "inspect", text, f"mllm-jax inspect {flags}")
     it.add_argument("--config", type=Path, required=True, metavar="FILE")
-    it.add_argument("--step", type=int, default=0, metavar="N", help="from 0 on; default: 0")
     it.add_argument(
-        "--rows", type=_positive, default=4, metavar="K", help="rows that are shown; default: 4"
+        "--step",
+        type=_whole("[0, 1_000_000_000]"),
+        default=0,
+        metavar="N",
+        help="from 0 on; default: 0",
+    )
+    it.add_argument(
+        "--rows",
+        type=_whole("[1, 1_000_000]"),
+        default=4,
+        metavar="K",
+        help="rows that are shown; default: 4",
     )
     it.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets index.html")
 
@@ -150,9 +173,13 @@ def _add_generate(verbs) -> None:
     it.add_argument(
         "--image", type=Path, nargs="+", action="extend", default=[], metavar="FILE", dest="images"
     )
-    it.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
-    it.add_argument("--temperature", type=_not_negative, default=0.0, metavar="T", help="0: greedy")
-    it.add_argument("--seed", type=int, default=0, metavar="S")
+    it.add_argument("--max-new-tokens", type=_whole("[1, 1_048_576]"), default=128, metavar="N")
+    it.add_argument(
+        "--temperature", type=_number("[0, 1_000_000]"), default=0.0, metavar="T", help="0: greedy"
+    )
+    it.add_argument(
+        "--seed", type=_whole("[-4_294_967_295, 4_294_967_295]"), default=0, metavar="S"
+    )
     it.add_argument("--json", action="store_true", help="one object: text, tokens, prompt_tokens")
 
 
@@ -172,9 +199,9 @@ def _add_bench(verbs) -> None:
     what.add_argument("--config", metavar="FILE")
     what.add_argument("--size", choices=("tiny", "small", "1b", "8b"))
     it.add_argument("--stage", choices=("align", "instruct", "full"), help="default: instruct")
-    it.add_argument("--length", type=_positive, metavar="N", help="tokens in a row")
-    it.add_argument("--batch", type=_positive, metavar="N", help="rows")
-    it.add_argument("--steps", type=_positive, default=5, metavar="N")
+    it.add_argument("--length", type=_whole("[2, 16_777_216]"), metavar="N", help="tokens in a row")
+    it.add_argument("--batch", type=_whole("[1, 1_000_000]"), metavar="N", help="rows")
+    it.add_argument("--steps", type=_whole("[1, 1_000_000]"), default=5, metavar="N")
     it.add_argument("--dtype", choices=("float32", "bfloat16"))
     it.add_argument("--remat", choices=("none", "dots", "full"), metavar="NAME")
     it.add_argument("--json", metavar="FILE", dest="json_file", help="also write the numbers here")
@@ -183,29 +210,28 @@ def _add_bench(verbs) -> None:
 # ------------------------------------------------------------------------------------ kinds of flag
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{value} must be positive")
-    return value
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage: that is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} must be positive")
-    return value
+def _whole(interval: str) -> Callable[[str], int]:
+    """A kind of flag: whole numbers of an interval, see `ranges.Range`."""
+    return partial(_read, int, "a whole number", Range(interval))
 
 
-def _not_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
-    return value
+def _number(interval: str) -> Callable[[str], float]:
+    """A kind of flag: numbers of an interval."""
+    return partial(_read, float, "a number", Range(interval))
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} must lie in (0, 1]")
+def _read(kind: type, name: str, bound: Range, text: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected {name}, got {shown(text)}") from error
+    if (wrong := bound.fault(value)) is not None:
+        raise argparse.ArgumentTypeError(f"{shown(value)} {wrong}")
     return value

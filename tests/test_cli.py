@@ -1,5 +1,6 @@
 """The command line: verbs and flags as others script them, exit codes, and a quick --help."""
 
+import argparse
 import importlib
 import inspect
 import signal
@@ -404,7 +405,60 @@ def test_wrong_usage_is_code_2(words: str, capsys):
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     assert ended.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == "" and ": error: " in err
+    assert err.count("\n") == 1 and len(err) < 500
+
+
+# (words, the last is the flag's value just inside; just outside, or no number)
+NUMBERS = [
+    ("quickstart --share", ["1", "1e-9"], ["0", "1.0000001", "-1", "nan", "inf", "x"]),
+    ("train --config c --processes", ["1", "1000000"], ["0", "1000001", "1.5"]),
+    ("train --config c --process", ["0", "999999"], ["-1", "1000000", ""]),
+    ("train --config c --lost-after", ["0.1", "1e9"], ["0", "-1", "nan", "inf", "1e10"]),
+    ("recipe r --join-within", ["1"], ["0", "inf"]),
+    ("recipe r --stuck-after", ["1"], ["0", "inf"]),
+    ("prepare --config c --workers", ["1", "10000"], ["0", "-1", "10001", "9" * 5000]),
+    ("inspect --config c --out o --step", ["0", "1000000000"], ["-1", "1000000001", "1e18"]),
+    ("inspect --config c --out o --rows", ["1", "1000000"], ["0", "1000001"]),
+    ("generate m --prompt p --max-new-tokens", ["1", "1048576"], ["0", "1048577", "x" * 10**5]),
+    ("generate m --prompt p --temperature", ["0", "1e6"], ["-1e-9", "nan", "inf", "1e7"]),
+    ("generate m --prompt p --seed", ["-4294967295", "4294967295"], ["4294967296", "1" * 5000]),
+    ("bench --size tiny --length", ["2", "16777216"], ["1", "16777217"]),
+    ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001"]),
+    ("bench --size tiny --steps", ["1", "1000000"], ["0", "1000001"]),
+]
+
+
+@pytest.mark.parametrize(("words", "inside", "outside"), NUMBERS, ids=[row[0] for row in NUMBERS])
+def test_numbers_on_the_command_line_have_ranges(capsys, words: str, inside, outside):
+    flag = words.split()[-1]
+    for value in inside:
+        options = make_parser().parse_args([*words.split(), value])
+        assert getattr(options, flag.strip("-").replace("-", "_")) == float(value)
+    for value in outside:
+        with pytest.raises(SystemExit) as ended:
+            make_parser().parse_args([*words.split(), value])
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert f"error: argument {flag}: " in err, err
+        assert err.count("\n") == 1 and len(err) < 500
+
+
+def test_every_number_on_the_command_line_is_tested():
+    """A flag that takes a number is in the table above."""
+    tested = {row[0].split()[-1] for row in NUMBERS}
+
+    def flags(parser: argparse.ArgumentParser) -> set[str]:
+        names: set[str] = set()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names |= {name for sub in action.choices.values() for name in flags(sub)}
+            elif action.type not in (None, str, Path):
+                names.add(action.option_strings[0])
+        return names
+
+    assert flags(make_parser()) == tested
 
 
 def test_every_verb_explains_itself(capsys):

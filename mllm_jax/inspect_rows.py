@@ -23,7 +23,7 @@ from mllm_jax.report.rows import Origin, RowView
 from mllm_jax.run_folder import tokenizer_folder
 
 # behind a run's end, rows are planned as far as this: some seconds' work
-MOST_ROWS = 10**6
+MOST_ROWS = 10**5
 SAMPLE = 16  # steps, from the shown one on, whose examples are counted for the shares
 
 

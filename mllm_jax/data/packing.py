@@ -103,6 +103,8 @@ def spread(rows: Window, streams: Int64[np.ndarray, "n"], seed: Sequence[int]) -
         streams: number of each example's stream.
         seed: whole numbers >= 0; another seed, another order.
     """
+    if len(rows) == 1:
+        return rows
     width, sizes = int(streams.max()) + 1, np.array([len(row) for row in rows])
     kinds = streams[np.fromiter(itertools.chain(*rows), np.int64, len(streams))]
     cells = np.repeat(np.arange(len(rows)) * width, sizes) + kinds

@@ -9,6 +9,7 @@ Both numbers of each window stand in a table on disk (`row_table`), so that they
 """
 
 import bisect
+import sys
 import threading
 from array import array
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from mllm_jax.data.row_table import RowTable
 
 # windows; where more must be counted it is done once for all processes, with a progress bar
 NEAR = 16
+LONG = 10**6  # rows or positions; counting so many takes more than some seconds
 _CACHED = 2**18  # positions whose packed windows are kept in memory
 
 
@@ -106,6 +108,8 @@ class Rows:
 
     def _count_far(self, known: array, number: int, table: RowTable | None = None) -> None:
         """The same with a progress bar; saves now and then, and at the end."""
+        if number - known[-1] > LONG:  # the bar is for terminals alone
+            print(f"counting rows as far as {number + 1:,}, once", file=sys.stderr, flush=True)
         with bar(total=number + 1, initial=known[-1], desc="counting rows") as progress:
             while known[-1] <= number:
                 self._extend()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.data import row_table
+from mllm_jax.data import rows as rows_module
 from mllm_jax.data.packing import best_fit
 from mllm_jax.data.row_table import HEAD, RowTable
 from mllm_jax.data.rows import NEAR, Rows
@@ -98,6 +99,14 @@ def test_a_far_row_is_kept_without_being_asked_to(tmp_path):
     expected = rows_of(path)[0][far]
     again, pack = rows_of(path)
     assert again[far] == expected and len(pack.asked) == 1
+
+
+def test_long_counting_is_said_where_no_terminal_shows_it(monkeypatch, capsys):
+    monkeypatch.setattr(rows_module, "LONG", 1000)
+    rows_of()[0][1000]
+    assert capsys.readouterr().err == ""
+    rows_of()[0][2000]
+    assert "counting rows as far as 2,001, once" in capsys.readouterr().err
 
 
 def test_rows_are_kept_while_a_run_goes_through_them(tmp_path):

@@ -47,6 +47,7 @@ from mllm_jax.data.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, TEMPLATES
 from mllm_jax.errors import ConfigError, require, shown
 
 _KEPT = 4096  # forms that are remembered
+_LONG = 1000  # items of a form that is not: it hardly comes twice
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
 _WRITTEN = re.compile(r"<\|\w+\|>")  # special tokens in the source of TEMPLATES
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
@@ -291,7 +292,7 @@ class Chat:
         )
 
     def _remember(self, key: tuple[Any, ...], form: Form) -> None:
-        if len(self._forms) < _KEPT:
+        if len(self._forms) < _KEPT and len(form.items) < _LONG:
             self._forms[key] = form
 
     def _form(self, messages: Messages, roles: list[str], generate: bool, images: int) -> Form:

@@ -30,8 +30,11 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt", "system_message"),
     # OpenAI's chat format, LLaMA-Factory
     "tools": ("tools", "functions", "tool_calls", "function_call"),
-    # ms-swift: loss; OpenAI: weight; Axolotl: train, training, train_on_turn
-    "loss": ("loss", "loss_mask", "weight", "train", "training", "train_on_turn", "mask"),
+    # ms-swift: loss, loss_scale; OpenAI: weight; Axolotl: train, training, train_detail, ...
+    "loss": (
+        *("loss", "loss_mask", "loss_scale", "loss_weight", "weight", "mask"),
+        *("train", "training", "train_detail", "train_on_turn", "trainable"),
+    ),
     # DeepSeek, Qwen, gpt-oss
     "thought": ("reasoning_content", "reasoning", "thinking"),
     # ms-swift, LLaMA-Factory
@@ -85,6 +88,7 @@ class Unread:
         self._ignored = frozenset(ignore)
         self._expected = frozenset(read) | self._ignored
         self._known = _KINDS if converses else _KINDS_OF_ALL
+        self._converses = converses
 
     def of_row(self, row: dict[str, Any], has_image: bool) -> list[str]:
         """Names of unread columns that hold something. Raises Fault "unread_key"."""
@@ -95,8 +99,8 @@ class Unread:
             if name in self._expected or _is_empty(value) or _is_wrapping(name, value, row):
                 continue
             kind = self._known.get(name)
-            if kind == "addresses" and has_image:
-                kind = None  # where the picture came from
+            if has_image and self._is_origin(kind, value):
+                kind = None
             if kind == "loss" and _says_yes(value):
                 continue
             if kind is None and _is_media(value):
@@ -105,6 +109,11 @@ class Unread:
                 raise _unread(name, _HINTS[kind].replace("KEY", name))
             names.append(_short(name))
         return names
+
+    def _is_origin(self, kind: str | None, value: Any) -> bool:
+        """Where the picture that is read came from: an address, or a caption's file name."""
+        is_name = kind == "pictures" and isinstance(value, str) and not self._converses
+        return kind == "addresses" or is_name
 
     def of_turns(self, turns: Any, read: tuple[str, str]) -> list[str]:
         """Names of unread keys of turns and of their typed parts, each as often as it stands.

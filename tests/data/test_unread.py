@@ -98,6 +98,10 @@ def test_captions_and_documents_have_no_turns_but_may_lose_pictures(layout):
 def test_where_a_picture_came_from_is_no_loss():
     row = {"image": PNG, "image_url": "https://example.org", "question": "Zer?", "answer": "Katu."}
     assert Columns("pixmo_ama", {})(row, 0)["unread"] == ["image_url"]
+    row = {"image": PNG, "caption": "Katu bat.", "image_path": "a/b.png", "images": ["b.png"]}
+    with pytest.raises(Fault, match="key 'images' is not read"):
+        Columns("caption", {})(row, 0)
+    assert Columns("caption", {}, ["images"])(row, 0)["unread"] == ["image_path"]
 
 
 def test_a_column_that_is_read_cannot_be_ignored():

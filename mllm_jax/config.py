@@ -121,7 +121,8 @@ class TrainConfig(Section, at="train"):
     keep_every: Step | None = None  # those of steps that are multiples of this stay too
     # and those of the lowest training loss (mean over the trained tokens since the save before)
     keep_best: Annotated[int, Range("[0, 1_000_000]")] = 0
-    # a last checkpoint that is not as it was saved: end, or go on from the one before
+    # a last checkpoint that is not as it was saved: end, or go on from the one before; damaged
+    # frozen parameters: end, or write them again from init.weights
     on_damage: Literal["fail", "previous"] = "fail"
     log_every: Step = 10  # steps between printed lines; metrics.jsonl gets every step
     # end here although the schedule spans `steps` (jobs with a time limit); resume later

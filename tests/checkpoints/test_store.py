@@ -1,5 +1,6 @@
 """Orbax: streaming writes, reads on another sharding, checkpoints of a run."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,13 +73,17 @@ def test_one_leaf_is_read_at_a_time(tmp_path: Path) -> None:
     assert all(a[1] == b[1] for a, b in zip(events[::2], events[1::2], strict=True))
 
 
-@pytest.mark.parametrize(("rows", "blocks"), [(6, [3, 3]), (7, [1] * 7), (4, [4]), (8, [4, 4])])
+CASES = [(6, 8, [3, 3]), (7, 8, [1] * 7), (4, 8, [4]), (8, 8, [4, 4]), (4, 64, [1] * 4)]
+
+
+@pytest.mark.parametrize(("rows", "width", "blocks"), CASES)
 def test_a_leaf_is_written_in_blocks_that_divide_its_rows(
-    tmp_path: Path, monkeypatch, rows: int, blocks: list[int]
+    tmp_path: Path, monkeypatch, rows: int, width: int, blocks: list[int]
 ) -> None:
-    """A block has at most the bytes of four rows here."""
-    array = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8)
+    """A block has at most the bytes of four rows of eight numbers here, a chunk those of two."""
+    array = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
     monkeypatch.setattr(stored, "BLOCK_BYTES", 4 * 8 * 4)
+    monkeypatch.setattr(stored, "CHUNK_BYTES", 2 * 8 * 4)
     read: list[int] = []
 
     def part(index: Index) -> np.ndarray:
@@ -87,7 +92,27 @@ def test_a_leaf_is_written_in_blocks_that_divide_its_rows(
 
     stored.save_params(tmp_path / "a", {"x": Leaf(array.shape, array.dtype, fail, part)})
     assert sorted(read) == sorted(blocks)
-    assert np.array_equal(stored.stored_leaves(tmp_path / "a")["x"].read(), array)
+    leaf = stored.stored_leaves(tmp_path / "a")["x"]
+    assert np.array_equal(leaf.read(), array)
+    assert np.array_equal(leaf.at((slice(1, 3), slice(2, 5))), array[1:3, 2:5])
+
+
+def test_few_blocks_are_in_memory(tmp_path: Path, monkeypatch) -> None:
+    """Of eight, as many as are read and written at the same time."""
+    array = np.zeros((8, 16), np.float32)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 16 * 4)
+    alive = most = 0
+
+    def part(index: Index) -> np.ndarray:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        time.sleep(0.02)
+        alive -= 1
+        return array[index]
+
+    stored.save_params(tmp_path / "a", {"x": Leaf(array.shape, array.dtype, fail, part)})
+    assert most <= stored.AHEAD
 
 
 def fail() -> np.ndarray:

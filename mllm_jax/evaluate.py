@@ -279,7 +279,7 @@ def _losses(
     batch = opened.batch(wholes, pictures, rows, slots)
     with opened.precision():
         numbers = _eval_step(opened.model, opened.params, batch)
-    sums, tokens = np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"])
+    sums, tokens = np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"], np.int64)
     return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 
 

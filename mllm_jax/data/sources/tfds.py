@@ -19,7 +19,8 @@ from mllm_jax.json_file import read_json
 
 FORMAT = "array_record"
 TFDS = "tensorflow_datasets."
-_WRONG = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what TFDS ends with
+# what TFDS ends with where a description is wrong; for odd types it imports TensorFlow
+_WRONG = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 DESCRIPTIONS = ("dataset_info.json", "features.json")
 
 
@@ -80,15 +81,14 @@ class TfdsSource:
     def __getitem__(self, number: int) -> Row:
         if not 0 <= number < len(self):
             raise IndexError(number)
-        if self._opened is None:
-            self._opened = _open(self.path, self.split)
-        kinds, features, examples = self._opened
         try:
-            example = examples[int(number)]
-        except RuntimeError as error:  # of the ArrayRecord reader
+            if self._opened is None:
+                self._opened = _open(self.path, self.split)
+            kinds, features, examples = self._opened
+            return _plain(examples[int(number)], features, kinds)
+        except (RuntimeError, *_WRONG) as error:  # of its readers: damaged, or of other features
             reason = one_line(str(error), 200)
             raise ConfigError(f"{self.where(number)}: cannot be read: {reason}") from error
-        return _plain(example, features, kinds)
 
     def where(self, number: int) -> str:
         """The file and the example in it, from 0: "ai2d-train.array_record-00000-of-00001[12]"."""

@@ -215,6 +215,23 @@ def test_a_shard_of_another_length_than_stated_is_refused(copied: Path):
             TfdsSource(copied, Options("test"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"caption"', '"capshun"'),
+        ('"words"', '"turns"'),
+        ("float32", "x"),
+    ],
+)
+def test_features_that_are_not_those_of_the_examples_are_refused(copied: Path, old, new):
+    path = copied / "features.json"
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    with pytest.raises(ConfigError, match=r"1\.0\.0"):
+        TfdsSource(copied, Options("train"))[1]
+
+
 def test_features_of_other_modules_are_not_imported(copied: Path):
     path = copied / "features.json"
     path.write_text(path.read_text().replace("tensorflow_datasets.core", "antigravity.core", 1))

@@ -1,23 +1,32 @@
 """The command line: verbs -> doors. A door is imported when its verb is called: `--help` is quick.
 
-Exit codes: 0 done, 2 bad input, 1 a run that had to end, 75 stopped by SIGTERM and saved, 76
-another process of the run was lost or all waited for too long (each with one line on stderr); 1
-also for a fault of ours (with its traceback), 130 interrupted.
+Exit codes: 0 done, 2 bad input, 1 a run that had to end or that the machine failed (a full disk, no
+memory), 75 stopped by SIGTERM, 76 another process of the run was lost or all waited for too long,
+130 interrupted (each with one line on stderr); 141 nobody reads the output; 1 also for a bug in
+mllm-jax (with its traceback).
 """
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mllm_jax import distributed
-from mllm_jax.errors import ConfigError, Preempted, RunError, require
+from mllm_jax import distributed, failures, interrupts
+from mllm_jax.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    ConfigError,
+    Interrupted,
+    RunError,
+    notes,
+    require,
+    say,
+)
 from mllm_jax.flags import SEVERAL, TAKE_OVERRIDES, make_parser
 from mllm_jax.guard.cluster import Cluster, Patience, find
-from mllm_jax.guard.trainer import INSIDE, Trainer, say
+from mllm_jax.guard.trainer import INSIDE, Trainer
 from mllm_jax.guard.watch import watch
 
 if TYPE_CHECKING:
@@ -25,7 +34,21 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code. `words` defaults to the command line's."""
+    """Runs one verb; returns the exit code. Without `words`, as the process of a command line."""
+    if words is not None:
+        return _run(words)
+    failures.open_standard()
+    code = _run(sys.argv[1:])
+    interrupts.ignore()  # the work is done, or its end is said
+    failed = failures.flush_standard()
+    if failed is not None and failed.line is not None:
+        say(failed.line)
+    if code in (INTERRUPTED, PREEMPTED):
+        os._exit(code)  # threads may still be at work, and the interpreter would wait for them
+    return code or (failed.code if failed is not None else 0)
+
+
+def _run(words: Sequence[str]) -> int:
     parser = make_parser()
     options, rest = parser.parse_known_args(words)
     if rest and options.verb not in TAKE_OVERRIDES:
@@ -33,44 +56,41 @@ def main(words: Sequence[str] | None = None) -> int:
     options.overrides = rest
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    trainer, before = None, signal.getsignal(signal.SIGTERM)
+    trainer = None
     try:
         cluster = _cluster(options) if options.verb in SEVERAL else None
-        if cluster is not None and INSIDE not in os.environ:
-            given = sys.argv[1:] if words is None else words
-            return watch(cluster, [sys.executable, "-m", "mllm_jax", *given])
-        if cluster is not None:
+        if cluster is not None and INSIDE in os.environ:
             trainer = Trainer(int(os.environ[INSIDE]), cluster.patience.lost_after)
-        if options.verb in SEVERAL:
-            signal.signal(signal.SIGTERM, _stop)
-        if cluster is not None:
-            distributed.join(cluster)
-        DOORS[options.verb](options)
+        with interrupts.watched(None if trainer is None else trainer.leave):
+            if cluster is not None and trainer is None:
+                return watch(cluster, [sys.executable, "-m", "mllm_jax", *words])
+            if cluster is not None:
+                distributed.join(cluster)
+            DOORS[options.verb](options)
     except (ConfigError, RunError) as error:
-        if trainer is not None:
-            trainer.end(error.exit_code, str(error))  # the guards say it once
-        say(str(error))
-        return error.exit_code
+        return _ended(trainer, error.exit_code, "; ".join([str(error), *notes(error)]))
     except KeyboardInterrupt:
-        print("mllm-jax: interrupted", file=sys.stderr)
-        if trainer is not None:
-            trainer.end(130, None)
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return _ended(trainer, INTERRUPTED, str(Interrupted()))
+    except failures.KINDS as error:
+        failure = failures.described(error)
+        if failure is None:
+            raise
+        return _ended(trainer, *failure)
     return 0
+
+
+def _ended(trainer: Trainer | None, code: int, line: str | None) -> int:
+    if trainer is not None:
+        trainer.leave(code, line)  # the guards say it once
+    if line is not None:
+        say(line, code)
+    return code
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
     flags = (options.coordinator, options.processes, options.process)
     patience = Patience(options.lost_after, options.join_within, options.stuck_after)
     return find(*flags, os.environ, patience)
-
-
-def _stop(*_: object) -> None:
-    """SIGTERM before and after the steps, where the loop does not catch it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Preempted("SIGTERM outside of the steps: nothing is lost; start the same command again")
 
 
 # -------------------------------------------------------------------------------------------- doors

@@ -6,8 +6,10 @@ A run of one process passes through here unchanged.
 import functools
 import signal
 import threading
+from contextlib import ExitStack
 from typing import Any
 
+from mllm_jax import interrupts
 from mllm_jax.guard.cluster import Cluster
 from mllm_jax.guard.trainer import waits_for
 
@@ -96,6 +98,7 @@ class Stop:
 
     def __init__(self):
         self._asked, self._before = False, None
+        self._holds = ExitStack()
 
     def __enter__(self) -> "Stop":
         import jax
@@ -107,14 +110,21 @@ class Stop:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._holds.close()
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+
+    def hold(self) -> None:
+        """From here on SIGTERM is answered by `due` alone, however long a step or a save takes."""
+        self._holds.enter_context(interrupts.held())
 
     def due(self, step: int) -> bool:
         """Whether this step is the last; every process asks once for every step, in order."""
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step) if self._several else self._asked
+        if self._several:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked or interrupts.came(signal.SIGTERM)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True

@@ -3,12 +3,15 @@
 Ground floor.
 """
 
+import contextlib
 import reprlib
+import sys
 from typing import Any
 
 LINE = 400  # characters of a message: what a terminal shows in a few rows
 
 PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM; saved, or not yet begun
+INTERRUPTED = 130  # Ctrl-C, as shells count it
 LOST = 76  # another process of the run was lost, or all waited for too long
 
 
@@ -28,6 +31,33 @@ class Preempted(RunError):
     """The run was told to stop, and stopped where it can go on."""
 
     exit_code = PREEMPTED
+
+
+class Interrupted(RunError):
+    """Ctrl-C, raised at a safe point."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self):
+        super().__init__("interrupted")
+
+
+def notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way: other failures of the same end."""
+    return getattr(error, "__notes__", [])
+
+
+def last_line(message: str, code: int = 1) -> str:
+    """The line with which a command ends."""
+    mark = "" if code == INTERRUPTED else "error: "
+    return f"mllm-jax: {mark}{one_line(message)}\n"
+
+
+def say(message: str, code: int = 1) -> None:
+    """Prints the one line of an end."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # a closed pipe: nobody reads it
+            print(last_line(message, code), end="", file=sys.stderr, flush=True)
 
 
 def require(condition: bool, message: str) -> None:

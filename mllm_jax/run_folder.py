@@ -11,10 +11,12 @@ metrics.jsonl   tensorboard/   checkpoints/<step>/
 import dataclasses
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mllm_jax import config_file
+from mllm_jax import config_file, distributed, interrupts
 from mllm_jax.checkpoints import hf_files, hf_tokenizer, hf_unread
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
@@ -24,7 +26,7 @@ from mllm_jax.data.order import VERSION as ORDER
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import require
-from mllm_jax.folders import in_use, partial
+from mllm_jax.folders import exclusive, in_use
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.patterns import matches
 from mllm_jax.trees import flatten
@@ -46,6 +48,21 @@ class Beginning(NamedTuple):
     notes: list[str]  # what is to be said of it
 
 
+@contextmanager
+def alone(config: Config, resume: Resume) -> Iterator[None]:
+    """Around a run: no other start works in its folder, of several processes' the first holds it.
+
+    Raises:
+        ConfigError: another one does.
+    """
+    again = "start the same command again" if resume == "auto" else "continue with --resume"
+    with ExitStack() as stack:
+        stack.enter_context(interrupts.advising(again))
+        if distributed.is_first():
+            stack.enter_context(exclusive(Path(config.out)))
+        yield
+
+
 def check(config: Config, resume: Resume) -> Beginning:
     """Refuses a folder that is in use, or the continuation of something else; writes nothing.
 
@@ -64,8 +81,6 @@ def check(config: Config, resume: Resume) -> Beginning:
     run = Path(config.out)
     if resume == "auto":
         resume = (run / "config.yaml").is_file()
-        if _stillborn(run):
-            return Beginning(False, None, [])
     if not resume:
         require(
             not in_use(run),
@@ -107,11 +122,6 @@ def _check_order(run: Path) -> None:
         f"{ORDER}: finish it with the version that began it, or start a new run from its weights "
         f"(init.weights={run})",
     )
-
-
-def _stillborn(run: Path) -> bool:
-    """Whether a run was killed while it wrote the first file of its folder."""
-    return run.is_dir() and list(run.iterdir()) == [partial(run / "config.yaml")]
 
 
 def prepare(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mllm_jax import distributed, run_folder, run_inputs, sharding
+from mllm_jax import distributed, interrupts, run_folder, run_inputs, sharding
 from mllm_jax.checkpoints.folder import ModelSource, open_model
 from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.retention import Keep, Mean
@@ -46,6 +46,11 @@ def train(
         Diverged: a loss that is not finite; names the step and the last good checkpoint.
         Preempted: SIGTERM came to a process of the run; the step is finished and saved.
     """
+    with run_folder.alone(config, resume):
+        return _train(config, resume, devices)
+
+
+def _train(config: Config, resume: run_folder.Resume, devices: Sequence[Any] | None) -> Path:
     begin = run_folder.check(config, resume)
     mesh = sharding.make_mesh(config.mesh, devices)
     source = open_model(config.init.weights) if config.init.weights else None
@@ -72,7 +77,7 @@ def train(
     begins = int(now.step)
     loop = Loop(config, stage, loader, checkpoints, frozen, steps)
     record = _writer(config, steps, begins if begin.resume else None)
-    with checkpoints, record as writer, Stop() as stop:  # the last save is complete at the end
+    with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
     if distributed.is_first():
         run_folder.finish(run, writer.last_written)
@@ -136,10 +141,12 @@ class Loop:
         watch, meter = metrics.Watch(), self._meter(writer)
         compiled, pending = None, None
         for number in range(first, self.stop):
+            interrupts.check()
             with watch.waiting(), waits_for(f"the data of step {number}"):
                 host = next(batches)
             if compiled is None:
                 compiled = self._compile(now, host.batch)
+                stop.hold()  # from here on there are steps to save
                 watch.lap()
             with waits_for(f"the start of step {number}"):
                 waited = distributed.slowest(watch.waited)  # asked and known before the step ends

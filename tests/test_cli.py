@@ -1,6 +1,7 @@
 """The command line: verbs and flags as others script them, exit codes, and a quick --help."""
 
 import argparse
+import errno
 import importlib
 import inspect
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mllm_jax import interrupts
 from mllm_jax.__main__ import main
 from mllm_jax.errors import ConfigError, RunError
 from mllm_jax.flags import make_parser
@@ -236,12 +238,15 @@ def test_a_coordinator_that_does_not_answer_is_code_1(capsys):
 
 def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stage: str):
     made = door("train", "train")
-    monkeypatch.setattr(
-        made, "train", lambda *_, **__: signal.raise_signal(signal.SIGTERM), raising=False
-    )
+
+    def work(*_, **__) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        interrupts.check()  # as every long loop does
+
+    monkeypatch.setattr(made, "train", work, raising=False)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["train", "--config", stage]) == 75
-    assert capsys.readouterr().err.startswith("mllm-jax: error: SIGTERM outside of the steps")
+    assert capsys.readouterr().err.startswith("mllm-jax: error: SIGTERM: nothing is lost; ")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -362,7 +367,27 @@ def test_an_interrupted_run_is_code_130(door, capsys):
     assert capsys.readouterr().err == "mllm-jax: interrupted\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), OSError("disk full")])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space", "runs/a/b"), "runs/a/b: the disk is full"),
+        (OSError(errno.EDQUOT, "Quota"), "the disk quota is used up"),
+        (PermissionError(errno.EACCES, "Permission denied", b"d\xff\n"), "d\\udcff : Permission"),
+        (MemoryError("Unable to allocate 7 GiB"), "out of memory (Unable to allocate 7 GiB)"),
+        (MemoryError(), "out of memory"),
+        (RecursionError("maximum"), "nested too deeply (maximum)"),
+        (RunError("a\x1b[31m\r" + "long " * 1000 + "end"), "a\\x1b[31m long long "),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(door, capsys, error: Exception, line: str):
+    door("recipe", "run", error)
+    assert main(["recipe", "r.yaml"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"mllm-jax: error: {line}") and err.count("\n") == 1
+    assert len(err) < 430 and err[:-1].isprintable()
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
 def test_a_fault_of_ours_keeps_its_traceback(door, error: Exception):
     door("recipe", "run", error)
     with pytest.raises(type(error)):

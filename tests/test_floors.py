@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "mllm_jax").rglob("*.py"))
 WINGS = {"data", "models", "training", "checkpoints"}
 GROUND = {"config", "model_config", "data_config", "config_file", "errors", "folders"}
 GROUND |= {"json_file", "batch", "trees", "sharding", "collectives", "image_tokens"}
-GROUND |= {"distributed", "guard", "fields", "links"}
+GROUND |= {"distributed", "guard", "fields", "links", "failures", "interrupts", "locks"}
 GROUND |= {"ranges", "patterns", "yaml_file"}
 EXTRAS = {  # what few doors need, and which
     "digits": {"quickstart"},  # its pictures

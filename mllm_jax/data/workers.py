@@ -13,8 +13,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+from mllm_jax import interrupts
 from mllm_jax.errors import ConfigError, RunError
 
+TURN = 0.2  # seconds between two looks whether the run is to end
 T = TypeVar("T")
 
 
@@ -65,7 +67,8 @@ class Workers(Generic[T]):
             ours, theirs = context.Pipe()
             name = f"{words.name}-{number}"
             process = context.Process(target=_serve, args=(theirs, begin), name=name, daemon=True)
-            process.start()
+            with interrupts.blocked():  # the run decides what Ctrl-C ends, also while they start
+                process.start()
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -114,7 +117,9 @@ class Workers(Generic[T]):
 
     def _receive(self, number: int) -> T:
         pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]
-        if pipe not in wait([pipe, process.sentinel]):
+        while not (ready := wait([pipe, process.sentinel], TURN)):
+            interrupts.check()
+        if pipe not in ready:
             self._ended(process, self._words.doing(number))
         try:
             good, value = pipe.recv()
@@ -139,9 +144,6 @@ class Workers(Generic[T]):
 
 
 def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
-    # the run decides what Ctrl-C ends, and after SIGTERM it finishes its step and saves
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         make = pipe.recv()
     except (EOFError, ConnectionResetError):
@@ -154,8 +156,12 @@ def _serve(pipe: Connection, begin: Callable[[], None]) -> None:
             return
         try:
             answer = (True, make(number))
-        except (ConfigError, RunError) as error:  # raised again in the run
+        except (ConfigError, RunError, OSError) as error:  # raised again in the run
             answer = (False, error)
+        except MemoryError as error:  # numpy's own cannot travel
+            answer = (False, MemoryError(str(error)))
+        except RecursionError as error:
+            answer = (False, RecursionError(str(error)))
         try:
             pipe.send(answer)
         except (BrokenPipeError, ConnectionResetError):

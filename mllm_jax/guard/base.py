@@ -1,5 +1,6 @@
 """What the first guard and the others share: the trainer, and the loop around it."""
 
+import contextlib
 import os
 import select
 import selectors
@@ -9,11 +10,14 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from mllm_jax import interrupts
+from mllm_jax.errors import say
 from mllm_jax.guard.cluster import Cluster
 from mllm_jax.guard.judge import Member, Verdict
-from mllm_jax.guard.trainer import INSIDE, STACKS, Line, say
+from mllm_jax.guard.trainer import INSIDE, STACKS, Line
 
 TURN = 0.1  # seconds between two looks at everything
+LATER = 2.0  # seconds after which a trainer that has not ended of Ctrl-C is sent it
 
 
 class Guard:
@@ -44,19 +48,24 @@ class Guard:
     def run(self, command: Sequence[str]) -> int:
         """Starts the trainer and watches until it has ended or a verdict falls."""
         ours, theirs = socket.socketpair()
-        trainer = subprocess.Popen(
-            command,
-            env={**os.environ, INSIDE: str(theirs.fileno())},
-            pass_fds=[theirs.fileno()],
-        )
+        with interrupts.blocked():  # until it can hear them
+            trainer = subprocess.Popen(
+                command,
+                env={**os.environ, INSIDE: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+            )
         theirs.close()
         pipe = Line(ours)
         self.selector.register(ours, selectors.EVENT_READ, lambda: self._from_trainer(pipe))
         self.me.beat = time.monotonic()
-        signal.signal(signal.SIGTERM, lambda *_: trainer.send_signal(signal.SIGTERM))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the trainer too
-        try:
+        signals = _Signals(trainer)
+        with contextlib.ExitStack() as stack:
+            stack.callback(ours.close)
+            stack.callback(trainer.wait)
+            stack.callback(trainer.kill)  # it may hang in a collective; a stopped one dies too
+            stack.enter_context(interrupts.held())
             while True:
+                signals.turn()
                 for key, _ in self.selector.select(TURN):
                     key.data()
                 now = time.monotonic()
@@ -75,10 +84,6 @@ class Guard:
                     if self.me.error is not None and self.cluster.process == 0:
                         say(self.me.error)
                     return self.me.code
-        finally:
-            trainer.kill()  # it may hang in a collective; a stopped one dies too
-            trainer.wait()
-            ours.close()
 
     def _from_trainer(self, pipe: Line) -> None:
         if pipe.closed:
@@ -90,3 +95,25 @@ class Guard:
                 self.me.waits = line.get("waits")
         if pipe.closed:
             self.selector.unregister(pipe.socket)
+
+
+class _Signals:
+    """Passes what a guard gets on to its trainer."""
+
+    def __init__(self, trainer: subprocess.Popen[bytes]):
+        self._trainer, self._sent = trainer, set[int]()
+        self._interrupted: float | None = None
+
+    def turn(self) -> None:
+        now = time.monotonic()
+        if interrupts.came(signal.SIGTERM):
+            self._send(signal.SIGTERM)
+        if interrupts.came(signal.SIGINT):
+            self._interrupted = self._interrupted or now
+            if now - self._interrupted > LATER:  # a terminal sends it to the trainer too
+                self._send(signal.SIGINT)
+
+    def _send(self, number: int) -> None:
+        if number not in self._sent:
+            self._sent.add(number)
+            self._trainer.send_signal(number)

@@ -6,8 +6,10 @@ import selectors
 import socket
 import time
 
+from mllm_jax import interrupts
 from mllm_jax.errors import PREEMPTED, ConfigError, RunError
-from mllm_jax.guard.base import Guard
+from mllm_jax.failures import reason
+from mllm_jax.guard.base import TURN, Guard
 from mllm_jax.guard.cluster import Cluster
 from mllm_jax.guard.judge import Member, Verdict, judge
 from mllm_jax.guard.trainer import Line, interval
@@ -33,14 +35,17 @@ class First(Guard):
                 backlog=self.cluster.processes,
             )
         except OSError as error:
-            raise RunError(f"port {port}: cannot listen: {error.strerror}; give another") from error
+            raise RunError(f"port {port}: cannot listen: {reason(error)}; give another") from error
         end = time.monotonic() + self.patience.join_within
         with server:
             while len(self.members) < self.cluster.processes:
-                server.settimeout(max(0.01, end - time.monotonic()))
+                interrupts.check()
+                server.settimeout(min(TURN, max(0.01, end - time.monotonic())))
                 try:
                     self._welcome(Line(server.accept()[0]))
                 except TimeoutError:
+                    if time.monotonic() < end:
+                        continue
                     missing = sorted(set(range(self.cluster.processes)) - self.members.keys())
                     self._tell(Verdict(text := self._missing(missing), 1, False))
                     raise RunError(text) from None

@@ -6,11 +6,12 @@ import socket
 import time
 from collections.abc import Sequence
 
-from mllm_jax.errors import LOST, PREEMPTED, RunError
-from mllm_jax.guard.base import Guard
+from mllm_jax import interrupts
+from mllm_jax.errors import LOST, PREEMPTED, RunError, say
+from mllm_jax.guard.base import TURN, Guard
 from mllm_jax.guard.cluster import Cluster
 from mllm_jax.guard.judge import Member, Verdict, lost_how
-from mllm_jax.guard.trainer import Line, interval, say
+from mllm_jax.guard.trainer import Line, interval
 
 
 class Other(Guard):
@@ -28,6 +29,7 @@ class Other(Guard):
     def _connect(self) -> socket.socket:
         cluster, address = self.cluster, (self.cluster.host, self.cluster.port + 1)
         while True:
+            interrupts.check()
             left = self._end - time.monotonic()
             try:
                 return socket.create_connection(address, timeout=max(0.1, left))
@@ -49,9 +51,11 @@ class Other(Guard):
         while not self._started and self._verdict is None and not self.line.closed:
             # process 0 began to wait at another moment, and says so when it gives up
             left = self._end + self.patience.join_within - time.monotonic()
-            if left < 0 or not select.select([it], [], [], left)[0]:
+            interrupts.check()
+            if left < 0:
                 break
-            self._hear()
+            if select.select([it], [], [], min(TURN, left))[0]:
+                self._hear()
         if not self._started and self._verdict is None:
             self._verdict = Verdict("process 0 was lost before the run began", LOST, True)
 

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from mllm_jax.errors import LOST
+from mllm_jax.errors import INTERRUPTED, LOST, one_line, say
 
 STACKS = signal.SIGUSR1
 INSIDE = "MLLM_JAX_GUARD"  # set in a trainer: the file descriptor of its end of the socket pair
@@ -22,11 +22,6 @@ INSIDE = "MLLM_JAX_GUARD"  # set in a trainer: the file descriptor of its end of
 def interval(lost_after: float) -> float:
     """Seconds between two signs of life."""
     return min(1.0, lost_after / 10)
-
-
-def say(message: str) -> None:
-    """The one line of an end."""
-    print(f"mllm-jax: error: {message}", file=sys.stderr, flush=True)
 
 
 _wait: tuple[str, float] | None = None  # what the main thread waits for, and since when
@@ -106,9 +101,17 @@ class Trainer:
         sys.__excepthook__(kind, error, trace)
         self.end(1, None)
 
-    def end(self, code: int, error: str | None) -> None:
+    def leave(self, code: int, line: str | None) -> NoReturn:
+        """Ends this process with a line of its own: an interrupt is of the one that got it."""
+        if code == INTERRUPTED:
+            say(line or "", code)
+            line = None
+        self.end(code, line)
+
+    def end(self, code: int, error: str | None) -> NoReturn:
         """Ends this process at once: JAX would wait for the others."""
-        self._line.send(error=error)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        self._line.send(error=error and one_line(error))
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a closed pipe: nobody reads it
+                stream.flush()
         os._exit(code)

@@ -8,11 +8,12 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mllm_jax.errors import require
+from mllm_jax.failures import naming
 from mllm_jax.folders import whole_file
+from mllm_jax.training.events import EventFile, append
 from mllm_jax.training.metrics import Line
 
 
@@ -54,8 +55,8 @@ class MetricsWriter:
             self.last = cut(self.path, resume_step)
         self._steps, self._log_every = steps, log_every
         self._output = sys.stderr if output is None else output
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
-        self._board = SummaryWriter(str(Path(run_folder) / "tensorboard"), purge_step=resume_step)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed in `close`)
+        self._board = EventFile(Path(run_folder) / "tensorboard", resume_step)
         terminal = self._output.isatty()
         self._bar = (
             tqdm(
@@ -70,14 +71,18 @@ class MetricsWriter:
         )
 
     def write(self, line: Line) -> None:
-        """Appends the line and shows it. JSON has no NaN: what is not finite is written as null."""
+        """Appends the line and shows it. JSON has no NaN: what is not finite is written as null.
+
+        Raises:
+            OSError: the disk is full, say; the file ends with a whole line.
+        """
         self.last_written = line
         plain = {name: value if math.isfinite(value) else None for name, value in line.items()}
-        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in line.items():
-            if name != "step" and not name.startswith("total_"):
-                self._board.add_scalar(name, value, line["step"])
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+        with naming(self.path):
+            append(self._file, text.encode())
+        shown = {n: x for n, x in line.items() if n != "step" and not n.startswith("total_")}
+        self._board.add(line["step"], shown)
         if self._bar is not None:
             self._bar.set_postfix_str(summary(line), refresh=False)
             self._bar.update()

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from mllm_jax.errors import ConfigError, RunError
+from mllm_jax import interrupts
+from mllm_jax.errors import ConfigError, RunError, say
 from mllm_jax.guard.cluster import Cluster, Patience
-from mllm_jax.guard.trainer import say
 from mllm_jax.guard.watch import watch
 
 
@@ -15,7 +15,8 @@ def main() -> int:
     cluster = Cluster(coordinator, int(processes), int(process), None, patience)
     trainer = str(Path(__file__).with_name("trainer.py"))
     try:
-        return watch(cluster, [sys.executable, trainer, folder, lost_after, process, act])
+        with interrupts.watched():
+            return watch(cluster, [sys.executable, trainer, folder, lost_after, process, act])
     except (ConfigError, RunError) as error:
         say(str(error))
         return error.exit_code

@@ -12,14 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+from mllm_jax import interrupts
 from mllm_jax.errors import PREEMPTED
 from mllm_jax.guard.trainer import INSIDE, Trainer, waits_for
 
 
 def main() -> None:
     folder, lost_after, process, act = Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:5]
-    told: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
     trainer = Trainer(int(os.environ[INSIDE]), lost_after)
     (folder / process).write_text(f"{os.getpid()} {os.getppid()}")
     if act == "refuse":
@@ -33,10 +32,11 @@ def main() -> None:
         raise ValueError("a fault of ours")
     endless = act.startswith("wait for ")
     with waits_for(act.removeprefix("wait for ")) if endless else contextlib.nullcontext():
-        while act != "done" and not told:
+        while act != "done" and not interrupts.came(signal.SIGTERM):
             time.sleep(0.05)
-    if told:
+    if interrupts.came(signal.SIGTERM):
         trainer.end(PREEMPTED, "SIGTERM: step 7 is saved")
 
 
-main()
+with interrupts.watched(), interrupts.held():
+    main()

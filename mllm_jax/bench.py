@@ -23,6 +23,7 @@ from mllm_jax import config_file, sharding
 from mllm_jax.batch import Batch
 from mllm_jax.config import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
 from mllm_jax.errors import require
+from mllm_jax.folders import check_file, whole_file
 from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.stage import Stage, compile_train_step, draw, place, plan
 from mllm_jax.training import flops, state
@@ -83,6 +84,8 @@ def main(
         (config is None) != (size is None),
         "bench: give --config FILE or --size tiny|small|1b|8b, exactly one",
     )
+    if json_file is not None:
+        check_file(json_file)
     if config is not None:
         require(
             stage is None,
@@ -106,7 +109,8 @@ def main(
     text = json.dumps(result)
     print(text)
     if json_file is not None:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
+        with whole_file(Path(json_file)) as beside:
+            beside.write_text(text + "\n", encoding="utf-8")
 
 
 def from_size(size: str, stage: str, length: int, rows: int, dtype: str, remat: str) -> Work:

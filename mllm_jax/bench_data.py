@@ -17,6 +17,7 @@ from mllm_jax import config_file
 from mllm_jax.config import Config
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.data.tokenizer import load_tokenizer
+from mllm_jax.folders import check_file, whole_file
 from mllm_jax.run_folder import tokenizer_folder
 
 FAR = 100_000  # the step that is sought
@@ -34,10 +35,13 @@ def main(config: str, steps: int, json_file: str | None = None) -> None:
     Raises:
         ConfigError: bad input, as in a run.
     """
+    if json_file is not None:
+        check_file(json_file)
     text = json.dumps(measure(config_file.load(Config, config), steps))
     print(text)
     if json_file is not None:
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
+        with whole_file(Path(json_file)) as beside:
+            beside.write_text(text + "\n", encoding="utf-8")
 
 
 def measure(config: Config, steps: int) -> dict[str, Any]:

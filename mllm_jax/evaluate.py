@@ -27,9 +27,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mllm_jax import scoring
+from mllm_jax import interrupts, scoring
 from mllm_jax.answering import Answerer, Picture
 from mllm_jax.batch import Batch
+from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.data.chat import Encoded
 from mllm_jax.data.record_files import languages_in, load_records
 from mllm_jax.data.records import IMAGE, Record, Turn
@@ -94,11 +95,11 @@ def evaluate(
     """
     require(rows > 0, f"rows={rows} must be positive")
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    opened = Answerer(model)
-    out = _out_folder(opened, out)
-    languages, folder, records = read_questions(data, images)
-    items = make_items(opened, records, max_new_tokens)
+    out = Path(out) if out is not None else _inside_run(model)
     with new_folder(out) as temporary:
+        opened = Answerer(model)
+        languages, folder, records = read_questions(data, images)
+        items = make_items(opened, records, max_new_tokens)
         answers = list(answer_all(opened, items, max_new_tokens, rows))
         result = {
             "languages": scoring.score(answers, languages),
@@ -198,6 +199,7 @@ def answer_all(
     ):
         pictures = _read_ahead(opened, [[items[i] for i in batch.items] for batch in batches], pool)
         for batch, seen in zip(batches, pictures, strict=True):
+            interrupts.check()
             own = [items[i] for i in batch.items]
             said = opened.answer(
                 [i.prompt for i in own], seen, max_new_tokens, rows=batch.rows, slots=batch.slots
@@ -317,12 +319,11 @@ def settings(
     }
 
 
-def _out_folder(opened: Answerer, out: str | Path | None) -> Path:
-    if out is not None:
-        return Path(out)
-    is_run = opened.source.files != opened.source.where
-    require(is_run, f"{opened.path}: is no run folder, so say where the scores go: --out DIR")
-    return opened.path / "evaluation"
+def _inside_run(model: str | Path) -> Path:
+    source = open_model(model)
+    is_run = source.files != source.where
+    require(is_run, f"{model}: not a run folder; give --out DIR for the scores")
+    return Path(model) / "evaluation"
 
 
 def _image_folder(data: Path) -> Path:

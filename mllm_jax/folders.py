@@ -2,7 +2,7 @@
 
 Everything is written under a temporary name and gets its own at the end:
 
-    OUT    folder   .OUT.partial-<token>/ , while .OUT.lock is held beside it
+    OUT    folder   .OUT.partial-<process>/ , while .OUT.lock is held beside it
     FILE   file     .FILE.partial-<token> , itself locked while it is written
     RUN    folder that grows in place (a run, a recipe), while RUN/.lock is held
 
@@ -48,12 +48,12 @@ def _temporary(path: Path) -> Path:
 
 def _temporaries(path: Path) -> list[Path]:
     """The names beside a path under which it is being written, or was by a killed process."""
-    name = re.compile(rf"\.{re.escape(path.name)}{re.escape(MARK)}(-[0-9a-f]+)?")
+    name = re.compile(rf"\.{re.escape(path.name)}{re.escape(MARK)}(-[0-9a-f]+)*")
     return [path.with_name(x) for x in os.listdir(path.parent) if name.fullmatch(x)]
 
 
 def _is_temporary(path: Path) -> bool:
-    return re.fullmatch(rf"\..*{re.escape(MARK)}(-[0-9a-f]+)?", path.name) is not None
+    return re.fullmatch(rf"\..*{re.escape(MARK)}(-[0-9a-f]+)*", path.name) is not None
 
 
 def sync_files(folder: Path) -> None:
@@ -135,7 +135,6 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             another process.
     """
     target = check_new(out)
-    temporary = _temporary(target)
     with ExitStack() as stack:
         with writable(out):
             stack.enter_context(_parents(target))
@@ -145,7 +144,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             check_new(out)  # another process may just have made it
             if target.is_dir():
                 _can_be_replaced(target)
-            temporary.mkdir()
+            temporary = _new_temporary(target)
         clear = partial(shutil.rmtree, temporary, ignore_errors=True)
         stack.callback(clear)
         stack.enter_context(interrupts.undoing(clear))
@@ -153,6 +152,17 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         yield temporary
         interrupts.check()
         temporary.rename(target)
+
+
+def _new_temporary(target: Path) -> Path:
+    """Named by the process, for who looks; a token more where another container has that number."""
+    temporary = target.with_name(f".{target.name}{MARK}-{os.getpid()}")
+    try:
+        temporary.mkdir()
+    except FileExistsError:
+        temporary = _temporary(target)
+        temporary.mkdir()
+    return temporary
 
 
 def _can_be_replaced(folder: Path) -> None:

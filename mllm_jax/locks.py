@@ -29,7 +29,7 @@ def claimed(lock: Path, name: str | Path, wait: float = WAIT) -> Iterator[bool]:
     Args:
         lock: the file.
         name: what it guards, for the message.
-        wait: seconds to wait for another process.
+        wait: seconds to wait for another process; long waits are said.
 
     Yields:
         Whether it is held; False on a file system without locks.
@@ -37,12 +37,15 @@ def claimed(lock: Path, name: str | Path, wait: float = WAIT) -> Iterator[bool]:
     Raises:
         ConfigError: another process holds it.
     """
-    end, file = time.monotonic() + wait, None
+    start, file, told = time.monotonic(), None, False
     while file is None:
         file = try_lock(lock)
         if file is None:
+            if time.monotonic() > start + WAIT < start + wait and not told:
+                print(f"{name}: another mllm-jax process works in it; waiting", file=sys.stderr)
+                told = True
             require(
-                time.monotonic() < end,
+                time.monotonic() < start + wait,
                 f"{name}: in use by another mllm-jax process; wait for it, or give another folder",
             )
             interrupts.check()

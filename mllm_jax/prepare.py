@@ -20,6 +20,7 @@ from mllm_jax.data.plan import Plan
 from mllm_jax.data.prepared import Mixture, open_mixture
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import ConfigError, one_line
+from mllm_jax.folders import check_file
 from mllm_jax.json_file import write_json
 from mllm_jax.markdown import markdown_table
 from mllm_jax.recipe import load_stages
@@ -44,6 +45,8 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
         ConfigError: a path or a record is wrong, or more cannot be read than a stream allows.
         RunError: the network or a worker process failed.
     """
+    if json_file is not None:
+        check_file(json_file)
     report = _prepare(config, tokenizer_folder(config.init), workers)
     if json_file is not None:
         write_json(Path(json_file), report)
@@ -64,6 +67,8 @@ def run_recipe(path: Path, workers: int, json_file: str | Path | None = None) ->
         ConfigError: as `run`, with the stage's name; a stage file is wrong.
         RunError: as `run`.
     """
+    if json_file is not None:
+        check_file(json_file)
     recipe = config_file.load(RecipeConfig, path)
     stages = load_stages(path, recipe, Path(recipe.out))
     files, reports = source_files(stages), {}

@@ -15,7 +15,7 @@ import functools
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
 from mllm_jax.errors import ConfigError, require
+from mllm_jax.folders import exclusive
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.recipe_checks import check_folders, check_name, check_questions, check_stages
@@ -57,7 +58,12 @@ def run(
     """
     recipe = config_file.load(RecipeConfig, path)
     out = Path(out if out is not None else recipe.out)
-    stages = load_stages(Path(path), recipe, out)
+    with exclusive(out) if distributed.is_first() else nullcontext():
+        return _run(Path(path), recipe, out, devices)
+
+
+def _run(path: Path, recipe: RecipeConfig, out: Path, devices: Sequence[Any] | None) -> Path:
+    stages = load_stages(path, recipe, out)
     check_folders(stages)
     if check_stages(stages, devices):
         for folder in (out / "evaluation", out / "hf"):

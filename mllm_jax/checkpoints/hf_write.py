@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax import interrupts
 from mllm_jax.checkpoints import hf_files
 from mllm_jax.checkpoints.hf_names import export_name, hf_shape, is_stacked, names_of, to_hf
 from mllm_jax.checkpoints.hf_write_config import write_config
@@ -71,6 +72,7 @@ def write_hf(
                 while todo and len(running) < AHEAD:
                     path, name, last, make = todo.popleft()
                     running.append((path, name, last, pool.submit(make)))
+                interrupts.check()
                 path, name, last, made = running.popleft()
                 yield export_name(name, parts), made.result()
                 del made  # a tensor that is written is held no longer

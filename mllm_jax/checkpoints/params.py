@@ -18,13 +18,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from mllm_jax import interrupts
 from mllm_jax.checkpoints.leaves import Index, Leaf
 from mllm_jax.errors import require
+from mllm_jax.failures import unwrapped
 from mllm_jax.folders import sync_files
 from mllm_jax.trees import flatten, unflatten
 
 CHUNK_BYTES = 2**22  # unit of partial reads; a few of them cost nothing
 BLOCK_BYTES = 2**24  # read and written as one; a layer is never divided
+FAILURES = (ValueError, RuntimeError)  # what orbax and tensorstore make of an OSError
 AHEAD = 2  # blocks that are read and written at the same time
 
 
@@ -47,6 +50,7 @@ class _StreamingHandler(ocp.type_handlers.NumpyHandler):
         for leaf, info, arg in zip(values, infos, args, strict=True):
             await info.await_path_creation()
             await self._write(leaf, info, arg)
+            interrupts.check()
             self._seen(info.name.replace(".", "/"))
         return []
 
@@ -120,7 +124,7 @@ def save_params(
     args = jax.tree.map(lambda leaf: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     # zstd would make bfloat16 weights 22 % smaller, and reading them back is the slower way already
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    with ocp.Checkpointer(handler) as checkpointer:
+    with unwrapped(folder, *FAILURES), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(tree, save_args=args))
     sync_files(folder)
 
@@ -137,7 +141,7 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
     )
     # not through a Checkpointer: it looks for metadata of a whole step here, and warns
     handler: Any = ocp.PyTreeCheckpointHandler()
-    with contextlib.closing(handler):
+    with unwrapped(folder, *FAILURES), contextlib.closing(handler):
         tree = handler.metadata(folder.absolute()).tree
     described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
     return {
@@ -171,7 +175,8 @@ def restore(folder: Path, abstract: Any) -> Any:
     if len(called) == jax.process_count():
         together = ocp.options.MultiprocessingOptions()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=together)
-    with ocp.Checkpointer(handler, multiprocessing_options=together) as checkpointer:
+    opened = ocp.Checkpointer(handler, multiprocessing_options=together)
+    with unwrapped(folder, *FAILURES), opened as checkpointer:
         return checkpointer.restore(
             folder.absolute(),
             args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
@@ -192,7 +197,8 @@ class _Stored:
             "path": self._path.replace("/", ".") + "/",
         }
         spec = {"driver": "zarr", "kvstore": kvstore}
-        file: Any = ts.open(spec, open=True, read=True).result()
+        with unwrapped(self._folder, *FAILURES):
+            file: Any = ts.open(spec, open=True, read=True).result()
         assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
         return file
 
@@ -203,9 +209,11 @@ class _Stored:
             return self.part(())
         rows = self._file.chunk_layout.read_chunk.shape[0]
         for start in range(0, self._shape[0], rows):
-            array[start : start + rows] = self._file[start : start + rows].read().result()
+            with unwrapped(self._folder, *FAILURES):
+                array[start : start + rows] = self._file[start : start + rows].read().result()
         return array
 
     def part(self, index: Index) -> np.ndarray:
         """What lies at `index`; of the folder no other chunks are read."""
-        return self._file[index].read().result()
+        with unwrapped(self._folder, *FAILURES):
+            return self._file[index].read().result()

@@ -95,7 +95,7 @@ class Checkpoints:
         except RunError as failed:
             if error is None:
                 raise
-            print(failed, file=sys.stderr)
+            error.add_note(str(failed))
 
     def save(
         self,

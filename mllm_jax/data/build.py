@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from mllm_jax import failures
 from mllm_jax.data.part import Look, Reader, looks, read_part
 from mllm_jax.data.progress import bar
 from mllm_jax.data.store import Part, is_part, join_parts, load_part, save_part
@@ -65,7 +66,7 @@ def _written(name: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror}; start again to go on from here"
+        reason = f"{failures.reason(error)}; start again to go on from here"
         raise RunError(
             f"data.streams.{name}: its index cannot be written to {folder}: {reason}"
         ) from error

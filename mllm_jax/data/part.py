@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from mllm_jax import interrupts
 from mllm_jax.data import images
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
@@ -67,6 +68,7 @@ def read_part(reader: Reader, rows: range, look: Look) -> Part:
     faults: list[FaultLine] = []
     unread: Counter[str] = Counter()
     for row in rows:
+        interrupts.check()
         key, values = str(row), None
         try:
             values = reader.source[row]

@@ -9,16 +9,16 @@ Another tokenizer, format or column is another folder; changed data is noticed a
 """
 
 import difflib
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mllm_jax import failures
 from mllm_jax.data.build import Reader, build
 from mllm_jax.data.chat import Chat
 from mllm_jax.data.columns import Columns
@@ -40,7 +40,9 @@ from mllm_jax.data.store import Store, mark_duplicates
 from mllm_jax.data.templates import TEMPLATES
 from mllm_jax.data_config import DataConfig, StreamConfig
 from mllm_jax.errors import ConfigError, one_line, require, shown
+from mllm_jax.folders import LOCK
 from mllm_jax.json_file import read_json, write_json
+from mllm_jax.locks import WAIT, claimed
 from mllm_jax.model_config import ModelConfig
 
 VERSION = 5  # of what stands in an index; another version is another key
@@ -174,7 +176,7 @@ def _folder(opener: _Opener, mixture: Mixture) -> tuple[Path, list[str], str]:
             f"{home}: no length index for data.streams.{opener.name} and this tokenizer, format "
             f"and data ({meta}); run `mllm-jax prepare --config FILE` once before",
         )
-        with _alone(home, opener.name):
+        with _alone(home, opener.name, WAIT if mixture.decode else float("inf")):
             meta = _read(folder, listing, stream, mixture.decode)  # another run may have built it
             if isinstance(meta, str):
                 if folder.is_dir():
@@ -200,18 +202,23 @@ def _read(
 
 
 @contextmanager
-def _alone(home: Path, name: str) -> Iterator[None]:
-    """One run at a time builds the indexes of a folder; others wait."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = (home / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"data.streams.{name}: its index cannot be written to {home} ({error.strerror}); name "
-            "another folder under data.index"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _alone(home: Path, name: str, wait: float) -> Iterator[None]:
+    """One process at a time builds the indexes of a folder.
+
+    Raises:
+        ConfigError: another one does, and this one has waited for `wait` seconds.
+    """
+    with ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(
+                claimed(home / LOCK, f"data.streams.{name}: its index {home}", wait)
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"data.streams.{name}: its index cannot be written to {home} "
+                f"({failures.reason(error)}); name another folder under data.index"
+            ) from error
         yield
 
 

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 
 from mllm_jax.data.faults import FaultLine
 from mllm_jax.errors import shown
+from mllm_jax.failures import naming
 from mllm_jax.folders import whole_file
 
 RECORD = np.dtype(
@@ -87,6 +89,12 @@ def save_part(part: Part, path: Path) -> None:
     }
     with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes one array; an OSError says why, as numpy's does not where it gets the file itself."""
+    with naming(path), path.open("wb") as file:
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)  # pyright: ignore
 
 
 def load_part(path: Path) -> Part:
@@ -146,7 +154,7 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
             for line in part.faults:
                 faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     joined = np.concatenate(records) if records else np.zeros(0, RECORD)
-    np.save(folder / "records.npy", joined, allow_pickle=False)
+    save_array(folder / "records.npy", joined)
     (folder / "unread.json").write_text(json.dumps(dict(unread.most_common())), encoding="utf-8")
 
 
@@ -180,7 +188,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
     order = np.lexsort((content, ids))  # stable: of equal ones, the first record comes first
     equal = (np.diff(ids[order]) == 0) & (np.diff(content[order]) == 0)
     again = np.sort(order[1:][equal])
-    np.save(folder / "duplicates.npy", again, allow_pickle=False)
+    save_array(folder / "duplicates.npy", again)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
         for record in again.tolist():
             row, name = int(store.records["row"][record]), shown(store.id(record))
@@ -189,7 +197,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     numbers = _numbers(ids, np.setdiff1d(np.arange(len(store)), again, assume_unique=True))
     names = _free_names(store, ids, numbers)
-    np.save(folder / "numbers.npy", numbers, allow_pickle=False)
+    save_array(folder / "numbers.npy", numbers)
     (folder / "digests.bin").unlink()
     return names
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.errors import require
+from mllm_jax.folders import whole_file
 from mllm_jax.report import html
 from mllm_jax.report.charts import line_chart
 
@@ -62,7 +63,8 @@ def build_report(out: str | Path, title: str = "What the model has learnt") -> P
         _versions(summary),
     ]
     page = html.document(title, "".join(body), "style.css")
-    (out / "report.html").write_text(page, encoding="utf-8")
+    with whole_file(out / "report.html") as beside:  # its name says that all is finished
+        beside.write_text(page, encoding="utf-8")
     return out / "report.html"
 
 

@@ -38,7 +38,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if words is not None:
         return _run(words)
     failures.open_standard()
-    code = _run(sys.argv[1:])
+    try:
+        code = _run(sys.argv[1:])
+    except SystemExit as ended:  # argparse, of --help and of wrong words
+        code = int(ended.code or 0)
     interrupts.ignore()  # the work is done, or its end is said
     failed = failures.flush_standard()
     if failed is not None and failed.line is not None:

@@ -47,10 +47,15 @@ def train(
         Preempted: SIGTERM came to a process of the run; the step is finished and saved.
     """
     with run_folder.alone(config, resume):
-        return _train(config, resume, devices)
+        return _train(config, resume, devices, accept_changed_data)
 
 
-def _train(config: Config, resume: run_folder.Resume, devices: Sequence[Any] | None) -> Path:
+def _train(
+    config: Config,
+    resume: run_folder.Resume,
+    devices: Sequence[Any] | None,
+    accept_changed_data: bool,
+) -> Path:
     begin = run_folder.check(config, resume)
     mesh = sharding.make_mesh(config.mesh, devices)
     source = open_model(config.init.weights) if config.init.weights else None

@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from mllm_jax import interrupts
 from mllm_jax.errors import ConfigError
 from mllm_jax.json_file import read_json, write_json
 
@@ -119,6 +120,7 @@ def file_digest(file: Path) -> str:
     digest = blake2b(digest_size=16)
     with file.open("rb") as opened:
         while block := opened.read(_READ):
+            interrupts.check()
             digest.update(block)
     return digest.hexdigest()
 
@@ -131,6 +133,7 @@ def sample(file: Path) -> str:
     starts = range(0, size, BLOCK) if small else (last * n // (BLOCKS - 1) for n in range(BLOCKS))
     with file.open("rb", buffering=0) as opened:
         for start in starts:
+            interrupts.check()
             digest.update(os.pread(opened.fileno(), BLOCK, start))
     return digest.hexdigest()
 

@@ -43,12 +43,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # argparse, of --help and of wrong words
         code = int(ended.code or 0)
     interrupts.ignore()  # the work is done, or its end is said
-    failed = failures.flush_standard()
-    if failed is not None and failed.line is not None:
-        say(failed.line)
+    failure = failures.flush_standard()
+    if failure is not None and failure.line is not None:
+        say(failure.line)
     if code in (INTERRUPTED, PREEMPTED):
         os._exit(code)  # threads may still be at work, and the interpreter would wait for them
-    return code or (failed.code if failed is not None else 0)
+    return code or (failure.code if failure is not None else 0)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -166,6 +166,7 @@ def flush_standard() -> Failure | None:
     except OSError as error:
         if error.filename is None:
             error.filename = "standard output"
+        failure = described(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return described(error)
+        return failure
     return None

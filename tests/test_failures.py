@@ -54,7 +54,8 @@ def test_device_memory_is_said_and_a_bug_is_not():
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "M": f"{sys.executable} -m mllm_jax"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": str(ROOT), "M": f"{sys.executable} -m mllm_jax"}
     return subprocess.run(
         ["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=120
     )

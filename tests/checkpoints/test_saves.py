@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from mllm_jax.checkpoints import seal
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.errors import RunError
+from mllm_jax.errors import RunError, notes
 from tests import disks
 
 MB = 2**18  # 1 MB of float32 numbers
@@ -102,7 +102,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
         assert [path.name for path in checkpoints.folder.iterdir()] == ["4"]
 
 
-def test_an_error_of_the_run_is_not_hidden_by_the_last_save(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_run_is_not_hidden_by_the_last_save(tmp_path, monkeypatch):
     monkeypatch.setattr(seal, "close", partial(fail, "no seal"))
 
     def run() -> None:
@@ -110,9 +110,9 @@ def test_an_error_of_the_run_is_not_hidden_by_the_last_save(tmp_path, monkeypatc
             checkpoints.save(4, tree(), tree(), {})
             raise KeyError("first")
 
-    with pytest.raises(KeyError, match="first"):
+    with pytest.raises(KeyError, match="first") as error:
         run()
-    assert "saving step 4 failed: OSError: no seal" in capsys.readouterr().err
+    assert "saving step 4 failed: OSError: no seal" in notes(error.value)[0]
 
 
 def fail(words, *_):

@@ -108,7 +108,7 @@ def _check_counts(folder: Path, names: list[str]) -> None:
         match = _COUNT.fullmatch(name) if "of" in name else None
         if match:
             head, number, total, tail = match.groups()
-            shards = sets[head, tail].setdefault(int(total), {})
+            shards = sets[head, tail.lower()].setdefault(int(total), {})
             earlier = shards.setdefault(int(number), name)
             require(earlier is name, f"{folder}: {earlier} and {name} are one shard; keep one")
     for (head, _), totals in sets.items():

@@ -72,7 +72,7 @@ def test_packed_files_of_another_split_are_only_counted(tmp_path):
     [
         ["train-00000-of-00002.tar", "train-00001-of-00002.tar"],
         ["0_of_2.tar", "1_of_2.tar"],
-        ["a-1-of-2.tar", "a-2-of-2.tar"],  # from 1
+        ["a-1-of-2.tar", "a-2-of-2.TAR"],  # from 1
         ["x/a-0-of-1.tar", "y/a-0-of-2.tar", "y/a-1-of-2.tar"],
         ["eu-0-of-1.tar", "en-0-of-2.tar", "en-1-of-2.tar"],
         ["a-0-of-2-0123456789abcdef.tar", "a-1-of-2-fedcba9876543210.tar"],

@@ -70,6 +70,17 @@ def test_an_epoch_trains_every_record_once(tmp_path, part, pack):
             assert counts == {(0, r): epochs for r in range(size)}, (size, window, epochs)
 
 
+def test_no_window_spans_two_epochs_of_a_set(tmp_path):
+    """Without an end by epochs, too: epoch after epoch in whole rows."""
+    for size in (1, 7, 100):
+        lengths = [Lengths(np.random.default_rng(size).integers(20, LENGTH + 1, size))]
+        plan = plan_of(tmp_path, lengths, [{}], window=2048)
+        rows = [plan.row(number) for number in range(300)]
+        assert all(len({ref.epoch for ref in row}) == 1 for row in rows)
+        epochs = [row[0].epoch for row in rows]
+        assert epochs == sorted(epochs) and epochs[-1] > 2
+
+
 @pytest.mark.parametrize("epochs", [0.1, 0.5, 0.999, 1.5, 2.25])
 def test_a_part_of_an_epoch_trains_that_part(tmp_path, epochs):
     for size in (1, 2, 7, 100, 1000):

@@ -94,6 +94,13 @@ def _blocks(passes: Passes, end: int):
         position = passes.block(position).end
 
 
+def test_a_block_by_hand():
+    """The k-th of n stands at (k + 1/2) / n; of equal places the first stream comes first."""
+    assert Passes([1, 2]).block(0).stream.tolist() == [1, 0, 1]
+    assert Passes([1, 4]).block(0).stream.tolist() == [1, 1, 0, 1, 1]
+    assert Passes([3, 1]).block(5).stream.tolist() == [0, 0, 1, 0]
+
+
 def test_far_positions_cost_the_same():
     passes = Passes([Fraction(1, 3) * 10**7, 7])
     block = passes.block(10**15)

@@ -44,12 +44,15 @@ def read_unread(folder: Path) -> dict[str, dict[str, Any]]:
         return {name: get.section(name, {}).tree for name in SECTIONS}
     if not (folder / "config.json").is_file():
         return {name: {} for name in SECTIONS}
-    raw = read_json(folder / "config.json")
-    found = {name: _unread(name, tree) for name, tree in _sections(folder, raw).items()}
+    path, raw = folder / "config.json", read_json(folder / "config.json")
+    sections = _sections(folder, raw)
+    for name, tree in sections.items():
+        _check_types(Fields(str(path) if tree is raw else f"{path} {name}", tree))
+    found = {name: _unread(name, tree) for name, tree in sections.items()}
     try:
         json.dumps(found, allow_nan=False)
     except ValueError as error:
-        raise ConfigError(f"{folder / 'config.json'}: holds NaN or an infinite number") from error
+        raise ConfigError(f"{path}: holds NaN or an infinite number") from error
     return found
 
 
@@ -65,6 +68,19 @@ def _sections(folder: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
         text = {name: value for name, value in raw.items() if not name.startswith("mm_")}
         return {OUTER: {}, TEXT: text, VISION: vision}
     return {OUTER: raw, TEXT: get.section("text_config", {}).tree, VISION: vision}
+
+
+def _check_types(get: Fields) -> None:
+    """Refuses other types in the fields that are known although nothing here uses them."""
+    get.number("attention_dropout", 0.0, 0.0, 1.0)
+    for name in ("initializer_range", "initializer_factor"):
+        get.number(name, 0.0, 0.0)
+    get.flag("use_cache", True)
+    for name in ("image_seq_length", "pretraining_tp"):
+        get.whole(name, 1)
+    for name in ("dtype", "torch_dtype", "transformers_version"):
+        get.text(name, "")
+    get.items("architectures", [])
 
 
 def _unread(section: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -70,9 +70,33 @@ def test_no_file_without_fields(tmp_path: Path) -> None:
 
 
 def test_odd_files(tmp_path: Path) -> None:
-    put(tmp_path, {"model_type": "llama", "attention_dropout": float("nan")})
+    put(tmp_path, {"model_type": "llama", "new": [float("nan")]})
     with pytest.raises(ConfigError, match=r"config\.json: holds NaN"):
         read_unread(tmp_path)
     (tmp_path / UNREAD).write_text('{"text_config": [1]}')
     with pytest.raises(ConfigError, match=rf"{UNREAD}: text_config=\[1\]; expected an object"):
         read_unread(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention_dropout": "x"},
+        {"attention_dropout": -1},
+        {"initializer_range": [1]},
+        {"use_cache": 1},
+        {"pretraining_tp": 1.5},
+        {"dtype": 32},
+        {"architectures": "LlamaForCausalLM"},
+    ],
+)
+def test_known_fields_have_types_although_nothing_uses_them(tmp_path: Path, fields: dict) -> None:
+    config = write_config(FULL, "float32", {})
+    name = next(iter(fields))
+    for place, section in (("", config), (" text_config", config["text_config"])):
+        before = dict(section)
+        section |= fields
+        with pytest.raises(ConfigError, match=rf"config\.json{place}: {name}="):
+            read_unread(put(tmp_path, config))
+        section.clear()
+        section |= before

@@ -10,7 +10,6 @@ cache slot, and the number of rows or their lengths change no answer.
     <bos> <img> <img> Zer da  hori <assistant> | bi   katu beltz <eot>
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -161,6 +160,7 @@ class Answerer:
         *,
         temperature: float = 0.0,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         ends: Sequence[int] | None = None,
         rows: int | None = None,
         slots: int | None = None,
@@ -173,30 +173,29 @@ class Answerer:
             max_new_tokens: where an answer is cut.
             temperature: 0 takes the likeliest token; above, tokens are drawn from
                 softmax(logits / temperature).
-            seed: of the draws; row and step are folded in.
+            seed: of the draws; the prompt's number and the step are folded in.
+            numbers: of the prompts among all that are asked with this seed, so that every one draws
+                numbers of its own, in whatever call and row it stands; default 0, 1, 2 ...
             ends: ids that end an answer; default the folder's; empty: none does.
             rows, slots: at least so many rows and image slots: one compiled program for many
                 calls.
         """
         rows, slots = max(rows or 0, len(prompts)), max(slots or 0, *map(len, pictures))
         batch = self.batch(prompts, pictures, rows, slots, left=True)
+        of_rows = np.zeros(rows, np.int32)
+        of_rows[: len(prompts)] = range(len(prompts)) if numbers is None else numbers
         wanted = _Wanted(
             real=jnp.arange(rows) < len(prompts),
             ends=jnp.asarray(self.ends if ends is None else ends, jnp.int32),
             temperature=jnp.float32(max(temperature, np.finfo(np.float32).tiny)),
             key=jax.random.key(seed % 2**32),
+            numbers=jnp.asarray(of_rows),
         )
-        with self.precision():
-            out = _answer(self.model, temperature > 0, max_new_tokens, self.params, batch, wanted)
+        out = _answer(self.model, temperature > 0, max_new_tokens, self.params, batch, wanted)
         return [
             [token for token in row if token >= 0]
             for row in np.asarray(out)[: len(prompts)].tolist()
         ]
-
-    def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """float32 means float32: without this, GPUs and TPUs round the factors of products."""
-        exact = self.compute.compute == "float32"
-        return jax.default_matmul_precision("highest") if exact else contextlib.nullcontext()
 
     def text(self, tokens: Sequence[int]) -> str:
         """What tokens say, control tokens left out."""
@@ -235,6 +234,7 @@ class _Wanted(NamedTuple):
     ends: Int[Array, "E"]
     temperature: Float[Array, ""]
     key: Key[Array, ""]
+    numbers: Int[Array, "B"]  # of the prompts; see `Answerer.answer`
 
 
 class _State(NamedTuple):
@@ -252,7 +252,7 @@ def _answer(
     """Prefill and decoding in one program; leaves the loop when every row has ended."""
     B, T = prompt.tokens.shape
     after = jnp.asarray(prompt.positions[:, -1]) + 1  # position of the first appended token
-    keys = jax.vmap(lambda row: jax.random.fold_in(wanted.key, row))(jnp.arange(B))
+    keys = jax.vmap(lambda number: jax.random.fold_in(wanted.key, number))(wanted.numbers)
 
     def pick(scores: Float[Array, "B V"], count: Any) -> Int[Array, "B"]:
         if not sample:

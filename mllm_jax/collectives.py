@@ -4,13 +4,15 @@ Said in logical names, as everywhere; `sharding` knows what lies on which mesh a
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.sharding import TABLE, spec
+from mllm_jax.arithmetic import scattered, take_rows
+from mllm_jax.sharding import TABLE, parts_of, spec
 
 
 def per_device(
@@ -56,7 +58,9 @@ def row_axes() -> tuple[str, ...]:
     return tuple(axis for axis in TABLE["batch"] if axis not in manual)
 
 
-def reduced(gradient: jax.Array, over: Sequence[str], *names: str) -> jax.Array:
+def reduced(
+    gradient: jax.Array, over: Sequence[str], *names: str, dtype: Any = jnp.float32
+) -> jax.Array:
     """Inside `per_device`: every device's rows' share of a gradient -> this device's part of it.
 
     Summed over all rows. What a row axis divides is scattered while it is summed (reduce-scatter),
@@ -66,9 +70,11 @@ def reduced(gradient: jax.Array, over: Sequence[str], *names: str) -> jax.Array:
         gradient: whole along the dimensions that the row axes divide.
         over: `row_axes()`.
         *names: logical names of its dimensions; they say which part stays here.
+        dtype: in which it is summed over devices.
     """
     if _mesh().empty:
         return gradient
+    gradient = gradient.astype(dtype)
     for axis in reversed(over):
         at = [i for i, name in enumerate(names) if axis in TABLE[name]]
         if at:
@@ -103,39 +109,86 @@ def summed_at_the_end(work: Callable[[Any, Any], Any], held: Any, rows: Any) -> 
     return run(held, rows)
 
 
-def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+def lookup(table: jax.Array, tokens: jax.Array, dtype: Any, reduce: Any = jnp.float32) -> jax.Array:
     """Rows of a table [V, D] laid out as ("vocab", "embed") for tokens [B, T]: [B, T, D].
 
     Under a mesh neither the table nor the other devices' rows are ever gathered: every device looks
     up its columns for all rows of its fsdp group, words that it does not hold giving zeros, and the
-    group exchanges columns for rows. The gradient goes the same way back and is summed over `data`
-    only.
+    group exchanges columns for rows. The gradient goes the same way back, adds up in float32 and is
+    summed over `data` only.
 
         device    holds columns    looks up             after the exchange
           0          0..D/2        rows 0 1, 0..D/2     row 0, all columns
           1          D/2..D        rows 0 1, D/2..D     row 1, all columns
 
     Args:
-        table: the parameter, in any dtype.
+        table: the parameter, in any dtype; its gradient is rounded to that once.
         tokens: each in 0..V-1.
         dtype: of the result; also travels between the devices.
+        reduce: dtype in which the gradient is summed over `data`.
     """
     if _mesh().empty:
-        return jnp.take(table, tokens, axis=0).astype(dtype)
+        return take_rows(table, tokens, dtype)
+    words = table.shape[0] // parts_of("vocab")
+    return _lookup(_Table(words, table.dtype, dtype, reduce), table, tokens)
+
+
+class _Table(NamedTuple):
+    """What a lookup and its way back know of the table."""
+
+    words: int  # that each device holds
+    dtype: Any
+    compute: Any
+    reduce: Any
+
+
+TABLE_NAMES, TOKEN_NAMES = ("vocab", "embed"), ("batch", "length")
+VECTOR_NAMES = (*TOKEN_NAMES, "none")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lookup(about: _Table, table: jax.Array, tokens: jax.Array) -> jax.Array:
     (columns,) = TABLE["embed"]
 
     def run(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        words = table.shape[0]
-        tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * words
-        here = (tokens >= 0) & (tokens < words)
-        x = jnp.take(table, jnp.where(here, tokens, 0), axis=0).astype(dtype)
-        x = jnp.where(here[..., None], x, jnp.zeros((), dtype))
+        index, here = _own_words(tokens, about.words)
+        x = take_rows(table, index, about.compute)
+        x = jnp.where(here[..., None], x, jnp.zeros((), about.compute))
         x = jax.lax.all_to_all(x, columns, split_axis=0, concat_axis=2, tiled=True)
-        return summed(x, "vocab")
+        return summed(x, "vocab")  # of each vector only one addend is not zero
 
-    in_specs = (spec(("vocab", "embed")), spec(("batch", "length")))
-    out_specs = spec(("batch", "length", "none"))
-    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs)(table, tokens)
+    return per_device(run, (TABLE_NAMES, TOKEN_NAMES), VECTOR_NAMES)(table, tokens)
+
+
+def _lookup_forward(about: _Table, table: Any, tokens: Any) -> tuple[Any, Any]:
+    return _lookup(about, table, tokens), tokens
+
+
+def _lookup_backward(about: _Table, tokens: Any, dy: Any) -> tuple[Any, None]:
+    (columns,) = TABLE["embed"]
+    others = [axis for axis in row_axes() if axis != columns]  # whose rows are not here yet
+
+    def run(dy: jax.Array, tokens: jax.Array) -> jax.Array:
+        dy = jax.lax.all_to_all(dy, columns, split_axis=2, concat_axis=0, tiled=True)
+        index, here = _own_words(tokens, about.words)
+        dy = jnp.where(here[..., None], dy, jnp.zeros((), dy.dtype))
+        d_table = scattered(dy, index, about.words, jnp.float32)
+        if others:
+            d_table = jax.lax.psum(d_table.astype(about.reduce), others)
+        return d_table.astype(about.dtype)
+
+    return per_device(run, (VECTOR_NAMES, TOKEN_NAMES), TABLE_NAMES)(dy, tokens), None
+
+
+_lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+def _own_words(tokens: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
+    """The fsdp group's tokens as rows of this device's part of the table, and which lie there."""
+    (columns,) = TABLE["embed"]
+    tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * words
+    here = (tokens >= 0) & (tokens < words)
+    return jnp.where(here, tokens, 0), here
 
 
 def _mesh() -> Any:

@@ -55,6 +55,9 @@ class ComputeConfig(Section, at="compute"):
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"
     parameters: Literal["float32", "bfloat16"] = "float32"
+    # in which gradients of kernels and tables are summed over devices; bfloat16 halves what crosses
+    # between them and rounds once more for every device that adds its part
+    reduce: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["auto", "dense", "blocks"] = "auto"
     # positions whose logits exist at the same time

@@ -202,7 +202,12 @@ def answer_all(
             interrupts.check()
             own = [items[i] for i in batch.items]
             said = opened.answer(
-                [i.prompt for i in own], seen, max_new_tokens, rows=batch.rows, slots=batch.slots
+                [i.prompt for i in own],
+                seen,
+                max_new_tokens,
+                numbers=batch.items,
+                rows=batch.rows,
+                slots=batch.slots,
             )
             losses = _losses(opened, own, seen, batch.rows, batch.slots)
             for n, (number, item) in enumerate(zip(batch.items, own, strict=True)):
@@ -279,8 +284,7 @@ def _losses(
     if not wholes:
         return [(None, None)] * len(items)
     batch = opened.batch(wholes, pictures, rows, slots)
-    with opened.precision():
-        numbers = _eval_step(opened.model, opened.params, batch)
+    numbers = _eval_step(opened.model, opened.params, batch)
     sums, tokens = np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"], np.int64)
     return list(zip(sums.tolist(), tokens.tolist(), strict=True))
 

@@ -98,7 +98,8 @@ class Plans:
         compute = dataclasses.replace(config.compute, remat=remat)
         steps = config.train.steps or STEPS
         mesh = sharding.make_mesh(config.mesh, self._found.devices)
-        return plan(config.model, compute, config.optimizer, mesh, steps)
+        images = config.data.image_slots > 0
+        return plan(config.model, compute, config.optimizer, mesh, steps, images)
 
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> Stage:

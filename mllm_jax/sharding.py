@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.config import MeshConfig
@@ -172,7 +172,7 @@ def shardings(mesh: Mesh, axes: Any) -> Any:
     )
 
 
-def ways(mesh: Mesh, name: str) -> int:
+def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
     """Into how many parts the mesh divides a dimension of this logical name."""
     return math.prod(mesh.shape[axis] for axis in TABLE[name])
 
@@ -202,6 +202,12 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def parts_of(name: str) -> int:
+    """Into how many parts the current mesh divides a dimension of this logical name."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else ways(mesh, name)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -56,7 +56,12 @@ def _placed(shapes: Any, places: Any) -> Any:
 
 
 def plan(
-    model: ModelConfig, compute: ComputeConfig, config: OptimizerConfig, mesh: Mesh, steps: int
+    model: ModelConfig,
+    compute: ComputeConfig,
+    config: OptimizerConfig,
+    mesh: Mesh,
+    steps: int,
+    images: bool = True,
 ) -> Stage:
     """The stage for these sections.
 
@@ -66,15 +71,17 @@ def plan(
         config: which parts are trained, and how.
         mesh: the devices.
         steps: updates of the whole run, for the schedule.
+        images: whether rows have image slots; without them nothing of tower and connector is used.
 
     Raises:
-        ConfigError: a parameter that no part claims or two do, or a dimension that does not divide
-            over the mesh.
+        ConfigError: a parameter that no part claims or two do, nothing trained that is used, or a
+            dimension that does not divide over the mesh.
     """
     built = mllm.build(model, compute, mesh.devices.flat[0].platform)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
-    made = optimizer.make_optimizer(config, steps, trainable)
+    used = mllm.used_layers(model, flatten(trainable), images)
+    made = optimizer.make_optimizer(config, steps, trainable, used)
     abstract = state.abstract_state(params, config.parts, compute, made)
     places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
     return Stage(built, mesh, made, abstract, places)
@@ -93,11 +100,10 @@ def draw(stage: Stage, wanted: Any, seed: int) -> Any:
 
 
 def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """(params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype: for a step."""
+    """(params, batch) -> (hidden [B, T, D], head [V, D] as it is held): for a step."""
 
     def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        hidden = mllm.hidden(model, params, *batch.inputs)
-        return hidden, mllm.head(params).astype(hidden.dtype)
+        return mllm.hidden(model, params, *batch.inputs), mllm.head(params)
 
     return apply
 
@@ -121,6 +127,7 @@ def compile_train_step(
         n_streams,
         n_languages,
         stage.shardings,
+        jax.numpy.dtype(stage.model.compute.reduce),
     )
     rows = sharding.batch_sharding(stage.mesh)
     return step.compile_step(train_step, stage.mesh, now, stage.shardings, batch, rows)

@@ -3,6 +3,7 @@
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def _train(
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
-    stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    images = config.data.image_slots > 0
+    stage = plan(config.model, config.compute, config.optimizer, mesh, steps, images)
     first = first_params(stage, source, config) if begin.step is None else None
     run = _begin(config, source, loader, steps, begin, inputs)
     if distributed.is_first() and (warning := sharding.slow_links(mesh)):
@@ -179,11 +181,9 @@ class Loop:
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config
-        images = config.data.rows * config.data.image_slots if config.model.patches else 0
         trained = flatten(self.stage.abstract.trainable)
-        useful = flops.flops_per_step(
-            config.model, trained, config.data.rows, config.data.length, images
-        )
+        rows, length = config.data.rows, config.data.length
+        useful = partial(flops.flops_per_step, config.model, trained, rows, length)
         rate = flops.peak_rate(self.stage.mesh.devices.flat[0].device_kind)
         peak = rate * self.stage.mesh.size if rate is not None else None
         return metrics.Meter(

@@ -19,7 +19,7 @@ WINGS = {"data", "models", "training", "checkpoints"}
 GROUND = {"config", "model_config", "data_config", "config_file", "errors", "folders"}
 GROUND |= {"json_file", "batch", "trees", "sharding", "collectives", "image_tokens"}
 GROUND |= {"distributed", "guard", "fields", "links", "failures", "interrupts", "locks"}
-GROUND |= {"ranges", "patterns", "yaml_file"}
+GROUND |= {"ranges", "patterns", "yaml_file", "arithmetic"}
 EXTRAS = {  # what few doors need, and which
     "digits": {"quickstart"},  # its pictures
     "report": {"quickstart", "inspect_rows"},  # their pages

@@ -16,6 +16,7 @@ from mllm_jax import config_file
 from mllm_jax.answering import Answerer, bucket, compute_for
 from mllm_jax.config import FolderConfig
 from mllm_jax.data.records import Turn, user_turn
+from mllm_jax.errors import ConfigError
 from mllm_jax.generate import generate
 from mllm_jax.model_config import ModelConfig, VisionConfig
 from mllm_jax.models import mllm
@@ -131,6 +132,25 @@ def test_draws_are_seeded(opened, asked):
     assert len({tuple(draw(seed=seed)[0]) for seed in (0, 1, -3, 2**40 + 5)}) == 4
     cold = opened.answer(prompts, pictures, 16, ends=(), temperature=1e-30)
     assert cold == opened.answer(prompts, pictures, 16, ends=())
+
+
+def test_every_prompt_and_step_draws_numbers_of_its_own(opened, asked):
+    """Equal prompts of one call, and of two calls whose prompts are numbered on, differ."""
+    prompts, pictures = [asked[0][1]] * 4, [asked[1][1]] * 4
+    draw = functools.partial(opened.answer, max_new_tokens=16, ends=(), temperature=1e6, seed=3)
+    four = draw(prompts, pictures)
+    first = draw(prompts[:2], pictures[:2], numbers=[0, 1])
+    last = draw(prompts[:2], pictures[:2], numbers=[2, 3])
+    assert first + last == four  # the same whatever the calls
+    assert len({tuple(tokens) for tokens in four}) == 4
+    assert all(len(set(tokens)) > 4 for tokens in four)  # nearly uniform: no step repeats another's
+
+
+def test_a_prompt_that_fits_exactly_is_answered(opened):
+    limit = opened.config.language.max_length
+    opened.check_length(limit - 16, 16)
+    with pytest.raises(ConfigError, match="more than the model's max_length"):
+        opened.check_length(limit - 15, 16)
 
 
 def test_draws_follow_the_temperature(opened, asked):

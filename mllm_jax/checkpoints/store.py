@@ -207,7 +207,7 @@ class Checkpoints:
             step: one of `steps()`.
             params, moments: trees of `jax.ShapeDtypeStruct` as they were saved; shardings may
                 differ, and so may the number of processes. Of a checkpoint of before, which holds
-                frozen parameters too, no others than `params` are read.
+                frozen parameters and moments of unused layers too, no more than this is read.
 
         Returns:
             (params, moments, extra).
@@ -218,14 +218,18 @@ class Checkpoints:
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
         flat, about = _named(moments), seal.read(folder)
-        for item, tree in (("params", flatten(params)), ("moments", flat)):
+        trees = {"params": flatten(params), "moments": flat}
+        for item, tree in trees.items():
             stored = stored_leaves(folder / item)
-            if item == "params" and about["frozen"] is None:
+            if about["frozen"] is None:
                 stored = {path: leaf for path, leaf in stored.items() if path in tree}
+                if item == "moments":
+                    trees[item] = tree = _with_unused_layers(tree, stored)
             compare(str(folder / item), tree, stored)
             _same_formats(folder / item, tree, stored)
-        restored = flatten(restore(folder / "moments", unflatten(flat)))
-        moments = jax.tree.unflatten(jax.tree.structure(moments), [restored[p] for p in flat])
+        restored = flatten(restore(folder / "moments", unflatten(trees["moments"])))
+        leaves = [_first_layers(restored[path], leaf) for path, leaf in flat.items()]
+        moments = jax.tree.unflatten(jax.tree.structure(moments), leaves)
         return restore(folder / "params", params), moments, about["extra"]
 
     # ------------------------------------------------------------------------------ process 0 alone
@@ -306,6 +310,25 @@ def _named(moments: Any) -> dict[str, Any]:
     """{path: leaf} of an optimizer's state: field names of named tuples, positions in tuples."""
     leaves = jax.tree_util.tree_leaves_with_path(moments)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _with_unused_layers(tree: Mapping[str, Any], stored: Mapping[str, Leaf]) -> dict[str, Any]:
+    """`tree` with as many layers as are stored, where these are more."""
+
+    def one(path: str, x: Any) -> Any:
+        shape = stored[path].shape if path in stored else x.shape
+        longer = shape[1:] == x.shape[1:] and shape[:1] > x.shape[:1]
+        return jax.ShapeDtypeStruct(shape if longer else x.shape, x.dtype, sharding=x.sharding)
+
+    return {path: one(path, x) for path, x in tree.items()}
+
+
+def _first_layers(restored: Any, leaf: Any) -> Any:
+    """What `leaf` has of a restored array that may hold more layers."""
+    if restored.shape == leaf.shape:
+        return restored
+    cut = jax.jit(lambda x: x[: leaf.shape[0]], out_shardings=leaf.sharding)
+    return cut(restored)
 
 
 def _same_formats(folder: Path, expected: Mapping[str, Any], stored: Mapping[str, Leaf]) -> None:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mllm_jax.arithmetic import einsum
 from mllm_jax.collectives import per_device
 from mllm_jax.model_config import RopeConfig
 from mllm_jax.models import block_attention
@@ -36,12 +37,16 @@ def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "
     modeling_rope_utils._compute_llama3_parameters.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = (1.0 / np.float32(config.theta) ** exponents).astype(np.float32)
+    # powers rounded once from float64, as torch's are: numpy's float32 powers are off by a unit in
+    # the last place here and there, which is 5e-3 of a turn's cosine at position 131,071
+    powers = (np.float64(config.theta) ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
     if config.kind == "default":
         return frequencies
-    wavelengths = 2 * math.pi / frequencies
+    one = np.float32(1)  # torch takes a / b as 1 / b x a
+    wavelengths = one / frequencies * np.float32(2 * math.pi)
     low, high = config.low_freq_factor, config.high_freq_factor
-    blend = np.clip((config.original_length / wavelengths - low) / (high - low), 0, 1)
+    blend = np.clip((one / wavelengths * config.original_length - low) / (high - low), 0, 1)
     return ((1 - blend) * frequencies / config.factor + blend * frequencies).astype(np.float32)
 
 
@@ -84,7 +89,7 @@ def dense(
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = einsum("BTKGH,BSKH->BKGTS", q, k, out=jnp.float32)
     scores = scores / math.sqrt(H)
     allowed = q_segments[:, :, None] == k_segments[:, None, :]
     if causal:
@@ -92,7 +97,7 @@ def dense(
         allowed = allowed & (jnp.arange(k.shape[1])[None, :] <= slots)[None]
     scores = jnp.where(allowed[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+    return einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
 
 
 def attend(

@@ -18,6 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mllm_jax.arithmetic import einsum
+
+# products of two matrices, added up and left in float32
+_product = functools.partial(einsum, "ab,bc->ac", out=jnp.float32)
 MASKED = -1e30  # finite, so that a fully masked score never makes a NaN
 BLOCKS = 8  # query blocks of a row at most, so that the unrolled program stays small
 SMALLEST = 128  # queries in a block at least
@@ -68,7 +72,7 @@ def _scores(
     start, end, seen = block
     G, H = q.shape[1:]
     rows = q[start:end].reshape((end - start) * G, H)
-    scores = jnp.dot(rows, k[:seen].T, preferred_element_type=jnp.float32) / math.sqrt(H)
+    scores = _product(rows, k[:seen].T) / math.sqrt(H)
     allowed = segments[start:end, None] == segments[None, :seen]
     if causal:
         allowed = allowed & (jnp.arange(seen)[None, :] <= jnp.arange(start, end)[:, None])
@@ -94,10 +98,7 @@ def _forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tup
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = (
-            jnp.dot(weights.astype(v.dtype), v[: block[2]], preferred_element_type=jnp.float32)
-            / total
-        )
+        out = _product(weights.astype(v.dtype), v[: block[2]]) / total
         outs.append(out.astype(q.dtype).reshape(-1, G, H))
         logsums.append(top + jnp.log(total))
     out = jnp.concatenate(outs)
@@ -120,17 +121,11 @@ def _backward(causal: bool, kept: tuple, d_out: Array) -> tuple:
             -1,
             keepdims=True,
         )
-        d_weights = jnp.dot(d_rows, v[:seen].T, preferred_element_type=jnp.float32)
+        d_weights = _product(d_rows, v[:seen].T)
         d_scores = (weights * (d_weights - shift) / math.sqrt(H)).astype(q.dtype)
-        d_queries.append(
-            jnp.dot(d_scores, k[:seen], preferred_element_type=jnp.float32).reshape(-1, G, H)
-        )
-        block_keys = jnp.dot(
-            d_scores.T, q[start:end].reshape(rows, H), preferred_element_type=jnp.float32
-        )
-        block_values = jnp.dot(
-            weights.astype(v.dtype).T, d_rows, preferred_element_type=jnp.float32
-        )
+        d_queries.append(_product(d_scores, k[:seen]).reshape(-1, G, H))
+        block_keys = _product(d_scores.T, q[start:end].reshape(rows, H))
+        block_values = _product(weights.astype(v.dtype).T, d_rows)
         # not .at[:seen].add: where that is all keys, its indices are an empty array, and jaxlib
         # 0.11.2 crashes when one enters a shard_map over several devices (CPU and GPU)
         later = ((0, T - seen), (0, 0))

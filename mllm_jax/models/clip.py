@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from mllm_jax.arithmetic import add_shared
 from mllm_jax.config import ComputeConfig
 from mllm_jax.model_config import VisionConfig
 from mllm_jax.models.attention import attend
@@ -41,14 +42,16 @@ class Block(nn.Module):
     config: VisionConfig
     backend: str
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], state: None) -> tuple[Float[Array, "B T D"], None]:
         c = self.config
         N, H, D, F = c.heads, c.width // c.heads, c.width, c.mlp
-        attention = Attention(N, H, D, self.backend, self.dtype, name="attention")
+        formats = self.dtype, self.reduce
+        attention = Attention(N, H, D, self.backend, *formats, name="attention")
         x = x + attention(self._norm("norm1")(x))
-        x = x + MLP(D, F, c.activation, self.dtype, name="mlp")(self._norm("norm2")(x))
+        x = x + MLP(D, F, c.activation, *formats, name="mlp")(self._norm("norm2")(x))
         return constrain(x, "batch", "length", "none"), state
 
     def _norm(self, name: str) -> LayerNorm:
@@ -63,16 +66,18 @@ class Attention(nn.Module):
     width: int
     backend: str
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, N, H = self.width, self.heads, self.head_dim
+        formats = self.dtype, self.reduce
         q, k, v = (
-            Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), self.dtype, name=name)(x) for name in "qkv"
+            Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), *formats, name=name)(x) for name in "qkv"
         )
         segments = jnp.ones(x.shape[:2], jnp.int32)
         x = attend(q, k, v, segments, causal=False, backend=self.backend)
-        return Einsum("BTNH,NHD->BTD", (N, H, D), (D,), self.dtype, name="out")(x)
+        return Einsum("BTNH,NHD->BTD", (N, H, D), (D,), *formats, name="out")(x)
 
 
 class MLP(nn.Module):
@@ -82,13 +87,15 @@ class MLP(nn.Module):
     hidden: int
     activation: str
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, F = self.width, self.hidden
-        x = Einsum("BTD,DF->BTF", (D, F), (F,), self.dtype, name="in")(x)
+        formats = self.dtype, self.reduce
+        x = Einsum("BTD,DF->BTF", (D, F), (F,), *formats, name="in")(x)
         x = ACTIVATIONS[self.activation](x)
-        return Einsum("BTF,FD->BTD", (F, D), (D,), self.dtype, name="out")(x)
+        return Einsum("BTF,FD->BTD", (F, D), (D,), *formats, name="out")(x)
 
 
 class CLIP(nn.Module):
@@ -107,20 +114,20 @@ class CLIP(nn.Module):
         self, pixels: UInt8[Array, "B height width 3"] | Float[Array, "B height width 3"]
     ) -> Float[Array, "B P D"]:
         c, dtype = self.config, jnp.dtype(self.compute.compute)
+        formats = dtype, jnp.dtype(self.compute.reduce)
         B, p, D = pixels.shape[0], c.patch_size, c.width
         side = c.image_size // p
         x = normalise(c, pixels).astype(dtype).reshape(B, side, p, side, p, 3)
-        x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, dtype, name="patch_embedding")(x)
+        x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, *formats, name="patch_embedding")(x)
         init = nn.initializers.normal(D**-0.5)
-        first = self.param("class_embedding", init, (D,), jnp.float32).astype(dtype)
+        class_embedding = self.param("class_embedding", init, (D,), jnp.float32)
         # as loud as the patches, so that a tower trained from nothing soon tells left from right
         loud, shape = nn.initializers.normal(1.0), (c.patches + 1, D)
         positions = self.param("position_embedding", loud, shape, jnp.float32)
-        first = jnp.broadcast_to(first, (B, 1, D))
-        x = jnp.concatenate([first, x.reshape(B, c.patches, D)], axis=1)
-        x = x + positions.astype(dtype)[None]
+        first = add_shared(jnp.zeros((B, 1, D), dtype), class_embedding)
+        x = add_shared(jnp.concatenate([first, x.reshape(B, c.patches, D)], axis=1), positions)
         x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
-        block = Block(c, self.backend, dtype, parent=None)
+        block = Block(c, self.backend, *formats, parent=None)
         x, _ = stack(self, block, c.layers, self.compute.remat, x, used=c.used_layers)
         if self.is_initializing():
             LayerNorm(c.norm_eps, dtype, name="post_norm")(x)

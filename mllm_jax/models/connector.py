@@ -16,13 +16,16 @@ class Connector(nn.Module):
     features: int
     width: int
     dtype: jnp.dtype
+    reduce: jnp.dtype = jnp.dtype("float32")  # of gradients that cross devices
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
         bias = (self.width,) if self.config.bias else None
-        x = Einsum("BPC,CD->BPD", (self.features, self.width), bias, self.dtype, name="linear_1")(x)
+        formats = self.dtype, self.reduce
+        shape = (self.features, self.width)
+        x = Einsum("BPC,CD->BPD", shape, bias, *formats, name="linear_1")(x)
         if self.config.kind == "mlp":
             x = jax.nn.gelu(x, approximate=False)
             shape = (self.width, self.width)
-            x = Einsum("BPE,ED->BPD", shape, bias, self.dtype, name="linear_2")(x)
+            x = Einsum("BPE,ED->BPD", shape, bias, *formats, name="linear_2")(x)
         return x

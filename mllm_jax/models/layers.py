@@ -2,6 +2,7 @@
 
 All parameters are created in float32; a layer casts them to its compute `dtype` where it uses them,
 so frozen weights may be stored in bfloat16 and trained ones in float32 without the layer knowing.
+Their gradients are summed over rows, and over devices, before they are cast back (`arithmetic`).
 """
 
 import functools
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from mllm_jax.sharding import constrain
+from mllm_jax.arithmetic import add_shared, einsum
+from mllm_jax.sharding import constrain, parts_of
 
 DType = Any
 
@@ -37,39 +39,63 @@ def along_last(vector: Float[Array, "D"], x: Float[Array, "..."]) -> Float[Array
 DIVIDED = {"N": "heads", "K": "kv_heads", "F": "mlp"}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear(
-    equation: str, x: Float[Array, "..."], kernel: Float[Array, "..."]
+    equation: str,
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    reduce: DType = jnp.float32,
 ) -> Float[Array, "..."]:
-    """einsum(equation, x, kernel), with the kernel's gradient taken as x' dy.
+    """einsum(equation, x, kernel cast to x's dtype), with the kernel's gradient taken as x' dy.
 
     JAX's own rule takes (dy' x)', and XLA on CPUs then computes dy, an activation's whole backward
     pass, straight into a transposed copy, element by element across memory.
 
     Under a mesh the kernel is gathered over fsdp here, in the dtype it is used in, forward and
     backward; left alone, the compiler moves some kernels to the tensor axis first.
+
+    Args:
+        equation: "x's letters,kernel's letters->letters of the result".
+        x: activations in the compute dtype.
+        kernel: the parameter as it is held; its gradient is rounded to its dtype once.
+        reduce: dtype in which sums of products cross between devices: the kernel's gradient, and
+            activations where the tensor axis divides the sum.
     """
-    return jnp.einsum(equation, x, _gathered(equation, kernel))
+    return _linear((equation, jnp.dtype(reduce)), x, kernel)
 
 
-def _gathered(equation: str, kernel: Any) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(kind: tuple[str, DType], x: Any, kernel: Any) -> Any:
+    return _product(kind[0], x, _gathered(kind[0], x, kernel), kind[1])
+
+
+def _product(equation: str, x: Any, kernel: Any, reduce: DType) -> Any:
+    """What devices share the sum of adds up in `reduce`, and is rounded to x's dtype once."""
+    inputs, out = equation.split("->")
+    shared = any(letter in DIVIDED and letter not in out for letter in inputs.split(",")[1])
+    crosses = shared and parts_of("mlp") > 1
+    return einsum(equation, x, kernel, out=reduce if crosses else None).astype(x.dtype)
+
+
+def _gathered(equation: str, x: Any, kernel: Any) -> Any:
     letters = equation.split("->")[0].split(",")[1]
-    return constrain(kernel, *(DIVIDED.get(letter, "none") for letter in letters))
+    return constrain(kernel.astype(x.dtype), *(DIVIDED.get(letter, "none") for letter in letters))
 
 
-def _linear_forward(equation: str, x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
-    return linear(equation, x, kernel), (x, kernel)
+def _linear_forward(kind: tuple[str, DType], x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
+    return _linear(kind, x, kernel), (x, kernel)
 
 
-def _linear_backward(equation: str, kept: tuple[Any, Any], dy: Any) -> tuple[Any, Any]:
-    x, kernel = kept
+def _linear_backward(kind: tuple[str, DType], kept: tuple[Any, Any], dy: Any) -> tuple[Any, Any]:
+    (equation, reduce), (x, kernel) = kind, kept
     inputs, out = equation.split("->")
     letters, weights = inputs.split(",")
-    d_x = jnp.einsum(f"{out},{weights}->{letters}", dy, _gathered(equation, kernel))
-    return d_x, jnp.einsum(f"{letters},{out}->{weights}", x, dy)
+    back = f"{out},{weights}->{letters}"
+    d_x = _product(back, dy, _gathered(equation, x, kernel), reduce)
+    d_kernel = einsum(f"{letters},{out}->{weights}", x, dy, out=reduce)
+    return d_x, d_kernel.astype(kernel.dtype)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Einsum(nn.Module):
@@ -83,6 +109,7 @@ class Einsum(nn.Module):
     shape: tuple[int, ...]
     bias: tuple[int, ...] | None = None
     dtype: DType = jnp.float32
+    reduce: DType = jnp.float32  # see `linear`
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -93,11 +120,10 @@ class Einsum(nn.Module):
         ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
-        y: Any = checkpoint_name(linear(self.equation, x, kernel.astype(self.dtype)), "product")
+        product = linear(self.equation, x.astype(self.dtype), kernel, self.reduce)
+        y: Any = checkpoint_name(product, "product")
         if self.bias is not None:
-            bias = self.param("bias", nn.initializers.zeros, self.bias, jnp.float32)
-            bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-            y = y + bias.astype(self.dtype)
+            y = add_shared(y, self.param("bias", nn.initializers.zeros, self.bias, jnp.float32))
         return y
 
 
@@ -152,6 +178,7 @@ def stack(
         x: what flows through.
         *shared: what every block is given alike (masks, rotary tables).
         used: apply the first `used` blocks only (CLIP's second-to-last hidden state); default all.
+            The weights may be those of these blocks alone, as a step has them that trains them.
         state: per-block state with leading axis L (key/value cache), or None.
 
     Returns:
@@ -163,14 +190,21 @@ def stack(
         one = lambda k: block.init(k, x, first_state, *shared)["params"]  # noqa: E731
         return jax.vmap(one)(jax.random.split(key, layers))
 
-    params = parent.param("layers", init)
-    if used is not None and used < layers:
-        params = jax.tree.map(lambda w: w[:used], params)
+    if parent.has_variable("params", "layers"):
+        params = parent.get_variable("params", "layers")  # perhaps of the used layers alone
+    else:
+        params = parent.param("layers", init)
+    count = layers if used is None else used
+    whole = jax.tree.leaves(params)[0].shape[0] > count
 
     def body(h: Any, layer: Any) -> tuple[Any, Any]:
-        out: Any = block.apply({"params": layer[0]}, h, layer[1], *shared)
+        own, own_state = layer
+        if whole:
+            own = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, own, 0, False), params)
+        out: Any = block.apply({"params": own}, h, own_state, *shared)
         return out
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, (params, state), length=used)
+    # a slice of all used layers would be a copy of nearly the whole tower, once a microbatch
+    return jax.lax.scan(body, x, (jnp.arange(count) if whole else params, state), length=count)

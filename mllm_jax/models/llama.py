@@ -57,6 +57,7 @@ class Attention(nn.Module):
     config: LanguageConfig
     backend: str
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -69,9 +70,10 @@ class Attention(nn.Module):
     ):
         c = self.config
         D, N, K, H = c.width, c.heads, c.kv_heads, c.head_dim
-        q = rotate(Einsum("BTD,DNH->BTNH", (D, N, H), None, self.dtype, name="q")(x), tables)
-        k = rotate(Einsum("BTD,DKH->BTKH", (D, K, H), None, self.dtype, name="k")(x), tables)
-        v = Einsum("BTD,DKH->BTKH", (D, K, H), None, self.dtype, name="v")(x)
+        formats = self.dtype, self.reduce
+        q = rotate(Einsum("BTD,DNH->BTNH", (D, N, H), None, *formats, name="q")(x), tables)
+        k = rotate(Einsum("BTD,DKH->BTKH", (D, K, H), None, *formats, name="k")(x), tables)
+        v = Einsum("BTD,DKH->BTKH", (D, K, H), None, *formats, name="v")(x)
         if cache is None or seen is None:
             x = attend(q, k, v, segments, causal=True, backend=self.backend)
         else:
@@ -80,7 +82,7 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache[1], v, at)
             x = dense(q, k, v, segments, seen.segments, seen.used, causal=True)
             cache = (k, v)
-        return Einsum("BTNH,NHD->BTD", (N, H, D), None, self.dtype, name="out")(x), cache
+        return Einsum("BTNH,NHD->BTD", (N, H, D), None, *formats, name="out")(x), cache
 
 
 class SwiGLU(nn.Module):
@@ -89,13 +91,15 @@ class SwiGLU(nn.Module):
     width: int
     hidden: int
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         D, F = self.width, self.hidden
-        gate = Einsum("BTD,DF->BTF", (D, F), None, self.dtype, name="gate")(x)
-        up = Einsum("BTD,DF->BTF", (D, F), None, self.dtype, name="up")(x)
-        return Einsum("BTF,FD->BTD", (F, D), None, self.dtype, name="down")(jax.nn.silu(gate) * up)
+        formats = self.dtype, self.reduce
+        gate = Einsum("BTD,DF->BTF", (D, F), None, *formats, name="gate")(x)
+        up = Einsum("BTD,DF->BTF", (D, F), None, *formats, name="up")(x)
+        return Einsum("BTF,FD->BTD", (F, D), None, *formats, name="down")(jax.nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -104,6 +108,7 @@ class Block(nn.Module):
     config: LanguageConfig
     backend: str
     dtype: jnp.dtype
+    reduce: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -115,13 +120,14 @@ class Block(nn.Module):
         seen: Seen | None,
     ):
         c = self.config
+        formats = self.dtype, self.reduce
         normed = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
-        mixed, cache = Attention(c, self.backend, self.dtype, name="attention")(
+        mixed, cache = Attention(c, self.backend, *formats, name="attention")(
             normed, cache, tables, segments, seen
         )
         x = x + mixed
         normed = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x)
-        x = x + SwiGLU(c.width, c.mlp, self.dtype, name="mlp")(normed)
+        x = x + SwiGLU(c.width, c.mlp, *formats, name="mlp")(normed)
         return constrain(x, "batch", "length", "none"), cache
 
 
@@ -145,7 +151,8 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Rows of the token table, taken first and cast after: the table is never copied whole."""
-        return lookup(self.embedding, tokens, jnp.dtype(self.compute.compute))
+        compute = self.compute
+        return lookup(self.embedding, tokens, jnp.dtype(compute.compute), jnp.dtype(compute.reduce))
 
     @nn.compact
     def __call__(
@@ -159,7 +166,8 @@ class Llama(nn.Module):
         c = self.config
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
-        block = Block(c, self.backend, jnp.dtype(self.compute.compute), parent=None)
+        formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)
+        block = Block(c, self.backend, *formats, parent=None)
         seen = state = None
         if cache is not None:
             seen = Seen(

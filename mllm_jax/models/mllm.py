@@ -13,6 +13,8 @@ conversations, or none: the same program with other indices. A slot that no inde
 gathered, so its gradient is exactly zero.
 """
 
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from mllm_jax.arithmetic import einsum, take_rows
 from mllm_jax.config import ComputeConfig
 from mllm_jax.model_config import ModelConfig
 from mllm_jax.models.clip import CLIP
@@ -51,7 +54,11 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
     connector = None
     if vision is not None and language is not None and config.connector is not None:
         connector = Connector(
-            config.connector, vision.width, language.width, jnp.dtype(compute.compute)
+            config.connector,
+            vision.width,
+            language.width,
+            jnp.dtype(compute.compute),
+            jnp.dtype(compute.reduce),
         )
     return MLLM(
         config,
@@ -91,6 +98,27 @@ def abstract_params(model: MLLM) -> Params:
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 
+def used_layers(config: ModelConfig, paths: Iterable[str], images: bool) -> dict[str, int]:
+    """{path: layers that the forward pass reads} of the parameters that it does not read whole.
+
+    The others get no gradient, whatever the batch. 0 for a parameter that is not read at all.
+
+    Args:
+        config: of the model.
+        paths: of its parameters.
+        images: whether rows have image slots.
+    """
+    vision = config.vision
+    used: dict[str, int] = {}
+    unread = ("vision/post_norm/",) if images else ("vision/", "connector/")
+    for path in paths:
+        if path.startswith(unread):
+            used[path] = 0
+        elif path.startswith("vision/layers/") and vision and vision.used_layers < vision.layers:
+            used[path] = vision.used_layers
+    return used
+
+
 def head(params: Params) -> Float[Array, "V D"]:
     """The table that turns hidden states into logits: the output table, or a tied token table."""
     language = params["language"]
@@ -118,7 +146,8 @@ def embed(
     if model.connector is None or pixels.shape[1] == 0:
         return x
     vectors = image_embeddings(model, params, pixels)
-    seated = jnp.take_along_axis(vectors, jnp.maximum(image_index, 0)[:, :, None], axis=1)
+    take = functools.partial(take_rows, dtype=vectors.dtype)
+    seated = jax.vmap(take)(vectors, jnp.maximum(image_index, 0))
     return jnp.where((image_index >= 0)[:, :, None], seated, x)
 
 
@@ -141,9 +170,7 @@ def hidden(
 
 def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
     """Scores of every token, float32."""
-    return jnp.einsum(
-        "BTD,VD->BTV", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    return einsum("BTD,VD->BTV", hidden, table.astype(hidden.dtype), out=jnp.float32)
 
 
 def prefill(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from mllm_jax.arithmetic import einsum
 from mllm_jax.collectives import highest, part, per_device, reduced, row_axes, summed
 
 
@@ -29,59 +30,86 @@ def weighted_loss(
     targets: Int32[Array, "B T"],
     weights: Float32[Array, "B T"],
     chunk: int,
+    reduce: Any = jnp.float32,
 ) -> tuple[Float32[Array, ""], Float32[Array, "B T"]]:
     """Sum over all positions of weight x negative log-likelihood of the target, in nats.
 
     Inputs and targets are aligned already: nothing is shifted here.
 
-    The gradient flows to `hidden` and `head` alone. Whether the head's gradient is wanted is seen
-    while JAX differentiates: a head that is not differentiated (a frozen one) costs no product and
-    no memory.
+    Both results have gradients, by hidden states, head and weights. Which are wanted is seen while
+    JAX differentiates: a head that is not differentiated (a frozen one) costs no product and no
+    memory. The sum's gradient is made in its forward loop; that of the tokens' losses, which a loss
+    over preferences needs, by a second loop in the backward pass.
 
     Args:
         hidden: the model's last hidden states, in compute dtype. The products run in this dtype and
             add up in float32; logits, softmax and loss are float32.
-        head: output vectors of the vocabulary, same dtype as `hidden`. Its gradient is added up in
-            float32 over the chunks and rounded to the head's dtype once.
+        head: output vectors of the vocabulary as they are held; cast to the dtype of `hidden`. The
+            gradient is added up in float32 over the chunks and rounded to the head's dtype once.
         targets: the right next token of every position.
         weights: 0 where a target is not trained.
         chunk: at most so many positions of every row have logits at the same time. The length is
             divided into equal chunks, the last one padded if it must be.
+        reduce: dtype in which the head's gradient is summed over devices.
 
     Returns:
-        The sum, and the unweighted loss of every position (stop-gradient), for metrics.
+        The sum, and the unweighted loss of every position.
     """
-    both: Any = _loss(hidden, head, targets, weights, chunk)
-    loss, token_losses = both
-    return loss, jax.lax.stop_gradient(token_losses)
+    both: Any = _loss((chunk, jnp.dtype(reduce)), hidden, head, targets, weights)
+    return both
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(hidden: Any, head: Any, targets: Any, weights: Any, chunk: int) -> Any:
-    loss, token_losses, _, _ = _loop(hidden, head, targets, weights, chunk, (False, False))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(how: tuple[int, Any], hidden: Any, head: Any, targets: Any, weights: Any) -> Any:
+    loss, token_losses, _, _ = _loop(how, hidden, head, targets, weights, (False, False))
     return loss, token_losses
 
 
-def _forward(hidden: Any, head: Any, targets: Any, weights: Any, chunk: int) -> tuple[Any, Any]:
+def _forward(
+    how: tuple[int, Any], hidden: Any, head: Any, targets: Any, weights: Any
+) -> tuple[Any, Any]:
     # symbolic_zeros: JAX says of every argument whether it is differentiated ("perturbed")
     wanted = (hidden.perturbed, head.perturbed)
     values = (hidden.value, head.value, targets.value, weights.value)
-    loss, token_losses, d_hidden, d_head = _loop(*values, chunk, wanted)
-    return (loss, token_losses), (d_hidden, d_head)
+    loss, token_losses, d_hidden, d_head = _loop(how, *values, wanted)
+    d_weights = token_losses if weights.perturbed else None
+    # what nobody asks for below is not kept: the compiler drops it
+    return (loss, token_losses), ((d_hidden, d_head, d_weights), values[:3])
 
 
-def _backward(chunk: int, saved: Any, cotangents: Any) -> tuple[Any, ...]:
-    scale = cotangents[0]  # of the sum; that of the token losses is zero by the stop-gradient above
-    if isinstance(scale, jax.custom_derivatives.SymbolicZero):
-        return None, None, None, None
-    return *(None if d is None else (d * scale).astype(d.dtype) for d in saved), None, None
+def _backward(how: tuple[int, Any], saved: Any, cotangents: Any) -> tuple[Any, ...]:
+    (d_hidden, d_head, d_weights), (hidden, head, targets) = saved
+    of_sum, of_tokens = cotangents
+    zero = jax.custom_derivatives.SymbolicZero
+    gradients = [None, None, None]
+    if not isinstance(of_sum, zero):
+        gradients = [_scaled(d, of_sum) for d in (d_hidden, d_head, d_weights)]
+    if not isinstance(of_tokens, zero):
+        # the sum of losses x their cotangents, these being the weights
+        wanted = (d_hidden is not None, d_head is not None)
+        more = _loop(how, hidden, head, targets, of_tokens, wanted)[2:]
+        gradients[:2] = [_added(*pair) for pair in zip(gradients[:2], more, strict=True)]
+    return gradients[0], gradients[1], None, gradients[2]
+
+
+def _scaled(gradient: Any, scale: Any) -> Any:
+    return None if gradient is None else (gradient * scale).astype(gradient.dtype)
+
+
+def _added(one: Any, other: Any) -> Any:
+    return other if one is None else one + other
 
 
 _loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _loop(
-    hidden: Any, head: Any, targets: Any, weights: Any, chunk: int, wanted: tuple[bool, bool]
+    how: tuple[int, Any],
+    hidden: Any,
+    head: Any,
+    targets: Any,
+    weights: Any,
+    wanted: tuple[bool, bool],
 ) -> Any:
     """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two.
 
@@ -91,9 +119,11 @@ def _loop(
     rows = ("batch", "length")
     names = (*rows, "none"), ("vocab", "none"), rows, rows
     outputs = rows, names[0] if wanted[0] else None, ("vocab", "embed") if wanted[1] else None
-    work = partial(_own_part, chunk=chunk, wanted=wanted, over=row_axes())
+    work = partial(_own_part, how=how, wanted=wanted, over=row_axes())
     run = per_device(work, names, outputs)
-    token_losses, d_hidden, d_head = run(hidden, head, targets, weights)
+    in_compute_dtype = head.astype(hidden.dtype)  # before it is gathered
+    token_losses, d_hidden, d_head = run(hidden, in_compute_dtype, targets, weights)
+    d_head = None if d_head is None else d_head.astype(head.dtype)
     return jnp.sum(token_losses * weights), token_losses, d_hidden, d_head
 
 
@@ -102,11 +132,12 @@ def _own_part(
     head: Any,
     targets: Any,
     weights: Any,
-    chunk: int,
+    how: tuple[int, Any],
     wanted: tuple[bool, bool],
     over: tuple[str, ...],
 ) -> tuple[Any, Any, Any]:
     """One device's rows and words: -> token losses, d hidden or None, d head or None."""
+    chunk, reduce = how
     rows, length, _ = hidden.shape
     count = -(-length // chunk)
     # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
@@ -121,7 +152,7 @@ def _own_part(
         d_head, outs = jax.lax.scan(body, start, parts)
     token_losses, d_hidden = jax.tree.map(lambda x: _join(x, rows, length), outs)
     if d_head is not None:
-        d_head = reduced(d_head, over, "vocab", "embed").astype(head.dtype)
+        d_head = reduced(d_head, over, "vocab", "embed", dtype=reduce)
     return token_losses, d_hidden, d_head
 
 
@@ -131,7 +162,7 @@ def _chunk(
     """One chunk [B, c], made one axis of B x c: plain 2-D products are the fastest everywhere."""
     hidden, targets, weights = part_of_rows
     flat = hidden.reshape(-1, hidden.shape[-1])
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    product = partial(einsum, out=jnp.float32)
     logits = product("td,vd->tv", flat, head)
     # a comparison, not a gather: the target may be a word of another device
     words = part("vocab") * head.shape[0] + jnp.arange(head.shape[0])

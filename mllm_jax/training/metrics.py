@@ -107,7 +107,8 @@ class Meter:
 
     Args:
         streams, languages: their names, in the order of the batch's numbers.
-        flops: useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
+        flops: image slots in use -> useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
+            Empty slots are computed as well, but that is no use.
         peak: FLOP/s of all chips together (`flops.peak_rate` x chips); None: no MFU is written.
         last: the last line kept on resume (`MetricsWriter.last`).
     """
@@ -116,7 +117,7 @@ class Meter:
         self,
         streams: Sequence[str],
         languages: Sequence[str],
-        flops: float | None = None,
+        flops: Callable[[int], float] | None = None,
         peak: float | None = None,
         last: Line | None = None,
     ):
@@ -180,9 +181,10 @@ class Meter:
             "padding_share": 1 - counts.tokens / counts.positions,
         }
         if self._flops is not None:
-            line["teraflops_per_second"] = self._flops / lap.seconds / 1e12
+            rate = self._flops(counts.images) / lap.seconds
+            line["teraflops_per_second"] = rate / 1e12
             if self._peak is not None:
-                line["mfu"] = self._flops / lap.seconds / self._peak
+                line["mfu"] = rate / self._peak
         trained_by = {kind: got[f"{kind}_tokens"] for kind in self.names}
         return line | self._mixture(counts.mixture | {"trained": trained_by})
 

@@ -23,7 +23,7 @@ import optax
 from jaxtyping import Array, Float32, Num
 
 from mllm_jax.config import OptimizerConfig, PartConfig
-from mllm_jax.errors import ConfigError
+from mllm_jax.errors import ConfigError, require
 from mllm_jax.patterns import matches
 from mllm_jax.trees import flatten, unflatten
 
@@ -34,9 +34,11 @@ Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]
 class Optimizer(NamedTuple):
     """AdamW over the trainable tree, pure functions as in optax; the state's step is handed in."""
 
-    # trainable -> moments
+    # trainable -> the part of it that gets gradients: unused leaves and layers left out
+    used: Callable[[Any], Any]
+    # trainable -> moments of the used part
     init: Callable[[Any], Any]
-    # grads, moments, trainable, step -> updates in float32, moments
+    # grads, moments, used part of trainable, step -> updates in float32, moments
     update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
     rates: dict[str, Schedule]  # part -> learning rate at a step, for the trained parts
 
@@ -129,19 +131,36 @@ def make_schedule(config: OptimizerConfig, steps: int, base: float) -> Schedule:
 # ---------------------------------------------------------------------------------------- optimizer
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, Any]) -> Optimizer:
+def make_optimizer(
+    config: OptimizerConfig,
+    steps: int,
+    trainable: Mapping[str, Any],
+    layers: Mapping[str, int] | None = None,
+) -> Optimizer:
     """AdamW: clip by global norm, Adam, add weight_decay x parameter, times -rate of the part.
 
     As torch.optim.AdamW after clip_grad_norm_: the decay is multiplied by the learning rate and is
-    not clipped. The norm is taken over all trainable gradients together.
+    not clipped. The norm is taken over all trainable gradients together. What never gets a gradient
+    stays as it is, without decay and without moments, as in torch.
 
     Args:
         config: rates, betas, decay, parts.
         steps: updates of the whole run, for the schedule.
         trainable: the trainable tree (arrays or abstract): its paths decide each leaf's part and
             decay.
+        layers: {path: leading layers that get gradients} of leaves of which not all do, 0 for none.
+
+    Raises:
+        ConfigError: nothing that is trained gets a gradient.
     """
-    paths = list(flatten(trainable))
+    layers = layers or {}
+    paths = [path for path in flatten(trainable) if layers.get(path) != 0]
+    require(
+        len(paths) > 0,
+        f"optimizer.parts: no trained parameter is used, so none gets a gradient: "
+        f"{_shorten(list(flatten(trainable)))}; train another part, or give rows image slots "
+        "(data.image_slots)",
+    )
     owner = {path: _owner(path, config.parts) for path in paths}
     rates = {
         name: make_schedule(
@@ -163,8 +182,12 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, 
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     chain = optax.chain(clip, adam, decay)
 
+    def used(trainable: Any) -> Any:
+        flat = flatten(trainable)
+        return unflatten({p: flat[p][: layers[p]] if p in layers else flat[p] for p in paths})
+
     def init(trainable: Any) -> Any:
-        return chain.init(_float32(trainable))
+        return chain.init(_float32(used(trainable)))
 
     def update(grads: Any, moments: Any, trainable: Any, step: Any) -> tuple[Any, Any]:
         directions: Any
@@ -173,14 +196,30 @@ def make_optimizer(config: OptimizerConfig, steps: int, trainable: Mapping[str, 
         scaled = {path: -now[owner[path]] * d for path, d in flatten(directions).items()}
         return unflatten(scaled), moments
 
-    return Optimizer(init, update, rates)
+    return Optimizer(used, init, update, rates)
 
 
-def apply_updates(trainable: Any, updates: Any) -> Any:
-    """parameter + update, added in float32 and rounded to the parameter's dtype once."""
-    return jax.tree.map(
-        lambda p, u: (p.astype(jnp.float32) + u).astype(p.dtype), trainable, updates
-    )
+def apply_updates(trainable: Any, updates: Any, useful: Any = True) -> Any:
+    """parameter + update, added in float32 and rounded to the parameter's dtype once.
+
+    Args:
+        trainable: all of it.
+        updates: of its used part (`Optimizer.used`); what has none stays as it is.
+        useful: whether anything moves at all.
+    """
+    flat, moves = flatten(trainable), flatten(updates)
+
+    def moved(p: Any, u: Any) -> Any:
+        # one choice between two sums: choosing between u and 0 first keeps an array of zeros
+        return jnp.where(useful, (p.astype(jnp.float32) + u).astype(p.dtype), p)
+
+    def one(path: str, p: Any) -> Any:
+        if path not in moves:
+            return p
+        u = moves[path]
+        return moved(p, u) if u.shape == p.shape else p.at[: len(u)].set(moved(p[: len(u)], u))
+
+    return unflatten({path: one(path, p) for path, p in flat.items()})
 
 
 def _claimants(path: str, parts: Mapping[str, PartConfig]) -> list[str]:

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
     # nested dict, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
     # kept on the disk has the number formats of its source (`checkpoints/frozen.py`)
     frozen: Any
-    moments: Any  # the optimizer's, float32, shaped like `trainable`
+    moments: Any  # the optimizer's, float32, shaped like the used part of `trainable`
 
     @property
     def params(self) -> dict[str, Any]:
@@ -79,20 +79,18 @@ def state_shardings(mesh: Mesh, abstract: TrainState, axes: Mapping[str, Any]) -
     compare(flatten(abstract.params), flatten(axes), "logical axes")
     sharding.check_divides(mesh, axes, abstract.params)
     placed = flatten(sharding.shardings(mesh, axes))
-    trainable = unflatten({path: placed[path] for path in flatten(abstract.trainable)})
-    frozen = unflatten({path: placed[path] for path in flatten(abstract.frozen)})
+
+    def like(tree: Any) -> Any:
+        return unflatten({path: placed[path] for path in flatten(tree)})
+
     whole = NamedSharding(mesh, P())
-    shape_of = jax.tree.structure(abstract.trainable)
-
-    def like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == shape_of
-
     moments = jax.tree.map(
-        lambda node: trainable if like_params(node) else whole,
+        # optax holds a tree per moment, of the used parameters, and counts beside them
+        lambda node: like(node) if isinstance(node, dict) else whole,
         abstract.moments,
-        is_leaf=like_params,
+        is_leaf=lambda node: isinstance(node, dict),
     )
-    return TrainState(whole, trainable, frozen, moments)
+    return TrainState(whole, like(abstract.trainable), like(abstract.frozen), moments)
 
 
 def birth(

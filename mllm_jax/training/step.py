@@ -7,6 +7,7 @@ hold different numbers of trained tokens.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from mllm_jax.sharding import TABLE, constrain, ways
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
+from mllm_jax.trees import flatten, unflatten
 
 # params, batch -> hidden [B, T, D], head [V, D]
 Apply = Callable[[Any, Batch], tuple[Array, Array]]
@@ -36,6 +38,7 @@ def make_train_step(
     n_streams: int,
     n_languages: int,
     shardings: TrainState | None = None,
+    reduce: Any = jnp.float32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (state, metrics), not yet compiled.
 
@@ -44,12 +47,14 @@ def make_train_step(
     which ends the run.
 
     Args:
-        apply: (params, batch) -> (hidden [B, T, D], head [V, D]), both in compute dtype.
+        apply: (params, batch) -> (hidden [B, T, D] in compute dtype, head [V, D] as it is held).
         optimizer: from `make_optimizer`.
         microbatches: the rows are worked in so many turns; gradients add up in float32.
         chunk: positions whose logits exist at the same time.
         n_streams, n_languages: how many the batch's numbers count.
         shardings: of the state, under a mesh: gradients are added up where their parameters lie.
+        reduce: dtype in which the head's gradient crosses between devices; what microbatches have
+            added up crosses the data axis in float32, once.
 
     Returns:
         A step whose metrics are float32: loss (mean over trained tokens), loss_sum, trained_tokens
@@ -58,30 +63,32 @@ def make_train_step(
         (trainable, before the update), learning_rate/<part>, finite (1 or 0).
     """
 
-    judge = _judge(apply, chunk, n_streams, n_languages)
+    judge = _judge(apply, chunk, n_streams, n_languages, reduce)
 
     def loss_of(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, Metrics]:
         _, sums = judge(merge(trainable, frozen), batch)
         return sums["loss_sum"], sums
 
-    def grads_of(state: TrainState, batch: Batch) -> tuple[Metrics, Any]:
-        grads, sums = jax.grad(loss_of, has_aux=True)(state.trainable, state.frozen, batch)
+    def grads_of(params: tuple[Any, Any], batch: Batch) -> tuple[Metrics, Any]:
+        grads, sums = jax.grad(loss_of, has_aux=True)(*params, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         if shardings is not None:
-            specs = jax.tree.map(lambda place: place.spec, shardings.trainable)
+            places = flatten(shardings.trainable)
+            specs = unflatten({path: places[path].spec for path in flatten(grads)})
             grads = jax.lax.with_sharding_constraint(grads, specs)
         return sums, grads
 
-    def added_up(state: TrainState, batch: Batch) -> tuple[Metrics, Any]:
+    def added_up(params: tuple[Any, Any], batch: Batch) -> tuple[Metrics, Any]:
         turns = _turns(batch, microbatches)
-        return _accumulate(lambda turn: grads_of(state, turn), turns)
+        return _accumulate(lambda turn: grads_of(params, turn), turns)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if microbatches == 1:
-            sums, grads = grads_of(state, batch)
-        else:
-            sums, grads = summed_at_the_end(added_up, state, batch)
-        return _update(state, sums, grads, optimizer)
+        used = optimizer.used(state.trainable)  # taken once, not once a microbatch
+        work = grads_of
+        if microbatches > 1:
+            work = partial(summed_at_the_end, added_up)
+        sums, grads = work((used, state.frozen), batch)
+        return _update(state, used, sums, grads, optimizer)
 
     return train_step
 
@@ -162,14 +169,14 @@ def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:
 
 
 def _judge(
-    apply: Apply, chunk: int, n_streams: int, n_languages: int
+    apply: Apply, chunk: int, n_streams: int, n_languages: int, reduce: Any = jnp.float32
 ) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
     """(params, batch) -> loss of every token, and sums over the batch, per stream and language."""
 
     def judge(params: Any, batch: Batch) -> tuple[Array, Metrics]:
         hidden, head = apply(params, batch)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
-        loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk)
+        loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk, reduce)
         weighted = token_losses * weights
         streams, languages = jnp.asarray(batch.streams), jnp.asarray(batch.languages)
         return token_losses, {
@@ -185,7 +192,7 @@ def _judge(
 
 
 def _update(
-    state: TrainState, sums: Metrics, grads: Any, optimizer: Optimizer
+    state: TrainState, used: Any, sums: Metrics, grads: Any, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step along the gradient of the summed loss; nothing moves without a reason."""
     count = sums["trained_tokens"]
@@ -194,19 +201,18 @@ def _update(
     grad_norm = _norm(grads)
     finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(grad_norm)
     useful = finite & (count > 0)
-    updates, moments = optimizer.update(grads, state.moments, state.trainable, state.step)
-    updates = jax.tree.map(lambda u: jnp.where(useful, u, 0.0), updates)
+    updates, moments = optimizer.update(grads, state.moments, used, state.step)
     moments = jax.tree.map(lambda new, old: jnp.where(useful, new, old), moments, state.moments)
     metrics = {
         **sums,
         "loss": sums["loss_sum"] * share,
         "grad_norm": grad_norm,
-        "update_norm": _norm(updates),
+        "update_norm": jnp.where(useful, _norm(updates), 0.0),
         "param_norm": _norm(state.trainable),
         "finite": finite.astype(jnp.float32),
         **{f"learning_rate/{part}": rate(state.step) for part, rate in optimizer.rates.items()},
     }
-    trainable = apply_updates(state.trainable, updates)
+    trainable = apply_updates(state.trainable, updates, useful)
     return TrainState(state.step + 1, trainable, state.frozen, moments), metrics
 
 

@@ -218,6 +218,24 @@ def test_every_parameter_has_axes(params):
         axes.logical_axes({"other": {"thing": jnp.zeros(3)}})
 
 
+def test_accelerators_take_blocks_and_processors_the_loop():
+    for platform, backend in {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}.items():
+        model = mllm.build(CONFIG, COMPUTE, platform)
+        assert model.vision is not None and model.language is not None
+        assert (model.vision.backend, model.language.backend) == (backend, backend)
+
+
+def test_what_the_forward_pass_does_not_read():
+    """The tower's last layer and norm; without image slots the tower and the connector."""
+    paths = ["vision/layers/norm1/scale", "vision/post_norm/bias", "vision/class_embedding"]
+    paths += ["connector/linear_1/bias", "language/embedding"]
+    assert mllm.used_layers(CONFIG, paths, True) == {paths[0]: 2, paths[1]: 0}
+    assert mllm.used_layers(CONFIG, paths, False) == dict.fromkeys(paths[:4], 0)
+    assert CONFIG.vision is not None
+    whole = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, feature_layer=-1))
+    assert mllm.used_layers(whole, paths, True) == {paths[1]: 0}
+
+
 def test_full_size_counts():
     """Llama-3.1-8B, CLIP ViT-L/14-336 and a linear connector, by their published sizes."""
     model = mllm.build(

@@ -13,6 +13,7 @@ VISION = VisionConfig(image_size=4, patch_size=2, width=4, mlp=8, layers=3, head
 LANGUAGE = LanguageConfig(vocab=10, width=6, mlp=5, layers=2, heads=4, kv_heads=2, head_dim=2)
 MODEL = ModelConfig(VISION, ConnectorConfig("mlp"), LANGUAGE, image_token=9)
 PATHS = [*matmul_parameters(MODEL), "language/embedding", "vision/pre_norm/scale"]
+PATHS += ["vision/position_embedding", "vision/class_embedding"]
 
 PATCH = 12 * 4  # 2 x 2 pixels x 3 colours x width
 VISION_LAYERS = 2 * (4 * 16 + 2 * 32)  # q k v out, in out
@@ -44,6 +45,9 @@ def by_hand(vision, connector, layers, head, see, read):
         (("language",), (2, 2, 6, 6, 1, 3)),
         (("vision",), (6, 4, 4, 4, 3, 3)),
         (("vision/pre_norm",), (4, 4, 4, 4, 3, 3)),  # no product, but before everything
+        (("vision/position_embedding",), (4, 4, 4, 4, 3, 3)),
+        (("vision/class_embedding",), (4, 4, 4, 4, 3, 3)),
+        (("vision/patch_embedding",), (6, 4, 4, 4, 3, 3)),
         (("language/head",), (2, 2, 2, 6, 1, 1)),
         (("language/embedding",), (2, 2, 4, 4, 1, 3)),
         (("nothing",), (2, 2, 2, 2, 1, 1)),
@@ -99,7 +103,11 @@ def test_equals_the_compiler_on_an_unrolled_tower():
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("TPU v4", 275e12),
         ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
         ("TPU v5", 459e12),
         ("TPU v5p", 459e12),
         ("TPU v6 lite", 918e12),

@@ -63,18 +63,44 @@ def test_extreme_logits_stay_finite(case):
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
 
 
-def test_cotangent_scales_and_token_losses_carry_no_gradient(case):
-    args = case["targets"], case["weights"]
+def preference(tokens, weights):
+    """A loss over whole answers: of the tokens' losses, not of their weighted sum."""
+    answers = jnp.sum(tokens * jnp.arange(T)[None], axis=1)
+    return -jax.nn.log_sigmoid(0.01 * (answers[0] - answers[2])) + jnp.sum(weights**2)
 
-    def third(hidden):
-        return weighted_loss(hidden, case["head"], *args, 8)[0] / 3
 
-    def tokens(hidden):
-        return weighted_loss(hidden, case["head"], *args, 8)[1].sum()
+DIFFERENTIATED = {
+    "a third of the sum": lambda loss, tokens, weights: loss / 3,
+    "the tokens' losses": lambda loss, tokens, weights: preference(tokens, weights),
+    "both": lambda loss, tokens, weights: loss**2 / 1e4 + preference(tokens, weights),
+}
 
-    once = jax.grad(lambda h: weighted_loss(h, case["head"], *args, 8)[0])(case["hidden"])
-    np.testing.assert_allclose(jax.grad(third)(case["hidden"]), once / 3, rtol=1e-6)
-    assert not jax.grad(tokens)(case["hidden"]).any()
+
+@pytest.mark.parametrize("what", DIFFERENTIATED)
+def test_whatever_is_made_of_sum_and_token_losses_has_its_gradient(case, what):
+    """By hidden states, head and weights: none is silently zero."""
+    args = case["hidden"], case["head"], case["weights"]
+
+    def made(loss):
+        def value(hidden, head, weights):
+            return DIFFERENTIATED[what](*loss(hidden, head, case["targets"], weights), weights)
+
+        return jax.jit(jax.grad(value, (0, 1, 2)))(*args)
+
+    for got, want in zip(made(lambda *x: weighted_loss(*x, 8)), made(plain), strict=True):
+        assert np.abs(want).max() > 0
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+def test_the_head_is_cast_and_its_gradient_is_not(case):
+    """A float32 head beside bfloat16 hidden states: products in bfloat16, no gradient rounded."""
+    hidden, rest = case["hidden"].astype(jnp.bfloat16), (case["targets"], case["weights"])
+    got = jax.grad(lambda w: weighted_loss(hidden, w, *rest, 8)[0])(case["head"])
+    rounded = case["head"].astype(jnp.bfloat16)
+    want = jax.grad(lambda w: weighted_loss(hidden, w, *rest, 8)[0])(rounded)
+    assert (got.dtype, want.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_array_equal(got.astype(jnp.bfloat16), want)
+    assert (got != want.astype(jnp.float32)).mean() > 0.9
 
 
 PRODUCTS = [((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)]
@@ -120,6 +146,14 @@ def test_no_array_of_all_logits(case):
         return toy.memory(made).temp_size_in_bytes
 
     assert temporary(4) < 4 * B * T * V <= temporary(T)
+
+
+def test_chunks_are_equal(case):
+    """37 positions in chunks of at most 36 are 19 and 18, padded to 19: not 36 and one."""
+    made = jax.jit(lambda h, w: weighted_loss(h, w, case["targets"], case["weights"], 36)[0])
+    program = made.lower(case["hidden"], case["head"]).as_text()
+    assert f"tensor<{B * 19}x{V}xf32>" in program
+    assert f"tensor<{B * 36}x{V}xf32>" not in program
 
 
 @pytest.mark.parametrize("shape", [{"data": 4, "tensor": 2}, {"fsdp": 4, "tensor": 2}])

@@ -53,7 +53,7 @@ def test_counts_by_hand():
 
 
 def test_line_by_hand():
-    one = meter(flops=4e12, peak=10e12)
+    one = meter(flops=lambda images: 2e12 * images, peak=10e12)
     line = one.line(7, numbers(), one.count(CONTENTS), metrics.Lap(2.0, 0.5))
     wanted = {
         "step": 7,

@@ -76,12 +76,21 @@ def test_schedule(kind, floor, table):
         np.testing.assert_allclose(rate(step), 2e-5 * share, rtol=1e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize(("steps", "ratio", "warmup"), [(30, 0.1, 3), (10, 0.03, 1), (7, 0.5, 4)])
+# 0.07 x 100 is 7.000000000000001
+@pytest.mark.parametrize(
+    ("steps", "ratio", "warmup"), [(30, 0.1, 3), (10, 0.03, 1), (7, 0.5, 4), (100, 0.07, 7)]
+)
 def test_warmup_is_rounded_up_as_transformers_does(steps, ratio, warmup):
     config = OptimizerConfig(PARTS, warmup_ratio=ratio)
     rate = optimizer.make_schedule(config, steps, 1.0)
     assert [float(rate(s)) < 1 for s in range(warmup)] == [True] * warmup
     assert float(rate(warmup)) == 1.0
+
+
+def test_a_run_of_warmup_alone_stays_finite():
+    """9.5 of 10 steps round up to all: nothing is left for the cosine."""
+    rate = optimizer.make_schedule(OptimizerConfig(PARTS, warmup_ratio=0.95), 10, 1.0)
+    np.testing.assert_allclose([rate(9), rate(10), rate(11)], [0.9, 1.0, 0.0], atol=1e-6)
 
 
 def test_no_warmup_starts_at_the_full_rate():
@@ -99,15 +108,27 @@ def random_tree(seed, scale):
     return jax.tree.map(lambda s: scale * rng.normal(size=s).astype(np.float32), SHAPES, **is_shape)
 
 
-def test_equals_torch_adamw():
-    """Twenty steps with clipping (half of them over the norm), decay, two rates, a schedule."""
+@pytest.mark.parametrize("clip", [0.7, None])
+def test_equals_torch_adamw(clip):
+    """Twenty steps with clipping (half of them over the norm), decay, two rates, a schedule.
+
+    No constant is its default, so that every one of the config's must arrive.
+    """
     torch = pytest.importorskip("torch")
     parts = {
         "connector": PartConfig("connector/.*", learning_rate=3e-2),
         "language": PartConfig("language/.*"),
     }
     config = OptimizerConfig(
-        parts, learning_rate=1e-2, weight_decay=0.1, beta2=0.95, warmup_ratio=0.2, floor=0.33
+        parts,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        beta1=0.8,
+        beta2=0.95,
+        eps=1e-3,
+        clip_norm=clip,
+        warmup_ratio=0.2,
+        floor=0.33,
     )
     params = jax.tree.map(jnp.asarray, random_tree(0, 1.0))
     made = optimizer.make_optimizer(config, 20, params)
@@ -121,7 +142,7 @@ def test_equals_torch_adamw():
         {"params": [theirs["language/a/kernel"]], "lr": 1e-2, "weight_decay": 0.1},
         {"params": [theirs["language/norm/scale"]], "lr": 1e-2, "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-3)
     bases = [group["lr"] for group in adamw.param_groups]
     factor = optimizer.make_schedule(config, 20, 1.0)
     update = jax.jit(made.update)
@@ -131,7 +152,8 @@ def test_equals_torch_adamw():
         params = optimizer.apply_updates(params, updates)
         for path, grad in flatten(grads).items():
             theirs[path].grad = torch.tensor(grad)
-        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(theirs.values(), clip)
         for group, base in zip(adamw.param_groups, bases, strict=True):
             group["lr"] = base * float(factor(step))
         adamw.step()
@@ -153,6 +175,45 @@ def test_bfloat16_parameters_keep_float32_moments_and_round_once():
     assert moved.dtype == jnp.bfloat16
     expected = (1 + updates["connector"]["b"]).astype(jnp.bfloat16)
     assert (moved == expected).all()
+
+
+TOWER = {
+    "vision": {"layers": {"kernel": (3, 2)}, "post_norm": {"scale": (2,)}},
+    "language": {"head": {"kernel": (4, 2)}},
+}
+USED = {"vision/layers/kernel": 2, "vision/post_norm/scale": 0}  # of three layers; nothing of it
+
+
+def test_what_never_gets_a_gradient_stays_and_has_no_moments():
+    """As torch leaves a parameter whose grad is None: no decay, no state; the rest moves."""
+    tree = jax.tree.map(jnp.ones, TOWER, **is_shape)
+    config = OptimizerConfig(
+        {"all": PartConfig(".*")}, learning_rate=1e-2, weight_decay=0.5, warmup_ratio=0.0
+    )
+    made = optimizer.make_optimizer(config, 10, tree, USED)
+    moments, params = made.init(tree), tree
+    shapes = {path: x.shape for path, x in flatten(moments[1].mu).items()}
+    assert shapes == {"vision/layers/kernel": (2, 2), "language/head/kernel": (4, 2)}
+    for number in range(10):
+        used = made.used(params)
+        grads = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), used)
+        updates, moments = made.update(grads, moments, used, number)
+        params = optimizer.apply_updates(params, updates)
+    flat = flatten(params)
+    assert (flat["vision/layers/kernel"][2] == 1).all()
+    assert (flat["vision/post_norm/scale"] == 1).all()
+    assert (flat["vision/layers/kernel"][:2] < 0.95).all()
+    assert (flat["language/head/kernel"] < 0.95).all()
+    still = optimizer.apply_updates(params, updates, jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, still, params)
+
+
+def test_a_stage_that_trains_what_no_row_uses_is_refused():
+    """The connector alone, but rows without images."""
+    with pytest.raises(ConfigError, match=r"no trained parameter is used.*connector/b.*image_slo"):
+        optimizer.make_optimizer(
+            OptimizerConfig(PARTS), 10, {"connector": {"b": jnp.zeros(2)}}, {"connector/b": 0}
+        )
 
 
 def test_a_frozen_path_in_the_trainable_tree_is_refused():

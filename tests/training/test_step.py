@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from mllm_jax import sharding
-from mllm_jax.config import ComputeConfig
+from mllm_jax.config import ComputeConfig, OptimizerConfig
 from mllm_jax.errors import ConfigError
-from mllm_jax.training import step
+from mllm_jax.training import optimizer, step
+from mllm_jax.training.state import TrainState
+from tests.exact_sums import equations
 from tests.training import toy
 
 CHUNK = 5
@@ -63,15 +65,15 @@ def plain_gradient(params, batch):
         hidden, head = toy.apply(params, batch)
         scores = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, head))
         losses = -jnp.take_along_axis(scores, batch.targets[..., None], axis=-1)[..., 0]
-        return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights)
+        return jnp.sum(losses * batch.weights) / jnp.sum(batch.weights), losses
 
-    return jax.value_and_grad(mean)(params)
+    return jax.value_and_grad(mean, has_aux=True)(params)
 
 
 def test_metrics_are_those_of_plain_autodiff(single):
     _, abstract = toy.plan()
     params, batch = toy.draw(abstract.params), toy.batch()
-    loss, grads = jax.jit(plain_gradient)(params, batch)
+    (loss, losses), grads = jax.jit(plain_gradient)(params, batch)
     got = single[1][0]
     np.testing.assert_allclose(got["loss"], loss, rtol=1e-6)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
@@ -83,7 +85,10 @@ def test_metrics_are_those_of_plain_autodiff(single):
         numbers = getattr(batch, f"{kind}s")
         want = [batch.weights[numbers == n].sum() for n in range(count)]
         np.testing.assert_array_equal(got[f"{kind}_tokens"], want)
-        np.testing.assert_allclose(got[f"{kind}_loss_sum"].sum(), got["loss_sum"], rtol=1e-6)
+        weighted = np.asarray(losses) * batch.weights
+        want = [weighted[numbers == n].sum() for n in range(count)]
+        assert len(set(want)) == count
+        np.testing.assert_allclose(got[f"{kind}_loss_sum"], want, rtol=1e-5)
     assert all(value.dtype == np.float32 for value in got.values())
     assert int(single[0].step) == 3
 
@@ -151,6 +156,9 @@ def test_frozen_parts_are_bit_identical_and_ungraded(make_mesh):
     assert all(jax.tree.leaves(moved))
     assert set(metrics) >= {"learning_rate/connector"}
     assert "learning_rate/rest" not in metrics
+    # the norm of what is trained, before the update
+    trained = np.concatenate([x.ravel() for x in jax.tree.leaves(before.trainable)])
+    np.testing.assert_allclose(history[0]["param_norm"], np.linalg.norm(trained), rtol=1e-6)
 
 
 def products(parts):
@@ -178,6 +186,52 @@ def poisoned(seed):
     weights = toy.batch(seed=seed).weights.copy()
     weights[3, 4] = np.nan
     return toy.batch(seed=seed)._replace(weights=weights)
+
+
+def test_an_infinite_gradient_of_a_finite_loss_changes_nothing(make_mesh):
+    """The root of zero: its value is 0, its slope infinite."""
+
+    def steep(params, batch):
+        hidden, head = toy.apply(params, batch)
+        bias = params["connector"]["linear_1"]["bias"]
+        return hidden + jnp.sqrt(bias - jax.lax.stop_gradient(bias))[None, None], head
+
+    mesh = make_mesh(devices=1)
+    made, abstract = toy.plan()
+    state, places = toy.born(made, abstract, mesh)
+    train = step.make_train_step(steep, made, 1, CHUNK, 2, 3, places)
+    with jax.set_mesh(mesh):
+        after, metrics = jax.jit(train)(state, toy.batch())
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert metrics["finite"] == metrics["update_norm"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=state.step), state)
+
+
+def test_an_update_needs_no_array_of_zeros():
+    """Where a step moves nothing, the old parameter is taken, not the sum of it and zeros.
+
+    The compiler holds such zeros through the step, one array per shape: 22 GiB at 8B on one GPU.
+    """
+    tree = {"w": jnp.zeros((7, 5)), "b": jnp.zeros(11)}
+    made = optimizer.make_optimizer(OptimizerConfig(toy.ALL, weight_decay=0.1), 10, tree)
+    sums = {"loss_sum": jnp.ones(()), "trained_tokens": jnp.ones(())}
+
+    def update(tree, moments, grads):
+        state = TrainState(jnp.int32(0), tree, {}, moments)
+        return step._update(state, tree, sums, grads, made)
+
+    program = jax.make_jaxpr(update)(tree, made.init(tree), tree)
+    found = list(equations(program.jaxpr))
+    zeros = {
+        equation.outvars[0]
+        for equation in found
+        if equation.primitive.name == "broadcast_in_dim"
+        and getattr(equation.invars[0], "val", None) == 0
+    }
+    choices = [equation for equation in found if equation.primitive.name == "select_n"]
+    assert len(choices) >= 6  # parameters and both moments
+    assert not any(x in zeros for made in choices for x in made.invars if not hasattr(x, "val"))
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
@@ -252,7 +306,8 @@ def test_eval_step(make_mesh, shape):
     judge = step.make_eval_step(toy.apply, CHUNK, 2, 3)
     with jax.set_mesh(mesh):
         got = jax.jit(judge)(state.params, jax.device_put(batch, rows))
-    loss, _ = jax.jit(plain_gradient)(toy.draw(abstract.params), batch)
+    (loss, losses), _ = jax.jit(plain_gradient)(toy.draw(abstract.params), batch)
+    np.testing.assert_allclose(got["token_losses"], losses, rtol=1e-5)
     np.testing.assert_allclose(got["loss_sum"] / got["trained_tokens"], loss, rtol=1e-6)
     np.testing.assert_array_equal(got["row_tokens"], batch.weights.sum(axis=1))
     want = (np.asarray(got["token_losses"]) * batch.weights).sum(axis=1)

@@ -1,0 +1,127 @@
+"""A small whole model with many addends to every sum: images of 64 patches, words as they are used.
+
+The most frequent word stands a fifth of all positions; 48 images have 3,072 patches. Every value
+of the parameters is a bfloat16 number, so the format in which they are held changes no product.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mllm_jax import sharding, stage
+from mllm_jax.batch import Batch
+from mllm_jax.config import ComputeConfig, MeshConfig, OptimizerConfig, PartConfig
+from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.training import state, step
+from mllm_jax.training.loss import weighted_loss
+from tests.exact_sums import exact
+
+V, P, SLOTS, TEXT = 64, 64, 3, 64
+ROWS, LENGTH, CHUNK, BETA1 = 16, SLOTS * P + TEXT, 64, 0.9
+# compilers may leave out roundings that the program asks for, here and there: activations would
+# differ from program to program, and gradients with them, by up to 1 %
+AS_WRITTEN: dict[str, str | bool] = {"xla_allow_excess_precision": False}
+VISION = VisionConfig(image_size=32, patch_size=4, width=16, mlp=40, layers=3, heads=2)
+
+
+def model(tied: bool = False) -> ModelConfig:
+    language = LanguageConfig(
+        vocab=V, width=24, mlp=56, layers=2, heads=4, kv_heads=2, head_dim=8, tied=tied
+    )
+    return ModelConfig(VISION, ConnectorConfig("mlp"), language, image_token=V - 1)
+
+
+def batch() -> Batch:
+    """Rows of three images and a text whose words follow Zipf's law; the text is trained."""
+    rng, shape = np.random.default_rng(0), (ROWS, LENGTH)
+    frequency = 1 / np.arange(1, V)
+    tokens = np.full(shape, V - 1, np.int32)
+    tokens[:, -TEXT:] = rng.choice(V - 1, (ROWS, TEXT), p=frequency / frequency.sum())
+    index = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+    index[:, -TEXT:] = -1
+    weights = np.zeros(shape, np.float32)
+    weights[:, -TEXT - 1 : -1] = 1
+    side = VISION.image_size
+    pixels = rng.integers(0, 256, (ROWS, SLOTS, side, side, 3), dtype=np.uint8)
+    zeros, ones = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+    targets = np.roll(tokens, -1, axis=1)
+    return Batch(tokens, targets, weights, ones, positions, index, zeros, zeros, pixels)
+
+
+def plan(mesh: Mesh, compute: ComputeConfig, tied: bool = False) -> stage.Stage:
+    """Everything is trained; the first update leaves (1 - BETA1) x gradient in Adam's moments."""
+    config = OptimizerConfig(
+        {"all": PartConfig(".*")}, 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None
+    )
+    return stage.plan(model(tied), compute, config, mesh, steps=10)
+
+
+def compute(**formats: Any) -> ComputeConfig:
+    return ComputeConfig(
+        **{"compute": "bfloat16", "remat": "none", "attention": "blocks", "loss_chunk": CHUNK}
+        | formats
+    )
+
+
+def one_device() -> Mesh:
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def params(tied: bool = False) -> Any:
+    """Random bfloat16 numbers, held in float32."""
+    made = plan(one_device(), compute(), tied)
+    drawn = stage.draw(made, made.params, seed=1)
+    return jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32)), drawn)
+
+
+@functools.cache
+def reference(tied: bool = False) -> Any:
+    """The gradient of the mean loss, every sum exact, whole batch at once, on one device."""
+    apply = stage.apply_of(plan(one_device(), compute(), tied).model)
+
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        hidden, head = apply(params, batch)
+        targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
+        return weighted_loss(hidden, head, targets, weights, CHUNK)[0] / jnp.sum(weights)
+
+    program = jax.jit(exact(jax.grad(loss)))
+    gradient = program.lower(params(tied), batch()).compile(AS_WRITTEN)(params(tied), batch())
+    return jax.tree.map(np.asarray, gradient)
+
+
+def lowered(made: stage.Stage, microbatches: int) -> Any:
+    """The real step, not yet compiled."""
+    formats = made.model.compute
+    train = step.make_train_step(
+        stage.apply_of(made.model),
+        made.optimizer,
+        microbatches,
+        CHUNK,
+        1,
+        1,
+        made.shardings,
+        jnp.dtype(formats.reduce),
+    )
+    rows = jax.tree.map(lambda _: sharding.batch_sharding(made.mesh), batch())
+    everywhere = NamedSharding(made.mesh, PartitionSpec())
+    placed = jax.jit(
+        train, in_shardings=(made.shardings, rows), out_shardings=(made.shardings, everywhere)
+    )
+    with jax.set_mesh(made.mesh):
+        return placed.lower(made.abstract, batch())
+
+
+def gradient(mesh: Mesh, compute: ComputeConfig, microbatches: int, tied: bool = False) -> Any:
+    """The gradient that the real step hands to Adam."""
+    made = plan(mesh, compute, tied)
+    held = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params(tied), made.params)
+    placed = jax.device_put(held, made.shardings.params)
+    fresh = state.birth(placed, made.optimizer, made.abstract, made.shardings)
+    after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(fresh, stage.place(batch(), mesh))
+    return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)

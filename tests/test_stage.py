@@ -77,6 +77,19 @@ def test_program(mesh, setup, microbatches):
         hlo.assert_crosses_in_no_loop(made.text, mesh, "data")
 
 
+def test_a_frozen_tower_is_not_copied(make_mesh):
+    """Its used layers are taken one by one from the whole stack: no array holds just these."""
+    made = packed.compiled("instruct", make_mesh(devices=1), 1)
+    layers = flatten(made.stage.abstract.frozen["vision"]["layers"])
+    stacks = [leaf for path, leaf in layers.items() if path.endswith("kernel")]
+    shapes = {shape for _, shape in hlo.shapes(made.text)}
+    assert packed.MODEL.vision is not None
+    used = packed.MODEL.vision.used_layers
+    assert used == 5
+    assert any(leaf.shape in shapes for leaf in stacks)
+    assert not {(used, *leaf.shape[1:]) for leaf in stacks} & shapes
+
+
 def test_rows_without_images_teach_the_connector_nothing(make_mesh):
     """All-text rows on every device, and pixels in slots that no row names: exactly zero."""
     made = packed.compiled("instruct", make_mesh(data=2, fsdp=2, tensor=2), 2)

@@ -129,7 +129,9 @@ def _language_layer(
     scores = 2 * 4 * share.rows * c.heads // share.tensor * block * share.length
     if backend == "loop":
         scores = scores // (share.rows * c.kv_heads // share.tensor)
-    return weights * size * (2 if trained else 1) + tokens * per_token * size + scores
+    # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
+    summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
+    return weights * (size + (summed if trained else 0)) + tokens * per_token * size + scores
 
 
 def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:

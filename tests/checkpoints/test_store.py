@@ -265,6 +265,24 @@ def test_a_torn_checkpoint_is_invisible(tmp_path: Path, make_mesh) -> None:
     checkpoints.close()
 
 
+def test_moments_of_before_are_cut_to_the_layers_that_are_used(tmp_path: Path) -> None:
+    """Checkpoints of before hold moments of layers that nothing reads, and of the norm behind."""
+    tree = {"vision": {"layers": jnp.arange(12.0).reshape(4, 3), "post_norm": jnp.ones(3)}}
+    used = {"vision": {"layers": tree["vision"]["layers"][:3]}}
+    with store.Checkpoints(tmp_path, Keep(1)) as checkpoints:
+        checkpoints.save(4, tree, {"mu": tree}, {})
+        checkpoints.wait()
+        folder = checkpoints.folder / "4"
+        about = store.seal.read(folder)
+        del about["frozen"]
+        (folder / store.seal.SEAL).unlink()
+        store.seal.close(folder, about)
+        _, moments, _ = checkpoints.restore(4, describe(tree), {"mu": describe(used)})
+    assert moments.keys() == {"mu"}
+    assert moments["mu"]["vision"].keys() == {"layers"}
+    np.testing.assert_array_equal(moments["mu"]["vision"]["layers"], used["vision"]["layers"])
+
+
 def test_restore_refuses_another_state(tmp_path: Path, make_mesh) -> None:
     params, moments = state(make_mesh(), P())
     checkpoints = store.Checkpoints(tmp_path, Keep(1))

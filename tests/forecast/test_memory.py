@@ -1,5 +1,7 @@
 """The parts of the memory formula by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -51,7 +53,10 @@ def test_one_layer():
     scores = 2 * 4 * 3 * 4 * 10 * 10  # two, float32: rows, heads, queries, keys
     frozen = memory.layer_bytes(model, SHARE, BFLOAT, False, "dense")
     assert frozen == weights * 2 + 30 * per_token * 2 + scores
-    assert memory.layer_bytes(model, SHARE, BFLOAT, True, "dense") == frozen + weights * 2
+    # gradients as they are summed over devices: in float32 unless the config says otherwise
+    assert memory.layer_bytes(model, SHARE, BFLOAT, True, "dense") == frozen + weights * 4
+    half = dataclasses.replace(BFLOAT, reduce="bfloat16")
+    assert memory.layer_bytes(model, SHARE, half, True, "dense") == frozen + weights * 2
     # one key/value head of one row at a time
     one = memory.layer_bytes(model, SHARE, BFLOAT, False, "loop")
     blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")

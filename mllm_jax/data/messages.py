@@ -30,6 +30,7 @@ class Hole(enum.Enum):
 
 
 TEXT = Hole.TEXT
+_PICTURE = (IMAGE, "\n")  # see `records.user_turn`
 # of every turn its role, then images, texts and the white space around the whole
 Shape = tuple[tuple[str | Mark | Hole, ...], ...]
 
@@ -46,6 +47,10 @@ def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
         if len(parts) == 1 and (text := parts[0]) is not IMAGE and text and text == text.strip():
             shape.append((role, "", TEXT, ""))  # nearly always
             texts.append(text)
+            continue
+        if parts == _PICTURE:  # nearly always where a picture has a caption
+            shape.append((role, IMAGE, "", TEXT, "\n"))
+            texts.append("")
             continue
         parts = _merged(parts)
         pieces: list[Any] = [role]

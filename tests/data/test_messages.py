@@ -95,3 +95,5 @@ def test_a_text_of_white_space_alone_stays_a_text():
     shape, texts = take_texts([Turn("user", (IMAGE, "\n "))])
     assert shape == (("user", IMAGE, "", TEXT, "\n "),)
     assert texts == [""]
+    for parts in ((IMAGE, "\n"), (IMAGE, "", "\n")):  # however it is written
+        assert take_texts([Turn("user", parts)]) == ((("user", IMAGE, "", TEXT, "\n"),), [""])

@@ -44,7 +44,9 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done
-        print(f"reading data.streams.{reader.name}: {left:,} rows, into {folder}", flush=True)
+        print(
+            f"reading data.streams.{reader.name}: {left:,} rows, into {folder.parent}", flush=True
+        )
     new = {file for _, file in missing}
     made = _work(reader, missing, min(workers, len(missing)))
     shown = bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}")
@@ -62,13 +64,13 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
 
 @contextlib.contextmanager
 def _written(name: str, folder: Path) -> Iterator[None]:
-    """Around what writes into an index folder."""
+    """Around what writes into an index folder; its home is named, since it has no name as yet."""
     try:
         yield
     except OSError as error:
         reason = f"{failures.reason(error)}; start again to go on from here"
         raise RunError(
-            f"data.streams.{name}: its index cannot be written to {folder}: {reason}"
+            f"data.streams.{name}: its index cannot be written to {folder.parent}: {reason}"
         ) from error
 
 

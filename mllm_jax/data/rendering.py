@@ -31,7 +31,7 @@ class TooMuchWork(ConfigError):
 
 
 def is_ours(template: str) -> bool:
-    """Whether it is one of TEMPLATES, whose work and ways are known (tests/data/test_templates)."""
+    """Whether it is one of TEMPLATES, which look at no text (tests/data/test_chat)."""
     return template in TEMPLATES.values()
 
 

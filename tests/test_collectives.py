@@ -63,6 +63,22 @@ def test_lookup_equals_take(case, make_mesh, shape):
         assert made.kind != "all-gather" or made.shapes[0][0] == "s32", made.says()
 
 
+@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 2, "tensor": 2}], ids=str)
+def test_a_bfloat16_table_gets_exact_sums_on_every_mesh(make_mesh, shape):
+    """A word that stands 4,096 times has 4,096 times the gradient of one: 256 in bfloat16 sums."""
+    mesh = make_mesh(**shape)
+    tokens, table = jnp.zeros((B, 512), jnp.int32), jnp.ones((V, D), jnp.bfloat16)
+
+    def summed(table):
+        return jnp.sum(collectives.lookup(table, tokens, jnp.bfloat16), dtype=jnp.float32)
+
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(summed))(table)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient[0], 4096)
+    assert not gradient[1:].any()
+
+
 def test_lookup_casts_what_it_found(case):
     _, x = summed_lookup(*map(jnp.asarray, case), dtype=jnp.bfloat16)
     assert x.dtype == jnp.bfloat16

@@ -27,7 +27,7 @@ from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig, FolderConfig, RecipeConfig
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, require, shown
 from mllm_jax.folders import exclusive
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.model_config import ModelConfig
@@ -65,7 +65,8 @@ def run(
 def _run(path: Path, recipe: RecipeConfig, out: Path, devices: Sequence[Any] | None) -> Path:
     stages = load_stages(path, recipe, out)
     check_folders(stages)
-    if check_stages(stages, devices):
+    checked = check_stages(stages, devices)
+    if checked.pending:
         for folder in (out / "evaluation", out / "hf"):
             require(
                 not folder.exists(),
@@ -74,7 +75,7 @@ def _run(path: Path, recipe: RecipeConfig, out: Path, devices: Sequence[Any] | N
             )
     asked = recipe.evaluate is not None and not (out / "evaluation").exists()
     if recipe.evaluate is not None and asked and distributed.is_first():
-        check_questions(recipe.evaluate, stages)
+        check_questions(recipe.evaluate, stages, checked.template)
     summary = _Summary(out / "summary.json")
     for name, config in stages.items():
         _train_stage(name, config, summary, devices)
@@ -159,7 +160,7 @@ def _say(words: str) -> None:
 
 def _check_same_model(first: Config, config: Config, file: Path) -> None:
     for key, (old, new) in run_folder.differences(first.model, config.model).items():
-        said = f"model.{key} is {new!r}, but {old!r} in the first stage"
+        said = f"model.{key} is {shown(new)}, but {shown(old)} in the first stage"
         raise ConfigError(f"{file}: {said}; all stages of a recipe train one model")
 
 

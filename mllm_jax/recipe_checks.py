@@ -10,13 +10,14 @@ the first stage's source, the chat template that of the last stage that has conv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from mllm_jax import evaluate, run_folder, run_inputs, sharding, train
 from mllm_jax.answering import Answerer
 from mllm_jax.checkpoints.folder import open_model
+from mllm_jax.checkpoints.hf_files import TEMPLATE
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.config import Config, EvaluateConfig
 from mllm_jax.data.chat import Chat
@@ -60,30 +61,37 @@ def check_folders(stages: Mapping[str, Config]) -> None:
             run_folder.check(config, resume="auto")
 
 
-def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) -> list[str]:
+class Checked(NamedTuple):
+    """What is known of a recipe's stages before the first step."""
+
+    pending: list[str]  # names of those that are not finished
+    template: str | None  # chat template that the last model will have; None: the source's own
+
+
+def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) -> Checked:
     """Opens what every stage that is not finished will read, and lays it out on the devices.
 
     Args:
         stages: by name, in order, as `recipe.load_stages` gives them.
         devices: the mesh's; all there are when None.
 
-    Returns:
-        The names of the stages that are not finished.
-
     Raises:
         ConfigError: as `train.train` would when the stage's turn comes.
     """
-    pending = []
+    pending, template = [], None
     for number, (name, config) in enumerate(stages.items()):
         if _finished(config, config.train.steps):
+            file = Path(config.out) / "model" / TEMPLATE
+            template = file.read_text(encoding="utf-8") if file.is_file() else template
             continue
         with _naming(name):
             if number == 0 and config.init.weights is not None:
                 train.check_source(config, open_model(config.init.weights))
-            steps = _check_stage(config, source_files(stages), devices)
+            steps, chats = _check_stage(config, source_files(stages), devices)
+        template = chats or template
         if not _finished(config, steps):
             pending.append(name)
-    return pending
+    return Checked(pending, template)
 
 
 def _finished(config: Config, steps: int | None) -> bool:
@@ -104,7 +112,7 @@ def source_files(stages: Mapping[str, Config]) -> Path:
     return run_folder.tokenizer_folder(first.init)
 
 
-def check_questions(c: EvaluateConfig, stages: Mapping[str, Config]) -> None:
+def check_questions(c: EvaluateConfig, stages: Mapping[str, Config], template: str | None) -> None:
     """Reads the evaluation's questions as `evaluate` will, and makes their prompts.
 
     Raises:
@@ -114,8 +122,6 @@ def check_questions(c: EvaluateConfig, stages: Mapping[str, Config]) -> None:
         config, files = list(stages.values())[-1], source_files(stages)
         records = evaluate.read_questions(c.data, c.images).records
         tokenizer = load_tokenizer(files)
-        templates = [run_folder.chat_template(config) for config in stages.values()]
-        template = next((t for t in reversed(templates) if t), None)
         template = template or load_template(files, tokenizer)
         model = config.model
         image_token = model.image_token if model.patches else None
@@ -130,8 +136,14 @@ class _Prompts(Answerer):
         self.chat, self.config = chat, model
 
 
-def _check_stage(config: Config, files: Path, devices: Sequence[Any] | None) -> int:
-    """What `train` checks before it writes, for weights that may not exist yet; returns steps."""
+def _check_stage(
+    config: Config, files: Path, devices: Sequence[Any] | None
+) -> tuple[int, str | None]:
+    """What `train` checks before it writes, for weights that may not exist yet.
+
+    Returns:
+        Its steps, and the chat template of its conversations.
+    """
     begin = run_folder.check(config, resume="auto")
     mesh = sharding.make_mesh(config.mesh, devices)
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -148,7 +160,7 @@ def _check_stage(config: Config, files: Path, devices: Sequence[Any] | None) -> 
         fresh is None or any(run_folder.is_fresh(config.init, p) for p in flatten(stage.params)),
         f"init.fresh={fresh!r} matches no parameter path",
     )
-    return steps
+    return steps, run_folder.chat_template(config.data.streams, loader.shares(steps))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.data.order import VERSION as ORDER
 from mllm_jax.data.templates import END_TOKENS, TEMPLATES
 from mllm_jax.data_config import StreamConfig
-from mllm_jax.errors import require
+from mllm_jax.errors import require, shown
 from mllm_jax.folders import exclusive, in_use
 from mllm_jax.json_file import read_json, write_json
 from mllm_jax.patterns import matches
@@ -94,7 +94,8 @@ def check(config: Config, resume: Resume) -> Beginning:
     )
     before = config_file.load(Config, run / "config.yaml")
     differ = {
-        k: f"{k} was {old!r}, is {new!r}" for k, (old, new) in differences(before, config).items()
+        k: f"{k} was {shown(old)}, is {shown(new)}"
+        for k, (old, new) in differences(before, config).items()
     }
     last = max(checkpoint_steps(run / "checkpoints"), default=None)
     free = {key for key in differ if key.startswith(FREE) or _lies_ahead(key, last or 0)}
@@ -104,7 +105,7 @@ def check(config: Config, resume: Resume) -> Beginning:
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
         "back, or start a new run",
     )
-    if last is not None:
+    if last is not None and last < (config.train.steps or last + 1):  # steps are left to plan
         _check_order(run)
     notes = [words for key, words in differ.items() if key in free]
     if last is None:

@@ -17,8 +17,10 @@ from mllm_jax.checkpoints.folder import open_model
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints, checkpoint_steps
 from mllm_jax.config import ComputeConfig, Config, FolderConfig
+from mllm_jax.data.order import VERSION as ORDER
 from mllm_jax.errors import ConfigError
 from mllm_jax.models import mllm
+from mllm_jax.recipe_checks import Checked
 from mllm_jax.training.optimizer import assign
 from mllm_jax.trees import flatten, unflatten
 
@@ -88,6 +90,7 @@ def begin(config: Config) -> None:
     model.mkdir(parents=True)
     config_file.dump(config, Path(config.out) / "config.yaml")
     config_file.dump(FolderConfig(config.model), model / "config.yaml")
+    (Path(config.out) / "data.json").write_text(json.dumps({"order": ORDER}))
 
 
 def save(config: Config, step: int, spoil: str = "") -> None:
@@ -143,9 +146,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         made.calls.append(f"export {model.name} {dtype}")
         out.mkdir()
 
-    def check_stages(stages: dict[str, Config], devices: Any) -> list[str]:
+    def check_stages(stages: dict[str, Config], devices: Any) -> Checked:
         saved = {name: checkpoint_steps(Path(c.out) / "checkpoints") for name, c in stages.items()}
-        return [name for name, steps in saved.items() if not steps or steps[-1] < 4]
+        pending = [name for name, steps in saved.items() if not steps or steps[-1] < 4]
+        return Checked(pending, None)
 
     # data, tokenizers and questions are made up too: tests/test_recipe_checks.py has real ones
     monkeypatch.setattr(recipe, "check_stages", check_stages)

@@ -198,7 +198,7 @@ def test_several_processes_find_the_second_stages_missing_index(
     with pytest.raises(ConfigError, match=r"^instruct: .*no length index for data.streams.more"):
         recipe_checks.check_stages(stages, one)
     prepare.run_recipe(path, workers=1)
-    assert recipe_checks.check_stages(stages, one) == ["align", "instruct"]
+    assert recipe_checks.check_stages(stages, one).pending == ["align", "instruct"]
 
 
 # ---------------------------------------------------------------------------------- prepare RECIPE

@@ -6,7 +6,7 @@ counted again. One process counts, the others of a machine or a shared disk wait
     magic and checksum (32 bytes) | rows before each window (int64) | positions before each (int64)
 """
 
-import fcntl
+import os
 import sys
 import time
 from array import array
@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from mllm_jax import interrupts
 from mllm_jax.folders import whole_file
+from mllm_jax.locks import try_lock
 
 SECONDS = 5.0  # between two saves while windows are counted
 HEAD = 32  # bytes before the numbers
@@ -73,13 +74,23 @@ class RowTable:
         """Yields whether this process may write: one at a time, none where the disk forbids it."""
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
-            file = self._lock.open("w")
+            file = try_lock(self._lock)
+            while file is None and wait:
+                interrupts.check()
+                time.sleep(0.05)
+                file = try_lock(self._lock)
         except OSError as error:
             self._cannot_write(error)
             yield False
             return
-        with file:
-            yield _locked(file, wait)
+        if file is None:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._lock.unlink(missing_ok=True)
+            os.close(file[0])
 
     def _cannot_write(self, error: OSError) -> None:
         self._say(f"{self._path}: {error.strerror}; the counts of rows are not kept")
@@ -89,14 +100,6 @@ class RowTable:
         if message not in self._messages:
             self._messages.add(message)
             print(message, file=sys.stderr)
-
-
-def _locked(file: IO[str], wait: bool) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _head(body: bytes) -> bytes:

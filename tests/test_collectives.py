@@ -85,6 +85,32 @@ def test_lookup_casts_what_it_found(case):
     np.testing.assert_array_equal(x, case[0][case[1]].astype(jnp.bfloat16))
 
 
+def test_a_word_gets_the_float32_sum_of_its_uses_on_a_mesh(make_mesh):
+    """Of 4,096 in bfloat16, all the same word; sums in bfloat16 end at 256."""
+    tokens = jnp.zeros((B, 512), jnp.int32)
+    with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
+        run = lambda table: summed_lookup(table, tokens, 1.0, jnp.bfloat16)[0]  # noqa: E731
+        gradient = jax.jit(jax.grad(run))(jnp.ones((V, D)))
+    np.testing.assert_array_equal(gradient[0], tokens.size)
+    assert not gradient[1:].any()
+
+
+def test_the_smallest_part_crosses_data(make_mesh):
+    """A gradient is divided over fsdp before it is summed over data."""
+    mesh = make_mesh(data=2, fsdp=4)
+    rows = jnp.ones((B, D))
+    with jax.set_mesh(mesh):
+        run = functools.partial(_reduced, over=collectives.row_axes())
+        work = collectives.per_device(run, (("batch", "none"),), ("none", "embed"))
+        text = toy.text(jax.jit(work).lower(rows).compile())
+    crossing = [made for made in hlo.collectives(text, mesh) if "data" in made.axes]
+    assert [made.shapes for made in crossing] == [[("f32", (D, D // 4))]]
+
+
+def _reduced(rows, over):
+    return collectives.reduced(rows.T @ rows, over, "none", "embed")
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_and_parts(make_mesh, shape):
     """What a loss does over rows and words, with and without a mesh."""

@@ -154,6 +154,9 @@ REFUSED = [
         {"match": ".*", "train": False},
         "optimizer.parts: every part is frozen; set train: true on one",
     ),
+    ("optimizer.learning_rate", 101, "optimizer.learning_rate=101.0 must lie in (0, 100]"),
+    ("optimizer.beta1", 1.0, "optimizer.beta1=1.0 must lie in [0, 1)"),
+    ("optimizer.eps", 0.0, "optimizer.eps=0.0 must lie in (0, 1]"),
     ("optimizer.warmup_ratio", 1.0, "optimizer.warmup_ratio=1.0 must lie in [0, 1)"),
     ("optimizer.floor", 1.5, "optimizer.floor=1.5 must lie in [0, 1]"),
     (
@@ -166,6 +169,7 @@ REFUSED = [
     ("train.save_every", 0, "train.save_every=0 must lie in [1, 1_000_000_000]"),
     ("train.keep_every", 0, "train.keep_every=0 must lie in [1, 1_000_000_000]"),
     ("train.keep_every", 7, "train.keep_every=7 is not a multiple of train.save_every=500"),
+    ("train.keep_every", 100, "train.keep_every=100 is not a multiple of train.save_every=500"),
     ("train.keep_best", -1, "train.keep_best=-1 must lie in [0, 1_000_000]"),
     ("compute.loss_chunk", 0, "compute.loss_chunk=0 must lie in [1, 16_777_216]"),
 ]

@@ -13,7 +13,6 @@ import pytest
 from mllm_jax import convert
 from mllm_jax.checkpoints import tensor_files
 from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.join_parts import new_rows
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.errors import ConfigError
@@ -354,15 +353,6 @@ def test_join_adds_the_image_token(oracle: Path, clip: Path, tmp_path: Path) -> 
     old = tensors(source)["model.embed_tokens.weight"]
     changed = [row for row in range(412) if not np.array_equal(table[row], old[row])]
     assert changed == [406], "the new token's row is drawn although a padding row was there"
-
-
-def test_new_rows_have_the_statistics_of_the_old() -> None:
-    random = np.random.default_rng(0)
-    mixing = random.standard_normal((6, 6)).astype(np.float32)
-    old = random.standard_normal((3_000, 6), np.float32) @ mixing + np.arange(6, dtype=np.float32)
-    rows = new_rows(old, 10_000, np.random.default_rng(1))
-    np.testing.assert_allclose(rows.mean(0), old.mean(0), atol=0.1)
-    np.testing.assert_allclose(np.cov(rows.T), np.cov(old.T), atol=0.05 * np.cov(old.T).max())
 
 
 def test_join_refuses_the_wrong_folders(oracle: Path, clip: Path, tmp_path: Path) -> None:

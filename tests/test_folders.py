@@ -1,5 +1,6 @@
 """A new folder is there whole or not at all; nothing that exists is written over."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from mllm_jax import locks
 from mllm_jax.errors import ConfigError
 from mllm_jax.folders import check_file, check_new, exclusive, in_use, new_folder, whole_file
 from mllm_jax.json_file import write_json
+from mllm_jax.locks import try_lock
 
 
 def test_in_use(tmp_path: Path):
@@ -33,6 +35,26 @@ def test_the_folder_gets_its_name_at_the_end(tmp_path: Path, exists: bool):
         assert not in_use(out)
     assert (out / "a").read_text() == "x"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_keeps_its_rights_when_nothing_is_made(tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir(mode=0o700)
+    with pytest.raises(RuntimeError), new_folder(out):
+        raise RuntimeError
+    assert out.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lock_whose_file_is_gone_is_none(tmp_path: Path, monkeypatch):
+    """Its holder removes the file while it still holds the lock; the next one opened it before."""
+    flock, path = fcntl.flock, tmp_path / "lock"
+
+    def removed_before(number: int, how: int) -> None:
+        path.unlink()
+        flock(number, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    assert try_lock(path) is None
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path):
@@ -203,7 +225,7 @@ def test_standard_output_gets_it_in_order_where_a_shell_sent_it(tmp_path: Path, 
     with (tmp_path / "out.txt").open("w") as out:
         root = str(Path(__file__).resolve().parent.parent)
         words = [sys.executable, "-c", code, name]
-        environment = os.environ | {"PYTHONPATH": root}
+        environment = os.environ | {"PYTHONPATH": root, "PYTHONUNBUFFERED": ""}
         subprocess.run(words, stdout=out, cwd=tmp_path, env=environment, check=True, timeout=60)
     assert (tmp_path / "out.txt").read_text() == "before\n{}\nafter\n"
 

@@ -169,6 +169,10 @@ def test_another_tokenizer_is_refused_always(data: Path):
     config = stage(data)
     shutil.copytree(data / "tokenizer", Path(config.out) / "model")
     run_inputs.check_tokenizer(config, STEP, load_tokenizer(data / "tokenizer"))
+    other_end = load_tokenizer(data / "tokenizer")
+    other_end.eos_token = "a"
+    with pytest.raises(ConfigError, match="its tokenizer is not the one"):
+        run_inputs.check_tokenizer(config, STEP, other_end)
     file = data / "tokenizer" / "tokenizer.json"
     tree = json.loads(file.read_text())
     vocabulary = tree["model"]["vocab"]

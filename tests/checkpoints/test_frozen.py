@@ -1,5 +1,6 @@
 """The files of frozen parameters: one at a time, whole or not at all, their damage found."""
 
+import errno
 import os
 import weakref
 from collections.abc import Callable
@@ -109,6 +110,14 @@ def test_a_full_disk_is_named_and_left_as_it_was(tmp_path: Path):
         with pytest.raises(RunError, match=r"failed: the disk is full .*start again"):
             FrozenParams(disk).write(lazy(large))
         assert os.listdir(disk) == []
+
+
+def test_a_quota_that_is_used_up_is_a_full_disk(tmp_path: Path):
+    def fail() -> np.ndarray:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with pytest.raises(RunError, match="failed: the disk is full "):
+        FrozenParams(tmp_path).write({"vision/z": Leaf((4,), np.dtype(np.float32), fail)})
 
 
 @pytest.mark.parametrize("axes", [{"devices": 1}, {"fsdp": 4, "tensor": 2}], ids=str)

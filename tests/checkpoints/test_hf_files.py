@@ -96,6 +96,8 @@ def test_unread_fields_of_a_processor_are_carried(tmp_path: Path) -> None:
     assert written["image_processor"]["new_field"] == 1
     assert "do_pad" not in written["image_processor"]
     assert written["image_processor"]["size"] == {"shortest_edge": 28}
+    hf_files.check_placeholders(tmp_path, model)
+    assert hf_files.read_processor(tmp_path, 28)[1] == "crop"
     before = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert before == written["image_processor"] | {"processor_class": "LlavaProcessor"}
 
@@ -157,6 +159,7 @@ def test_old_sizes_and_padding(tmp_path: Path) -> None:
         ({"do_center_crop": False}, "do_center_crop=False; expected true"),
         ({"do_normalize": False}, "do_normalize=False"),
         ({"rescale_factor": 1.0}, "rescale_factor=1.0"),
+        ({"rescale_factor": 1 / 256}, "rescale_factor=0.00390625; expected 1/255"),
         ({"size": {"height": 28, "width": 28}}, "size="),
         ({"size": {"shortest_edge": 32}}, "expected shortest_edge 28, the vision tower's size"),
         ({"crop_size": {"height": 28, "width": 32}}, "crop_size="),

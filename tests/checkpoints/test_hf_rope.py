@@ -75,6 +75,7 @@ def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
         {"rope_scaling": NEW, "rope_parameters": NEW | {"factor": 4.0}},
         {"rope_theta": 1e4, "rope_parameters": NEW},  # transformers 4: theta 10,000
         {"rope_theta": 1e4, "rope_scaling": NEW},
+        {"rope_theta": 1e6, "rope_parameters": NEW},
     ],
 )
 def test_contradictions(fields: dict[str, Any]) -> None:

@@ -241,6 +241,13 @@ def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mes
     assert restored[2] == {"seed": 9}
 
 
+def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        (tmp_path / f"{step}").mkdir()
+        (tmp_path / f"{step}" / store.seal.SEAL).touch()
+    assert store.checkpoint_steps(tmp_path) == [9, 20, 100]
+
+
 def test_a_run_checkpoint_is_laid_out_like_a_model(tmp_path: Path, make_mesh, caplog) -> None:
     params, moments = state(make_mesh(), P())
     checkpoints = store.Checkpoints(tmp_path, Keep(1))
@@ -290,13 +297,18 @@ def test_restore_refuses_another_state(tmp_path: Path, make_mesh) -> None:
     checkpoints.wait()
     a, m = describe(params), describe(moments)
     more = m._replace(mu=m.mu | {"connector": a["connector"]})
-    cast = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), a
+    wide, narrow = (
+        jax.tree.map(lambda x, to=to: jax.ShapeDtypeStruct(x.shape, to, sharding=x.sharding), a)
+        for to in (jnp.float32, jnp.float16)
     )
     with pytest.raises(ConfigError, match=r"missing 1 \(mu/connector/linear_1/bias\)"):
         checkpoints.restore(3, a, more)
-    with pytest.raises(ConfigError, match="other number formats"):
-        checkpoints.restore(3, cast, m)
+    with pytest.raises(ConfigError, match=r"extra 1 \(connector/linear_1/bias\)"):
+        checkpoints.restore(3, {"language": a["language"]}, m)
+    with pytest.raises(ConfigError, match=r"bias is float16, expected float32"):
+        checkpoints.restore(3, wide, m)
+    with pytest.raises(ConfigError, match=r"embedding is float32, expected float16"):
+        checkpoints.restore(3, narrow, m)
     with pytest.raises(ConfigError, match=r"no such checkpoint; there are \[3\]"):
         checkpoints.restore(4, a, m)
     checkpoints.close()

@@ -93,6 +93,35 @@ def test_a_read_that_brings_less_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.array_equal(read_header(tmp_path / SINGLE)["a"].read(), array)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("columns", [8, 5_000])
+def test_a_part_reads_little_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, columns: int
+) -> None:
+    """Runs of a page and more alone, shorter ones with the rest of their rows."""
+    array = np.random.default_rng(0).integers(0, 250, (6, 4, columns)).astype(dtype)
+    write(tmp_path, {"a": array})
+    preadv, reads = os.preadv, []
+
+    def noted(file: int, buffers: list[memoryview], offset: int) -> int:
+        reads.append(len(buffers[0]))
+        return preadv(file, buffers, offset)
+
+    monkeypatch.setattr(tensor_files.os, "preadv", noted)
+    index = (slice(1, 5), slice(2, 4), slice(1, columns - 1))
+    part = read_header(tmp_path / SINGLE)["a"].read(index)
+    assert part.tobytes() == array[index].tobytes()
+    size = array.dtype.itemsize
+    assert reads == ([(columns - 2) * size] * 8 if columns > 8 else [4 * 4 * 8 * size])
+
+
+def test_wide_formats_come_first(tmp_path: Path) -> None:
+    """So every tensor begins at a multiple of its own width."""
+    write(tmp_path, {"a": np.zeros(3, np.float16), "b": np.zeros(2, np.float32)})
+    stored = read_header(tmp_path / SINGLE)
+    assert stored["b"].offset % 4 == 0 and stored["b"].offset < stored["a"].offset
+
+
 def test_headers_are_aligned(tmp_path: Path) -> None:
     for length in range(1, 9):  # names of every length move the header's end
         write(tmp_path, {"n" * length: np.zeros(3, np.float32)})

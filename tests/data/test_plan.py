@@ -104,6 +104,20 @@ def test_other_lengths_never_take_the_table(plan, tmp_path):
     assert rows(plan(sizes=longer)) == alone
 
 
+def test_a_stream_of_longer_records_is_spread_over_a_window(tmp_path):
+    """Best fit takes the longest first: 64 rows with one of them, then 32 without."""
+    none = np.zeros(400, np.int64)
+    streams = [Lengths(np.full(400, 48), none), Lengths(np.full(400, 16), none)]
+    named = {
+        name: StreamConfig(str(tmp_path / "a.json"), weight=weight)
+        for name, weight in (("a", 1.0), ("b", 3.0))
+    }
+    made = Plan(streams, DataConfig(named, ("eu",), length=64, image_slots=0, window=256), 0)
+    longer = [any(ref.stream == 0 for ref in made.row(number)) for number in range(96)]
+    assert sum(longer) == 64
+    assert all(14 <= sum(longer[n : n + 24]) <= 18 for n in range(0, 96, 24)), longer
+
+
 def counts(refs, streams=2):
     return [sum(ref.stream == s for ref in refs) for s in range(streams)]
 

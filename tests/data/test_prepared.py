@@ -238,6 +238,23 @@ def test_another_format_is_another_index(mixture, reads, tmp_path):
     assert len(reads) == 44
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"max_pixels": 10**6},
+        {"languages": ("eu", "en", "it")},
+        {"stream": {"ignore": ("note",)}},
+        {"stream": {"columns": {"language": "language"}}},
+        {"stream": {"language": "eu"}},
+    ],
+    ids=str,
+)
+def test_whatever_decides_what_is_in_it_is_another_index(mixture, tmp_path, other):
+    open_mixture(mixture())
+    open_mixture(mixture(**other))
+    assert len(folders(tmp_path)) == 2
+
+
 def test_decoding_is_deeper_than_looking(mixture, reads):
     open_mixture(mixture())
     open_mixture(mixture(decode=True))
@@ -246,7 +263,9 @@ def test_decoding_is_deeper_than_looking(mixture, reads):
     assert len(reads) == 44
 
 
-def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch):
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch, decode):
+    """With what it had read, unless images are to be looked at more deeply now."""
     (whole,) = open_mixture(mixture(index="elsewhere"))
     monkeypatch.setattr(build, "CHUNK", 5)
     save, count = build.save_part, []
@@ -263,8 +282,8 @@ def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch):
         open_mixture(mixture())
     reads.clear()
     monkeypatch.setattr(build, "save_part", save)
-    (joined,) = open_mixture(mixture())
-    assert reads == list(range(15, 22)) and same(whole, joined)
+    (joined,) = open_mixture(mixture(decode=decode))
+    assert reads == list(range(0 if decode else 15, 22)) and same(whole, joined)
 
 
 @pytest.fixture(autouse=True)

@@ -450,6 +450,7 @@ def test_texts_of_megabytes_are_refused_before_work():
     with pytest.raises(Fault, match="1048577 characters in one conversation") as fault:
         read(chat(half + "b", half))
     assert fault.value.code == "too_long"
+    assert len(read({"text": "a" * MOST_WRITTEN, "language": "eu"}).text) == MOST_WRITTEN
     with pytest.raises(Fault, match=r"characters in one document, more than .*; split it") as fault:
         read({"text": "a" * (MOST_WRITTEN + 1), "language": "eu"})
     assert fault.value.code == "too_long"

@@ -9,7 +9,9 @@ from tests.data.pictures import encoded, noise
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])
-@pytest.mark.parametrize("shape", [(400, 3), (3, 400), (401, 60), (60, 401), (402, 5), (5, 402)])
+@pytest.mark.parametrize(
+    "shape", [(400, 3), (401, 3), (3, 400), (3, 401), (401, 60), (60, 401), (402, 5), (5, 402)]
+)
 def test_strips_are_resized_by_a_shorter_way(fit, shape):
     data = encoded(noise(*shape), "PNG")
     exact = load_pixels(data, 24, fit).astype(int)

@@ -2,7 +2,9 @@
 
 import importlib.util
 from importlib import metadata
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from mllm_jax.errors import ConfigError
@@ -52,6 +54,32 @@ def test_every_chip_but_the_cpu_has_all_rates_and_a_source():
         rates = (chip.memory, chip.bandwidth, chip.links, peak_rate(chip.kind))
         assert all(rates) or (name == "cpu" and not any(rates)), name
         assert chip.source
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "bandwidth", "links"),
+    [
+        ("v5e", 15.75 * 2**30, 819, 400 / 2),
+        ("v5p", 95.74 * 2**30, 2765, 1200 / 2),
+        ("v6e", 31.25 * 2**30, 1600, 800 / 2),
+        ("a100", 80e9, 2039, 600 / 2),
+        ("h100", 80e9, 3350, 900 / 2),
+        ("h200", 141e9, 4800, 900 / 2),
+    ],
+)
+def test_published_rates(name: str, memory: float, bandwidth: float, links: float):
+    """GB/s as the makers' pages have them; links there in both directions together."""
+    chip = hardware.CHIPS[name]
+    assert (chip.bandwidth, chip.links) == (bandwidth * 1e9, links * 1e9)
+    assert chip.memory == int(memory)
+
+
+@pytest.mark.parametrize(("here", "compiles"), [(7, False), (8, True)])
+def test_gpus_of_this_machine_compile_when_they_are_enough(monkeypatch, here: int, compiles: bool):
+    pretended, gpu = jax.devices("cpu"), SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(jax, "devices", lambda *kind: pretended if kind else [gpu] * here)
+    found = hardware.find_devices(hardware.parse("h200:8"))
+    assert found.compiles == compiles and len(found.devices) == 8
 
 
 def test_pretended_devices_stand_in_for_gpus_that_are_not_here():

@@ -64,6 +64,14 @@ def test_one_layer():
     assert blocks - one == scores * 5 // 6
 
 
+def test_scores_of_a_long_row_are_those_of_an_eighth_of_its_queries():
+    model, share = ModelConfig(language=LANGUAGE), SHARE._replace(length=2048)
+    dense, blocks = (
+        memory.layer_bytes(model, share, BFLOAT, False, backend) for backend in ("dense", "blocks")
+    )
+    assert dense - blocks == 2 * 4 * 3 * 4 * (2048 - 256) * 2048
+
+
 def test_a_large_image_tower_is_the_larger_layer():
     vision = VisionConfig(image_size=28, patch_size=14, width=64, mlp=256, layers=2, heads=4)
     model = ModelConfig(vision, ConnectorConfig(), LANGUAGE, image_token=99)

@@ -39,6 +39,17 @@ def test_norms_compute_in_float32(norm):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     rounded: Any = norm(1e-5, jnp.bfloat16).apply({"params": params}, x)
     assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, got.astype(jnp.bfloat16))
+
+
+def test_bytes_are_scaled_as_clip_was_trained():
+    """0, 100 and 255 by hand; what is float is normalised already."""
+    mean, std = np.array(VISION.image_mean), np.array(VISION.image_std)
+    pixels = np.array([0, 100, 255], np.uint8)[:, None, None, None].repeat(3, axis=3)
+    want = np.stack([-mean / std, (100 / 255 - mean) / std, (1 - mean) / std])
+    got = clip.normalise(VISION, jnp.asarray(pixels))
+    np.testing.assert_allclose(got[:, 0, 0], want, rtol=1e-5)
+    np.testing.assert_array_equal(clip.normalise(VISION, got), got)
 
 
 def test_gelu_is_exact():

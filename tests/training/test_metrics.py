@@ -85,6 +85,13 @@ def test_line_by_hand():
     json.dumps(line, allow_nan=False)
 
 
+def test_a_step_without_a_trained_token_has_shares():
+    nothing = {"stream_tokens": np.zeros(2), "language_tokens": np.zeros(3)}
+    one = meter()
+    line = one.line(0, numbers(**nothing), one.count(CONTENTS), metrics.Lap(1.0, 0.0))
+    assert line["share_trained/stream/chat"] == 0 and line["share_records/stream/chat"] == 2 / 3
+
+
 def test_shares_are_cumulative_and_go_on_after_a_resume():
     straight, lap = meter(), metrics.Lap(1.0, 0.0)
     lines = [straight.line(n, numbers(), straight.count(CONTENTS), lap) for n in range(3)]
@@ -140,7 +147,8 @@ def test_every_step_stands_once_after_two_resumes(tmp_path):
     got = lines(tmp_path)
     assert [line["step"] for line in got] == list(range(10))
     assert [line["total_records/stream/chat"] for line in got] == [2.0 * n for n in range(1, 11)]
-    assert list(tmp_path.glob("tensorboard/events*"))
+    events = b"".join(path.read_bytes() for path in tmp_path.glob("tensorboard/events*"))
+    assert b"share_records/stream/chat" in events and b"total_" not in events
 
 
 def test_resume_from_nothing_begins_anew(tmp_path):

@@ -14,6 +14,7 @@ from mllm_jax.links import is_inside, link_roots
 
 _ALLOW = "name the folder that it leads to in data.streams.*.links"
 REMEMBERED = 2**16  # pictures: records about one need not stand side by side
+LONGEST_NAME = 100  # characters of a language's name in a record
 LONGEST_PATH = 4096  # characters; Linux's PATH_MAX in bytes, limits.h
 # how data URIs begin, and PNG, JPEG, GIF and WebP as base64
 _ENCODED = re.compile(r"data:|(iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{40}")
@@ -56,6 +57,11 @@ def check_id(value: Any) -> None:
         check_text(value, "id")
 
 
+def is_name(text: str) -> bool:
+    """Whether a language may be called so. Half surrogate pairs are not printable either."""
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
+
+
 def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> str:
     """The record's own language, else the stream's. Raises Fault "language"."""
     value = own if own is not None else default
@@ -63,6 +69,9 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
     if not isinstance(value, str):
         raise Fault("language", f"language {shown(value, 60)} is not text")
     if value not in languages:
+        if not is_name(value):
+            what = f"is no name of 1 to {LONGEST_NAME} printable characters"
+            raise Fault("language", f"language {shown(value, 60)} {what}")
         near = difflib.get_close_matches(value[:60], languages, n=1)
         allowed = ", ".join(languages) or "none"
         hint = f"did you mean {near[0]!r}?" if near else f"allowed are {allowed}"

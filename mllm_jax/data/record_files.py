@@ -9,13 +9,12 @@ from mllm_jax.data import images
 from mllm_jax.data.columns import Columns
 from mllm_jax.data.faults import Fault, FaultLine, refusal
 from mllm_jax.data.index import image_folder
-from mllm_jax.data.record_fields import ImageFolder
+from mllm_jax.data.record_fields import ImageFolder, is_name
 from mllm_jax.data.records import Record, read_record
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data_config import StreamConfig
 from mllm_jax.errors import ConfigError, require
 
-LONGEST_NAME = 100  # characters of a language's name
 NAMED_KEYS = 8  # unread keys that are told
 READERS = 16  # threads that look at image files
 
@@ -84,10 +83,5 @@ def languages_in(path: str | Path) -> tuple[str, ...]:
             named.append(source[row].get("language"))
         except Fault:  # `load_records` names it
             continue
-    names = (name for name in named if isinstance(name, str) and _is_name(name))
+    names = (name for name in named if isinstance(name, str) and is_name(name))
     return tuple(dict.fromkeys(names))
-
-
-def _is_name(text: str) -> bool:
-    """Half surrogate pairs are not printable either."""
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable()

@@ -415,7 +415,7 @@ HINTS = [
         "role",
         "turn 1: no 'role'; turns of 'from' and 'value' stand under conversations",
     ),
-    (chat("a", "b", language="e" * 10**6), "language", "is not in data.languages"),
+    (chat("a", "b", language="e" * 10**6), "language", "is no name of 1 to 100"),
     (chat("<image>", "b", image="https://example.org/a.png"), "image_missing", "is an address"),
 ]
 

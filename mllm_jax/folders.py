@@ -95,7 +95,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 def _parents(path: Path) -> Iterator[None]:
     """Makes the folders above a path; those that were made and are left empty go again."""
     missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # so mkdir calls a file in the way
+        code = errno.ENOTDIR
+        raise NotADirectoryError(code, os.strerror(code), error.filename) from error
     try:
         yield
     finally:

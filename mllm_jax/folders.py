@@ -191,6 +191,8 @@ def _called(temporary: Path, out: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_ROOM:  # of a copy's two names, the one that is written
+            error.filename = error.filename2 or error.filename
         if error.filename is None and error.errno in _NO_ROOM:
             error.filename = str(out)
         elif error.filename is not None:

@@ -1,5 +1,6 @@
 """A new folder is there whole or not at all; nothing that exists is written over."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -280,3 +281,13 @@ def test_an_error_names_the_output_and_not_the_temporary_folder(tmp_path: Path):
     with pytest.raises(OSError, match="out/a/b") as error:
         work()
     assert error.value.filename == str(tmp_path / "out" / "a" / "b")
+
+
+def test_a_copy_without_room_names_the_output_and_not_its_source(tmp_path: Path):
+    def work() -> None:
+        with new_folder(tmp_path / "out") as folder:  # as shutil.copyfile raises it
+            raise OSError(errno.ENOSPC, "No space", "source", None, str(folder / "copy"))
+
+    with pytest.raises(OSError, match="No space") as error:
+        work()
+    assert error.value.filename == str(tmp_path / "out" / "copy")

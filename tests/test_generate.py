@@ -130,8 +130,9 @@ def test_draws_are_seeded(opened, asked):
     draw = functools.partial(opened.answer, prompts, pictures, 16, ends=(), temperature=5.0)
     assert draw(seed=3) == draw(seed=3)
     assert len({tuple(draw(seed=seed)[0]) for seed in (0, 1, -3, 2**40 + 5)}) == 4
-    cold = opened.answer(prompts, pictures, 16, ends=(), temperature=1e-30)
-    assert cold == opened.answer(prompts, pictures, 16, ends=())
+    for temperature in (1e-30, 1e-45):
+        cold = opened.answer(prompts, pictures, 16, ends=(), temperature=temperature)
+        assert cold == opened.answer(prompts, pictures, 16, ends=())
 
 
 def test_every_prompt_and_step_draws_numbers_of_its_own(opened, asked):

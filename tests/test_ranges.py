@@ -204,6 +204,15 @@ def test_products_have_bounds_too(changes: list[tuple[str, Any]], message: str):
         config_file.build(Config, tree(*changes))
 
 
+def test_the_images_of_a_batch_are_counted_with_their_three_colours():
+    """2^24 pixels each: 21,845 of them have 2^40 bytes less 2^24, one more has too many."""
+    size = [("model.vision.image_size", 4096), ("model.vision.patch_size", 4096)]
+    size += [("data.image_slots", 1)]
+    config_file.build(Config, tree(("data.rows", 21_845), *size))
+    with pytest.raises(ConfigError, match="the images of a batch have 1,099,545,182,208 bytes"):
+        config_file.build(Config, tree(("data.rows", 21_846), *size))
+
+
 @pytest.mark.parametrize(
     "make",
     [

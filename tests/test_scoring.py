@@ -17,6 +17,8 @@ SAME = [
     ("STRASSE", "straße"),
     ("a-b", "A-B."),
     ("...", "..."),
+    ("Katu bat»", "katu bat)"),
+    ("katu bat –", "katu bat_"),
 ]
 DIFFERENT = [
     ("hamar", "hamaika"),

@@ -39,7 +39,9 @@ def plan(tmp_path):
 
 def test_a_row_keeps_the_limits_and_every_position_comes_once(plan):
     made = plan()
-    seen = [ref for number in range(400) for ref in made.row(number)]
+    rows = [made.row(number) for number in range(400)]
+    assert all(len({ref.position // 470 for ref in row}) == 1 for row in rows)
+    seen = [ref for row in rows for ref in row]
     whole = max(ref.position for ref in seen) // 470 * 470  # passes; a window ends with each
     assert whole > 0
     assert sorted(r.position for r in seen if r.position < whole) == list(range(whole))

@@ -177,6 +177,14 @@ def test_bfloat16_parameters_keep_float32_moments_and_round_once():
     assert (moved == expected).all()
 
 
+def test_an_update_is_added_before_it_is_rounded():
+    """1 + 2^-8 is half-way to the next bfloat16: what an update has beside that decides."""
+    params, update = {"a": {"b": jnp.ones(1, jnp.bfloat16)}}, {"a": {"b": jnp.full(1, 2.0**-8)}}
+    more = {"a": {"b": update["a"]["b"] + 2.0**-17}}
+    assert optimizer.apply_updates(params, update)["a"]["b"] == 1
+    assert optimizer.apply_updates(params, more)["a"]["b"] == 1 + 2.0**-7
+
+
 TOWER = {
     "vision": {"layers": {"kernel": (3, 2)}, "post_norm": {"scale": (2,)}},
     "language": {"head": {"kernel": (4, 2)}},

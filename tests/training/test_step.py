@@ -297,12 +297,26 @@ def test_bfloat16_state(make_mesh):
     assert history[2]["loss"] < history[0]["loss"]
 
 
+def test_microbatches_of_bfloat16_parameters_add_up_in_float32(make_mesh, monkeypatch):
+    totals, accumulate = [], step._accumulate
+
+    def noted(work, turns):
+        totals.append(accumulate(work, turns))
+        return totals[-1]
+
+    monkeypatch.setattr(step, "_accumulate", noted)
+    compute = ComputeConfig(compute="bfloat16", parameters="bfloat16")
+    compiled.__wrapped__(make_mesh(devices=1), microbatches=2, compute=compute)
+    assert totals and {str(x.dtype) for x in jax.tree.leaves(totals)} == {"float32"}
+
+
 @pytest.mark.parametrize("shape", [{"devices": 1}, {"fsdp": 4, "tensor": 2}], ids=str)
 def test_eval_step(make_mesh, shape):
     mesh = make_mesh(**shape)
     made, abstract = toy.plan()
     state, _ = toy.born(made, abstract, mesh)
     rows, batch = sharding.batch_sharding(mesh), toy.batch()
+    batch = batch._replace(weights=batch.weights * np.float32(0.5))
     judge = step.make_eval_step(toy.apply, CHUNK, 2, 3)
     with jax.set_mesh(mesh):
         got = jax.jit(judge)(state.params, jax.device_put(batch, rows))

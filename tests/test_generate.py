@@ -130,9 +130,20 @@ def test_draws_are_seeded(opened, asked):
     draw = functools.partial(opened.answer, prompts, pictures, 16, ends=(), temperature=5.0)
     assert draw(seed=3) == draw(seed=3)
     assert len({tuple(draw(seed=seed)[0]) for seed in (0, 1, -3, 2**40 + 5)}) == 4
-    for temperature in (1e-30, 1e-45):
-        cold = opened.answer(prompts, pictures, 16, ends=(), temperature=temperature)
-        assert cold == opened.answer(prompts, pictures, 16, ends=())
+    cold = opened.answer(prompts, pictures, 16, ends=(), temperature=1e-30)
+    assert cold == opened.answer(prompts, pictures, 16, ends=())
+
+
+def test_the_coldest_draw_of_large_logits_is_the_likeliest(opened, asked, monkeypatch):
+    """Divided by the smallest temperature, several of them would be infinite."""
+    prompts, pictures = [asked[0][1]], [asked[1][1]]
+    expected = opened.answer(prompts, pictures, 16, ends=())
+    language = opened.params["language"]
+    head = {"kernel": language["head"]["kernel"] * 1e4}
+    monkeypatch.setitem(
+        vars(opened), "params", opened.params | {"language": language | {"head": head}}
+    )
+    assert opened.answer(prompts, pictures, 16, ends=(), temperature=1e-45) == expected
 
 
 def test_every_prompt_and_step_draws_numbers_of_its_own(opened, asked):

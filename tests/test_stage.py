@@ -1,6 +1,7 @@
 """The whole step on eight devices: the numbers of one device, and a program without waste."""
 
 import itertools
+from collections import Counter
 
 import jax
 import numpy as np
@@ -75,6 +76,27 @@ def test_program(mesh, setup, microbatches):
     hlo.assert_only_gradients_cross(made.text, mesh, "data", abstract.trainable)
     if microbatches > 1:
         hlo.assert_crosses_in_no_loop(made.text, mesh, "data")
+
+
+def test_a_kernel_of_the_decoder_is_gathered_once_for_each_pass(make_mesh):
+    """Over fsdp, and left divided over tensor: what the backward pass gathers serves its products.
+
+    Microbatches are a loop around the layers' loop: there it shows.
+    """
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    made = packed.compiled("instruct", mesh, 2)
+    places = flatten(made.stage.shardings.trainable)
+    expected: Counter[tuple[int, ...]] = Counter()
+    for path, leaf in flatten(made.stage.abstract.trainable).items():
+        if path.startswith("language/layers/") and path.endswith("/kernel"):
+            axes = (*places[path].spec, *[None] * leaf.ndim)[1:]
+            sizes = zip(leaf.shape[1:], axes, strict=False)
+            shape = tuple(n // 2 if axis == "tensor" else n for n, axis in sizes)
+            expected[tuple(n for n in shape if n > 1)] += 2
+    assert expected.total() == 2 * 7
+    gathers = [x for x in hlo.collectives(made.text, mesh) if x.kind == "all-gather"]
+    found = Counter(shape for x in gathers for _, shape in x.shapes)
+    assert {shape: found[shape] for shape in expected} == expected
 
 
 def test_a_frozen_tower_is_not_copied(make_mesh):

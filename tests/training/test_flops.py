@@ -27,9 +27,12 @@ def stage(*names):
     return [path for path in PATHS if path.startswith(names)]
 
 
-def by_hand(vision, connector, layers, head, see, read):
-    """FLOPs with these factors f for the products and (see, read) forward shares of attention."""
-    total = IMAGES * 4 * PATCH * vision + IMAGES * 5 * VISION_LAYERS * vision
+def by_hand(vision, connector, layers, head, see, read, patch=None):
+    """FLOPs with these factors f for the products and (see, read) forward shares of attention.
+
+    `patch`: factor of the patch embedding where it is not that of the tower's layers.
+    """
+    total = IMAGES * 4 * PATCH * (patch or vision) + IMAGES * 5 * VISION_LAYERS * vision
     total += IMAGES * 5 * see * (4 * 2 * 4 * 5)  # 4 L d (P + 1)
     total += IMAGES * 4 * CONNECTOR * connector
     total += TOKENS * (LAYERS * layers + HEAD * head)
@@ -47,7 +50,7 @@ def by_hand(vision, connector, layers, head, see, read):
         (("vision/pre_norm",), (4, 4, 4, 4, 3, 3)),  # no product, but before everything
         (("vision/position_embedding",), (4, 4, 4, 4, 3, 3)),
         (("vision/class_embedding",), (4, 4, 4, 4, 3, 3)),
-        (("vision/patch_embedding",), (6, 4, 4, 4, 3, 3)),
+        (("vision/patch_embedding",), (4, 4, 4, 4, 3, 3, 6)),
         (("language/head",), (2, 2, 2, 6, 1, 1)),
         (("language/embedding",), (2, 2, 4, 4, 1, 3)),
         (("nothing",), (2, 2, 2, 2, 1, 1)),

@@ -27,7 +27,7 @@ from mllm_jax.data import images, packing
 from mllm_jax.data.chat import Chat, Encoded
 from mllm_jax.data.records import Turn
 from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
-from mllm_jax.errors import ConfigError, require
+from mllm_jax.errors import ConfigError, require, shown
 from mllm_jax.models import mllm
 
 Picture = UInt8[np.ndarray, "height width C"]
@@ -59,6 +59,12 @@ class Answerer:
         image_token = self.config.image_token if self.config.patches else None
         self.chat = Chat(self.tokenizer, self.template, image_token, self.config.patches)
         self.ends = end_ids(self.tokenizer, files)
+        vocab = self.config.language.vocab
+        require(
+            any(end < vocab for end in self.ends),
+            f"{path}: eos_token_id={shown(self.ends)} is outside of the {vocab} rows of the token "
+            "table, so no answer would end; correct generation_config.json",
+        )
         platform = jax.default_backend()
         self.compute = compute or compute_for(self.source.config.dtype, platform)
         self.model = mllm.build(self.config, self.compute, platform)

@@ -130,6 +130,11 @@ class DataConfig(Section, at="data"):
             f"data.rows={self.rows} x data.length={self.length} is more than the {TOKENS:,} tokens "
             "that a batch may have",
         )
+        require(
+            len(set(self.languages)) == len(self.languages),
+            f"data.languages={list(self.languages)}: a language stands twice; numbers of languages "
+            "would no longer tell them apart",
+        )
         timed = [name for name, stream in self.streams.items() if stream.epochs is not None]
         require(
             len(timed) in (0, len(self.streams)),

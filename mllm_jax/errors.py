@@ -8,7 +8,7 @@ import reprlib
 import sys
 from typing import Any
 
-LINE = 400  # characters of a message: what a terminal shows in a few rows
+LINE = 400  # characters of a line on standard error: what a terminal shows in a few rows
 
 PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM; saved, or not yet begun
 INTERRUPTED = 130  # Ctrl-C, as shells count it
@@ -49,8 +49,8 @@ def notes(error: BaseException) -> list[str]:
 
 def last_line(message: str, code: int = 1) -> str:
     """The line with which a command ends."""
-    mark = "" if code == INTERRUPTED else "error: "
-    return f"mllm-jax: {mark}{one_line(message)}\n"
+    mark = "mllm-jax: " if code == INTERRUPTED else "mllm-jax: error: "
+    return f"{mark}{one_line(message, LINE - len(mark))}\n"
 
 
 def say(message: str, code: int = 1) -> None:

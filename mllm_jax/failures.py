@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.errors import ConfigError, notes
+from mllm_jax.errors import ConfigError, RunError, notes
 
 KINDS = (OSError, MemoryError, RecursionError, RuntimeError)  # what `described` may know
 CLOSED = 141  # as a shell counts a process that SIGPIPE ended
@@ -26,6 +26,16 @@ _REASONS = {
     errno.EDQUOT: "the disk quota is used up",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+}
+# what only another path or other permissions cure: bad input, wherever it shows
+_PATHS = {
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EROFS,
 }
 _NUMBER = re.compile(r"\[(?:OS error|Errno) (\d+)[:\]]")
 _TEXTS = {os.strerror(number): number for number in (*_REASONS, errno.EIO, errno.EACCES)}
@@ -48,8 +58,9 @@ def described(error: BaseException) -> Failure | None:
     """How a command ends that the machine has failed; None for a bug in mllm-jax."""
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return Failure(CLOSED, None)
-    line = None
+    line, code = None, RunError.exit_code
     if isinstance(error, OSError):
+        code = ConfigError.exit_code if error.errno in _PATHS else code
         path = error.filename
         shown = os.fsdecode(path) if isinstance(path, bytes) else path
         line = f"{shown}: {reason(error)}" if shown is not None else reason(error)
@@ -61,7 +72,7 @@ def described(error: BaseException) -> Failure | None:
         line = f"out of device memory ({error}); `mllm-jax preflight` says what fills it"
     if line is None:
         return None
-    return Failure(1, "; ".join([line, *notes(error)]))
+    return Failure(code, "; ".join([line, *notes(error)]))
 
 
 def _in_brackets(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mllm_jax.errors import one_line, shown
+from mllm_jax.errors import LINE, one_line, shown
 from mllm_jax.guard.cluster import PATIENCE
 from mllm_jax.ranges import Range
 
@@ -214,7 +214,9 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage: that is what --help is for."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {one_line(message)}; see {self.prog} --help\n")
+        before, after = f"{self.prog}: error: ", f"; see {self.prog} --help"
+        message = one_line(message, LINE - len(before) - len(after))
+        self.exit(2, f"{before}{message}{after}\n")
 
 
 def _whole(interval: str) -> Callable[[str], int]:

@@ -372,7 +372,7 @@ def test_an_interrupted_run_is_code_130(door, capsys):
     [
         (OSError(errno.ENOSPC, "No space", "runs/a/b"), "runs/a/b: the disk is full"),
         (OSError(errno.EDQUOT, "Quota"), "the disk quota is used up"),
-        (PermissionError(errno.EACCES, "Permission denied", b"d\xff\n"), "d\\udcff : Permission"),
+        (OSError(errno.EIO, "Input/output error", b"d\xff\n"), "d\\udcff : Input/output error"),
         (MemoryError("Unable to allocate 7 GiB"), "out of memory (Unable to allocate 7 GiB)"),
         (MemoryError(), "out of memory"),
         (RecursionError("maximum"), "nested too deeply (maximum)"),
@@ -384,7 +384,13 @@ def test_what_the_machine_refuses_is_one_line(door, capsys, error: Exception, li
     assert main(["recipe", "r.yaml"]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"mllm-jax: error: {line}") and err.count("\n") == 1
-    assert len(err) < 430 and err[:-1].isprintable()
+    assert len(err) <= 401 and err[:-1].isprintable()
+
+
+def test_a_path_that_the_system_refuses_is_bad_input(door, capsys):
+    door("recipe", "run", PermissionError(errno.EACCES, "Permission denied", "d"))
+    assert main(["recipe", "r.yaml"]) == 2
+    assert capsys.readouterr().err == "mllm-jax: error: d: Permission denied\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])

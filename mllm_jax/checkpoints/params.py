@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import tensorstore as ts
 
 from mllm_jax import interrupts
 from mllm_jax.checkpoints.leaves import Index, Leaf
-from mllm_jax.errors import require
+from mllm_jax.errors import ConfigError, one_line, require
 from mllm_jax.failures import unwrapped
 from mllm_jax.folders import sync_files
 from mllm_jax.trees import flatten, unflatten
@@ -28,6 +28,8 @@ from mllm_jax.trees import flatten, unflatten
 CHUNK_BYTES = 2**22  # unit of partial reads; a few of them cost nothing
 BLOCK_BYTES = 2**24  # read and written as one; a layer is never divided
 FAILURES = (ValueError, RuntimeError)  # what orbax and tensorstore make of an OSError
+# and of files that are not what they wrote
+DAMAGE = (*FAILURES, KeyError, TypeError, AttributeError)
 AHEAD = 2  # blocks that are read and written at the same time
 
 
@@ -141,7 +143,7 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
     )
     # not through a Checkpointer: it looks for metadata of a whole step here, and warns
     handler: Any = ocp.PyTreeCheckpointHandler()
-    with unwrapped(folder, *FAILURES), contextlib.closing(handler):
+    with _reading(folder), contextlib.closing(handler):
         tree = handler.metadata(folder.absolute()).tree
     described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
     return {
@@ -149,6 +151,25 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
         for path, (shape, dtype) in described.items()
         for stored in [_Stored(folder, path, shape, dtype)]
     }
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Around calls that read `folder`.
+
+    Raises:
+        OSError: the system refuses.
+        ConfigError: the files are not what `save_params` wrote.
+    """
+    try:
+        with unwrapped(folder, *FAILURES):
+            yield
+    except DAMAGE as error:
+        reason = one_line(str(error), 160)
+        raise ConfigError(
+            f"{folder}: damaged, or not written by mllm-jax ({type(error).__name__}: {reason}); "
+            "use another copy, or make it again"
+        ) from error
 
 
 def restore(folder: Path, abstract: Any) -> Any:
@@ -176,7 +197,7 @@ def restore(folder: Path, abstract: Any) -> Any:
         together = ocp.options.MultiprocessingOptions()
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=together)
     opened = ocp.Checkpointer(handler, multiprocessing_options=together)
-    with unwrapped(folder, *FAILURES), opened as checkpointer:
+    with _reading(folder), opened as checkpointer:
         return checkpointer.restore(
             folder.absolute(),
             args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
@@ -197,7 +218,7 @@ class _Stored:
             "path": self._path.replace("/", ".") + "/",
         }
         spec = {"driver": "zarr", "kvstore": kvstore}
-        with unwrapped(self._folder, *FAILURES):
+        with _reading(self._folder):
             file: Any = ts.open(spec, open=True, read=True).result()
         assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
         return file
@@ -209,11 +230,11 @@ class _Stored:
             return self.part(())
         rows = self._file.chunk_layout.read_chunk.shape[0]
         for start in range(0, self._shape[0], rows):
-            with unwrapped(self._folder, *FAILURES):
+            with _reading(self._folder):
                 array[start : start + rows] = self._file[start : start + rows].read().result()
         return array
 
     def part(self, index: Index) -> np.ndarray:
         """What lies at `index`; of the folder no other chunks are read."""
-        with unwrapped(self._folder, *FAILURES):
+        with _reading(self._folder):
             return self._file[index].read().result()

@@ -108,7 +108,11 @@ def write(path: Path, text: str) -> None:
 # ------------------------------------------------------------------------ what killed starts left
 
 
-@pytest.mark.parametrize("left", [".out.partial-1", f".out.partial-{os.getpid()}", ".out.partial"])
+@pytest.mark.parametrize(
+    "left",
+    [".out.partial-1", f".out.partial-{os.getpid()}", ".out.partial"],
+    ids=["another", "the same", "none"],
+)
 def test_what_a_killed_start_left_is_cleared_whatever_its_number(tmp_path: Path, left: str):
     (tmp_path / left / "deep").mkdir(parents=True)
     (tmp_path / ".out.lock").touch()

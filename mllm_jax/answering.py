@@ -50,20 +50,19 @@ class Answerer:
         """Opens the folder. Raises ConfigError for anything that is no complete language model."""
         self.path, self.source = Path(path), open_model(path)
         self.config = self.source.config.model
-        require(
-            self.config.language is not None, f"{path}: has no language model, so it cannot answer"
-        )
+        language = self.config.language
+        require(language is not None, f"{path}: has no language model, so it cannot answer")
+        assert language is not None
         files = self.source.files
         self.tokenizer = load_tokenizer(files)
         self.template = load_template(files, self.tokenizer)
         image_token = self.config.image_token if self.config.patches else None
         self.chat = Chat(self.tokenizer, self.template, image_token, self.config.patches)
         self.ends = end_ids(self.tokenizer, files)
-        vocab = self.config.language.vocab
         require(
-            any(end < vocab for end in self.ends),
-            f"{path}: eos_token_id={shown(self.ends)} is outside of the {vocab} rows of the token "
-            "table, so no answer would end; correct generation_config.json",
+            any(end < language.vocab for end in self.ends),
+            f"{path}: eos_token_id={shown(self.ends)} is outside of the {language.vocab} rows of "
+            "the token table, so no answer would end; correct generation_config.json",
         )
         platform = jax.default_backend()
         self.compute = compute or compute_for(self.source.config.dtype, platform)

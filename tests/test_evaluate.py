@@ -307,8 +307,8 @@ def test_every_answer_pays_for_itself_alone(run, data):
     said = ("Zer?", "bat", "Eta?", "bi bi", "Hau?", "hiru", "Hori?", "lau lau lau")
     opened = Answerer(run)
     items = make_items(opened, load(data, record("four", "eu", [], *said)), NEW)
-    wholes = [item.whole for item in items]
-    assert all(whole is not None for whole in wholes)
+    wholes = [item.whole for item in items if item.whole is not None]
+    assert len(wholes) == len(items)
     paid = [np.flatnonzero(whole.weights) for whole in wholes]
     together = np.flatnonzero(wholes[-1].weights > -1)
     trained = np.flatnonzero(opened.chat.encode(items[0].record.turns).weights)

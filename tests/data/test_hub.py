@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import HTTPError, XetDownloadError
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    XetDownloadError,
+)
 
 from mllm_jax.data import hub
 from mllm_jax.data_config import StreamConfig

@@ -51,7 +51,8 @@ def test_doubles_have_equal_id_and_content_others_are_numbered(
 def test_one_picture_with_many_conversations_is_used_in_full(
     tmp_path, write, picture, model, tokenizer, make_data, capsys
 ):
-    picture("a.png", 7), picture("b.png", 9)
+    picture("a.png", 7)
+    picture("b.png", 9)
 
     def talk(question, answer="Bat.", image="a.png", **more):
         turns = [{"from": "human", "value": f"<image>\n{question}"}]

@@ -83,11 +83,14 @@ def test_whatever_is_made_of_sum_and_token_losses_has_its_gradient(case, what):
 
     def made(loss):
         def value(hidden, head, weights):
-            return DIFFERENTIATED[what](*loss(hidden, head, case["targets"], weights), weights)
+            total, token_losses = loss(hidden, head, case["targets"], weights)
+            return DIFFERENTIATED[what](total, token_losses, weights)
 
         return jax.jit(jax.grad(value, (0, 1, 2)))(*args)
 
-    for got, want in zip(made(lambda *x: weighted_loss(*x, 8)), made(plain), strict=True):
+    for got, want in zip(
+        made(lambda h, v, t, w: weighted_loss(h, v, t, w, 8)), made(plain), strict=True
+    ):
         assert np.abs(want).max() > 0
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 

@@ -6,9 +6,11 @@ is every machine JAX runs on. The safetensors library checks the headers; its nu
 bfloat16, reads no part of a row and saves whole dicts; hence this file.
 """
 
+import itertools
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mllm_jax.checkpoints.leaves import Index, Leaf, size_of
-from mllm_jax.errors import ConfigError, one_line, require
+from mllm_jax.errors import ConfigError, one_line, require, shown
 from mllm_jax.json_file import parse_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,6 +34,9 @@ FORMATS = {
 NAMES = {dtype: name for name, dtype in FORMATS.items()}
 DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 PAGE = 4096  # bytes; what a disk reads at least
+HEADER_BYTES = 100_000_000  # of a header; the library's MAX_HEADER_SIZE
+EXPLAINED_BYTES = 2**24  # of a refused one; a thousand tensors take about 120 kB
+METADATA = "__metadata__"  # the header's only key that is no tensor
 SHARD_BYTES = 5_000_000_000  # what save_pretrained takes
 
 
@@ -116,13 +121,52 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         total = path.stat().st_size
         raise ConfigError(
             f"{path}: not a valid safetensors file, or truncated ({total} bytes): "
-            f"{one_line(str(error), 160)}"
+            f"{one_line(str(error), 160)}{_wrong_entry(path)}"
         ) from error
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = parse_json(file.read(length), f"{path}: header")
-    header.pop("__metadata__", None)
+    length, header = _header(path, HEADER_BYTES)
+    header.pop(METADATA, None)
     return {name: _stored(path, 8 + length, entry) for name, entry in header.items()}
+
+
+def _header(path: Path, at_most: int) -> tuple[int, Any]:
+    """Its length and content, unchecked. Raises ConfigError where it is longer or no JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        require(length <= at_most, f"{path}: a header of {length:,} bytes; {at_most:,} are allowed")
+        return length, parse_json(file.read(length), f"{path}: header")
+
+
+def _wrong_entry(path: Path) -> str:
+    """Names the tensor that the library refuses, which it often does not: "; see 'a.weight'"."""
+    try:
+        _, header = _header(path, EXPLAINED_BYTES)
+    except ConfigError:  # then no entry is to blame, and the library has said why
+        return ""
+    entries = header.items() if isinstance(header, dict) else ()
+    wrong = (name for name, entry in entries if not _fits(name, entry))
+    return "".join(f"; see {shown(name, 80)}" for name in itertools.islice(wrong, 1))
+
+
+def _fits(name: str, entry: Any) -> bool:
+    """Whether an entry is right by itself, as far as its neighbours do not matter."""
+    if not isinstance(entry, dict):
+        return False
+    if name == METADATA:
+        return all(isinstance(value, str) for value in entry.values())
+    dtype = entry.get("dtype")
+    shape, offsets = _counts(entry.get("shape"), 32), _counts(entry.get("data_offsets"), 2)
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        return False
+    bits = re.match(r"[A-Z]+([0-9]{1,3})", dtype)  # BOOL alone says none
+    begin, end = offsets
+    return bits is None or math.prod(shape) * int(bits[1]) == 8 * (end - begin)
+
+
+def _counts(values: Any, at_most: int) -> list[int] | None:
+    """The list of up to so many sizes that this is, or None."""
+    if not isinstance(values, list) or len(values) > at_most:
+        return None
+    return values if all(type(n) is int and 0 <= n < 2**64 for n in values) else None
 
 
 def _stored(path: Path, start: int, entry: dict[str, Any]) -> StoredTensor:
@@ -188,7 +232,7 @@ def _share_out(tensors: Mapping[str, Leaf], shard_bytes: int) -> list[list[str]]
 
 def _lay_out(path: Path, tensors: Mapping[str, Leaf]) -> dict[str, tuple[Path, int]]:
     """Makes the file with its header and its full length: where each tensor's bytes begin."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}
     end = 0
     # wide formats first: all stay aligned
     for name in sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)):
@@ -207,5 +251,5 @@ def _lay_out(path: Path, tensors: Mapping[str, Leaf]) -> dict[str, tuple[Path, i
     return {
         name: (path, 8 + len(text) + entry["data_offsets"][0])
         for name, entry in header.items()
-        if name != "__metadata__"
+        if name != METADATA
     }

@@ -11,7 +11,7 @@ import pytest
 
 from mllm_jax.checkpoints import tensor_files
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.tensor_files import INDEX, SINGLE, read_header, write_tensors
+from mllm_jax.checkpoints.tensor_files import INDEX, METADATA, SINGLE, read_header, write_tensors
 from mllm_jax.checkpoints.weight_files import stored_tensors
 from mllm_jax.errors import ConfigError
 
@@ -176,6 +176,24 @@ def test_headers_that_the_library_refuses(tmp_path: Path, header: Any) -> None:
     with pytest.raises(ConfigError, match=r"model\.safetensors: not a valid safetensors file") as e:
         read_header(tmp_path / SINGLE)
     assert "\n" not in str(e.value)
+
+
+ALONE = {  # of HEADERS, those in which one entry is wrong by itself
+    name: header
+    for name, header in HEADERS.items()
+    if isinstance(header, dict) and "b" not in header and name != "bytes left over"
+}
+
+
+@pytest.mark.parametrize("header", ALONE.values(), ids=ALONE)
+def test_the_tensor_that_is_refused_is_named(tmp_path: Path, header: Any) -> None:
+    name = "x.weight" if METADATA not in header else METADATA
+    first, last = A, A | {"data_offsets": [8, 16]}
+    wrong = header.get(METADATA, header["a"])
+    entries = {"w.weight": first, name: wrong, "y.weight": last}
+    put_header(tmp_path / SINGLE, json.dumps(entries).encode(), bytes(16))
+    with pytest.raises(ConfigError, match=f"; see '{name}'$"):
+        read_header(tmp_path / SINGLE)
 
 
 RAW = {

@@ -1,5 +1,6 @@
 """Worker processes: items in order, few at a time, and a name for whoever dies."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mllm_jax.data import workers as workers_module
@@ -27,6 +29,16 @@ def sometimes(number: int) -> int:
         os.kill(os.getpid(), signal.SIGKILL)
     if number == 9:
         raise ZeroDivisionError("a fault of ours")
+    return number
+
+
+def refused_by_the_machine(number: int) -> int:
+    if number == 1:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if number == 2:
+        np.empty(2**50)  # a MemoryError of numpy's own: sent as the plain one
+    if number == 3:
+        return refused_by_the_machine(number)
     return number
 
 
@@ -49,6 +61,20 @@ def test_what_make_raises_comes_when_its_turn_comes():
     assert [next(items), next(items)] == [3, 4]
     with pytest.raises(ConfigError, match="image 5 is broken"):
         next(items)
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (1, OSError, "No space left on device"),
+        (2, MemoryError, "Unable to allocate"),
+        (3, RecursionError, "maximum recursion depth"),
+    ],
+)
+def test_what_the_machine_refuses_is_raised_as_it_was(number: int, error, words: str):
+    with pytest.raises(error, match=words) as raised:
+        next(workers(refused_by_the_machine, 1).iterate(range(number, number + 1), 1))
+    assert type(raised.value) is error
 
 
 def test_a_killed_worker_is_named():

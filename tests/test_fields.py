@@ -27,6 +27,14 @@ def test_values_of_the_right_type():
     assert "n" in get and "none" not in get
 
 
+def test_true_is_no_number_and_a_text_may_be_as_long_as_its_limit():
+    with pytest.raises(ConfigError, match="yes=True; expected a number"):
+        fields().number("yes", 0.0)
+    assert fields({"name": "abc"}).text("name", "", limit=3) == "abc"
+    with pytest.raises(ConfigError, match="name='abcd'; expected text"):
+        fields({"name": "abcd"}).text("name", "", limit=3)
+
+
 def test_null_and_absent_are_the_default():
     get = fields()
     assert get.whole("none", 7) == 7

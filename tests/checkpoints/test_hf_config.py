@@ -165,6 +165,10 @@ def test_written_config_is_read_back() -> None:
     written = write_config(model, "bfloat16", {"eos_token_id": [1, 2]})
     assert read_llava("here", written, "linear") == model
     assert written["projector_hidden_act"] == "linear"
+    assert (written["dtype"], written["torch_dtype"]) == ("bfloat16", "bfloat16")
+    assert (written["tie_word_embeddings"], written["image_seq_length"]) == (True, 16)
+    mlp = ModelConfig(vision, ConnectorConfig("mlp"), language, 7)
+    assert write_config(mlp, "bfloat16", {})["projector_hidden_act"] == "gelu"
     assert written["text_config"]["eos_token_id"] == [1, 2]
     assert (
         read_language("here", write_config(ModelConfig(language=language), "float32", {}))

@@ -34,7 +34,31 @@ def test_special_ids_prefer_the_generation_config(tmp_path: Path) -> None:
     }
 
 
+def test_early_llamas_have_no_padding_token(tmp_path: Path) -> None:
+    assert hf_tokenizer.special_ids(tmp_path, {"pad_token_id": -1})["pad_token_id"] == -1
+
+
+def test_a_new_token_comes_behind_the_last_id(tmp_path: Path) -> None:
+    put(tmp_path, "tokenizer.json", {"model": {"vocab": {"a": 0, "b": 5}}})
+    assert hf_tokenizer.add_image_token(tmp_path) == (6, 6, True)
+
+
+def test_a_token_of_both_lists_stands_once(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "tokenizer_config.json",
+        {"extra_special_tokens": ["<a>", "<b>"], "additional_special_tokens": ["<a>"]},
+    )
+    hf_tokenizer.portable(tmp_path / "tokenizer_config.json")
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert written == {"additional_special_tokens": ["<a>", "<b>"]}
+
+
 def test_an_ordinary_image_token_is_refused(tmp_path: Path) -> None:
+    added = [{"content": "<image>", "id": 1, "special": False}]
+    put(tmp_path, "tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": added})
+    with pytest.raises(ConfigError, match="is an ordinary token"):
+        hf_tokenizer.add_image_token(tmp_path)
     put(tmp_path, "tokenizer.json", {"model": {"vocab": {"a": 0, "<image>": 1}}})
     with pytest.raises(ConfigError, match="is an ordinary token"):
         hf_tokenizer.add_image_token(tmp_path)

@@ -228,6 +228,8 @@ def test_images_of_all_kinds(tmp_path):
     assert read(chat("<image>", "Bai.", image={"path": "a.png"})).images == ("a.png",)
     # zero bytes are an image file that is empty: the images' own check says so
     assert read(chat("<image>", "Bai.", image={"bytes": b""})).images == (b"",)
+    empty = {"bytes": b"", "path": "b.png"}
+    assert read(chat("<image>", "Bai.", image=empty)).images == ("b.png",)
     for wrong in ({"bytes": 7}, {"url": "a.png"}, {"bytes": None, "path": b"a"} | {"x": 1}, [None]):
         with pytest.raises(Fault, match="neither a path nor a list of paths") as fault:
             read(chat("<image>", "Bai.", image=wrong))
@@ -454,3 +456,10 @@ def test_texts_of_megabytes_are_refused_before_work():
     with pytest.raises(Fault, match=r"characters in one document, more than .*; split it") as fault:
         read({"text": "a" * (MOST_WRITTEN + 1), "language": "eu"})
     assert fault.value.code == "too_long"
+
+
+def test_a_name_of_a_language_has_at_most_a_hundred_characters():
+    with pytest.raises(Fault, match=r"is not in data\.languages"):
+        read(chat("a", "b", language="x" * 100))
+    with pytest.raises(Fault, match="is no name of 1 to 100 printable characters"):
+        read(chat("a", "b", language="x" * 101))

@@ -141,16 +141,26 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
         (folder / "_METADATA").is_file(),
         f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
     )
+    # before orbax, which opens all at once: where files are damaged, its threads print tracebacks
+    # beside the error
+    with _reading(folder):
+        arrays = ts.KvStore.open(_database(folder)).result().list().result()
+    require(len(arrays) > 0, f"{folder}: damaged: no arrays are stored here; use another copy")
     # not through a Checkpointer: it looks for metadata of a whole step here, and warns
     handler: Any = ocp.PyTreeCheckpointHandler()
     with _reading(folder), contextlib.closing(handler):
         tree = handler.metadata(folder.absolute()).tree
-    described = {path: (tuple(x.shape), np.dtype(x.dtype)) for path, x in flatten(tree).items()}
-    return {
-        path: Leaf(shape, dtype, stored.read, stored.part)
-        for path, (shape, dtype) in described.items()
-        for stored in [_Stored(folder, path, shape, dtype)]
-    }
+    leaves = {}
+    for path, x in flatten(tree).items():
+        stored = _Stored(folder, path, tuple(x.shape), np.dtype(x.dtype))
+        stored.open()
+        leaves[path] = Leaf(tuple(x.shape), np.dtype(x.dtype), stored.read, stored.part)
+    return leaves
+
+
+def _database(folder: Path) -> dict[str, Any]:
+    """Where all arrays of a folder lie, as tensorstore names it."""
+    return {"driver": "ocdbt", "base": f"file://{folder.absolute()}/"}
 
 
 @contextlib.contextmanager
@@ -205,23 +215,23 @@ def restore(folder: Path, abstract: Any) -> Any:
 
 
 class _Stored:
-    """One stored parameter; its file is opened when it is first read."""
+    """One stored parameter; its file is opened once, and read where it is asked for."""
 
     def __init__(self, folder: Path, path: str, shape: tuple[int, ...], dtype: np.dtype):
         self._folder, self._path, self._shape, self._dtype = folder, path, shape, dtype
 
     @functools.cached_property
     def _file(self) -> Any:
-        kvstore = {
-            "driver": "ocdbt",
-            "base": f"file://{self._folder.absolute()}/",
-            "path": self._path.replace("/", ".") + "/",
-        }
+        kvstore = _database(self._folder) | {"path": self._path.replace("/", ".") + "/"}
         spec = {"driver": "zarr", "kvstore": kvstore}
         with _reading(self._folder):
             file: Any = ts.open(spec, open=True, read=True).result()
         assert (file.shape, file.dtype.numpy_dtype) == (self._shape, self._dtype), self._path
         return file
+
+    def open(self) -> None:
+        """Raises ConfigError for a file that is not what `save_params` wrote."""
+        _ = self._file
 
     def read(self) -> np.ndarray:
         """All of it, block by block: orbax's own read holds all chunks beside the array."""

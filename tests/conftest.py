@@ -4,7 +4,6 @@ Set before the first import of JAX: `XLA_FLAGS` for the devices, and `JAX_PLATFO
 `MLLM_JAX_TEST_GPU` is set.
 """
 
-import fcntl
 import importlib.util
 import os
 import subprocess
@@ -29,6 +28,7 @@ from jax.sharding import Mesh
 from mllm_jax import sharding
 from mllm_jax.config import MeshConfig
 from tests import tiny
+from tests.support.once import once
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -68,20 +68,16 @@ def oracle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(
             "needs torch (a CPU build, see the [test] extra) to make the reference checkpoints"
         )
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    out, done = base / "oracle", base / "oracle.done"
-    with open(base / "oracle.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            command = [sys.executable, str(shared / "oracle" / "make_checkpoints.py"), str(out)]
-            made = subprocess.run(command, capture_output=True, text=True, timeout=300)
-            if made.returncode != 0:
-                pytest.fail(
-                    f"make_checkpoints.py ended with {made.returncode}:\n{made.stderr[-2000:]}"
-                )
-            done.touch()
-    return out
+
+    def make(out: Path) -> None:
+        command = [sys.executable, str(shared / "oracle" / "make_checkpoints.py"), str(out)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if ended.returncode != 0:
+            pytest.fail(
+                f"make_checkpoints.py ended with {ended.returncode}:\n{ended.stderr[-2000:]}"
+            )
+
+    return once(tmp_path_factory, "oracle", make)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """A folder with one good input of every kind, and what holds for a command on a bad one."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import commands, workplace
+from tests.support.once import once
 from tests.support.workplace import Case
 
 SECONDS, MEBIBYTES = 10.0, 1024.0  # what a refusal may cost
@@ -18,15 +18,7 @@ LINES, LETTERS = 2, 400  # of what is printed on standard error
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `workplace.make`, made once a session for all test processes."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    folder, done = base / "workplace", base / "workplace.done"
-    with open(base / "workplace.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            workplace.make(folder)
-            done.touch()
-    return folder
+    return once(tmp_path_factory, "workplace", workplace.make)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """DOOR bench: how fast the real train step is, on synthetic rows; compile time apart.
 
 One row = one image (when the model has eyes) followed by text, `length` tokens in all, every text
-token trained: the work of the PyTorch peer's benchmark, with the same sizes, stages and JSON field
-names, so the two can be divided.
+token trained. tests/benchmarks/pytorch_baseline.py does the same work in PyTorch with the same
+sizes, stages and JSON field names, so the two can be divided.
 
     MFU = useful FLOPs per step / (step seconds x chips x published bfloat16 rate)
 
@@ -114,7 +114,7 @@ def main(
 
 
 def from_size(size: str, stage: str, length: int, rows: int, dtype: str, remat: str) -> Work:
-    """The peer's model of this size: mlp connector, parameters in `dtype`."""
+    """A model of this size: mlp connector, parameters in `dtype`."""
     v, t = SIZES[size]
     model = ModelConfig(
         VisionConfig(
@@ -160,7 +160,7 @@ def from_config(
 def measure(work: Work, steps: int) -> dict[str, Any]:
     """Compiles and times `steps` steps after WARMUP.
 
-    The loss is fetched every step, as the peer does.
+    The loss is fetched every step, as the PyTorch baseline does.
     """
     model, compute, _, _, length, rows = work
     require(
@@ -217,7 +217,7 @@ def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
 def report(
     stage: Stage, rows: int, length: int, seconds: float, compile_seconds: float, loss: float
 ) -> dict[str, Any]:
-    """The figures of a run, field names as the peer's where both have them."""
+    """The figures of a run, field names as the PyTorch baseline's where both have them."""
     device = stage.mesh.devices.flat[0]
     trainable = flatten(stage.abstract.trainable)
     config, compute = stage.model.config, stage.model.compute

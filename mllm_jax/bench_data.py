@@ -1,7 +1,7 @@
 """DOOR bench --data: how fast batches are made, without a model; and how fast a far step is found.
 
-Field names as in tests/peer/loader_torch.py. CPU seconds are those of this process and of its
-workers, so images_per_cpu_second says what one core does. Images are decoded anew every time.
+Field names as in tests/benchmarks/pytorch_loader.py. CPU seconds are those of this process and of
+its workers, so images_per_cpu_second says what one core does. Images are decoded again every time.
 """
 
 import dataclasses

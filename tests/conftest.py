@@ -1,4 +1,4 @@
-"""What every test stands on: eight pretended devices, strict JAX, the shared test material.
+"""Sets up every test: eight simulated devices, strict JAX, the data that tests share.
 
 Set before the first import of JAX: `XLA_FLAGS` for the devices, and `JAX_PLATFORMS=cpu` unless
 `MLLM_JAX_TEST_GPU` is set.
@@ -48,34 +48,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The shared test material beside the checkout. Skips without it, fails where required."""
+    """Published data and files beside the checkout, for tests marked `realdata` only."""
     if not SHARED.is_dir():
-        reason = f"no shared test material at {SHARED}"
-        if os.environ.get("MLLM_JAX_REQUIRE_SHARED") == "1":
-            pytest.fail(f"{reason}, and MLLM_JAX_REQUIRE_SHARED=1 asks for it")
-        pytest.skip(reason)
+        pytest.skip(f"realdata: {SHARED} does not exist; it holds data that others published")
     return SHARED
 
 
 @pytest.fixture(scope="session")
-def oracle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small Hugging Face checkpoints with what transformers computes from them.
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small Hugging Face checkpoints of `reference_checkpoints`, one folder each.
 
-    Made once a session. Test processes side by side (xdist) share it: the first makes it, the
-    others wait for it.
+    They hold what transformers computes from them. Made once a session, by a process of its own
+    that frees torch's memory and threads; parallel test processes share them.
     """
     if importlib.util.find_spec("torch") is None:
-        pytest.skip(
-            "needs torch (a CPU build, see the [test] extra) to make the reference checkpoints"
-        )
+        pytest.skip("needs torch to make the reference checkpoints (see pyproject.toml, test)")
 
     def make(out: Path) -> None:
-        command = [sys.executable, str(shared / "oracle" / "make_checkpoints.py"), str(out)]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if ended.returncode != 0:
-            pytest.fail(
-                f"make_checkpoints.py ended with {ended.returncode}:\n{ended.stderr[-2000:]}"
-            )
+        command = [sys.executable, "-m", "tests.support.reference_checkpoints", str(out)]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        if process.returncode != 0:
+            pytest.fail(f"reference_checkpoints failed:\n{process.stderr[-2000:]}")
 
     return once(tmp_path_factory, "oracle", make)
 

@@ -1,11 +1,12 @@
-"""The benchmark's numbers: the peer's work and field names, honest figures, refusals."""
+"""The benchmark's numbers: the PyTorch baseline's work and field names, figures, refusals."""
 
+import contextlib
 import dataclasses
-import importlib.util
+import io
 import json
 import math
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,11 +18,7 @@ from mllm_jax.training.flops import matmul_parameters
 from tests import tiny
 
 WORDS = "bench --size tiny --length 64 --batch 8 --steps 3".split()  # a row for each device
-NOT_COMPARED = {"peer", "torch"}  # what the peer says of itself
-
-
-def peer_source(shared: Path) -> Path:
-    return shared / "peer" / "bench_torch.py"
+BASELINE_ONLY = {"baseline", "torch"}  # fields of the PyTorch baseline that name its versions
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +49,45 @@ def test_what_is_printed_is_what_is_written(capsys, tmp_path):
     assert json.loads(printed)["stage"] == "align"
 
 
-def test_parameters_and_names_are_the_peers(result, shared):
-    """The two lines can be laid side by side: same model, same part trained, same words."""
-    text = peer_source(shared).read_text(encoding="utf-8")
-    printed = text.split("print(json.dumps({")[1].split("}))")[0]
-    names = {word.split('"')[1] for word in printed.split(",") if '":' in word}
-    assert len(names) >= 10
-    assert names - NOT_COMPARED <= result.keys()
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("the peer's model needs torch")
-    spec = importlib.util.spec_from_file_location("bench_torch", peer_source(shared))
-    assert spec is not None and spec.loader is not None
-    peer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(peer)
-    assert peer.SIZES == bench.SIZES
-    sizes = {name: w.numel() for name, w in peer.build("tiny", "mlp").named_parameters()}
-    assert result["parameters"] == sum(sizes.values())
-    trained = sum(n for name, n in sizes.items() if "vision_tower" not in name)
-    assert result["trainable"] == trained
+@pytest.fixture(scope="module")
+def baseline() -> dict:
+    """What the PyTorch baseline prints, of one step of the same work."""
+    torch = pytest.importorskip("torch", reason="the PyTorch baseline needs torch")
+    from tests.benchmarks import pytorch_baseline
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            pytorch_baseline.main("--size tiny --length 64 --batch 8 --steps 1 --warmup 0".split())
+    finally:
+        torch.set_num_threads(threads)
+    return json.loads(printed.getvalue())
+
+
+def test_the_baseline_does_the_same_work(result, baseline):
+    """The two results can be divided: same model, same part trained, same field names."""
+    assert len(baseline) >= 10
+    assert baseline.keys() - BASELINE_ONLY <= result.keys()
+    work = ("size", "stage", "dtype", "batch", "length", "parameters", "trainable")
+    assert {name: baseline[name] for name in work} == {name: result[name] for name in work}
+    assert baseline["loss"] == pytest.approx(math.log(1024), abs=0.7)
+    assert baseline["tokens_per_second"] == pytest.approx(
+        8 * 64 / baseline["median_step_seconds"], rel=0.05
+    )
+
+
+@pytest.mark.parametrize("stage", bench.TRAINED)
+def test_the_baseline_trains_the_same_part(stage):
+    """Parameters counted by top-level module, ours beside transformers'."""
+    pytest.importorskip("torch", reason="the PyTorch baseline needs torch")
+    from tests.benchmarks import pytorch_baseline
+
+    trained = pytorch_baseline.trained_parameters(pytorch_baseline.build("tiny"), stage)
+    work = bench.from_size("tiny", stage, 64, 8, "float32", "none")
+    planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh), steps=10)
+    ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(planned.abstract.trainable))
+    assert sum(p.numel() for p in trained) == ours
 
 
 @pytest.mark.parametrize("stage", bench.TRAINED)
@@ -82,7 +100,7 @@ def test_every_stage_claims_every_parameter(stage):
 
 
 def test_rows_are_an_image_and_trained_text():
-    """The peer's labels: everything after the image is a target."""
+    """Everything after the image is a target."""
     model = bench.from_size("tiny", "full", 64, 2, "float32", "none").model
     batch = bench.synthetic(model, 2, 64)
     patches = model.patches

@@ -1,4 +1,4 @@
-"""The loader's benchmark: figures that belong together; the peer's field names."""
+"""The loader's benchmark: figures that belong together; the PyTorch baseline's field names."""
 
 import json
 from pathlib import Path
@@ -33,10 +33,10 @@ def test_the_figures_belong_together(stage, capsys):
         assert found[name] >= 0
 
 
-def test_the_peer_prints_the_same_names():
-    peer = (Path(__file__).parent / "peer" / "loader_torch.py").read_text(encoding="utf-8")
-    printed = peer.split("json.dumps(")[1].split("if __name__")[0]
+def test_the_baseline_prints_the_same_names():
+    file = Path(__file__).parent / "benchmarks" / "pytorch_loader.py"
+    printed = file.read_text(encoding="utf-8").split("json.dumps(")[1].split("if __name__")[0]
     names = {line.split('"')[1] for line in printed.splitlines() if '":' in line}
     assert len(names) > 6
     ours = Path(bench_data.__file__).read_text(encoding="utf-8")
-    assert all(f'"{name}"' in ours for name in names - {"peer", "torch"})
+    assert all(f'"{name}"' in ours for name in names - {"baseline", "torch"})

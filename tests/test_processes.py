@@ -25,7 +25,7 @@ from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import LOST, PREEMPTED
 from mllm_jax.train import train
 from tests import disks, tiny, weights
-from tests.local import LOST_AFTER, Local, environment
+from tests.local import LOST_AFTER, ROOT, Local, environment
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_a_process_whose_data_does_not_come_is_named(stage, straight, tmp_path):
     assert tiny.numbers(local.out) == straight[:step]
 
 
-def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
+def test_two_hosts_and_one_cut_off(stage, straight, tmp_path):
     """Addresses and names of their own; then the cable is pulled in the middle of the steps."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and iproute2, for network namespaces")
@@ -183,7 +183,13 @@ def test_two_hosts_and_one_cut_off(stage, straight, shared, tmp_path):
     words = f"train --config {stage} --out {out} --lost-after {LOST_AFTER} --train.steps {STEPS}"
     flags = '--coordinator "$COORDINATOR" --processes "$HOST_COUNT" --process "$HOST_INDEX"'
     hosts = subprocess.Popen(
-        ["bash", shared / "two_hosts.sh", "bash", "-c", f"exec mllm-jax {words} {flags}"],
+        [
+            "bash",
+            ROOT / "tests" / "support" / "two_hosts.sh",
+            "bash",
+            "-c",
+            f"exec mllm-jax {words} {flags}",
+        ],
         env=environment(2),
         cwd=tmp_path,
     )

@@ -1,11 +1,11 @@
-"""What most people use today, for `mllm-jax bench --data` to be laid beside: torch + HF processor.
+"""PyTorch baseline of `mllm-jax bench --data`: a torch DataLoader with transformers' processor.
 
 A `torch.utils.data.DataLoader` over LLaVA JSON: PIL opens a picture, the CLIP image processor of
 transformers makes its pixels, the tokenizer's chat template the text, every `<image>` is widened to
-its seats, labels are -100 outside of the answers, rows are padded to the longest of a batch. Prints
-one JSON object with the field names of `mllm-jax bench --data`.
+its patches, labels are -100 outside of the answers, rows are padded to the longest of a batch.
+Prints one JSON object with the field names of `mllm-jax bench --data`.
 
-    python tests/peer/loader_torch.py --data a.json --images DIR --tokenizer DIR --workers 2
+    python tests/benchmarks/pytorch_loader.py --data a.json --images DIR --tokenizer DIR --workers 2
 """
 
 import argparse
@@ -28,7 +28,7 @@ class Conversations(Dataset):
 
     def __init__(self, options: argparse.Namespace):
         self.records = json.loads(options.data.read_text(encoding="utf-8"))
-        self.images, self.seats = options.images, (options.size // options.patch) ** 2
+        self.images, self.patches = options.images, (options.size // options.patch) ** 2
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(str(options.tokenizer))
         side = {"height": options.size, "width": options.size}
         self.processor = CLIPImageProcessor(size={"shortest_edge": options.size}, crop_size=side)
@@ -45,7 +45,7 @@ class Conversations(Dataset):
             role = ROLES[turn["from"]]
             text = f"<|start_header_id|>{role}<|end_header_id|>\n\n{turn['value']}<|eot_id|>"
             part = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            wide = [x for i in part for x in ([i] * self.seats if i == self.mark else [i])]
+            wide = [x for i in part for x in ([i] * self.patches if i == self.mark else [i])]
             ids += wide
             labels += wide if role == "assistant" else [-100] * len(wide)
         names = record.get("image") or []
@@ -101,7 +101,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "peer": "torch DataLoader + transformers",
+                "baseline": "torch DataLoader + transformers",
                 "torch": torch.__version__,
                 "workers": options.workers,
                 "records_per_second": round(seen / seconds, 1),

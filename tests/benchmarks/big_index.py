@@ -4,7 +4,7 @@ Writes synthetic captions (JSONL; they share a thousand pictures), builds their 
 cores, then measures a fresh start and the plan of far steps in a process of its own. Prints one
 JSON object. Images are judged by their headers, as a run does; `prepare` would decode them.
 
-    python tests/peer/big_index.py --records 3000000 --tokenizer DIR --out DIR
+    python tests/benchmarks/big_index.py --records 3000000 --tokenizer DIR --out DIR
 """
 
 import argparse

@@ -7,7 +7,7 @@ all: the files that are read are out of the page cache, and the clock stops when
 are on the disk (fsync). What is not needed any more is deleted on the way; 50 GB of disk are
 enough. Prints one JSON object.
 
-    python tests/peer/big_convert.py --out DIR [--layers 32]
+    python tests/benchmarks/big_convert.py --out DIR [--layers 32]
 """
 
 import argparse

@@ -8,6 +8,13 @@
 
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
 
+help_if_asked() { # help_if_asked "$@": for --help prints the comment at the head of the script, ends
+  if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+    sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "launch/$(basename "$0")"
+    exit 0
+  fi
+}
+
 in_range() { # in_range COMMAND: is it a Python 3.11 to 3.13 that can make environments?
   "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
     >/dev/null 2>&1
@@ -17,7 +24,7 @@ find_python() {
   local name
   if [[ -n ${PYTHON:-} ]]; then
     in_range "$PYTHON" && { echo "$PYTHON"; return; }
-    say "PYTHON=$PYTHON is no Python 3.11 to 3.13 with the venv module"
+    say "PYTHON=$PYTHON is not a Python 3.11 to 3.13 with the venv module"
     return 1
   fi
   for name in python3 python3.13 python3.12 python3.11; do

@@ -36,6 +36,15 @@ def test_scripts_are_well_formed(script):
     assert found.returncode == 0, found.stdout
 
 
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
+def test_help_installs_nothing_and_shows_the_usage(name: str):
+    result = subprocess.run(
+        ["bash", LAUNCH / name, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"bash launch/{name}" in result.stdout and result.stderr == ""
+    assert not any(line.startswith("#") for line in result.stdout.splitlines())
+
+
 def fields(tree: dict, known: str) -> None:
     assert set(tree) <= set(known.split()), tree
 

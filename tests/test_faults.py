@@ -21,8 +21,9 @@ from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.tokenizer import load_tokenizer
 from mllm_jax.errors import LOST
-from tests import forks, tiny
+from tests import tiny
 from tests.local import Local
+from tests.support import commands
 
 SEEDS = int(os.environ.get("MLLM_JAX_FAULT_SEEDS", "50"))
 STEPS, SAVE_EVERY = 40, 4
@@ -35,7 +36,7 @@ class One:
     def __init__(self, site: "Site", out: Path):
         words = ["train", "--config", str(site.config), "--out", str(out), "--resume", "auto"]
         environment = site.environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        self._process = forks.start(words, out.with_suffix(".log"), environment)
+        self._process = commands.start(words, out.with_suffix(".log"), environment)
 
     def alive(self) -> bool:
         return self._process.is_alive()

@@ -1,14 +1,14 @@
-"""Runs commands as a shell would, each in a process of its own that starts within milliseconds.
+"""Runs `mllm-jax` as a shell would: a process for each command, started within milliseconds.
 
-A server imports what the verbs import and touches no device; every command is a fork of it. What a
-command costs (seconds, memory) is measured in the fork and limited, so that one that never ends or
-takes all memory fails its test, not the machine.
+A server imports what the verbs import and touches no device; every command is a fork of it. So a
+test can kill a hundred real runs, where an interpreter and its imports would cost seconds each.
+`run` waits for a command, measures it (seconds, memory) and limits it, so that one that never ends
+or takes all memory fails its test, not the machine. `start` leaves it running.
 """
 
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ PRELOADED = (
     "mllm_jax.preflight",
 )
 ADDRESS_SPACE = 12 * 2**30  # bytes; far above what a test allows, far below what the machine has
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 class Outcome(NamedTuple):
@@ -40,10 +41,33 @@ class Outcome(NamedTuple):
     peak: float  # MiB of memory, imports included
 
 
+class _Command(NamedTuple):
+    """What the fork needs."""
+
+    words: Sequence[str]
+    folder: Path
+    out: Path
+    err: Path
+    environment: Mapping[str, str]
+    address_space: int | None = None  # bytes
+    peak: Any = None  # connection that takes the peak of memory
+
+
+def start(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Any:
+    """Starts `mllm-jax WORDS`; gives a multiprocessing.Process.
+
+    Args:
+        words: the command line without its first word.
+        log: takes what is printed, behind what it holds.
+        environment: variables that the command has besides those of the tests.
+    """
+    return _start(_Command(words, Path.cwd(), log, log, environment))
+
+
 def run(
     words: Sequence[str], folder: Path, log: Path, limit: float, environment: Mapping[str, str] = {}
 ) -> Outcome:
-    """`mllm-jax WORDS` in `folder`; kills it after `limit` seconds.
+    """`mllm-jax WORDS` in `folder` on one device; kills it after `limit` seconds.
 
     Args:
         words: the command line without its first word.
@@ -52,60 +76,55 @@ def run(
         limit: in seconds.
         environment: variables that the command has besides those of the tests.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
-    receive, send = context.Pipe(duplex=False)
-    start = time.perf_counter()
-    process: Any = context.Process(
-        target=_command, args=(list(words), folder, log, dict(environment), send)
-    )
-    process.start()
+    out, err = log.with_suffix(".out"), log.with_suffix(".err")
+    for file in (out, err):
+        file.unlink(missing_ok=True)
+    receive, send = multiprocessing.Pipe(duplex=False)
+    begin = time.perf_counter()
+    environment = {**ONE_DEVICE, **environment}
+    process = _start(_Command(words, folder, out, err, environment, ADDRESS_SPACE, send))
     send.close()
     process.join(limit)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - begin
     if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     killed = process.exitcode is None or process.exitcode < 0
     peak = float("nan") if killed else receive.recv()
-    out, err = (
-        log.with_suffix(end).read_text(errors="backslashreplace") for end in (".out", ".err")
-    )
-    return Outcome(None if killed else process.exitcode, out, err, seconds, peak)
+    printed, errors = (file.read_text(errors="backslashreplace") for file in (out, err))
+    return Outcome(None if killed else process.exitcode, printed, errors, seconds, peak)
 
 
-def _command(
-    words: list[str], folder: Path, log: Path, environment: dict[str, str], send: Any
-) -> None:
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    os.environ.update(environment)
-    os.chdir(folder)
-    for number, end in ((1, ".out"), (2, ".err")):
-        file = os.open(log.with_suffix(end), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, number)
-    sys.argv = ["mllm-jax", *words]
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+def _start(command: _Command) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    process = context.Process(target=_execute, args=(command,))
+    process.start()
+    return process
+
+
+def _execute(command: _Command) -> None:
+    os.environ.update(command.environment)
+    os.chdir(command.folder)
+    for number, file in ((1, command.out), (2, command.err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv = ["mllm-jax", *command.words]
+    if command.address_space is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (command.address_space, command.address_space))
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    out = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    err = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
-    sys.stdout, sys.stderr = out, err
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
 
     from mllm_jax.__main__ import main
 
-    code: Any = 1
     try:
-        code = main(words)
-    except SystemExit as error:
-        code = error.code
+        code = main(command.words)  # multiprocessing prints what it raises, and exits as a script
     finally:
-        if sys.exc_info()[0] not in (None, SystemExit):
-            import traceback
-
-            traceback.print_exc()
-        out.flush()
-        err.flush()
-        send.send(_peak())
-        os._exit(code if isinstance(code, int) else 0)
+        if command.peak is not None:
+            command.peak.send(_peak())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of a run that ended may still be at work
 
 
 def _peak() -> float:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mllm_jax import distributed, failures, interrupts
-from mllm_jax.errors import (
+from mllm_jax.commands.flags import SEVERAL, TAKE_OVERRIDES, make_parser
+from mllm_jax.common import failures, interrupts
+from mllm_jax.common.errors import (
     INTERRUPTED,
     PREEMPTED,
     ConfigError,
@@ -24,13 +25,13 @@ from mllm_jax.errors import (
     require,
     say,
 )
-from mllm_jax.flags import SEVERAL, TAKE_OVERRIDES, make_parser
-from mllm_jax.guard.cluster import Cluster, Patience, find
-from mllm_jax.guard.trainer import INSIDE, Trainer
-from mllm_jax.guard.watch import watch
+from mllm_jax.distributed import processes
+from mllm_jax.distributed.cluster import Cluster, Patience, find
+from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Trainer
+from mllm_jax.distributed.watchdog.run import watch
 
 if TYPE_CHECKING:
-    from mllm_jax.config import Config
+    from mllm_jax.config.stage import Config
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _run(words: Sequence[str]) -> int:
             if cluster is not None and trainer is None:
                 return watch(cluster, [sys.executable, "-m", "mllm_jax", *words])
             if cluster is not None:
-                distributed.join(cluster)
+                processes.join(cluster)
             DOORS[options.verb](options)
     except (ConfigError, RunError) as error:
         return _ended(trainer, error.exit_code, "; ".join([str(error), *notes(error)]))
@@ -100,7 +101,7 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 
 def _quickstart(options: argparse.Namespace) -> None:
-    from mllm_jax import quickstart
+    from mllm_jax.commands.quickstart import stages as quickstart
 
     quickstart.run(options.out, share=options.share)
 
@@ -108,14 +109,14 @@ def _quickstart(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     config = _stage(options)
 
-    from mllm_jax import train
+    from mllm_jax.training import loop
 
     require(
         bool(options.resume) or not options.accept_changed_data,
         "--accept-changed-data: has no effect without --resume",
     )
     accept = options.accept_changed_data
-    train.train(config, resume=options.resume, accept_changed_data=accept)
+    loop.train(config, resume=options.resume, accept_changed_data=accept)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -127,13 +128,13 @@ def _prepare(options: argparse.Namespace) -> None:
             "prepare: give a recipe file, or --config FILE for one stage (which takes overrides)",
         )
 
-        from mllm_jax import prepare
+        from mllm_jax.commands.prepare import tables as prepare
 
         prepare.run_recipe(Path(words[0]), workers=workers, json_file=options.json_file)
         return
     config = _stage(options)
 
-    from mllm_jax import prepare
+    from mllm_jax.commands.prepare import tables as prepare
 
     prepare.run(config, workers=workers, json_file=options.json_file)
 
@@ -141,7 +142,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     config = _stage(options)
 
-    from mllm_jax import inspect_rows
+    from mllm_jax.commands.inspect import pages as inspect_rows
 
     inspect_rows.run(config, options.out, step=options.step, rows=options.rows)
 
@@ -149,31 +150,31 @@ def _inspect(options: argparse.Namespace) -> None:
 def _preflight(options: argparse.Namespace) -> None:
     config = _stage(options)
 
-    from mllm_jax import preflight
+    from mllm_jax.preflight import report as preflight
 
     preflight.main(config, options.hardware, as_json=options.json)
 
 
 def _recipe(options: argparse.Namespace) -> None:
-    from mllm_jax import recipe
+    from mllm_jax.commands.recipe import stages as recipe
 
     recipe.run(options.file, out=options.out)
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from mllm_jax import convert
+    from mllm_jax.commands.convert import conversions
 
     o = options
     if o.way == "from-hf":
-        convert.from_hf(o.src, o.out)
+        conversions.from_hf(o.src, o.out)
     elif o.way == "join":
-        convert.join(o.out, vision=o.vision, language=o.language, connector=o.connector)
+        conversions.join(o.out, vision=o.vision, language=o.language, connector=o.connector)
     else:
-        convert.to_hf(o.model, o.out, dtype=o.dtype)
+        conversions.to_hf(o.model, o.out, dtype=o.dtype)
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from mllm_jax import generate
+    from mllm_jax.generation import answer as generate
 
     generate.main(
         options.model,
@@ -187,9 +188,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mllm_jax import evaluate
+    from mllm_jax.evaluation import runner
 
-    evaluate.evaluate(options.model, options.data, options.out, images=options.images)
+    runner.evaluate(options.model, options.data, options.out, images=options.images)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -198,12 +199,12 @@ def _bench(options: argparse.Namespace) -> None:
         given = [f"--{name}" for name in names if getattr(options, name) is not None]
         require(not given, f"bench --data: {', '.join(given)}: no effect; give --config FILE")
 
-        from mllm_jax import bench_data
+        from mllm_jax.commands.bench import loader as bench_data
 
         bench_data.main(options.config, steps=options.steps, json_file=options.json_file)
         return
 
-    from mllm_jax import bench
+    from mllm_jax.commands.bench import step as bench
 
     names = ("config", "size", "stage", "length", "batch", "steps", "dtype", "remat", "json_file")
     bench.main(**{name: getattr(options, name) for name in names})
@@ -211,10 +212,10 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _stage(options: argparse.Namespace) -> "Config":
     """The stage's file, read before its door is imported: what is wrong with it is said at once."""
-    from mllm_jax import config_file
-    from mllm_jax.config import Config
+    from mllm_jax.config import loading
+    from mllm_jax.config.stage import Config
 
-    return config_file.load(Config, options.config, options.overrides)
+    return loading.load(Config, options.config, options.overrides)
 
 
 DOORS = {

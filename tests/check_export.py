@@ -19,14 +19,14 @@ import torch  # pyright: ignore[reportMissingImports]  # torch is a test extra o
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.config import ComputeConfig
-from mllm_jax.data.chat import Chat
-from mllm_jax.data.images import load_pixels, normalise
-from mllm_jax.data.record_files import load_records
-from mllm_jax.data.records import IMAGE, Record
-from mllm_jax.data.tokenizer import load_template, load_tokenizer
-from mllm_jax.data_config import StreamConfig
+from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.config.data import StreamConfig
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.data.chat.encoder import Chat
+from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
+from mllm_jax.data.images.decode import load_pixels, normalise
+from mllm_jax.data.records.parse import IMAGE, Record
+from mllm_jax.evaluation.questions import load_records
 from mllm_jax.models import mllm
 
 

@@ -25,8 +25,7 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from mllm_jax import sharding
-from mllm_jax.config import MeshConfig
+from mllm_jax.distributed import sharding
 from tests import tiny
 from tests.support.once import once
 
@@ -86,6 +85,6 @@ def make_mesh() -> Callable[..., Mesh]:
     """`make_mesh(fsdp=4, tensor=2)` over all devices, `make_mesh(devices=1)` over the first."""
 
     def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
-        return sharding.make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[:devices])
+        return sharding.make_mesh((data, fsdp, tensor), jax.devices()[:devices])
 
     return make

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_jax import sharding
+from mllm_jax.common.trees import flatten
+from mllm_jax.distributed import sharding
 from mllm_jax.models.axes import logical_axes
-from mllm_jax.trees import flatten
 
 Shape = tuple[int, ...]
 KINDS = (

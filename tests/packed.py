@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_jax import sharding, stage
 from mllm_jax.batch import Batch, Example
-from mllm_jax.config import ComputeConfig, OptimizerConfig, PartConfig
-from mllm_jax.data import packing
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
+from mllm_jax.data.mixture import packing
+from mllm_jax.distributed import sharding
+from mllm_jax.training import setup as stage
 from mllm_jax.training import state
 
 V, P, SIDE = 208, 4, 16  # vocabulary, patches and pixels of an image
@@ -103,7 +104,7 @@ class Run(NamedTuple):
 @functools.cache
 def drawn() -> Any:
     """One set of random parameters for every mesh."""
-    one = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    one = sharding.make_mesh(devices=jax.devices()[:1])
     made = plan("instruct", one)
     return jax.tree.map(np.asarray, stage.draw(made, made.params, seed=1))
 

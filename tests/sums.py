@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mllm_jax import sharding, stage
 from mllm_jax.batch import Batch
-from mllm_jax.config import ComputeConfig, MeshConfig, OptimizerConfig, PartConfig
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from mllm_jax.training import state, step
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
+from mllm_jax.distributed import sharding
+from mllm_jax.training import setup, state, step
 from mllm_jax.training.loss import weighted_loss
 from tests.exact_sums import exact
 
@@ -53,12 +53,12 @@ def batch() -> Batch:
     return Batch(tokens, targets, weights, ones, positions, index, zeros, zeros, pixels)
 
 
-def plan(mesh: Mesh, compute: ComputeConfig, tied: bool = False) -> stage.Stage:
+def plan(mesh: Mesh, compute: ComputeConfig, tied: bool = False) -> setup.Stage:
     """Everything is trained; the first update leaves (1 - BETA1) x gradient in Adam's moments."""
     config = OptimizerConfig(
         {"all": PartConfig(".*")}, 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None
     )
-    return stage.plan(model(tied), compute, config, mesh, steps=10)
+    return setup.plan(model(tied), compute, config, mesh, steps=10)
 
 
 def compute(**formats: Any) -> ComputeConfig:
@@ -69,21 +69,21 @@ def compute(**formats: Any) -> ComputeConfig:
 
 
 def one_device() -> Mesh:
-    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 @functools.cache
 def params(tied: bool = False) -> Any:
     """Random bfloat16 numbers, held in float32."""
     made = plan(one_device(), compute(), tied)
-    drawn = stage.draw(made, made.params, seed=1)
+    drawn = setup.draw(made, made.params, seed=1)
     return jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32)), drawn)
 
 
 @functools.cache
 def reference(tied: bool = False) -> Any:
     """The gradient of the mean loss, every sum exact, whole batch at once, on one device."""
-    apply = stage.apply_of(plan(one_device(), compute(), tied).model)
+    apply = setup.apply_of(plan(one_device(), compute(), tied).model)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
         hidden, head = apply(params, batch)
@@ -95,11 +95,11 @@ def reference(tied: bool = False) -> Any:
     return jax.tree.map(np.asarray, gradient)
 
 
-def lowered(made: stage.Stage, microbatches: int) -> Any:
+def lowered(made: setup.Stage, microbatches: int) -> Any:
     """The real step, not yet compiled."""
     formats = made.model.compute
     train = step.make_train_step(
-        stage.apply_of(made.model),
+        setup.apply_of(made.model),
         made.optimizer,
         microbatches,
         CHUNK,
@@ -123,5 +123,5 @@ def gradient(mesh: Mesh, compute: ComputeConfig, microbatches: int, tied: bool =
     held = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params(tied), made.params)
     placed = jax.device_put(held, made.shardings.params)
     fresh = state.birth(placed, made.optimizer, made.abstract, made.shardings)
-    after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(fresh, stage.place(batch(), mesh))
+    after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(fresh, setup.place(batch(), mesh))
     return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 
 COUNT, VOCAB = 1500, 1024

@@ -19,23 +19,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax import convert
-from mllm_jax.answering import Answerer
-from mllm_jax.checkpoints.hf_tokenizer import special_ids
-from mllm_jax.checkpoints.hf_write import write_hf
+from mllm_jax.checkpoints.hf.tensor_files import DTYPES
+from mllm_jax.checkpoints.hf.tokenizer import special_ids
+from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.tensor_files import DTYPES
-from mllm_jax.config import ComputeConfig, FolderConfig
-from mllm_jax.data.images import load_pixels, normalise
-from mllm_jax.model_config import (
+from mllm_jax.commands.convert import conversions
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.model import (
     ConnectorConfig,
     LanguageConfig,
     ModelConfig,
     RopeConfig,
     VisionConfig,
 )
+from mllm_jax.config.stage import ComputeConfig, FolderConfig
+from mllm_jax.data.images.decode import load_pixels, normalise
+from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
-from mllm_jax.trees import flatten
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -94,10 +94,10 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.make_data(base / "data")
     for name, (model, dtype) in MODELS.items():
         _write(base / "source" / name, base / "data" / "tokenizer", model, dtype)
-        convert.from_hf(base / "source" / name, base / "models" / name)
-        convert.to_hf(base / "models" / name, base / name)
-    convert.join(base / "models" / "joined", base / "clip", base / "llama", "mlp")
-    convert.to_hf(base / "models" / "joined", base / "joined")
+        conversions.from_hf(base / "source" / name, base / "models" / name)
+        conversions.to_hf(base / "models" / name, base / name)
+    conversions.join(base / "models" / "joined", base / "clip", base / "llama", "mlp")
+    conversions.to_hf(base / "models" / "joined", base / "joined")
     random = np.random.default_rng(1)
     for name, (height, width) in {"tall": (90, 33), "wide": (30, 75)}.items():
         noise = random.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
@@ -119,7 +119,7 @@ def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
             return (0.1 * noise).astype(DTYPES[dtype])
         return (noise / np.float32(width**0.5)).astype(DTYPES[dtype])
 
-    shapes = {p: tuple(x.shape) for p, x in flatten(convert.abstract(model)).items()}
+    shapes = {p: tuple(x.shape) for p, x in flatten(conversions.abstract(model)).items()}
     arrays = {path: draw(path, shape) for path, shape in shapes.items()}
     leaves = {p: Leaf(x.shape, x.dtype, lambda x=x: x) for p, x in arrays.items()}
     out.mkdir(parents=True)

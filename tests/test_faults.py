@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mllm_jax import config_file
 from mllm_jax.checkpoints.params import stored_leaves
+from mllm_jax.common.errors import LOST
+from mllm_jax.config import loading
+from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
-from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.errors import LOST
 from tests import tiny
 from tests.local import Local
 from tests.support import commands
@@ -101,7 +101,7 @@ def made(folder: Path, **sections: Any) -> Site:
     train = {"steps": STEPS, "save_every": SAVE_EVERY}
     config = tiny.config(folder / "data", folder / "none", train=train, **sections)
     Loader(config.data, config.model, load_tokenizer(config.init.tokenizer or ""), config.seed)
-    config_file.dump(config, folder / "stage.yaml")
+    loading.dump(config, folder / "stage.yaml")
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.seal import DamagedCheckpoint
-from mllm_jax.config import Config
-from mllm_jax.convert import abstract
-from mllm_jax.errors import RunError
-from mllm_jax.train import train
+from mllm_jax.checkpoints.manifest import DamagedCheckpoint
+from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.commands.convert.conversions import abstract
+from mllm_jax.common.errors import RunError
+from mllm_jax.config.stage import Config
+from mllm_jax.training.loop import train
 from tests import disks, tiny
 
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from mllm_jax import config_file
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.errors import INTERRUPTED, PREEMPTED
+from mllm_jax.common.errors import INTERRUPTED, PREEMPTED
+from mllm_jax.config import loading
 from tests import disks, tiny
 
 pytestmark = pytest.mark.slow
@@ -114,7 +114,7 @@ def site(tmp_path_factory) -> Site:
     tiny.make_data(folder / "data")
     train = {"steps": 6, "save_every": 2, "log_every": 100}
     config = tiny.config(folder / "data", folder / "run", train=train)
-    config_file.dump(config, folder / "stage.yaml")
+    loading.dump(config, folder / "stage.yaml")
     evaluation = {"data": str(folder / "data" / "eu.json"), "max_new_tokens": 4, "rows": 8}
     recipe = {"stages": ["stage.yaml"], "evaluate": evaluation, "export": "float32"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from mllm_jax import __main__ as command_line
-from mllm_jax.answering import Answerer
-from mllm_jax.config import ComputeConfig
-from mllm_jax.data import images
-from mllm_jax.data.records import user_turn
-from mllm_jax.generate import generate
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.data.images import decode
+from mllm_jax.data.records.parse import user_turn
+from mllm_jax.generation.answer import generate
+from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 
 NAMES = (
@@ -95,7 +95,7 @@ def test_pixel_values_from_the_image_files(llava):
     vision = opened.config.vision
     assert vision is not None
     ours = np.stack(opened.pictures(llava.pictures))
-    ours = images.normalise(ours, vision.image_mean, vision.image_std)
+    ours = decode.normalise(ours, vision.image_mean, vision.image_std)
     given = llava.expected["pixel_values"].transpose(0, 2, 3, 1)
     # the bfloat16 model was given its pixels in bfloat16: half a unit in the last of 8 bits
     rounding = 2**-8 * np.abs(given) if llava.folder.name == "llava_bf16" else 0

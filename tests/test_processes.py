@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import yaml
 
-from mllm_jax import config_file
 from mllm_jax.checkpoints.frozen import frozen_leaves
+from mllm_jax.common.errors import LOST, PREEMPTED
+from mllm_jax.config import loading
+from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
-from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.errors import LOST, PREEMPTED
-from mllm_jax.train import train
+from mllm_jax.training.loop import train
 from tests import disks, tiny, weights
 from tests.local import LOST_AFTER, ROOT, Local, environment
 
@@ -43,7 +43,7 @@ def stage(data, tmp_path_factory) -> Path:
         train={"steps": STEPS, "save_every": 5, "log_every": 1},
     )
     Loader(config.data, config.model, load_tokenizer(config.init.tokenizer or ""), config.seed)
-    config_file.dump(config, folder / "stage.yaml")
+    loading.dump(config, folder / "stage.yaml")
     return folder / "stage.yaml"
 
 
@@ -74,7 +74,7 @@ def test_saved_on_four_resumed_on_two_and_one(stage, straight, tmp_path):
         run(stage, out, processes, "--resume", "--train.stop_at", str(STEPS))
         assert tiny.numbers(out) == straight
     # on one device sums are taken in another order; the data is the same
-    config = config_file.load(tiny.Config, stage, ["--out", str(four)])
+    config = loading.load(tiny.Config, stage, ["--out", str(four)])
     train(config, resume=True, devices=jax.devices()[:1])
     assert [x["records_crc32"] for x in tiny.numbers(four)] == [
         x["records_crc32"] for x in straight
@@ -101,7 +101,7 @@ def test_frozen_parameters_of_several_processes(data, tmp_path):
         train={"steps": 4, "save_every": 2},
     )
     Loader(config.data, config.model, load_tokenizer(str(source)), config.seed)
-    config_file.dump(config, tmp_path / "stage.yaml")
+    loading.dump(config, tmp_path / "stage.yaml")
     one, two = tmp_path / "one", tmp_path / "two"
     run(tmp_path / "stage.yaml", one, 1)
     run(tmp_path / "stage.yaml", two, 2, "--train.stop_at", "2")
@@ -233,7 +233,7 @@ def test_a_recipe_on_two_processes(stage, data, tmp_path):
     mesh, train = {"data": -1}, {"steps": 4, "save_every": 2}
     for name in ("first", "second"):
         config = tiny.config(data, tmp_path / "none", mesh=mesh, train=train)
-        config_file.dump(config, tmp_path / f"{name}.yaml")
+        loading.dump(config, tmp_path / f"{name}.yaml")
     evaluation = {"data": str(data / "eu.json"), "images": str(data / "images")}
     tree = {
         "stages": ["first.yaml", "second.yaml"],

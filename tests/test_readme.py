@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mllm_jax.flags import TAKE_OVERRIDES, make_parser
+from mllm_jax.commands.flags import TAKE_OVERRIDES, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax import convert, sharding
-from mllm_jax.checkpoints import tensor_files
-from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.hf_write import write_hf
+from mllm_jax.checkpoints.hf import tensor_files
+from mllm_jax.checkpoints.hf.weight_files import stored_tensors
+from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf, read_parts
+from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.checkpoints.weight_files import stored_tensors
-from mllm_jax.config import FolderConfig
-from mllm_jax.model_config import LanguageConfig, ModelConfig
+from mllm_jax.commands.convert import conversions
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.model import LanguageConfig, ModelConfig
+from mllm_jax.config.stage import FolderConfig
+from mllm_jax.distributed import sharding
 from mllm_jax.models.axes import logical_axes
-from mllm_jax.trees import flatten, unflatten
 
 # wide enough that an eighth of a row is more than a page; everything else is small
 MODEL = ModelConfig(
@@ -36,7 +37,7 @@ MODEL = ModelConfig(
 
 def drawn() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    shapes = flatten(convert.abstract(MODEL))
+    shapes = flatten(conversions.abstract(MODEL))
     return {path: random.standard_normal(x.shape, np.float32) for path, x in shapes.items()}
 
 
@@ -51,7 +52,7 @@ def folder(data, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def placed(mesh):
     """The abstract parameters with the shardings of the house's table."""
-    shapes = convert.abstract(MODEL)
+    shapes = conversions.abstract(MODEL)
     places = sharding.shardings(mesh, logical_axes(shapes))
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
@@ -93,7 +94,7 @@ def test_two_of_eight_devices_read_their_own_bytes(
     folder: Path, make_mesh, monkeypatch, axes: dict[str, int], share: float
 ):
     """Of each matrix no byte beside those of the two shards; norms are whole on each device."""
-    leaves = open_model(folder).leaves(convert.abstract(MODEL))
+    leaves = open_model(folder).leaves(conversions.abstract(MODEL))
     wanted = flatten(placed(make_mesh(**axes)))
     for path, leaf in leaves.items():
         counted = Counted()

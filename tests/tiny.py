@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mllm_jax import config_file
-from mllm_jax.config import Config
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
+from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 
 COLOURS = {
@@ -111,7 +111,7 @@ def config(folder: Path, out: Path, **sections: dict[str, Any]) -> Config:
     raw = tree(folder, out)
     for name, values in sections.items():
         raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
-    return config_file.build(Config, raw)
+    return loading.build(Config, raw)
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:

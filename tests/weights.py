@@ -5,12 +5,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from mllm_jax import config_file, convert
-from mllm_jax.checkpoints import hf_files
+from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.params import save_params
-from mllm_jax.config import FolderConfig
-from mllm_jax.trees import flatten
+from mllm_jax.commands.convert import conversions
+from mllm_jax.common.trees import flatten
+from mllm_jax.config import loading
+from mllm_jax.config.stage import FolderConfig
 from tests import tiny
 
 
@@ -18,7 +19,7 @@ def arrays(data: Path) -> dict[str, np.ndarray]:
     """Path -> numbers: the tower in float32, the language model in bfloat16 and float16."""
     model, random = tiny.config(data, data).model, np.random.default_rng(0)
     found = {}
-    for path, x in flatten(convert.abstract(model)).items():
+    for path, x in flatten(conversions.abstract(model)).items():
         numbers = random.standard_normal(x.shape, np.float32) * 0.1
         half = np.float16 if "attention" in path else ml_dtypes.bfloat16
         found[path] = numbers.astype(half) if path.startswith("language/") else numbers
@@ -31,7 +32,7 @@ def model_folder(data: Path, out: Path) -> Path:
     hf_files.copy_files(data / "tokenizer", out)
     config = tiny.config(data, out)
     hf_files.write_processor(out, config.model, config.data.image_fit)
-    config_file.dump(FolderConfig(config.model), out / "config.yaml")
+    loading.dump(FolderConfig(config.model), out / "config.yaml")
     save(arrays(data), out)
     return out
 

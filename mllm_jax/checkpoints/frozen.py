@@ -19,14 +19,14 @@ from typing import Any, Literal
 
 import jax
 
-from mllm_jax import distributed
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
+from mllm_jax.checkpoints.hf.tensor_files import FORMATS, write_tensors
+from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf, compare, place
+from mllm_jax.checkpoints.manifest import DamagedCheckpoint, Files
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.checkpoints.seal import DamagedCheckpoint, Files
-from mllm_jax.checkpoints.tensor_files import FORMATS, write_tensors
-from mllm_jax.checkpoints.weight_files import stored_tensors
-from mllm_jax.errors import RunError
+from mllm_jax.common.errors import RunError
+from mllm_jax.distributed import processes
 
 FOLDER, TEMPORARY, REPLACED = "frozen", "frozen.partial", "frozen.deleted"
 
@@ -56,11 +56,11 @@ class FrozenParams:
         Raises:
             RunError: the files could not be written: why.
         """
-        if distributed.is_first():
+        if processes.is_first():
             with _one_line(self._run):
                 self.files = self._written(leaves)
                 self._take(bool(leaves))
-        distributed.barrier("frozen parameters written")
+        processes.barrier("frozen parameters written")
 
     def resume(
         self,
@@ -83,13 +83,13 @@ class FrozenParams:
         Raises:
             DamagedCheckpoint: the files are not what they were; names one, and what can be done.
         """
-        files = seal.read(checkpoint)["frozen"]
+        files = manifest.read(checkpoint)["frozen"]
         if files is None:
             stored = stored_leaves(checkpoint / "params")
             self.write({path: stored[path] for path in paths})
             return
         self.files = files
-        damage = seal.damage(self._run / FOLDER, files)
+        damage = manifest.damage(self._run / FOLDER, files)
         if damage is None:
             return
         what = f"the frozen parameters are damaged: {damage}"
@@ -99,7 +99,7 @@ class FrozenParams:
                 f"{what}; {copy}, or write it again from init.weights with "
                 "--train.on_damage previous"
             )
-        if distributed.is_first():
+        if processes.is_first():
             print(f"{what}; writing them again from where they came", file=sys.stderr)
             with _one_line(self._run):
                 if self._written(source()) != files:
@@ -108,7 +108,7 @@ class FrozenParams:
                         "or train anew into another folder"
                     )
                 self._take(True)
-        distributed.barrier("frozen parameters written again")
+        processes.barrier("frozen parameters written again")
 
     def load(self, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The frozen parameters, placed by the shardings and cast to the dtypes of `abstract`.
@@ -131,7 +131,7 @@ class FrozenParams:
         folder.mkdir(parents=True)
         if leaves:
             write_tensors(folder, leaves, ((path, leaf.read()) for path, leaf in leaves.items()))
-        return seal.checksums(folder)
+        return manifest.checksums(folder)
 
     def _take(self, some: bool) -> None:
         """Gives what was written its name."""

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mllm_jax.errors import ConfigError
-from mllm_jax.patterns import matches
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.patterns import matches
 
 SHOWN = 20  # names listed of each kind of difference
 

@@ -18,12 +18,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from mllm_jax import interrupts
 from mllm_jax.checkpoints.leaves import Index, Leaf
-from mllm_jax.errors import ConfigError, one_line, require
-from mllm_jax.failures import unwrapped
-from mllm_jax.folders import sync_files
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import ConfigError, one_line, require
+from mllm_jax.common.failures import unwrapped
+from mllm_jax.common.folders import sync_files
+from mllm_jax.common.trees import flatten, unflatten
 
 CHUNK_BYTES = 2**22  # unit of partial reads; a few of them cost nothing
 BLOCK_BYTES = 2**24  # read and written as one; a layer is never divided

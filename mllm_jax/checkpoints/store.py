@@ -21,14 +21,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import ChainedFuture
 
-from mllm_jax import distributed
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.leaves import Leaf, compare
+from mllm_jax.checkpoints.manifest import DamagedCheckpoint, Files
 from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.retention import Keep, kept
-from mllm_jax.checkpoints.seal import DamagedCheckpoint, Files
-from mllm_jax.errors import ConfigError, RunError, require
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.common.errors import ConfigError, RunError, require
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.distributed import processes
 
 ITEMS = ("params", "moments")
 TEMPORARY, DELETED, DAMAGED = ".orbax-checkpoint-tmp", ".deleted", ".damaged"
@@ -44,7 +44,7 @@ class _Noting(ocp.PyTreeCheckpointHandler):
         writes = await super().async_save(directory, args=args) or []
         folder = Path(directory)
         mine = folder / f"ocdbt.process_{jax.process_index()}"
-        return [ChainedFuture(writes, partial(seal.note, folder, mine))]
+        return [ChainedFuture(writes, partial(manifest.note, folder, mine))]
 
 
 class _Quiet(logging.Filter):
@@ -217,7 +217,7 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
-        flat, about = _named(moments), seal.read(folder)
+        flat, about = _named(moments), manifest.read(folder)
         trees = {"params": flatten(params), "moments": flat}
         for item, tree in trees.items():
             stored = stored_leaves(folder / item)
@@ -236,10 +236,10 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Called in the background when all is written, before the folder gets its name."""
-        seal.close(self.folder / f"{self._about['step']}{TEMPORARY}", self._about)
+        manifest.close(self.folder / f"{self._about['step']}{TEMPORARY}", self._about)
 
     def _prune(self) -> None:
-        losses = {step: seal.read(self.folder / str(step))["loss"] for step in self.steps()}
+        losses = {step: manifest.read(self.folder / str(step))["loss"] for step in self.steps()}
         for step in losses.keys() - kept(losses, self.keep):
             shutil.rmtree(self._rename(step, DELETED))  # never half of it under its name
 
@@ -283,16 +283,16 @@ class Checkpoints:
 
     def _agreed(self, steps: list[int]) -> list[int]:
         """What process 0 sees: others may look at a file system that lags behind."""
-        count = distributed.of_first(len(steps))
-        return [distributed.of_first(step) for step in (steps + [0] * count)[:count]]
+        count = processes.of_first(len(steps))
+        return [processes.of_first(step) for step in (steps + [0] * count)[:count]]
 
     def _damage(self, folder: Path) -> str | None:
         """What is wrong with a checkpoint, or None."""
         try:
-            files = seal.read(folder)["files"]
+            files = manifest.read(folder)["files"]
         except DamagedCheckpoint as error:
             return str(error)
-        return seal.damage(folder, files)
+        return manifest.damage(folder, files)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -302,7 +302,9 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """
     if not folder.is_dir():
         return []
-    names = [x.name for x in folder.iterdir() if x.name.isdecimal() and (x / seal.SEAL).is_file()]
+    names = [
+        x.name for x in folder.iterdir() if x.name.isdecimal() and (x / manifest.SEAL).is_file()
+    ]
     return sorted(map(int, names))
 
 

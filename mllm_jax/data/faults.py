@@ -7,7 +7,7 @@ reason; everything else ends the run with the record's name. `image_path` can ne
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mllm_jax.errors import cut, one_line, shown
+from mllm_jax.common.errors import cut, one_line, shown
 
 CODES = {
     "json": "a line is not JSON, or not UTF-8",

@@ -15,14 +15,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mllm_jax.batch import Batch, Contents
-from mllm_jax.data import images, index, order, packing
-from mllm_jax.data.order import Ref
-from mllm_jax.data.plan import Plan
-from mllm_jax.data.prepared import Mixture, open_mixture
+from mllm_jax.common.errors import require
+from mllm_jax.config.data import DataConfig
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.data.images import decode
+from mllm_jax.data.index import stream as index
+from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.mixture import order, packing
+from mllm_jax.data.mixture.order import Ref
+from mllm_jax.data.mixture.plan import Plan
 from mllm_jax.data.workers import Words, Workers
-from mllm_jax.data_config import DataConfig
-from mllm_jax.errors import require
-from mllm_jax.model_config import ModelConfig
 
 MOST_PIXELS = 2**34  # of a step, in all processes: 48 GiB
 
@@ -234,10 +236,10 @@ class _ImageCache:
     def __getitem__(self, path: str | bytes) -> UInt8[np.ndarray, "height width C"]:
         assert self._args is not None, "an image reached a model without a vision tower"
         if isinstance(path, bytes):
-            return images.load_pixels(path, *self._args)
+            return decode.load_pixels(path, *self._args)
         if path in self._kept:
             return self._kept[path]
-        pixels = images.load_pixels(path, *self._args)
+        pixels = decode.load_pixels(path, *self._args)
         with self._lock:
             if (
                 path not in self._kept

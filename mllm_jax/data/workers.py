@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
-from mllm_jax import interrupts
-from mllm_jax.errors import ConfigError, RunError
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import ConfigError, RunError
 
 TURN = 0.2  # seconds between two looks whether the run is to end
 T = TypeVar("T")

@@ -6,7 +6,7 @@ numbers are written).
 
 from collections.abc import Callable
 
-from mllm_jax.errors import require
+from mllm_jax.common.errors import require
 
 _EU = (
     "zero bat bi hiru lau bost sei zazpi zortzi bederatzi hamar hamaika hamabi hamahiru hamalau "

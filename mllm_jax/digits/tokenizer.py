@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from mllm_jax.errors import require
+from mllm_jax.common.errors import require
 
 BOS, EOT, PAD, IMAGE = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>", "<image>"
 # in the order of their ids, after all other tokens, as in Llama 3; <image> takes the last row of

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.arithmetic import einsum
-from mllm_jax.collectives import per_device
-from mllm_jax.model_config import RopeConfig
+from mllm_jax.common.arithmetic import einsum
+from mllm_jax.config.model import RopeConfig
+from mllm_jax.distributed.collectives import per_device
 from mllm_jax.models import block_attention
 from mllm_jax.models.block_attention import MASKED
 

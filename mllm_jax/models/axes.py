@@ -7,7 +7,7 @@ replicated by accident.
 import re
 from typing import Any
 
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.common.trees import flatten, unflatten
 
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (

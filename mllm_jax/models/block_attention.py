@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.arithmetic import einsum
+from mllm_jax.common.arithmetic import einsum
 
 # products of two matrices, added up and left in float32
 _product = functools.partial(einsum, "ab,bc->ac", out=jnp.float32)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from mllm_jax.arithmetic import add_shared
-from mllm_jax.config import ComputeConfig
-from mllm_jax.model_config import VisionConfig
+from mllm_jax.common.arithmetic import add_shared
+from mllm_jax.config.model import VisionConfig
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend
 from mllm_jax.models.layers import Einsum, LayerNorm, stack
-from mllm_jax.sharding import constrain
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),

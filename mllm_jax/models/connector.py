@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mllm_jax.model_config import ConnectorConfig
+from mllm_jax.config.model import ConnectorConfig
 from mllm_jax.models.layers import Einsum
 
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from mllm_jax.arithmetic import add_shared, einsum
-from mllm_jax.sharding import constrain, parts_of
+from mllm_jax.common.arithmetic import add_shared, einsum
+from mllm_jax.distributed.sharding import constrain, parts_of
 
 DType = Any
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.collectives import lookup
-from mllm_jax.config import ComputeConfig
-from mllm_jax.model_config import LanguageConfig
+from mllm_jax.config.model import LanguageConfig
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.distributed.collectives import lookup
+from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend, dense, rotary_tables, rotate
 from mllm_jax.models.layers import Einsum, RMSNorm, stack
-from mllm_jax.sharding import constrain
 
 
 class Cache(NamedTuple):

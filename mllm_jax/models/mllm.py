@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from mllm_jax.arithmetic import einsum, take_rows
-from mllm_jax.config import ComputeConfig
-from mllm_jax.model_config import ModelConfig
+from mllm_jax.common.arithmetic import einsum, take_rows
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
 from mllm_jax.models.llama import Cache, Llama, empty_cache

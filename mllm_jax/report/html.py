@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllm_jax.errors import require
+from mllm_jax.common.errors import require
 
 LANGUAGES = {
     "ca": "Catalan",

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.errors import require
-from mllm_jax.folders import whole_file
+from mllm_jax.common.errors import require
+from mllm_jax.common.folders import whole_file
 from mllm_jax.report import html
 from mllm_jax.report.charts import line_chart
 

@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboardX.record_writer import masked_crc32c
 
-from mllm_jax.failures import naming
+from mllm_jax.common.failures import naming
 
 
 class EventFile:

@@ -30,7 +30,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-from mllm_jax.model_config import LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 
 # Dense bfloat16 FLOP/s of one chip, without sparsity: part of jax's `device_kind` -> rate; the
 # first match counts.

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
-from mllm_jax.arithmetic import einsum
-from mllm_jax.collectives import highest, part, per_device, reduced, row_axes, summed
+from mllm_jax.common.arithmetic import einsum
+from mllm_jax.distributed.collectives import highest, part, per_device, reduced, row_axes, summed
 
 
 def weighted_loss(

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mllm_jax.batch import Contents
-from mllm_jax.errors import RunError
+from mllm_jax.common.errors import RunError
 
 Line = dict[str, Any]  # one line of metrics.jsonl: step and numbers
 

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Num
 
-from mllm_jax.config import OptimizerConfig, PartConfig
-from mllm_jax.errors import ConfigError, require
-from mllm_jax.patterns import matches
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.patterns import matches
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.stage import OptimizerConfig, PartConfig
 
 SHOWN = 5  # paths named in a message
 Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]

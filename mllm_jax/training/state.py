@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax import sharding
-from mllm_jax.config import ComputeConfig, PartConfig
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.stage import ComputeConfig, PartConfig
+from mllm_jax.distributed import sharding
 from mllm_jax.training.optimizer import Optimizer, assign, merge, split
-from mllm_jax.trees import flatten, unflatten
 
 
 class TrainState(NamedTuple):

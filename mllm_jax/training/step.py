@@ -17,13 +17,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
-from mllm_jax.collectives import summed_at_the_end
-from mllm_jax.errors import require
-from mllm_jax.sharding import TABLE, constrain, ways
+from mllm_jax.common.errors import require
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.distributed.collectives import summed_at_the_end
+from mllm_jax.distributed.sharding import TABLE, constrain, ways
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
-from mllm_jax.trees import flatten, unflatten
 
 # params, batch -> hidden [B, T, D], head [V, D]
 Apply = Callable[[Any, Batch], tuple[Array, Array]]

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mllm_jax.errors import require
-from mllm_jax.failures import naming
-from mllm_jax.folders import whole_file
+from mllm_jax.common.errors import require
+from mllm_jax.common.failures import naming
+from mllm_jax.common.folders import whole_file
 from mllm_jax.training.events import EventFile, append
 from mllm_jax.training.metrics import Line
 

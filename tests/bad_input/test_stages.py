@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mllm_jax.trees import flatten
+from mllm_jax.common.trees import flatten
 from tests.support.workplace import Case, cut_file, put, remove, stage, write, write_yaml
 
 TRAIN = ["train", "--config", "stage.yaml"]

@@ -31,7 +31,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from mllm_jax.data.templates import TEMPLATES
+from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 
 SHARD_BYTES = 10**9

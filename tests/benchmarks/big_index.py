@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mllm_jax.config import DataConfig
+from mllm_jax.config.data import StreamConfig
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import DataConfig
+from mllm_jax.data.chat.tokenizer import load_tokenizer
+from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.loader import Loader
-from mllm_jax.data.prepared import Mixture, open_mixture
-from mllm_jax.data.tokenizer import load_tokenizer
-from mllm_jax.data_config import StreamConfig
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 WORDS = (
     "txakur beltz bat belardian korrika dabil eta ume bi atzetik doaz etxe zuri handi baten "

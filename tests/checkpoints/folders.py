@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mllm_jax.checkpoints.hf.tensor_files import write_tensors
+from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.tensor_files import write_tensors
-from mllm_jax.checkpoints.weight_files import stored_tensors
 
 Change = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 

@@ -20,12 +20,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax import sharding
 from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.config import MeshConfig
+from mllm_jax.distributed import sharding
 
 NUMBERS = np.random.default_rng(0).integers(0, 2**32, (64, 48), np.uint32).view(np.float32)
 
@@ -47,7 +46,7 @@ def main(verb: str, folder: Path, number: int, count: int, port: str) -> None:
     if count > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"127.0.0.1:{port}", count, number)
-    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1))
+    mesh = sharding.make_mesh((1, -1, 1))
     spec = P("fsdp") if verb == "save" else P(None, "fsdp")
     params = {"language": {"embedding": place(NUMBERS, mesh, spec)}}
     moments = {"mu": params, "count": place(np.asarray(7, np.int32), mesh, P())}

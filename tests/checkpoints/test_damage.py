@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
+from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.retention import Keep
-from mllm_jax.checkpoints.seal import DamagedCheckpoint
 from mllm_jax.checkpoints.store import Checkpoints
 
 
@@ -23,7 +23,7 @@ def tree(seed: int) -> dict:
 @pytest.fixture
 def checkpoints(tmp_path: Path, monkeypatch):
     """Steps 4 and 8, whose files are of many blocks."""
-    monkeypatch.setattr(seal, "BLOCK", 64)
+    monkeypatch.setattr(manifest, "BLOCK", 64)
     with Checkpoints(tmp_path, Keep(3)) as made:
         for step in (4, 8):
             made.save(step, tree(step), {"mu": tree(-step), "count": jnp.int32(step)}, {})
@@ -91,18 +91,18 @@ def test_a_damaged_file_is_named(checkpoints, item: str, harm: Callable[[Path], 
 
 def test_every_file_is_under_the_seal(checkpoints):
     folder = checkpoints.folder / "8"
-    sealed = set(seal.read(folder)["files"])
+    sealed = set(manifest.read(folder)["files"])
     there = {x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()}
-    assert sealed == there - {seal.SEAL, *seal.STAMPS}
+    assert sealed == there - {manifest.SEAL, *manifest.STAMPS}
     assert {name.split("/")[0] for name in sealed} >= {"params", "moments"}
-    assert not list(folder.rglob(f"{seal.NOTES}*"))
+    assert not list(folder.rglob(f"{manifest.NOTES}*"))
 
 
 def test_one_that_was_damaged_before_makes_room(checkpoints):
     (checkpoints.folder / "8.damaged" / "params").mkdir(parents=True)
     flip(largest(checkpoints.folder / "8"))
     assert checkpoints.verified("previous") == 4
-    assert (checkpoints.folder / "8.damaged" / seal.SEAL).is_file()
+    assert (checkpoints.folder / "8.damaged" / manifest.SEAL).is_file()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_one_that_was_damaged_before_makes_room(checkpoints):
     ],
 )
 def test_the_seal_itself(checkpoints, harm, words: str):
-    harm(checkpoints.folder / "8" / seal.SEAL)
+    harm(checkpoints.folder / "8" / manifest.SEAL)
     with pytest.raises(DamagedCheckpoint, match=words):
         checkpoints.verified("fail")
     assert checkpoints.verified("previous") == 4
@@ -131,7 +131,7 @@ def test_when_all_are_damaged_nothing_is_taken(checkpoints):
 
 def test_whole_checkpoints_pass(checkpoints):
     assert checkpoints.verified("fail") == 8
-    seal.verify(checkpoints.folder / "8", seal.read(checkpoints.folder / "8")["files"])
+    manifest.verify(checkpoints.folder / "8", manifest.read(checkpoints.folder / "8")["files"])
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 8, 1000])
@@ -140,8 +140,8 @@ def test_a_checksum_is_that_of_the_whole_file(tmp_path: Path, monkeypatch, size:
     content = bytes(i * 7 % 251 for i in range(size))
     (tmp_path / "a").write_bytes(content)
     for block in (1, 4, 2**22):
-        monkeypatch.setattr(seal, "BLOCK", block)
-        assert seal.checksums(tmp_path) == {"a": (size, zlib.crc32(content))}
+        monkeypatch.setattr(manifest, "BLOCK", block)
+        assert manifest.checksums(tmp_path) == {"a": (size, zlib.crc32(content))}
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path: Path):

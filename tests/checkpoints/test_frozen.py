@@ -16,13 +16,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.checkpoints import frozen as module
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.frozen import FrozenParams, frozen_leaves
 from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.retention import Keep
-from mllm_jax.checkpoints.seal import DamagedCheckpoint
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.errors import ConfigError, RunError
+from mllm_jax.common.errors import ConfigError, RunError
 from tests import disks
 
 
@@ -54,7 +54,7 @@ def assert_holds(run: Path, expected: dict[str, np.ndarray]) -> None:
 def test_number_formats_and_bits_stay(tmp_path: Path):
     made = written(tmp_path)
     assert_holds(tmp_path, arrays())
-    assert made.files == seal.checksums(tmp_path / "frozen")
+    assert made.files == manifest.checksums(tmp_path / "frozen")
     assert os.listdir(tmp_path) == ["frozen"]
 
 
@@ -193,10 +193,10 @@ def test_a_checkpoint_of_before_gives_its_own(tmp_path: Path):
         checkpoints.save(4, tree, {"mu": tree["connector"]}, {"seed": 1})
         checkpoints.wait()
         folder = checkpoints.folder / "4"
-        about = seal.read(folder)
+        about = manifest.read(folder)
         del about["frozen"]
-        (folder / seal.SEAL).unlink()
-        seal.close(folder, about)
+        (folder / manifest.SEAL).unlink()
+        manifest.close(folder, about)
         made = FrozenParams(tmp_path)
         made.resume(folder, ["vision/a"], dict, "fail")
         assert_holds(tmp_path, {"vision/a": np.arange(6, dtype=np.float32)})

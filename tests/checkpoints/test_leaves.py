@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.leaves import Index, Leaf, bounds, compare, drop_unread, read_parts
-from mllm_jax.errors import ConfigError
+from mllm_jax.common.errors import ConfigError
 
 ARRAY = np.arange(24).reshape(6, 4)
 

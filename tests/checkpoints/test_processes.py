@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.store import checkpoint_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_another_number_of_processes_restores_every_bit(tmp_path: Path, before: 
     together("save", tmp_path, before)
     folder = tmp_path / "checkpoints"
     assert checkpoint_steps(folder) == [4, 8]
-    files = seal.read(folder / "8")["files"]
+    files = manifest.read(folder / "8")["files"]
     writers = {name.split("/")[1] for name in files if "/ocdbt.process_" in name}
     assert writers == {f"ocdbt.process_{i}" for i in range(before)}
     assert all("restored 8" in words for words in together("restore", tmp_path, after))

@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.checkpoints import seal
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.errors import RunError, notes
+from mllm_jax.common.errors import RunError, notes
 from tests import disks
 
 MB = 2**18  # 1 MB of float32 numbers
@@ -68,7 +68,7 @@ def test_the_last_ones_the_multiples_and_the_best_stay(tmp_path):
         for step, loss in enumerate((5.0, 4.0, 1.0, 3.0, 2.0, 2.5, 2.2), 1):
             checkpoints.save(step, tree(), tree(), {}, loss)
     assert checkpoints.steps() == [3, 4, 6, 7]
-    assert seal.read(checkpoints.folder / "3")["loss"] == 1.0
+    assert manifest.read(checkpoints.folder / "3")["loss"] == 1.0
     assert {path.name for path in checkpoints.folder.iterdir()} == {"3", "4", "6", "7"}
 
 
@@ -103,7 +103,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
 
 
 def test_an_error_of_the_run_is_not_hidden_by_the_last_save(tmp_path, monkeypatch):
-    monkeypatch.setattr(seal, "close", partial(fail, "no seal"))
+    monkeypatch.setattr(manifest, "close", partial(fail, "no seal"))
 
     def run() -> None:
         with Checkpoints(tmp_path, Keep(2)) as checkpoints:
@@ -126,7 +126,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(
     checkpoints = Checkpoints(tmp_path, Keep(2))
     checkpoints.save(4, tree(), tree(), {})
     checkpoints.wait()
-    monkeypatch.setattr(seal, "close", partial(fail, "no seal"))
+    monkeypatch.setattr(manifest, "close", partial(fail, "no seal"))
     checkpoints.save(8, tree(), tree(), {})
     with pytest.raises(RunError) as error:
         {

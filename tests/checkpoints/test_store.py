@@ -17,8 +17,8 @@ from mllm_jax.checkpoints import params as stored
 from mllm_jax.checkpoints import store
 from mllm_jax.checkpoints.leaves import Index, Leaf, compare
 from mllm_jax.checkpoints.retention import Keep
-from mllm_jax.errors import ConfigError
-from mllm_jax.trees import flatten, unflatten
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten, unflatten
 
 
 class Moments(NamedTuple):
@@ -244,7 +244,7 @@ def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mes
 def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         (tmp_path / f"{step}").mkdir()
-        (tmp_path / f"{step}" / store.seal.SEAL).touch()
+        (tmp_path / f"{step}" / store.manifest.SEAL).touch()
     assert store.checkpoint_steps(tmp_path) == [9, 20, 100]
 
 
@@ -280,10 +280,10 @@ def test_moments_of_before_are_cut_to_the_layers_that_are_used(tmp_path: Path) -
         checkpoints.save(4, tree, {"mu": tree}, {})
         checkpoints.wait()
         folder = checkpoints.folder / "4"
-        about = store.seal.read(folder)
+        about = store.manifest.read(folder)
         del about["frozen"]
-        (folder / store.seal.SEAL).unlink()
-        store.seal.close(folder, about)
+        (folder / store.manifest.SEAL).unlink()
+        store.manifest.close(folder, about)
         _, moments, _ = checkpoints.restore(4, describe(tree), {"mu": describe(used)})
     assert moments.keys() == {"mu"}
     assert moments["mu"]["vision"].keys() == {"layers"}

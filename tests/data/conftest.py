@@ -11,8 +11,8 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.data_config import DataConfig
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.data import DataConfig
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 SPECIAL = [
     "<|begin_of_text|>",

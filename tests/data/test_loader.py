@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax.data import images
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.config.data import StreamConfig
+from mllm_jax.config.model import ModelConfig, VisionConfig
+from mllm_jax.data.images import decode as images
 from mllm_jax.data.loader import HostBatch, Loader
-from mllm_jax.data_config import StreamConfig
-from mllm_jax.errors import ConfigError
-from mllm_jax.model_config import ModelConfig, VisionConfig
 
 WORDS = ["Zer", "ikusten", "da", "irudian", "txakur", "beltz", "bat", "belardian", "korrika", "bi"]
 

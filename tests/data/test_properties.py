@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.data.loader import Loader
-from mllm_jax.data.plan import Plan
-from mllm_jax.data_config import DataConfig, StreamConfig
+from mllm_jax.data.mixture.plan import Plan
 
 ROWS = 8
 

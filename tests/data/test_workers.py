@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mllm_jax.common.errors import ConfigError, RunError
 from mllm_jax.data import workers as workers_module
 from mllm_jax.data.workers import Words, Workers
-from mllm_jax.errors import ConfigError, RunError
 
 
 def square(number: int) -> int:

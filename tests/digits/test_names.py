@@ -2,8 +2,8 @@
 
 import pytest
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.digits.names import NAMES, name
-from mllm_jax.errors import ConfigError
 
 EU = """
 zero bat bi hiru lau bost sei zazpi zortzi bederatzi hamar hamaika hamabi hamahiru hamalau

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mllm_jax.data.record_files import load_records
-from mllm_jax.data_config import StreamConfig
+from mllm_jax.config.data import StreamConfig
 from mllm_jax.digits import phrases
 from mllm_jax.digits.names import name
 from mllm_jax.digits.records import Counts, make_data
+from mllm_jax.evaluation.questions import load_records
 
 COUNTS = Counts(pictures=200, rounds=2, text=300, heldout=2, fewer=4)
 

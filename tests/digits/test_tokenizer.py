@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllm_jax.data.chat import Chat
-from mllm_jax.data.records import Turn, user_turn
-from mllm_jax.data.templates import TEMPLATES
-from mllm_jax.data.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.data.chat.encoder import Chat
+from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.digits.records import Counts, make_data
 from mllm_jax.digits.tokenizer import CONTROL, make_tokenizer
-from mllm_jax.errors import ConfigError
 
 VOCAB = 704
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.model_config import RopeConfig
+from mllm_jax.config.model import RopeConfig
 from mllm_jax.models import attention, block_attention
 
 B, T, N, K, H = 2, 300, 4, 2, 8

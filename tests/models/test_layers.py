@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import ComputeConfig
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import clip, layers, mllm
 from mllm_jax.models.connector import Connector
-from mllm_jax.trees import flatten, unflatten
 
 LANGUAGE = LanguageConfig(
     vocab=512, width=64, mlp=96, layers=2, heads=4, kv_heads=2, head_dim=16, max_length=64

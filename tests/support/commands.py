@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 
 PRELOADED = (
     "mllm_jax.__main__",
-    "mllm_jax.train",
-    "mllm_jax.convert",
-    "mllm_jax.evaluate",
-    "mllm_jax.generate",
-    "mllm_jax.prepare",
-    "mllm_jax.inspect_rows",
-    "mllm_jax.recipe",
-    "mllm_jax.bench",
-    "mllm_jax.preflight",
+    "mllm_jax.training.loop",
+    "mllm_jax.commands.convert.conversions",
+    "mllm_jax.evaluation.runner",
+    "mllm_jax.generation.answer",
+    "mllm_jax.commands.prepare.tables",
+    "mllm_jax.commands.inspect.pages",
+    "mllm_jax.commands.recipe.stages",
+    "mllm_jax.commands.bench.step",
+    "mllm_jax.preflight.report",
 )
 ADDRESS_SPACE = 12 * 2**30  # bytes; far above what a test allows, far below what the machine has
 ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}

@@ -5,10 +5,10 @@
 
 mutants.yaml lists the changes:
 
-    - file: mllm_jax/data/packing.py
+    - file: mllm_jax/data/mixture/packing.py
       was: "key=lambda i: (-sizes[i], i)"    # stands exactly once in the file
       now: "key=lambda i: (-sizes[i], -i)"
-      tests: tests/data/test_packing.py      # one or more, with options of pytest if need be
+      tests: tests/data/mixture/test_packing.py  # one or more, with options of pytest
 
 A change that no test notices is a hole in the tests, unless it is equivalent (`equivalent: why`).
 Every change is tried in a copy of the checkout, so work may go on beside it. The tests are run

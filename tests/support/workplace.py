@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import yaml
 
-from mllm_jax import config_file, convert
-from mllm_jax.checkpoints.folder import open_model
-from mllm_jax.checkpoints.hf_write import write_hf
-from mllm_jax.config import Config
-from mllm_jax.train import train
+from mllm_jax.checkpoints.hf.writer import write_hf
+from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.commands.convert import conversions
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
+from mllm_jax.training.loop import train
 from tests import tiny
 
 Change = Callable[[Path], Any]
@@ -49,10 +50,10 @@ def make(folder: Path) -> None:
     raw["data"] |= {"streams": {"eu": raw["data"]["streams"]["eu"]}, "rows": 4, "window": 8}
     raw["train"] = {"steps": 1, "save_every": 1}
     write_yaml(folder / "stage.yaml", raw)
-    whole = config_file.build(Config, absolute(raw, folder))
+    whole = loading.build(Config, absolute(raw, folder))
     train(dataclasses.replace(whole, out=str(folder / "run")), devices=jax.devices()[:1])
-    convert.to_hf(folder / "run", folder / "hf")
-    convert.from_hf(folder / "hf", folder / "model")
+    conversions.to_hf(folder / "run", folder / "hf")
+    conversions.from_hf(folder / "hf", folder / "model")
     _parts(folder)
     later = raw | {"init": {"weights": "run"}, "train": {"steps": 2, "save_every": 2}}
     for name in ("align", "instruct"):
@@ -180,7 +181,7 @@ def _tables(data: Path) -> None:
 
 def _parts(folder: Path) -> None:
     source = open_model(folder / "run")
-    leaves = source.leaves(convert.abstract(source.config.model))
+    leaves = source.leaves(conversions.abstract(source.config.model))
     for part, name in (("vision", "clip"), ("language", "llama")):
         others = {"vision", "connector", "language"} - {part}
         model = dataclasses.replace(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mllm_jax.model_config import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.training.flops import flops_per_step, matmul_parameters, peak_rate
 from tests.training import toy
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax import sharding
+from mllm_jax.distributed import sharding
 from mllm_jax.training.loss import weighted_loss
 from tests.training import toy
 

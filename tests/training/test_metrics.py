@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.batch import Contents
-from mllm_jax.errors import ConfigError
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.training import metrics
 from mllm_jax.training.writer import MetricsWriter, cut
 

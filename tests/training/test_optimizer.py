@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.config import OptimizerConfig, PartConfig
-from mllm_jax.errors import ConfigError
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.stage import OptimizerConfig, PartConfig
 from mllm_jax.training import optimizer
-from mllm_jax.trees import flatten
 
 PARTS = {
     "vision": PartConfig("vision/.*", train=False),

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.config import ComputeConfig
-from mllm_jax.errors import ConfigError
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.training import state
-from mllm_jax.trees import flatten, unflatten
 from tests.training import toy
 
 MIXED = ComputeConfig(compute="bfloat16", parameters="float32")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax import sharding
-from mllm_jax.config import ComputeConfig, OptimizerConfig
-from mllm_jax.errors import ConfigError
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
+from mllm_jax.distributed import sharding
 from mllm_jax.training import optimizer, step
 from mllm_jax.training.state import TrainState
 from tests.exact_sums import equations
@@ -43,7 +43,7 @@ def run(mesh, steps=3, batches=toy.batch, **kwargs):
 
 @pytest.fixture(scope="module")
 def single():
-    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     return run(mesh)
 
 

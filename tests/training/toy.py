@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax.batch import Batch
-from mllm_jax.config import ComputeConfig, OptimizerConfig, PartConfig
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.training import optimizer, state
-from mllm_jax.trees import flatten, unflatten
 
 V, D, F = 32, 8, 16
 AXES = {

@@ -21,12 +21,12 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from mllm_jax.common.errors import ConfigError, one_line, require
+from mllm_jax.common.folders import whole_file
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, one_line, require
-from mllm_jax.folders import whole_file
 
 
 @dataclass

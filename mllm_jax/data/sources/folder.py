@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.errors import ConfigError, require
-from mllm_jax.links import is_inside, link_roots
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.links import is_inside, link_roots
 
 # what tools leave beside data
 NO_DATA = (

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options
-from mllm_jax.errors import ConfigError, require
 
 BLOCK = 2**20  # bytes searched for line breaks at a time
 AHEAD = 2**18  # bytes read at a time where one row is read after the other

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource
 from mllm_jax.data.sources.base import Source
 from mllm_jax.data.sources.json_file import JsonSource
@@ -10,7 +11,6 @@ from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
 from mllm_jax.data.sources.text import TextSource
 from mllm_jax.data.sources.tfds import TfdsSource
 from mllm_jax.data.sources.web_dataset import WebDatasetSource
-from mllm_jax.data_config import StreamConfig
 
 KINDS = {
     "json": JsonSource,

@@ -7,11 +7,11 @@ d/train/data-00000-of-00001.arrow
 
 from pathlib import Path
 
+from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.fields import REQUIRED, Fields, is_text
+from mllm_jax.common.json_file import read_json
 from mllm_jax.data.sources.folder import first_names, walk
 from mllm_jax.data.sources.shards import Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, require, shown
-from mllm_jax.fields import REQUIRED, Fields, is_text
-from mllm_jax.json_file import read_json
 
 SPLITS, STATE = "dataset_dict.json", "state.json"
 

@@ -7,9 +7,9 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.data.sources import splits
 from mllm_jax.data.sources.folder import first_names, is_no_data, walk
-from mllm_jax.errors import ConfigError, require
 
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".br", ".zip", ".7z", ".z")
 # 00001-of-00003, before the suffix or behind it; `datasets` adds a digest

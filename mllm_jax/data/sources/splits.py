@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, require, shown
 
 KEYWORDS = {
     "train": ("train", "training"),

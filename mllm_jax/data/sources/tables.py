@@ -23,12 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mllm_jax.common.errors import ConfigError, one_line, require
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.saved import list_arrow
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, one_line, require
 
 KEPT = 256 * 2**20  # bytes of decoded groups that a source keeps in a process; always the last one
 OPEN = 64  # shards that are open at a time, far below the usual limit of 1024 files

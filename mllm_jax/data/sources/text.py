@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from mllm_jax.common.errors import require
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import require
 
 BLOCK = 2**24  # bytes searched at a time
 _BOM = b"\xef\xbb\xbf"

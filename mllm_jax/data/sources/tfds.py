@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.json_file import read_json
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.array_record_file import count_records
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import OPTIONS, Options
-from mllm_jax.errors import ConfigError, one_line, require, shown
-from mllm_jax.json_file import read_json
 
 FORMAT = "array_record"
 TFDS = "tensorflow_datasets."

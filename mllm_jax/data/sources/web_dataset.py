@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mllm_jax.common.errors import ConfigError, require, shown
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import LONG_INTEGER, Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
-from mllm_jax.errors import ConfigError, require, shown
 
 TEXT = ("txt", "text", "caption")  # extensions that are UTF-8 text
 BLOCK = 512  # of a tar file, POSIX.1-2024 pax, "ustar Interchange Format"

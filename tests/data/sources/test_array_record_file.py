@@ -10,9 +10,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource, write_array_record
-from mllm_jax.errors import ConfigError
 
 ROWS: list[dict[str, Any]] = [
     {"id": "1", "image": "a.png", "text": "Kaixo ñ"},

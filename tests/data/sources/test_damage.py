@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource, write_array_record
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
 from mllm_jax.data.sources.text import TextSource
 from mllm_jax.data.sources.web_dataset import WebDatasetSource
-from mllm_jax.errors import ConfigError
 
 ROWS: list[dict[str, Any]] = [
     {

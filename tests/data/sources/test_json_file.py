@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import json_file
 from mllm_jax.data.sources.base import LONG_INTEGER
 from mllm_jax.data.sources.json_file import JsonSource
-from mllm_jax.errors import ConfigError
 
 ROWS = [{"id": "ñ", "text": "Zer da?\u2028 \n"}, {"a": [1, {"b": "]},{"}]}, {}, {"é": "😀"}]
 SPACES = st.sampled_from(["", " ", "\n", "\r\n\t"])

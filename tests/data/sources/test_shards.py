@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.sources.shards import Options, list_shards
-from mllm_jax.errors import ConfigError
 
 
 def touch(folder: Path, *names: str) -> Path:

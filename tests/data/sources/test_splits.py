@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.sources.splits import choose, split_of
-from mllm_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import tables
 from mllm_jax.data.sources.saved import list_arrow
 from mllm_jax.data.sources.shards import Options
 from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
-from mllm_jax.errors import ConfigError
 
 ROWS: list[dict[str, Any]] = [
     {

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources import text
 from mllm_jax.data.sources.text import TextSource
-from mllm_jax.errors import ConfigError
 
 
 @pytest.fixture

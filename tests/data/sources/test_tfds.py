@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.shards import Options
 from mllm_jax.data.sources.tfds import TfdsSource
-from mllm_jax.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(
     any(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.web_dataset import Member, WebDatasetSource, scan
-from mllm_jax.errors import ConfigError
 
 FORMATS: dict[str, Any] = {
     "ustar": tarfile.USTAR_FORMAT,

@@ -1,0 +1,204 @@
+"""Hugging Face's `config.json` -> ModelConfig. What we would compute differently is refused.
+
+Defaults are those of transformers' CLIPVisionConfig, LlamaConfig and LlavaConfig, since older
+configs leave them out. Two fields for one fact must agree, unless both transformers 4 and 5 take
+the same one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mllm_jax.checkpoints.hf.rope import read_rope
+from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.fields import Fields
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+
+ConnectorKind = Literal["linear", "mlp"]
+CLIP_TYPES = ("clip", "clip_vision_model")
+# with mm_projector_type; transformers' own "llava" has text_config
+ORIGINAL_LLAVA = ("llava_llama", "llava")
+SUPPORTED = "llava, llama, clip_vision_model, clip and original LLaVA"
+LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+# Largest sizes of a config, far above any model that is known: what is built from them stays small.
+LAYERS, HEADS, WIDTH, VOCAB, PIXELS = 10_000, 2**16, 2**20, 2**24, 2**14
+EPS = (0.0, 1.0)  # bounds of a norm's epsilon
+
+C = TypeVar("C")
+
+
+def is_original(config: dict[str, Any]) -> bool:
+    """Whether this is a config of the original LLaVA code."""
+    return config.get("model_type") in ORIGINAL_LLAVA and (
+        "mm_projector_type" in config or "mm_vision_tower" in config
+    )
+
+
+def model_type(folder: Path, config: dict[str, Any]) -> str:
+    """One of "llava", "llama", "clip", "original". Raises ConfigError for any other model."""
+    where = folder / "config.json"
+    kind = config.get("model_type")
+    require(
+        config.get("quantization_config") is None,
+        f"{where}: quantization_config is set: quantised weights are not read; "
+        "save the folder dequantised with transformers (model.dequantize())",
+    )
+    if is_original(config):
+        return "original"
+    if kind in ("llava", "llama"):
+        return kind
+    if kind in CLIP_TYPES:
+        return "clip"
+    raise ConfigError(
+        f"{where}: model_type={shown(kind)} is not supported; supported are {SUPPORTED}"
+    )
+
+
+def clip_vision(where: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The section of a CLIPConfig or CLIPVisionConfig that says what the image tower is.
+
+    Older CLIP configs also have `vision_config_dict`, which transformers lets replace the other:
+    both must describe one tower.
+    """
+    if config.get("model_type") == "clip_vision_model":
+        return config
+    get = Fields(where, config)
+    vision, old = (get.section(name, {}).tree for name in ("vision_config", "vision_config_dict"))
+    if not old:
+        return vision
+    if vision:
+        towers = [read_vision(f"{where} vision_config", section) for section in (vision, old)]
+        require(
+            towers[0] == towers[1],
+            f"{where}: vision_config and vision_config_dict contradict each other; "
+            "remove vision_config_dict if vision_config is right",
+        )
+    return vision or old
+
+
+def read_vision(where: str, config: Any, feature_layer: int = -2, **processor: Any) -> VisionConfig:
+    """A CLIPVisionConfig as ours; `processor` may bring image_mean and image_std.
+
+    Raises:
+        ConfigError: what we would compute differently.
+    """
+    get = Fields(where, config)
+    get.expect("model_type", "clip_vision_model")
+    get.expect("num_channels", 3)
+    return _checked(
+        where,
+        VisionConfig,
+        image_size=read_image_size(get, 224),
+        patch_size=get.whole("patch_size", 32, 1, PIXELS),
+        width=get.whole("hidden_size", 768, 1, WIDTH),
+        mlp=get.whole("intermediate_size", 3072, 1, WIDTH),
+        layers=get.whole("num_hidden_layers", 12, 1, LAYERS),
+        heads=get.whole("num_attention_heads", 12, 1, HEADS),
+        activation=get.choice("hidden_act", "quick_gelu", "quick_gelu", "gelu"),
+        norm_eps=get.number("layer_norm_eps", 1e-5, *EPS),
+        feature_layer=feature_layer,
+        projection=get.whole("projection_dim", 512, 1, WIDTH),
+        **processor,
+    )
+
+
+def read_image_size(get: Fields, default: int) -> int:
+    """Side of the square that the tower reads, in pixels."""
+    return get.whole("image_size", default, 1, PIXELS)
+
+
+def read_language(where: str, config: Any, tied: bool | None = None) -> LanguageConfig:
+    """A LlamaConfig as ours.
+
+    Raises:
+        ConfigError: biases, other activations and other rotary scalings.
+    """
+    get = Fields(where, config)
+    get.expect("model_type", "llama")
+    get.expect("hidden_act", "silu")
+    get.expect("attention_bias", False)
+    get.expect("mlp_bias", False)
+    width = get.whole("hidden_size", 4096, 1, WIDTH)
+    heads = get.whole("num_attention_heads", 32, 1, HEADS)
+    stored_tied = get.flag("tie_word_embeddings", False)
+    return _checked(
+        where,
+        LanguageConfig,
+        vocab=get.whole("vocab_size", 32000, 1, VOCAB),
+        width=width,
+        mlp=get.whole("intermediate_size", 11008, 1, WIDTH),
+        layers=get.whole("num_hidden_layers", 32, 1, LAYERS),
+        heads=heads,
+        kv_heads=get.whole("num_key_value_heads", heads, 1, HEADS),
+        head_dim=get.whole("head_dim", width // heads, 1, WIDTH),
+        norm_eps=get.number("rms_norm_eps", 1e-6, *EPS),
+        tied=stored_tied if tied is None else tied,
+        max_length=get.whole("max_position_embeddings", 2048, 1),
+        rope=read_rope(get),
+    )
+
+
+def read_llava(
+    where: str, config: dict[str, Any], kind: ConnectorKind, **processor: Any
+) -> ModelConfig:
+    """A LlavaConfig as ours; `kind` is what the projector's tensors showed it to be.
+
+    Raises:
+        ConfigError: what we would compute differently.
+    """
+    get = Fields(where, config)
+    get.expect("vision_feature_select_strategy", "default")  # no class token
+    layer = get.whole("vision_feature_layer", -2, -LAYERS, LAYERS)
+    text, vision = get.section("text_config", {}), get.section("vision_config", LLAVA_VISION)
+    language = read_language(text.where, text.tree, _read_tied(get, text))
+    return _checked(
+        where,
+        ModelConfig,
+        vision=read_vision(vision.where, vision.tree, layer, **processor),
+        connector=ConnectorConfig(kind=kind, bias=get.flag("multimodal_projector_bias", True)),
+        language=language,
+        image_token=_read_image_token(get),
+    )
+
+
+def _read_image_token(get: Fields) -> int:
+    """transformers 5 takes image_token_id where both names are there, 4 image_token_index."""
+    names = ("image_token_id", "image_token_index")
+    ids = [get.whole(name, None, 0, VOCAB) for name in names]
+    stored = [i for i in ids if i is not None]
+    require(
+        len(set(stored)) < 2,
+        f"{get.where}: image_token_id={ids[0]} and image_token_index={ids[1]} contradict each "
+        "other; remove the wrong one",
+    )
+    return stored[0] if stored else 32000
+
+
+def _read_tied(get: Fields, text: Fields) -> bool:
+    """Whether the head is the token table: either place may say so.
+
+    Where only the outer one does, transformers 5 ties and 4 asks the text config.
+    """
+    outer, inner = (section.flag("tie_word_embeddings", None) for section in (get, text))
+    require(
+        not (outer is True and inner is False),
+        f"{get.where}: tie_word_embeddings=true contradicts the false of text_config; "
+        "set both to what the weights are",
+    )
+    return bool(outer or inner)
+
+
+def _checked(where: str, section: Callable[..., C], **values: Any) -> C:
+    """A config section; what it refuses itself names the file as well."""
+    try:
+        return section(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

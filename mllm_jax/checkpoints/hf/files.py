@@ -1,0 +1,263 @@
+"""Files beside the weights: tokenizer, chat template, generation config, image processor.
+
+A model folder is complete in itself: it carries these files in the names that stock transformers
+reads.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.checkpoints.hf.config import CLIP_TYPES
+from mllm_jax.checkpoints.hf.tokenizer import portable, special_ids, tokens
+from mllm_jax.checkpoints.hf.weight_files import regular_file
+from mllm_jax.common.errors import require
+from mllm_jax.common.fields import REQUIRED, Fields
+from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config.model import ModelConfig
+
+TEMPLATE = "chat_template.jinja"
+NEW_PROCESSOR, PROCESSOR = "processor_config.json", "preprocessor_config.json"
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    TEMPLATE,
+    "generation_config.json",
+    NEW_PROCESSOR,
+    PROCESSOR,
+)
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
+PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+
+
+def copy_files(source: Path, out: Path) -> None:
+    """Copies tokenizer, template, generation and processor files; transformers 4 and 5 open them.
+
+    An old-style template becomes `chat_template.jinja`; ids that only the config of a Hugging Face
+    folder has (Llama 3.1's three end tokens) go into `generation_config.json`.
+
+    Raises:
+        ConfigError: a file that links out of its folder, or a field of another type.
+    """
+    for name in COPIED:
+        if (source / name).exists():
+            shutil.copyfile(regular_file(source, name), out / name)
+    if (out / "tokenizer_config.json").is_file():
+        portable(out / "tokenizer_config.json")
+    template = _old_template(source)
+    if template is not None and not (out / TEMPLATE).is_file():
+        (out / TEMPLATE).write_text(template, encoding="utf-8")
+    if (source / "config.json").is_file():
+        config = read_json(source / "config.json")
+        if config.get("model_type") not in CLIP_TYPES:
+            text = Fields(str(source / "config.json"), config).section("text_config", config)
+            write_generation_config(out, special_ids(source, text.tree))
+
+
+def write_model_files(
+    source: Path, out: Path, model: ModelConfig, ids: Mapping[str, Any], fit: str
+) -> None:
+    """Copies or writes everything that lies beside the parameters of `model`.
+
+    Args:
+        source: the folder with the tokenizer, template and processor files.
+        out: an existing folder.
+        model: what the network in `out` is; its processor makes exactly P placeholders per image.
+        ids: bos_token_id, eos_token_id, pad_token_id, where no generation config says them.
+        fit: "crop" or "pad", how images are fitted.
+
+    Raises:
+        ConfigError: a model that reads images without its image token in `tokenizer.json`.
+    """
+    copy_files(source, out)
+    if model.language is not None:
+        write_generation_config(out, ids)
+    if model.patches:
+        write_processor(out, model, fit)
+
+
+def _old_template(source: Path) -> str | None:
+    """The template where it was before transformers 4.50: in one of two JSON files."""
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not (source / name).is_file():
+            continue
+        get = Fields(str(source / name), read_json(source / name))
+        if isinstance(get.tree.get("chat_template"), list):  # several named templates
+            entries = [
+                Fields(f"{get.where} chat_template", x) for x in get.items("chat_template", [])
+            ]
+            texts = {x.text("name", REQUIRED): x.text("template", REQUIRED) for x in entries}
+            text = texts.get("default")
+        else:
+            text = get.text("chat_template", None)
+        if text is not None:
+            return text
+    return None
+
+
+def write_generation_config(folder: Path, ids: Mapping[str, Any]) -> None:
+    """Writes `generation_config.json` with the special ids, unless the folder has one."""
+    if not (folder / "generation_config.json").is_file():
+        known = {name: value for name, value in ids.items() if value is not None}
+        write_json(folder / "generation_config.json", known)
+
+
+def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:
+    """What the image processor does, if it is what we do.
+
+    Args:
+        folder: with processor_config.json (transformers 5) or preprocessor_config.json, or both, or
+            neither: then CLIP's.
+        image_size: side of the vision tower's input, in pixels.
+
+    Returns:
+        ({"image_mean", "image_std"}, "crop" or "pad").
+
+    Raises:
+        ConfigError: the processor does something that this project does not, named with its field,
+            or the two files describe different processors.
+    """
+    processors = [_image_processor(get, image_size) for get in _processor_settings(folder)]
+    require(
+        all(other == processors[0] for other in processors),
+        f"{folder}: {NEW_PROCESSOR} and {PROCESSOR} describe different image processors; "
+        "remove the wrong one",
+    )
+    return processors[0] if processors else ({}, "crop")
+
+
+def _processor_settings(folder: Path) -> list[Fields]:
+    """The image processor's fields, by each file that has them."""
+    found = []
+    if (folder / NEW_PROCESSOR).exists():
+        path = regular_file(folder, NEW_PROCESSOR)
+        get = Fields(str(path), read_json(path))
+        if "image_processor" in get:
+            found.append(get.section("image_processor"))
+    if (folder / PROCESSOR).exists():
+        path = regular_file(folder, PROCESSOR)
+        found.append(Fields(str(path), read_json(path)))
+    return found
+
+
+def _image_processor(get: Fields, image_size: int) -> tuple[dict[str, Any], str]:
+    kind = get.text("image_processor_type", get.text("feature_extractor_type", PROCESSORS[0]))
+    base = kind.removesuffix("Fast").removesuffix("Pil")
+    if base not in PROCESSORS:
+        get.refuse("image_processor_type", kind, " or ".join(PROCESSORS))
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if get.tree.get(name, True) is not True:  # null is false there, not absent
+            get.refuse(name, get.tree[name], "true")
+    get.expect("do_convert_rgb", True)
+    get.expect("use_square_size", False)
+    get.expect("resample", BICUBIC)
+    factor = get.number("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) >= 1e-6:
+        get.refuse("rescale_factor", factor, "1/255")
+    for name, keys in (("size", ("shortest_edge",)), ("crop_size", ("height", "width"))):
+        if _sides(get, name, keys, image_size) != {image_size}:
+            expected = " and ".join(keys)
+            get.refuse(name, get.tree[name], f"{expected} {image_size}, the vision tower's size")
+    stats = {name: _three(get, name) for name in ("image_mean", "image_std") if name in get}
+    # CLIP's processor knows no do_pad
+    pads = base == "LlavaImageProcessor" and get.flag("do_pad", False)
+    return stats, "pad" if pads else "crop"
+
+
+def _sides(get: Fields, name: str, keys: tuple[str, ...], default: int) -> set[int]:
+    """The sides of an image that a processor's field gives: one number, or an object of `keys`."""
+    if not isinstance(get.tree.get(name), dict):
+        return {get.whole(name, default)}
+    section = get.section(name)
+    if {key for key in section.tree if key in section} != set(keys):
+        return set()
+    return {section.whole(key, REQUIRED) for key in keys}
+
+
+def _unread(get: Fields) -> dict[str, Any]:
+    """The fields of an image processor that `write_processor` does not decide."""
+    decided = {"image_processor_type", "feature_extractor_type", "processor_class"}
+    decided |= {"use_square_size", "do_pad"}
+    return {name: value for name, value in get.tree.items() if name not in decided}
+
+
+def _three(get: Fields, name: str) -> tuple[float, ...]:
+    """Mean or deviation of red, green and blue."""
+    values = get.items(name, REQUIRED)
+    if len(values) != 3:
+        get.refuse(name, values, "three numbers")
+    low = 1e-6 if name == "image_std" else -1e3
+    colours = Fields(get.where, {f"{name}[{i}]": value for i, value in enumerate(values)})
+    return tuple(colours.number(key, REQUIRED, low, 1e3) for key in colours.tree)
+
+
+def check_placeholders(folder: Path, model: ModelConfig) -> None:
+    """Compares what `LlavaProcessor` puts into a prompt with what the model has for it.
+
+    Raises:
+        ConfigError: transformers would make another number of placeholders than there are image
+            vectors, or of another token.
+    """
+    if not (folder / NEW_PROCESSOR).exists() or model.vision is None:
+        return
+    path = regular_file(folder, NEW_PROCESSOR)
+    get = Fields(str(path), read_json(path))
+    get.expect("vision_feature_select_strategy", "default")
+    get.expect("num_additional_image_tokens", 1)  # the class token, taken off again by "default"
+    patch = get.whole("patch_size", model.vision.patch_size)
+    if patch != model.vision.patch_size:
+        get.refuse("patch_size", patch, f"{model.vision.patch_size}, as in vision_config")
+    text = get.text("image_token", None)
+    if text is not None and (folder / "tokenizer.json").is_file():
+        known = tokens(folder).get(text)
+        if known != model.image_token:
+            get.refuse("image_token", text, f"the text of token {model.image_token} ({known=})")
+
+
+def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
+    """Writes a processor with which `LlavaProcessor` makes exactly P placeholders per image.
+
+    Both files are written: processor_config.json with the image processor inside (transformers 5)
+    and preprocessor_config.json (transformers 4).
+
+    Args:
+        folder: holds `tokenizer.json`.
+        model: a model with all three parts.
+        fit: "crop" or "pad" (pad to a square before resizing).
+    """
+    vision = model.vision
+    assert vision is not None
+    image = [text for text, i in tokens(folder).items() if i == model.image_token]
+    require(len(image) == 1, f"{folder}: image token {model.image_token} is not in tokenizer.json")
+    settings = {
+        "image_processor_type": "LlavaImageProcessor" if fit == "pad" else "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": vision.image_size},
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": vision.image_size, "width": vision.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "do_convert_rgb": True,
+        **({"do_pad": True} if fit == "pad" else {}),
+    }
+    shared = {"processor_class": "LlavaProcessor"}
+    carried = [_unread(get) for get in _processor_settings(folder)]
+    settings = {**(carried[0] if carried else {}), **settings}
+    write_json(folder / PROCESSOR, settings | shared)
+    path = folder / NEW_PROCESSOR
+    processor = {
+        **(read_json(path) if path.is_file() else {}),
+        "image_token": image[0],
+        "patch_size": vision.patch_size,
+        "num_additional_image_tokens": 1,  # the class token, which "default" then takes off again
+        "vision_feature_select_strategy": "default",
+        "image_processor": settings,
+    }
+    write_json(folder / NEW_PROCESSOR, processor | shared)

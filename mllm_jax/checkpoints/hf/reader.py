@@ -1,0 +1,236 @@
+"""Hugging Face folders, opened as lazy leaves by the table.
+
+    config.json + safetensors --canonical names--> table --turn--> our leaves
+
+Every tensor is accounted for before a byte is read: missing, extra or misshapen ones are refused
+with a list.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.checkpoints.hf import files as hf_files
+from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
+from mllm_jax.checkpoints.hf.config import (
+    LLAVA_VISION,
+    ConnectorKind,
+    clip_vision,
+    model_type,
+    read_image_size,
+    read_language,
+    read_llava,
+    read_vision,
+)
+from mllm_jax.checkpoints.hf.names import (
+    BY_NAME,
+    BY_PATH,
+    HEAD,
+    C,
+    L,
+    V,
+    canonical_names,
+    export_name,
+    hf_index,
+    hf_shape,
+    is_stacked,
+    names_of,
+    pattern,
+    to_ours,
+)
+from mllm_jax.checkpoints.hf.original_llava import read_original
+from mllm_jax.checkpoints.hf.tensor_files import FORMATS, StoredTensor
+from mllm_jax.checkpoints.hf.transpose import copy_into
+from mllm_jax.checkpoints.hf.weight_files import regular_file, stored_tensors
+from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread, size_of
+from mllm_jax.common.errors import require
+from mllm_jax.common.fields import Fields
+from mllm_jax.common.json_file import read_json
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import FolderConfig
+
+
+class HFFolder:
+    """An opened Hugging Face folder: its config as ours, its tensors by the table's names.
+
+    No tensor is read yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        raw = read_json(regular_file(path, "config.json"))
+        self._kind = model_type(path, raw)
+        stored = stored_tensors(path)
+        names, self.left_out = canonical_names(str(path), stored, clip=self._kind == "clip")
+        self._tensors = {name: stored[key] for name, key in names.items()}
+        model, self.image_fit = self._read_config(raw)
+        self.ids = (
+            hf_tokenizer.special_ids(path, raw.get("text_config") or raw) if model.language else {}
+        )
+        self._absorb(model)
+        self.config = FolderConfig(
+            model=model, dtype=self._main_dtype(), base_models=(_base_name(path, raw),)
+        )
+
+    def _read_config(self, raw: dict[str, Any]) -> tuple[ModelConfig, str]:
+        where = str(self.path / "config.json")
+        if self._kind == "llama":
+            return ModelConfig(language=read_language(where, raw)), "crop"
+        if self._kind == "original":
+            return read_original(self.path, raw, self._tensors)
+        if self._kind == "clip":
+            vision = clip_vision(where, raw)
+        else:
+            vision = Fields(where, raw).section("vision_config", LLAVA_VISION).tree
+        size = read_image_size(Fields(f"{where} vision_config", vision), 224)
+        processor, fit = hf_files.read_processor(self.path, size)
+        if self._kind == "clip":
+            return ModelConfig(vision=read_vision(where, vision, **processor)), fit
+        model = read_llava(where, raw, self._connector_kind(raw), **processor)
+        hf_files.check_placeholders(self.path, model)
+        return model, fit
+
+    def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:
+        """One matrix or two.
+
+        LLaVA in transformers always has two; an identity behind no activation is our single one.
+        """
+        where = str(self.path / "config.json")
+        if Fields(where, raw).choice("projector_hidden_act", "gelu", "gelu", "linear") == "gelu":
+            return "mlp"
+        second, bias = (
+            self._tensors.get(f"{C}linear_2.weight"),
+            self._tensors.get(f"{C}linear_2.bias"),
+        )
+        if second is not None:
+            matrix = second.read()
+            identity = matrix.ndim == 2 and np.array_equal(
+                matrix, np.eye(len(matrix), dtype=matrix.dtype)
+            )
+            zero = bias is None or not bias.read().any()
+            require(
+                identity and zero,
+                f"{where}: projector_hidden_act='linear' with a linear_2 that is not "
+                "the identity with zero bias; multiply it into linear_1 first, then convert",
+            )
+        return "linear"
+
+    def _absorb(self, model: ModelConfig) -> None:
+        """Takes out the tensors that our parameters already say: linear's identity, a tied head."""
+        if model.connector is not None and model.connector.kind == "linear":
+            for name in (f"{C}linear_2.weight", f"{C}linear_2.bias"):
+                self._tensors.pop(name, None)
+        head = self._tensors.get(f"{HEAD}weight")
+        if head is not None and model.language is not None and model.language.tied:
+            table = self._tensors.get(f"{L}embed_tokens.weight")
+            same = (
+                table is not None
+                and table.shape == head.shape
+                and np.array_equal(table.read(), head.read())
+            )
+            require(
+                same,
+                f"{self.path}: tie_word_embeddings=true, but lm_head.weight differs from the "
+                "embedding; set it to false",
+            )
+            del self._tensors[f"{HEAD}weight"]
+
+    def _main_dtype(self) -> Any:
+        """The number format of most of the parameters."""
+        sizes: dict[str, int] = {}
+        for tensor in self._tensors.values():
+            tensor.check()
+            sizes[tensor.format] = sizes.get(tensor.format, 0) + tensor.nbytes
+        return FORMATS[max(sizes, key=lambda key: sizes[key])].name if sizes else "float32"
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        """Lazy leaves for the abstract parameter tree.
+
+        Args:
+            abstract: nested dict of shapes.
+            unread: regex over our paths: parameters that the folder holds and `abstract` does not
+                need.
+
+        Raises:
+            ConfigError: missing, extra or misshapen tensors, or layers of one parameter in
+                different number formats.
+        """
+        shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+        parts = frozenset(path.split("/")[0] for path in shapes)
+        found = {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            if self._is_read(name, shapes, unread)
+        }
+        expected = {
+            n: _Shape(hf_shape(p, shape)) for p, shape in shapes.items() for n in names_of(p, shape)
+        }
+        hint = (
+            "the vision weights are in another folder: bring both together with transformers"
+            if self._needs_vision()
+            else ""
+        )
+        compare(
+            str(self.path),
+            {export_name(name, parts): x for name, x in expected.items()},
+            {export_name(name, parts): x for name, x in found.items()},
+            hint,
+        )
+        return {path: self._leaf(path, shape) for path, shape in shapes.items()}
+
+    def _needs_vision(self) -> bool:
+        return self._kind == "original" and not any(name.startswith(V) for name in self._tensors)
+
+    @staticmethod
+    def _is_read(name: str, shapes: Mapping[str, Any], unread: str | None) -> bool:
+        row = BY_NAME.get(pattern(name))
+        return row is None or bool(drop_unread([row.path], shapes, unread))
+
+    def _leaf(self, path: str, shape: tuple[int, ...]) -> Leaf:
+        tensors = [self._tensors[name] for name in names_of(path, shape)]
+        formats = sorted({tensor.format for tensor in tensors})
+        require(
+            len(formats) == 1,
+            f"{self.path}: layers of {BY_PATH[path].name} have different number formats {formats}; "
+            "save them in one",
+        )
+        part = partial(_read, path, shape, tensors)
+        whole = tuple(slice(0, n) for n in shape)
+        return Leaf(shape, FORMATS[formats[0]], partial(part, whole), part)
+
+
+class _Shape:
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+
+def _read(
+    path: str, shape: tuple[int, ...], tensors: list[StoredTensor], index: Index
+) -> np.ndarray:
+    """The part at `index` of one parameter; of its tensors no other bytes are read."""
+    out = np.empty(size_of(index), FORMATS[tensors[0].format])
+    if not is_stacked(path):
+        _read_layer(path, shape, tensors[0], index, out)
+        return out
+    for row, layer in enumerate(range(index[0].start, index[0].stop)):
+        _read_layer(path, shape[1:], tensors[layer], index[1:], out[row])
+    return out
+
+
+def _read_layer(
+    path: str, shape: tuple[int, ...], tensor: StoredTensor, index: Index, out: np.ndarray
+) -> None:
+    theirs, read, left = hf_index(path, shape, index)
+    copy_into(out, to_ours(path, tensor.read(theirs), read)[left])
+
+
+def _base_name(path: Path, raw: dict[str, Any]) -> str:
+    """The hub's name of a checkpoint if its config says it, else the folder's."""
+    name = Fields(str(path / "config.json"), raw).text("_name_or_path", "")
+    return (
+        name if name.count("/") == 1 and not name.startswith((".", "/")) else path.absolute().name
+    )

@@ -1,0 +1,107 @@
+"""Fields of a `config.json` that nothing here reads: carried through training to the export.
+
+transformers keeps fields that it does not know and writes them again; so do we. A model folder has
+them in `hf_config.json`, by section:
+
+    {"outer": {...}, "text_config": {"attention_dropout": 0.1}, "vision_config": {...}}
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.checkpoints.hf.config import clip_vision, model_type
+from mllm_jax.checkpoints.hf.write_config import (
+    INERT_TEXT,
+    INERT_VISION,
+    outer_fields,
+    text_fields,
+    vision_fields,
+)
+from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.common.fields import Fields
+from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+
+UNREAD = "hf_config.json"
+OUTER, TEXT, VISION = SECTIONS = ("outer", "text_config", "vision_config")
+_FULL = ModelConfig(VisionConfig(), ConnectorConfig(), LanguageConfig(), 0)
+# what the export writes, other names of the same facts, and sections with a place of their own
+_KNOWN = {
+    OUTER: {*outer_fields(_FULL), "image_token_id", "vocab_size", "text_config", "vision_config"},
+    TEXT: {*text_fields(LanguageConfig(), {}), "partial_rotary_factor", "vision_config"},
+    VISION: {*vision_fields(VisionConfig())},
+}
+# about the files it came with, and code that lies beside them
+_BOOKKEEPING = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+_INERT = {*INERT_TEXT, *INERT_VISION, "pretraining_tp"} - {"attention_dropout"}
+
+
+def read_unread(folder: Path) -> dict[str, dict[str, Any]]:
+    """Section -> fields, of a model folder or a Hugging Face folder."""
+    if (folder / UNREAD).is_file():
+        get = Fields(str(folder / UNREAD), read_json(folder / UNREAD))
+        return {name: get.section(name, {}).tree for name in SECTIONS}
+    if not (folder / "config.json").is_file():
+        return {name: {} for name in SECTIONS}
+    path, raw = folder / "config.json", read_json(folder / "config.json")
+    sections = _sections(folder, raw)
+    for name, tree in sections.items():
+        _check_types(Fields(str(path) if tree is raw else f"{path} {name}", tree))
+    found = {name: _unread(name, tree) for name, tree in sections.items()}
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError as error:
+        raise ConfigError(f"{path}: holds NaN or an infinite number") from error
+    return found
+
+
+def _sections(folder: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    where, kind = str(folder / "config.json"), model_type(folder, raw)
+    if kind == "llama":
+        return {OUTER: {}, TEXT: raw, VISION: {}}
+    if kind == "clip":
+        return {OUTER: {}, TEXT: {}, VISION: clip_vision(where, raw)}
+    get = Fields(where, raw)
+    vision = get.section("vision_config", {}).tree
+    if kind == "original":  # one flat config; mm_* is for the original code alone
+        text = {name: value for name, value in raw.items() if not name.startswith("mm_")}
+        return {OUTER: {}, TEXT: text, VISION: vision}
+    return {OUTER: raw, TEXT: get.section("text_config", {}).tree, VISION: vision}
+
+
+def _check_types(get: Fields) -> None:
+    """Refuses other types in the fields that are known although nothing here uses them."""
+    get.number("attention_dropout", 0.0, 0.0, 1.0)
+    for name in ("initializer_range", "initializer_factor"):
+        get.number(name, 0.0, 0.0)
+    get.flag("use_cache", True)
+    for name in ("image_seq_length", "pretraining_tp"):
+        get.whole(name, 1)
+    for name in ("dtype", "torch_dtype", "transformers_version"):
+        get.text(name, "")
+    get.items("architectures", [])
+
+
+def _unread(section: str, tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in tree.items()
+        if name not in _KNOWN[section] and name not in _BOOKKEEPING and not name.startswith("_")
+    }
+
+
+def write_unread(folder: Path, fields: dict[str, dict[str, Any]]) -> None:
+    """Puts the fields into a model folder, if there are any."""
+    if any(fields.values()):
+        write_json(folder / UNREAD, fields)
+
+
+def listed(fields: dict[str, dict[str, Any]]) -> list[str]:
+    """The fields as "text_config.attention_dropout=0.1", without those that change nothing."""
+    return [
+        f"{section}.{name}={shown(value, 40)}"
+        for section, tree in fields.items()
+        for name, value in tree.items()
+        if name not in _INERT and value not in (None, 0, False, "", [], {})
+    ]

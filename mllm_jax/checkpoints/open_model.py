@@ -1,0 +1,180 @@
+"""open_model: a model folder, a checkpoint of a run or a Hugging Face folder, read alike."""
+
+import functools
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.checkpoints import frozen, manifest
+from mllm_jax.checkpoints.hf import (
+    files as hf_files,
+)
+from mllm_jax.checkpoints.hf import (
+    tokenizer as hf_tokenizer,
+)
+from mllm_jax.checkpoints.hf import (
+    unread as hf_unread,
+)
+from mllm_jax.checkpoints.hf.reader import HFFolder
+from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
+from mllm_jax.checkpoints.params import restore, stored_leaves
+from mllm_jax.checkpoints.store import checkpoint_steps
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config import loading
+from mllm_jax.config.stage import FolderConfig
+
+
+class ModelSource:
+    """An opened model. Nothing is read before `load` or a leaf asks for it.
+
+    Attributes:
+        config: what the network is, and what its card says.
+        files: folder of the tokenizer, processor and chat template files.
+        image_fit: "crop" or "pad", what the folder's image processor does.
+        ids: bos_token_id, eos_token_id (may be a list), pad_token_id; None where there is none.
+        where: the folder, for messages.
+        left_out: names of stored tensors that no parameter needs (a CLIP model's text half,
+            buffers).
+        unread: fields of the source's config.json that nothing here reads, by section.
+    """
+
+    config: FolderConfig
+    files: Path
+    image_fit: str
+    ids: dict[str, Any]
+    where: Path
+    left_out: list[str]
+    unread: dict[str, dict[str, Any]]
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        """Path -> lazy leaf with its stored number format.
+
+        Args:
+            abstract: nested dict of shapes (dtypes and shardings are not looked at).
+            unread: regex over whole paths: stored parameters that need no place in `abstract`.
+
+        Raises:
+            ConfigError: missing, extra or misshapen parameters, listed.
+        """
+        raise NotImplementedError
+
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
+        """The parameters, placed by the shardings and cast to the dtypes of `abstract`.
+
+        Args:
+            abstract: nested dict of `jax.ShapeDtypeStruct`; without a sharding a leaf lands on the
+                first device.
+            unread: as in `leaves`.
+            only: the paths that are read and returned, once all have been compared; all when None.
+
+        Raises:
+            ConfigError: missing, extra or misshapen parameters, listed.
+        """
+        raise NotImplementedError
+
+
+class OrbaxSource(ModelSource):
+    """A model folder, or a checkpoint of a run with the run's frozen parameters."""
+
+    def __init__(self, where: Path, stored: Path, files: Path):
+        self.where, self.files, self._stored, self.left_out = where, files, stored, []
+        self.config = loading.load(FolderConfig, files / "config.yaml")
+        self.ids = hf_tokenizer.special_ids(files)
+        self.unread = hf_unread.read_unread(files)
+        vision = self.config.model.vision
+        self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
+
+    @functools.cached_property
+    def _frozen(self) -> dict[str, Leaf]:
+        """The parameters that are not in the checkpoint but in the run's `frozen/`.
+
+        When they are first asked for, all files are compared with what was saved.
+        """
+        checkpoint = self._stored.parent
+        if not (checkpoint / manifest.SEAL).is_file():
+            return {}  # a model folder has no seal
+        saved, run = manifest.read(checkpoint), checkpoint.parent.parent
+        params = {name: x for name, x in saved["files"].items() if name.startswith("params/")}
+        manifest.verify(checkpoint, params)
+        if not saved["frozen"]:
+            return {}
+        manifest.verify(run / frozen.FOLDER, saved["frozen"])
+        return frozen.frozen_leaves(run)
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        stored = self._frozen | stored_leaves(self._stored)
+        wanted = flatten(abstract)
+        kept = {path: stored[path] for path in drop_unread(stored, wanted, unread)}
+        compare(str(self.where), wanted, kept)
+        return {path: kept[path] for path in wanted}
+
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
+        leaves, wanted = self.leaves(abstract, unread), _some(abstract, only)
+        inside = {path: x for path, x in wanted.items() if path not in self._frozen}
+        loaded = flatten(restore(self._stored, unflatten(inside)))
+        loaded |= {p: place(leaves[p], x) for p, x in wanted.items() if p not in inside}
+        return unflatten({path: loaded[path] for path in wanted})
+
+
+class HFSource(ModelSource):
+    """A Hugging Face folder, read straight into place, without a converted copy."""
+
+    def __init__(self, where: Path):
+        self._folder = HFFolder(where)
+        self.where, self.files, self.config = where, where, self._folder.config
+        self.image_fit, self.left_out = self._folder.image_fit, self._folder.left_out
+        self.ids, self.unread = self._folder.ids, hf_unread.read_unread(where)
+
+    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+        return self._folder.leaves(abstract, unread)
+
+    def load(
+        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
+    ) -> Any:
+        leaves = self.leaves(abstract, unread)
+        return unflatten(
+            {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
+        )
+
+
+def _some(abstract: Any, only: Container[str] | None) -> dict[str, Any]:
+    """The leaves to be loaded, by path."""
+    return {path: x for path, x in flatten(abstract).items() if only is None or path in only}
+
+
+def open_model(path: str | Path) -> ModelSource:
+    """Opens a model folder, a run folder (its last checkpoint) or a Hugging Face folder.
+
+    Another checkpoint of a run is RUN/checkpoints/STEP.
+
+    Raises:
+        ConfigError: no such folder, no model in it, or a run without a checkpoint.
+    """
+    path = Path(path)
+    require(path.exists(), f"{path}: no such folder")
+    require(
+        path.is_dir(),
+        f"{path}: is a file; give a model folder, a run folder or a Hugging Face folder",
+    )
+    if (path / "params").is_dir() and (path / "config.yaml").is_file():
+        return OrbaxSource(path, path / "params", path)
+    if (path / "model" / "config.yaml").is_file():
+        steps = checkpoint_steps(path / "checkpoints")
+        require(
+            len(steps) > 0, f"{path}: a run folder without a finished checkpoint; train it first"
+        )
+        return OrbaxSource(path, path / "checkpoints" / str(steps[-1]) / "params", path / "model")
+    run = path.absolute().parent.parent
+    if (path / manifest.SEAL).is_file() and (run / "model" / "config.yaml").is_file():
+        return OrbaxSource(path, path / "params", run / "model")
+    if (path / "config.json").is_file():
+        return HFSource(path)
+    raise ConfigError(
+        f"{path}: not a model: expected config.yaml and params/, a run's model/ and checkpoints/, "
+        "or a Hugging Face config.json"
+    )

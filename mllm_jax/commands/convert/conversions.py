@@ -1,0 +1,223 @@
+"""DOOR convert: Hugging Face folder <-> model folder, and the joining of two backbones.
+
+    from_hf   LLaVA, Llama or CLIP folder            -> model folder
+    join      CLIP folder + Llama folder + connector -> model folder
+    to_hf     model, run or Hugging Face folder      -> folder that stock transformers opens
+
+One parameter is in memory at a time. Everything is written to a folder beside OUT that gets its
+name at the very end: a failed conversion leaves nothing.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mllm_jax.checkpoints import join as join_parts
+from mllm_jax.checkpoints.hf import (
+    files as hf_files,
+)
+from mllm_jax.checkpoints.hf import (
+    tokenizer as hf_tokenizer,
+)
+from mllm_jax.checkpoints.hf import (
+    unread as hf_unread,
+)
+from mllm_jax.checkpoints.hf.model_card import model_card
+from mllm_jax.checkpoints.hf.tensor_files import SHARD_BYTES
+from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
+from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.open_model import HFSource, ModelSource, open_model
+from mllm_jax.checkpoints.params import save_params
+from mllm_jax.common.errors import require
+from mllm_jax.common.folders import new_folder
+from mllm_jax.config import loading
+from mllm_jax.config.model import ConnectorConfig, ModelConfig
+from mllm_jax.config.stage import ComputeConfig, FolderConfig
+from mllm_jax.models import mllm
+
+
+def from_hf(src: str | Path, out: str | Path) -> None:
+    """Writes the model folder OUT from the Hugging Face folder SRC, in the same number formats.
+
+    Raises:
+        ConfigError: SRC is no supported folder, a tensor is missing, extra or misshapen, or OUT is
+            not empty.
+    """
+    source = open_model(src)
+    require(isinstance(source, HFSource), f"{src}: is no Hugging Face folder (no config.json)")
+    with new_folder(out) as folder:
+        model = source.config.model
+        leaves = source.leaves(abstract(model))
+        if model.language is not None:
+            hf_tokenizer.check_tokenizer(source.files)
+        hf_files.write_model_files(source.files, folder, model, source.ids, source.image_fit)
+        hf_unread.write_unread(folder, source.unread)
+        _write_params(folder, source.config, leaves)
+    _report(out, leaves, source.left_out, source.unread)
+
+
+def to_hf(
+    model: str | Path, out: str | Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes the folder OUT that stock transformers opens.
+
+    Args:
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
+        out: the folder to make.
+        dtype: "float32" or "bfloat16"; None keeps each parameter's own.
+        shard_bytes: largest shard; 5 GB as in transformers.
+
+    Raises:
+        ConfigError: as in `from_hf`.
+    """
+    check_dtype(dtype)
+    source = open_model(model)
+    with new_folder(out) as folder:
+        leaves = source.leaves(abstract(source.config.model))
+        with _bar(len(leaves)) as bar:
+            write_hf(
+                folder,
+                source.config,
+                leaves,
+                source.files,
+                source.ids,
+                source.image_fit,
+                dtype,
+                shard_bytes,
+                bar,
+                source.unread,
+            )
+        card = model_card(source.config, Path(out).absolute().name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    _report(out, leaves, source.left_out, source.unread, dtype)
+
+
+def join(
+    out: str | Path,
+    vision: str | Path,
+    language: str | Path,
+    connector: str = "linear",
+    seed: int = 0,
+) -> None:
+    """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
+
+    `<image>` joins the tokenizer if it is not there; the token tables grow to a multiple of 64
+    rows, the new ones drawn from the normal distribution with the mean and covariance of the old
+    ones. The connector's matrices are drawn with standard deviation 1 / sqrt(inputs), its biases
+    are zero.
+
+    Args:
+        out: the folder to make.
+        vision: CLIPVisionModel, CLIPModel or a model folder with a vision tower.
+        language: LlamaForCausalLM or a model folder with a language model.
+        connector: "linear" or "mlp".
+        seed: of the connector and of the new rows.
+
+    Raises:
+        ConfigError: a folder is not what is needed, or OUT is not empty.
+    """
+    require(
+        connector in ("linear", "mlp"), f"--connector={connector!r}: allowed are linear and mlp"
+    )
+    tower, llama = open_model(vision), open_model(language)
+    require(
+        tower.config.model.vision is not None,
+        f"--vision {vision}: has no vision tower; give a CLIP folder",
+    )
+    require(
+        llama.config.model.language is not None,
+        f"--language {language}: has no language model; give a Llama folder",
+    )
+    hf_tokenizer.check_tokenizer(llama.files)
+    with new_folder(out) as folder:
+        hf_files.copy_files(llama.files, folder)
+        image_token, known, added = hf_tokenizer.add_image_token(folder)
+        config, rows = _joined(tower, llama, connector, image_token, known + added)
+        old = _part(llama, "language")
+        first = image_token if added else None
+        leaves = {
+            **_part(tower, "vision"),
+            **join_parts.fresh_connector(abstract(config.model), config.dtype, seed),
+            **join_parts.grown(old, rows, first, seed),
+        }
+        hf_files.write_generation_config(folder, llama.ids)
+        unread = tower.unread | {hf_unread.TEXT: llama.unread[hf_unread.TEXT]}
+        hf_unread.write_unread(folder, unread)
+        hf_files.write_processor(folder, config.model, tower.image_fit)
+        _write_params(folder, config, leaves)
+    _report(out, leaves, tower.left_out + llama.left_out, unread)
+
+
+def _joined(
+    tower: ModelSource, llama: ModelSource, connector: str, image_token: int, tokens: int
+) -> tuple[FolderConfig, int]:
+    language = llama.config.model.language
+    assert language is not None
+    rows = -(-max(language.vocab, tokens) // join_parts.ROWS) * join_parts.ROWS
+    model = ModelConfig(
+        vision=tower.config.model.vision,
+        connector=loading.build(ConnectorConfig, {"kind": connector}),
+        language=dataclasses.replace(language, vocab=rows),
+        image_token=image_token,
+    )
+    bases = tuple(dict.fromkeys(llama.config.base_models + tower.config.base_models))
+    config = FolderConfig(
+        model=model, dtype=llama.config.dtype, languages=llama.config.languages, base_models=bases
+    )
+    return config, rows
+
+
+def _part(source: ModelSource, part: str) -> dict[str, Leaf]:
+    """The leaves of one part of a model; its other parts are checked for shape and left out."""
+    leaves = source.leaves(abstract(source.config.model))
+    return {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
+
+
+def abstract(model: ModelConfig) -> Any:
+    """The abstract parameter tree of a model."""
+    return mllm.abstract_params(mllm.build(model, ComputeConfig()))
+
+
+def _write_params(folder: Path, config: FolderConfig, leaves: Mapping[str, Leaf]) -> None:
+    loading.dump(config, folder / "config.yaml")
+    with _bar(len(leaves)) as bar:
+        save_params(folder / "params", leaves, bar)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on standard error, where that is a terminal."""
+    with tqdm(total=total, unit="parameter", file=sys.stderr, disable=None) as bar:
+
+        def seen(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        yield seen
+
+
+def _report(
+    out: str | Path,
+    leaves: Mapping[str, Leaf],
+    left_out: list[str],
+    unread: dict[str, dict[str, Any]],
+    dtype: str | None = None,
+) -> None:
+    """Prints what was written: part, tensors, parameters, number format; then what is not used."""
+    print(f"{'part':<10} {'tensors':>8} {'parameters':>15}  dtype")
+    for part in dict.fromkeys(path.split("/")[0] for path in leaves):
+        mine = [leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")]
+        formats = [dtype] if dtype else sorted({leaf.dtype.name for leaf in mine})
+        size = sum(leaf.size for leaf in mine)
+        print(f"{part:<10} {len(mine):>8} {size:>15,}  {', '.join(map(str, formats))}")
+    lines = {"left out": left_out, "kept for exports, not used here": hf_unread.listed(unread)}
+    for text, names in lines.items():
+        if names:
+            dots = ", ..." if len(names) > 8 else ""
+            print(f"{text} ({len(names)}): {', '.join(names[:8])}{dots}")
+    print(f"written to {out}")

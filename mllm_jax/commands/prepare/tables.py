@@ -1,0 +1,170 @@
+"""DOOR prepare: everything a run reads is fetched, read once and indexed; then all is offline.
+
+    hub set -> folder -> rows read, images decoded, conversations tokenised -> index beside the data
+            -> rows of all steps counted -> a table of what there is
+
+What cannot be read is named in the index's faults.jsonl, with its reason; more of it than the
+config allows ends in one line. Started again, it goes on where it stopped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_jax.commands.recipe.checks import source_files
+from mllm_jax.commands.recipe.stages import load_stages
+from mllm_jax.common.errors import ConfigError, one_line
+from mllm_jax.common.folders import check_file
+from mllm_jax.common.json_file import write_json
+from mllm_jax.common.markdown import markdown_table
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config, RecipeConfig
+from mllm_jax.data.chat.tokenizer import load_tokenizer
+from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.stream import StreamIndex, report
+from mllm_jax.data.mixture.plan import Plan
+from mllm_jax.data.sources.hub import fetch
+from mllm_jax.training.run_folder import tokenizer_folder
+
+SAMPLE = 32  # windows of the mixture in which ways of packing are compared
+
+
+def run(config: Config, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Prepares the data of a stage.
+
+    Args:
+        config: the stage.
+        workers: processes that read, decode and tokenise.
+        json_file: where the report is also written.
+
+    Returns:
+        The report: what each stream holds, by its name.
+
+    Raises:
+        ConfigError: a path or a record is wrong, or more cannot be read than a stream allows.
+        RunError: the network or a worker process failed.
+    """
+    if json_file is not None:
+        check_file(json_file)
+    report = _prepare(config, tokenizer_folder(config.init), workers)
+    if json_file is not None:
+        write_json(Path(json_file), report)
+    return report
+
+
+def run_recipe(path: Path, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
+    """Prepares the data of all stages of a recipe; none of them needs to be trained.
+
+    Args:
+        path: the recipe file.
+        workers, json_file: as in `run`.
+
+    Returns:
+        {"stages": {name of a stage: its report}}.
+
+    Raises:
+        ConfigError: as `run`, with the stage's name; a stage file is wrong.
+        RunError: as `run`.
+    """
+    if json_file is not None:
+        check_file(json_file)
+    recipe = loading.load(RecipeConfig, path)
+    stages = load_stages(path, recipe, Path(recipe.out))
+    files, reports = source_files(stages), {}
+    for name, config in stages.items():
+        print(f"stage {name}:", flush=True)
+        try:
+            reports[name] = _prepare(config, files, workers)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if json_file is not None:
+        write_json(Path(json_file), {"stages": reports})
+    return {"stages": reports}
+
+
+def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
+    """One stage's data, read with the tokenizer in the folder `files`; prints the table."""
+    data = config.data
+    for name, stream in data.streams.items():
+        fetch(name, stream)
+    mixture = Mixture(data, config.model, load_tokenizer(files), workers=workers, decode=True)
+    streams = open_mixture(mixture)
+    plan = Plan(streams, data, config.seed)
+    if config.train.epochs is not None:
+        end = plan.end_after(config.train.epochs)
+        steps = end.steps
+        print(
+            f"train.epochs={config.train.epochs}: {end.examples:,} examples in {steps:,} steps; "
+            f"{end.empty_rows} rows of the last batch stay empty"
+        )
+    else:
+        steps = config.train.steps or 0
+    plan.count(steps)
+    reports = {s.name: _report(s, data.languages) for s in streams}
+    print(_table(reports))
+    print(_tokens_per_word(reports, data.languages))
+    print(_fill(plan.fill(SAMPLE)))
+    for stream in streams:
+        for note in stream.notes:
+            print(one_line(f"data.streams.{stream.name}: {note}"))
+    return reports
+
+
+def _fill(found: dict[str, tuple[float, float]]) -> str:
+    rows = [(way, f"{tokens:.1%}", f"{slots:.1%}") for way, (tokens, slots) in found.items()]
+    return markdown_table(("rows", "useful tokens", "image slots used"), rows)
+
+
+def _report(stream: StreamIndex, languages: tuple[str, ...]) -> dict[str, Any]:
+    counts = report(stream, languages)._asdict()
+    return counts | {"near_duplicates": near_duplicates(stream.hashes), "notes": stream.notes}
+
+
+def near_duplicates(hashes: np.ndarray) -> int:
+    """Images that look like an earlier one of the stream: the same perceptual hash.
+
+    Not counted where it is 0, as it is for every image of one colour.
+    """
+    some = hashes[hashes != 0]
+    return len(some) - len(np.unique(some))
+
+
+HEAD = ("stream", "records", "used", "left out", "over-long", "images", "alike", "tokens")
+HEAD += ("trained", "unread")
+KEYS = 8  # unread keys that the table names; the JSON names all
+
+
+def _table(found: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, of in found.items():
+        faults = ", ".join(f"{count} {code}" for code, count in of["faults"].items())
+        counts = (
+            f"{of['records']:,}",
+            f"{of['used']:,}",
+            faults or "0",
+            f"{sum(of['dropped'].values()):,}",
+            f"{of['images']:,}",
+            f"{of['near_duplicates']:,}",
+            f"{of['tokens']:,}",
+            f"{of['trained_share']:.1%}",
+            _unread(of["unread"]),
+        )
+        rows.append((name, *counts))
+    return markdown_table(HEAD, rows)
+
+
+def _unread(counts: dict[str, int]) -> str:
+    """Keys that nothing read: source (300), meta (300)."""
+    named = [f"{name} ({count:,})" for name, count in list(counts.items())[:KEYS]]
+    more = [f"{len(counts) - KEYS} more"] if len(counts) > KEYS else []
+    return ", ".join(named + more)
+
+
+def _tokens_per_word(found: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:
+    rows = []
+    for language in languages:
+        values = [of["tokens_per_word"].get(language) for of in found.values()]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        rows.append((f"tokens per word, {language}", *cells))
+    return markdown_table(("", *found), rows)

@@ -1,0 +1,153 @@
+"""DOOR quickstart: the whole way in minutes on a laptop, on handwritten numbers, no download.
+
+    scans -> OUT/data (LLaVA JSON + PNG), OUT/tokenizer -> OUT/configs
+          -> recipe: backbone, align, instruct, evaluation, export -> OUT/report.html
+
+The configs are those of configs/quickstart with the paths of OUT in them: ordinary files, for
+ordinary commands.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import jax
+
+from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.folders import in_use, new_folder
+from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
+from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.digits.records import Counts, make_data
+from mllm_jax.digits.tokenizer import make_tokenizer
+from mllm_jax.report.page import build_report
+
+HOME = "runs/quickstart"  # what the paths in configs/quickstart begin with
+TITLE = "A model that reads handwritten numbers in Basque and English"
+
+
+def run(out: str | Path = HOME, share: float = 1.0) -> Path:
+    """Makes the data, trains the stages, evaluates, exports, and writes the page.
+
+    A quickstart that was stopped goes on by the same command.
+
+    Args:
+        out: folder of everything that is made.
+        share: of the steps, for a quick check (0 < share <= 1); the data and the held-out questions
+            shrink with it.
+
+    Returns:
+        OUT/report.html.
+
+    Raises:
+        ConfigError: OUT holds something else, another share, or a finished quickstart.
+    """
+    start = time.perf_counter()
+    out = Path(out)
+    require(0 < share <= 1, f"--share={share}: must lie in (0, 1]")
+    if not _begun(out, share):
+        _prepare(out, share)
+    # batches of four rows: one device, whatever the machine has
+    recipe.run(out / "configs" / "recipe.yaml", out, devices=jax.devices()[:1])
+    page = build_report(out, TITLE)
+    _say(out, page, time.perf_counter() - start)
+    return page
+
+
+def configs_folder(name: str) -> Path:
+    """A folder of YAML files that come with mllm_jax.
+
+    It lies beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parents[2]
+    places = [package.parent / "configs" / name, package / "configs" / name]
+    for place in places:
+        if (place / "recipe.yaml").is_file():
+            return place
+    raise ConfigError(
+        f"configs/{name}: not found in {' or '.join(map(str, places))}; install mllm-jax again"
+    )
+
+
+def localised(text: str, out: Path, share: float) -> str:
+    """A config file's text with OUT in its paths and `share` of its steps; comments stay."""
+    # paths stand in double quotes, which JSON and YAML share
+    inside = json.dumps(str(out), ensure_ascii=False)[1:-1]
+    text = text.replace(f'"{HOME}', f'"{inside}')
+
+    def scaled(match: re.Match[str]) -> str:
+        return f"{match[1]}{max(1, round(int(match[2]) * share))}"
+
+    return re.sub(r"(?m)^(  (?:steps|save_every): )(\d+)", scaled, text)
+
+
+# ------------------------------------------------------------------------------------------ insides
+
+
+def _begun(out: Path, share: float) -> bool:
+    """Whether OUT holds an unfinished quickstart with its data; False for a new or empty folder."""
+    if not in_use(out):
+        return False
+    mark = out / "quickstart.json"
+    require(mark.is_file(), f"--out={out}: exists and is not empty; give another folder")
+    require(
+        not (out / "report.html").exists(),
+        f"--out={out}: holds a finished quickstart; give another folder or remove it",
+    )
+    before = read_json(mark)["share"]
+    require(
+        before == share,
+        f"--share={share}: {out} was begun with --share {before}; give the same, or another --out",
+    )
+    return True
+
+
+def _prepare(out: Path, share: float) -> None:
+    """Data, tokenizer, configs: all of it or, if it is stopped, nothing."""
+    start = time.perf_counter()
+    source, counts = configs_folder("quickstart"), _counts(share)
+    texts = {
+        file.name: localised(file.read_text(encoding="utf-8"), out, share)
+        for file in sorted(source.glob("*.yaml"))
+    }
+    with new_folder(out) as folder:
+        (folder / "configs").mkdir()
+        for name, text in texts.items():
+            (folder / "configs" / name).write_text(text, encoding="utf-8")
+        model = loading.load(Config, folder / "configs" / "backbone.yaml").model
+        assert model.language is not None
+        sentences = make_data(folder / "data", counts)
+        make_tokenizer(sentences, folder / "tokenizer", TEMPLATES["llama3"], model.language.vocab)
+        seconds = time.perf_counter() - start
+        write_json(folder / "summary.json", {"stages": [], "seconds": {"data": seconds}})
+        write_json(folder / "quickstart.json", {"share": share})
+    made = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
+    print(f"made {made} in {seconds:.1f} s: {out / 'data'}", flush=True)
+
+
+def _counts(share: float) -> Counts:
+    full = Counts()
+    return full._replace(
+        pictures=max(600, round(full.pictures * share)),
+        text=max(600, round(full.text * share)),
+        heldout=max(1, round(full.heldout * share)),
+    )
+
+
+def _say(out: Path, page: Path, seconds: float) -> None:
+    scores = read_json(out / "evaluation" / "scores.json")
+    print(f"\ndone in {seconds / 60:.1f} minutes")
+    for language, of in scores["languages"].items():
+        share = f"{of['exact_match']:.1%} of {of['count']:,} questions"
+        print(f"  exact match on held-out pictures, {language}: {share}")
+    image = out / "data" / "images" / "test-00000.png"
+    print(f"  page     {page}")
+    print(f"  export   {out / 'hf'} (opens with transformers)")
+    print(f"  try it   mllm-jax generate {out / 'instruct'} --image {image} ", end="")
+    print("--prompt 'Zein zenbaki da hau?'")

@@ -1,0 +1,173 @@
+"""Everything that can be wrong with a recipe, looked at before its first step.
+
+    names -> configs -> weights, tokenizer -> data indexes, steps, layout of every stage
+          -> questions of the evaluation, with the tokenizer and template that the model will have
+
+A later stage's weights do not exist yet, but what it inherits is known: the tokenizer is that of
+the first stage's source, the chat template that of the last stage that has conversations.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mllm_jax.checkpoints.hf.files import TEMPLATE
+from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.checkpoints.store import checkpoint_steps
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import Config, EvaluateConfig
+from mllm_jax.data.chat.encoder import Chat
+from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
+from mllm_jax.data.index.cache import check_paths
+from mllm_jax.data.loader import Loader
+from mllm_jax.distributed import sharding
+from mllm_jax.evaluation import runner
+from mllm_jax.generation.engine import Answerer
+from mllm_jax.training import loop, run_folder, run_inputs, step
+from mllm_jax.training.setup import plan
+
+OUTPUTS = ("evaluation", "hf", "report.html", "summary.json")  # what a recipe writes beside stages
+
+
+def check_name(name: str, others: Sequence[str]) -> None:
+    """Refuses a stage whose folder would be another's, or where something else goes.
+
+    Some file systems do not tell capitals apart, so neither does this.
+
+    Raises:
+        ConfigError: see above.
+    """
+    require(
+        name.casefold() not in [other.casefold() for other in others],
+        f"stages: two files are named {name!r}; every stage needs a name of its own",
+    )
+    require(
+        name.casefold() not in OUTPUTS and not name.startswith("."),
+        f"stages: {name!r} names OUT/{name}, which is not free for a stage; rename the file "
+        f"(taken are {', '.join(OUTPUTS)} and names that begin with a dot)",
+    )
+
+
+def check_folders(stages: Mapping[str, Config]) -> None:
+    """Looks whether the stages' data are there and their folders free, or of these stages."""
+    for name, config in stages.items():
+        with _naming(name):
+            for stream, section in config.data.streams.items():
+                check_paths(stream, section)
+            run_folder.check(config, resume="auto")
+
+
+class Checked(NamedTuple):
+    """What is known of a recipe's stages before the first step."""
+
+    pending: list[str]  # names of those that are not finished
+    template: str | None  # chat template that the last model will have; None: the source's own
+
+
+def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) -> Checked:
+    """Opens what every stage that is not finished will read, and lays it out on the devices.
+
+    Args:
+        stages: by name, in order, as `recipe.load_stages` gives them.
+        devices: the mesh's; all there are when None.
+
+    Raises:
+        ConfigError: as `train.train` would when the stage's turn comes.
+    """
+    pending, template = [], None
+    for number, (name, config) in enumerate(stages.items()):
+        if _finished(config, config.train.steps):
+            file = Path(config.out) / "model" / TEMPLATE
+            template = file.read_text(encoding="utf-8") if file.is_file() else template
+            continue
+        with _naming(name):
+            if number == 0 and config.init.weights is not None:
+                loop.check_source(config, open_model(config.init.weights))
+            steps, chats = _check_stage(config, source_files(stages), devices)
+        template = chats or template
+        if not _finished(config, steps):
+            pending.append(name)
+    return Checked(pending, template)
+
+
+def _finished(config: Config, steps: int | None) -> bool:
+    """Whether a stage has saved its last step; no where its number of steps is not known yet."""
+    saved = checkpoint_steps(Path(config.out) / "checkpoints")
+    return bool(saved) and steps is not None and saved[-1] >= steps
+
+
+def source_files(stages: Mapping[str, Config]) -> Path:
+    """The folder of the tokenizer that all stages have: the first one's.
+
+    Raises:
+        ConfigError: its weights are not a model.
+    """
+    first = next(iter(stages.values()))
+    if _finished(first, first.train.steps):  # where it came from may be gone
+        return open_model(first.out).files
+    return run_folder.tokenizer_folder(first.init)
+
+
+def check_questions(c: EvaluateConfig, stages: Mapping[str, Config], template: str | None) -> None:
+    """Reads the evaluation's questions as `evaluate` will, and makes their prompts.
+
+    Raises:
+        ConfigError: as `evaluate.evaluate`; there will be no chat template.
+    """
+    with _naming("evaluate"):
+        config, files = list(stages.values())[-1], source_files(stages)
+        records = runner.read_questions(c.data, c.images).records
+        tokenizer = load_tokenizer(files)
+        template = template or load_template(files, tokenizer)
+        model = config.model
+        image_token = model.image_token if model.patches else None
+        prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
+        runner.make_items(prompts, records, c.max_new_tokens)
+
+
+class _Prompts(Answerer):
+    """What makes prompts of a model that is yet to be trained: it has no weights to answer with."""
+
+    def __init__(self, chat: Chat, model: ModelConfig):
+        self.chat, self.config = chat, model
+
+
+def _check_stage(
+    config: Config, files: Path, devices: Sequence[Any] | None
+) -> tuple[int, str | None]:
+    """What `train` checks before it writes, for weights that may not exist yet.
+
+    Returns:
+        Its steps, and the chat template of its conversations.
+    """
+    begin = run_folder.check(config, resume="auto")
+    mesh = sharding.make_mesh(config.mesh.axes, devices)
+    step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    tokenizer = load_tokenizer(files)
+    run_inputs.check_tokenizer(config, begin.step, tokenizer)
+    several = jax.process_count() > 1
+    share = sharding.rows_here(mesh, config.data.rows) if several else None
+    loader = Loader(config.data, config.model, tokenizer, config.seed, share)
+    steps = config.train.steps or loader.steps(config.train.epochs or 0)
+    run_inputs.check(config, begin.step, loader, steps)
+    stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    fresh = config.init.fresh
+    require(
+        fresh is None or any(run_folder.is_fresh(config.init, p) for p in flatten(stage.params)),
+        f"init.fresh={fresh!r} matches no parameter path",
+    )
+    return steps, run_folder.chat_template(config.data.streams, loader.shares(steps))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the name of a stage before what is wrong with it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error

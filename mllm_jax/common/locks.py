@@ -1,0 +1,99 @@
+"""Locks that end with their process, also by SIGKILL and where process ids repeat. Ground floor.
+
+They are flock(2) on a file: what nobody has locked belongs to a process that is gone. Between hosts
+they work on NFS, GPFS, and Lustre mounted with `flock`. Where a file system has none, that is said,
+two starts at once are not noticed, and nothing of a killed one is cleared.
+"""
+
+import errno
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import require
+from mllm_jax.common.failures import reason
+
+WAIT = 2.0  # seconds in which a process that was killed lets go of its locks
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def claimed(lock: Path, name: str | Path, wait: float = WAIT) -> Iterator[bool]:
+    """Holds a lock file, which is gone afterwards.
+
+    Args:
+        lock: the file.
+        name: what it guards, for the message.
+        wait: seconds to wait for another process; long waits are said.
+
+    Yields:
+        Whether it is held; False on a file system without locks.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    start, file, told = time.monotonic(), None, False
+    while file is None:
+        file = try_lock(lock)
+        if file is None:
+            if time.monotonic() > start + WAIT < start + wait and not told:
+                print(f"{name}: another mllm-jax process works in it; waiting", file=sys.stderr)
+                told = True
+            require(
+                time.monotonic() < start + wait,
+                f"{name}: in use by another mllm-jax process; wait for it, or give another folder",
+            )
+            interrupts.check()
+            time.sleep(0.05)
+    number, locked = file
+    try:
+        yield locked
+    finally:
+        lock.unlink(
+            missing_ok=True
+        )  # while it is held: who has opened it looks whether it is there
+        os.close(number)
+
+
+def try_lock(path: Path, flags: int = os.O_CREAT) -> tuple[int, bool] | None:
+    """Opens a file and locks it.
+
+    Returns:
+        Its descriptor, to be closed, and whether it is locked; None while another process holds it.
+    """
+    number = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
+    with ExitStack() as unless:
+        unless.callback(os.close, number)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _say_no_locks(path, error)
+            locked = False
+        if not _is_at(number, path):  # its holder removed it in between
+            return None
+        unless.pop_all()
+    return number, locked
+
+
+def _say_no_locks(path: Path, error: OSError) -> None:
+    words = (
+        f"{path.parent}: no locks on this file system ({reason(error)}); start one run at a time"
+    )
+    print(f"mllm-jax: {words}", file=sys.stderr)
+
+
+def _is_at(number: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), os.stat(path))
+    except FileNotFoundError:
+        return False

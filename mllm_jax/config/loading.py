@@ -1,0 +1,175 @@
+"""YAML and flags -> frozen config sections, and back. Ground floor.
+
+The only reader and writer of our YAML. Strict: a misspelt key, a wrong type or a value that is not
+allowed ends in one line that says where it stands, what was found, and what is allowed. (General
+config libraries accept more and say it in several lines.)
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mllm_jax.common.errors import ConfigError, cut, one_line, require, shown
+from mllm_jax.common.folders import whole_file
+from mllm_jax.common.ranges import check, hints, some
+from mllm_jax.common.yaml_file import NotYAML, parse_yaml, read_yaml
+
+T = typing.TypeVar("T")
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Reads one config of type `cls`.
+
+        load(Config, "align.yaml", ["--optimizer.learning_rate", "1e-4"])
+
+    Args:
+        cls: a frozen dataclass of `mllm_jax.config`.
+        path: the YAML file.
+        overrides: flags `--section.key value` (or `--section.key=value`), values written as YAML;
+            later ones win.
+
+    Raises:
+        ConfigError: one line naming the key, the value and what is allowed.
+    """
+    tree = read_yaml(path)
+    for key, value in _flags(overrides):
+        _put(tree, key.split("."), value, key)
+    return build(cls, tree)
+
+
+def build(cls: type[T], tree: dict[Any, Any]) -> T:
+    """A nested dict as a config section; strict about names and types. Raises ConfigError."""
+    return _read(cls, tree, "")
+
+
+def dump(section: Any, path: str | Path) -> None:
+    """Writes a config section as YAML that `load` reads back to an equal section."""
+    text = yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True)
+    with whole_file(Path(path)) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def to_dict(section: Any) -> Any:
+    """A config section as plain dicts, lists and scalars."""
+    if dataclasses.is_dataclass(section):
+        return {f.name: to_dict(getattr(section, f.name)) for f in dataclasses.fields(section)}
+    if isinstance(section, dict):
+        return {key: to_dict(value) for key, value in section.items()}
+    if isinstance(section, tuple):
+        return [to_dict(value) for value in section]
+    return section
+
+
+def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        require(
+            word.startswith("--"),
+            f"unexpected argument {shown(word)}; overrides are written --section.key value",
+        )
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            flag = f"--{cut(key, 80)}"
+            require(len(words) > 0, f"{flag}: value missing; write {flag} VALUE")
+            value = words.pop(0)
+        try:
+            pairs.append((key, parse_yaml(value)))
+        except NotYAML as error:
+            raise ConfigError(
+                f"--{cut(key, 80)}: {shown(value)} is not valid YAML: {error.reason}"
+            ) from error
+    return pairs
+
+
+def _put(tree: dict[Any, Any], keys: list[str], value: Any, full: str) -> None:
+    for key in keys[:-1]:
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        require(isinstance(tree, dict), f"--{cut(full, 120)}: {cut(key, 80)} is not a section")
+    tree[keys[-1]] = value
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value` as `kind`: dataclass, dict[str, X], tuple[X, ...], X | None, Literal or scalar.
+
+    `Annotated` bounds are held against it, see `ranges`.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        value = _read(args[0], value, where)
+        check(kind, value, where)
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _read(some(args), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_section(kind, value, where)
+    if origin is dict:
+        return _read_mapping(args[1], value, where)
+    if origin is tuple:
+        _expect(isinstance(value, list | tuple), where, value, "a list")
+        fixed = args[-1] is not Ellipsis
+        _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is typing.Literal:
+        known = any(type(value) is type(one) and value == one for one in args)
+        _expect(known, where, value, " or ".join(map(str, args)))
+        return value
+    return _read_scalar(kind, value, where)
+
+
+def _read_mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    _expect(isinstance(value, dict), where, value, "a mapping of names to sections")
+    for name in value:  # a whole number is a name too: the steps of data.changes
+        _expect(type(name) in (str, int), f"{where}: key", name, "text (put it in quotes)")
+    tree = {str(name): _read(kind, item, _join(where, name)) for name, item in value.items()}
+    require(len(tree) == len(value), f"{where}: a key stands twice, as text and as number")
+    return tree
+
+
+def _read_section(cls: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where or "config", value, "a section (key: value lines)")
+    kinds = hints(cls)
+    for name in value:
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name)[:80], kinds, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(kinds)}"
+            raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
+    for f in dataclasses.fields(cls):
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        require(
+            f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default"
+        )
+    return cls(
+        **{name: _read(kinds[name], item, _join(where, name)) for name, item in value.items()}
+    )
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        try:  # YAML 1.1 reads 1e-4 as text, and people write it all the time
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        _expect(math.isfinite(number), where, value, "a number")
+        return number
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    _expect(type(value) is kind, where, value, names.get(kind, str(kind)))
+    return value
+
+
+def _expect(condition: bool, where: str, value: Any, allowed: str) -> None:
+    require(condition, f"{where}: expected {allowed}, got {shown(value)}")
+
+
+def _join(where: str, name: Any) -> str:
+    name = one_line(str(name), 80)
+    return f"{where}.{name}" if where else name

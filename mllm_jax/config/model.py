@@ -1,0 +1,174 @@
+"""What the network is: the sections `vision`, `connector`, `language` of a config. Ground floor."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mllm_jax.common.errors import require
+from mllm_jax.common.ranges import Dim, Range, Section
+from mllm_jax.config.image_tokens import image_tokens
+
+# far above the largest models, low enough that a mistyped number is refused before it costs a night
+Layers = Annotated[int, Range("[1, 10_000]")]
+Heads = Annotated[int, Range("[1, 65_536]")]
+Pixels = Annotated[int, Range("[1, 16_384]")]
+Length = Annotated[int, Range("[1, 134_217_728]")]
+Eps = Annotated[float, Range("(0, 1_000]")]
+Channel = Annotated[float, Range("[-1_000, 1_000]")]
+Deviation = Annotated[float, Range("(0, 1_000]")]
+Stretch = Annotated[float, Range("(0, 1_000_000]")]  # factors of rotary frequencies
+
+
+@dataclass(frozen=True)
+class VisionConfig(Section, at="model.vision"):
+    """CLIP's image tower, as in Hugging Face's CLIPVisionConfig. Sizes in pixels or units."""
+
+    image_size: Pixels = 336
+    patch_size: Pixels = 14
+    width: Dim = 1024
+    mlp: Annotated[int, Range("[1, 8_388_608]")] = 4096
+    layers: Layers = 24
+    heads: Heads = 16
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: Eps = 1e-5
+    # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
+    feature_layer: Annotated[int, Range("[-10_001, 10_000]")] = -2
+    # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    projection: Dim = 768
+    image_mean: tuple[Channel, Channel, Channel] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[Deviation, Deviation, Deviation] = (
+        0.26862954,
+        0.26130258,
+        0.27577711,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        where = "model.vision"
+        require(
+            self.image_size % self.patch_size == 0,
+            f"{where}.image_size={self.image_size} is not a multiple of "
+            f"patch_size={self.patch_size}",
+        )
+        require(
+            self.width % self.heads == 0,
+            f"{where}.width={self.width} is not a multiple of heads={self.heads}",
+        )
+        require(
+            -self.layers - 1 <= self.feature_layer <= self.layers,
+            f"{where}.feature_layer={self.feature_layer} is outside the tower's {self.layers} "
+            f"layers; allowed are {-self.layers - 1}..{self.layers}",
+        )
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image, P: also the number of seats an image takes in a row."""
+        square = (self.image_size, self.image_size)
+        return image_tokens(square, self.image_size, self.patch_size)
+
+    @property
+    def used_layers(self) -> int:
+        """How many of the tower's layers stand before the hidden state that the connector reads."""
+        chosen = self.feature_layer
+        return chosen if chosen >= 0 else self.layers + 1 + chosen
+
+
+@dataclass(frozen=True)
+class ConnectorConfig(Section, at="model.connector"):
+    """The bridge between the towers.
+
+    `linear` is one matrix; `mlp` is linear, exact gelu, linear (LLaVA-1.5's mlp2x_gelu).
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class RopeConfig(Section, at="model.language.rope"):
+    """Rotary positions.
+
+    `llama3` stretches the low frequencies as Llama 3.1 does (transformers: modeling_rope_utils).
+    """
+
+    theta: Annotated[float, Range("(0, 1_000_000_000_000]")] = 500000.0
+    kind: Literal["default", "llama3"] = "default"
+    factor: Stretch = 8.0
+    low_freq_factor: Stretch = 1.0
+    high_freq_factor: Stretch = 4.0
+    original_length: Length = 8192
+
+    def __post_init__(self):
+        super().__post_init__()
+        low, high = self.low_freq_factor, self.high_freq_factor
+        require(
+            self.kind == "default" or low < high,
+            f"{self.at}.low_freq_factor={low} must be below high_freq_factor={high}",
+        )
+
+
+@dataclass(frozen=True)
+class LanguageConfig(Section, at="model.language"):
+    """A Llama 3 / 3.1 / 3.2 decoder."""
+
+    # rows of the embedding table, padding rows included
+    vocab: Annotated[int, Range("[1, 16_777_216]")] = 128320
+    width: Dim = 4096
+    mlp: Annotated[int, Range("[1, 8_388_608]")] = 14336
+    layers: Layers = 32
+    heads: Heads = 32
+    kv_heads: Heads = 8
+    head_dim: Annotated[int, Range("[2, 65_536]")] = 128
+    norm_eps: Eps = 1e-5
+    tied: bool = False
+    max_length: Length = 131072
+    rope: RopeConfig = field(default_factory=RopeConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        where = "model.language"
+        require(
+            self.heads % self.kv_heads == 0,
+            f"{where}.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
+        )
+        require(
+            self.head_dim % 2 == 0,
+            f"{where}.head_dim={self.head_dim} is odd; rotary positions need an even width",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section, at="model"):
+    """What the network is. A backbone alone (only `vision`, or only `language`) is a model too."""
+
+    vision: VisionConfig | None = None
+    connector: ConnectorConfig | None = None
+    language: LanguageConfig | None = None
+    # id of <image> in the tokenizer
+    image_token: Annotated[int, Range("[0, 16_777_216]")] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.vision is not None or self.language is not None,
+            "model: give vision, language, or all three parts",
+        )
+        if self.vision is not None and self.language is not None:
+            require(
+                self.connector is not None,
+                "model.connector: missing between vision and language; add kind: linear or mlp",
+            )
+            require(
+                self.image_token is not None,
+                "model.image_token: missing; give the id of <image> in the tokenizer",
+            )
+        if self.image_token is not None and self.language is not None:
+            require(
+                0 <= self.image_token < self.language.vocab,
+                f"model.image_token={self.image_token} is outside the {self.language.vocab} rows "
+                "of model.language.vocab",
+            )
+
+    @property
+    def patches(self) -> int:
+        """Seats of one image in a row; 0 for a model that reads text only."""
+        return self.vision.patches if self.vision is not None and self.connector is not None else 0

@@ -1,0 +1,109 @@
+"""A copy of a tokenizer for which text is only text: no string in it becomes a control token."""
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from mllm_jax.common.errors import require
+
+# Texts are encoded several at a time, since a call costs as much as some words; what stands between
+# them is no part of any text (`records` refuses it).
+_BETWEEN = "\0"
+_TOGETHER = 16  # beyond this nothing is gained
+_NUL = "a text holds a NUL character"
+_PROBE = ["a", " a", "\n\na b ", "", "A", "  ", "a\n"]
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """The text of the image token. Raises ConfigError when the tokenizer has no such id."""
+    text = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None
+    require(
+        text is not None,
+        f"model.image_token={token} is no token of the tokenizer, which has {len(tokenizer)}",
+    )
+    return str(text)
+
+
+def control_tokens(tokenizer: Any, mark: str) -> dict[str, int]:
+    """Text -> id of all special tokens and of the image token `mark` (empty: there is none).
+
+    Raises:
+        ConfigError: the image token is an ordinary word, or there are no special tokens.
+    """
+    found = {}
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special or added.content == mark:
+            found[added.content] = token
+    require(
+        mark == "" or mark in found,
+        f"model.image_token: {mark!r} is an ordinary word of the tokenizer, not an added token",
+    )
+    require(len(found) > 0, "the tokenizer has no special tokens")
+    return found
+
+
+class LiteralTokenizer:
+    """A copy of a tokenizer that reads control tokens as ordinary text and adds nothing."""
+
+    def __init__(self, backend: Tokenizer, control: frozenset[str]):
+        """Copies.
+
+        Args:
+            backend: a fast tokenizer's backend; not changed.
+            control: texts of control tokens, all added tokens of `backend`.
+
+        Raises:
+            ConfigError: a control token swallows the spaces beside it; cutting a text at its
+                control tokens cannot follow that.
+        """
+        tree = json.loads(backend.to_str())
+        for token in tree["added_tokens"]:
+            if token["content"] in control:
+                require(
+                    not (token["lstrip"] or token["rstrip"]),
+                    f"tokenizer: the special token {token['content']!r} swallows spaces beside it "
+                    "(lstrip, rstrip), which is not supported",
+                )
+                token["special"] = True
+        tree.update(post_processor=None, truncation=None, padding=None)
+        self._copy = Tokenizer.from_str(json.dumps(tree))
+        self._copy.encode_special_tokens = True
+        # splits a text before anything else looks at it
+        self._copy.add_tokens([AddedToken(_BETWEEN, special=False, normalized=False)])
+        self._between: Any = self._copy.token_to_id(_BETWEEN)
+        self._together = 1
+        alone = self.ids(_PROBE)
+        self._together = _TOGETHER
+        if self.ids(_PROBE) != alone:  # a tokenizer may treat the beginning of its input apart
+            self._together = 1
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: a tokenizer that is sent forgets that special tokens are text."""
+        self.__dict__.update(state)
+        self._copy.encode_special_tokens = True
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of many texts, on all cores. Raises ConfigError for a NUL character."""
+        step = self._together
+        joined = [_BETWEEN.join(texts[i : i + step]) for i in range(0, len(texts), step)]
+        found = self._copy.encode_batch_fast(joined, add_special_tokens=False)
+        split = [ids for encoding in found for ids in _split(encoding.ids, self._between)]
+        require(len(split) == len(texts), _NUL)
+        return split
+
+    def ids_and_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of many texts and the characters of each token, on all cores. Raises as `ids`."""
+        require(not any(_BETWEEN in text for text in texts), _NUL)
+        found = self._copy.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
+
+def _split(ids: list[int], between: int) -> list[list[int]]:
+    """[1, 2, between, 3] -> [[1, 2], [3]]."""
+    parts, start = [], 0
+    for _ in range(ids.count(between)):
+        end = ids.index(between, start)
+        parts.append(ids[start:end])
+        start = end + 1
+    return [*parts, ids[start:]]

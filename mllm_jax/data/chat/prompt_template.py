@@ -1,0 +1,72 @@
+"""What all conversations of one shape share: their rendering, with holes where their texts stand.
+
+    rendered   <|bos|> <|user|> \\n\\n <image> ① <|eot|>  <|assistant|> \\n\\n ② <|eot|>
+    form       7 9 ("\\n\\n",) 5 (0,) 8               9 ("\\n\\n", 1) 8             answers {1}
+    filled     7 9 "\\n\\n" 5 "\\nZer da?" 8           9 "\\n\\nKatu bat." 8         trained [2, 11)
+
+So a template is rendered once for a form; afterwards texts are put in.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mllm_jax.common.errors import require
+
+
+class Run(NamedTuple):
+    """Text between two special tokens, encoded whole; `spans` are its trained characters."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def has_borders(self) -> bool:
+        """Whether a part of it is trained and a part is not: the only use of offsets."""
+        return bool(self.spans) and self.spans != ((0, len(self.text)),)
+
+
+Items = list[int | Run]  # ids of special tokens, and the text between them
+
+
+class Form(NamedTuple):
+    """A rendering with holes."""
+
+    items: tuple[int | tuple[str | int, ...], ...]  # an id, or a run: template texts, text numbers
+    answers: frozenset[int]  # numbers of the texts that are trained
+    images: int  # of every conversation
+    rendered: str = ""  # by the template, with sentinels (`messages`) in the holes
+    space: tuple[tuple[str, str], ...] = ()  # around each text, where the template leaves it there
+
+    def whole(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts as they stand in a rendering, with the white space that is not trimmed."""
+        if not self.space:
+            return texts
+        return [f"{a}{text}{b}" for (a, b), text in zip(self.space, texts, strict=True)]
+
+    def fill(self, texts: Sequence[str]) -> Items:
+        """The form with these texts, see `whole`, in its holes."""
+        items: Items = []
+        for item in self.items:
+            if not isinstance(item, tuple):
+                items.append(item)
+                continue
+            text, spans = "", ()
+            for part in item:
+                if isinstance(part, str):
+                    text += part
+                    continue
+                start, text = len(text), text + texts[part]
+                if part in self.answers:
+                    spans += ((start, len(text)),)
+            items.append(Run(text, spans))
+        return items
+
+    def check_ends(self, image_token: int) -> None:
+        """After every answer comes a special token, at once. Raises ConfigError."""
+        for item, after in zip(self.items, (*self.items[1:], None), strict=True):
+            inside = self.answers.intersection(item) if isinstance(item, tuple) else ()
+            ended = len(inside) == 1 and item[-1] in inside  # type: ignore[index]
+            require(
+                not inside or (ended and isinstance(after, int) and after != image_token),
+                "the chat template does not put a special token directly after every answer",
+            )

@@ -1,0 +1,143 @@
+"""Filled forms -> tokens, what of them is trained, and the seats of images."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.data.chat.prompt_template import Items, Run
+
+NO_TOKEN = -1  # the image token of a model that reads no images
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens. `seats[t]`: -1 for text, k * P + p for patch p of image k."""
+
+    tokens: Int32[np.ndarray, "T"]
+    weights: Float32[np.ndarray, "T"]
+    seats: Int32[np.ndarray, "T"]
+
+
+class Flat(NamedTuple):
+    """Many conversations as tokens, end to end, none of them empty; an image is one token."""
+
+    tokens: Int32[np.ndarray, "t"]
+    trained: Bool[np.ndarray, "t"]
+    ends: Int64[np.ndarray, "n"]
+
+    @classmethod
+    def join(cls, parts: Sequence["Flat"]) -> "Flat":
+        """One after the other."""
+        sizes = [np.diff(part.ends, prepend=0) for part in parts]
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(part.trained for part in parts)]),
+            np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes])),
+        )
+
+
+# text -> ids, and the characters of each where they were asked for
+Encodings = dict[str, tuple[list[int], Sequence[tuple[int, int]]]]
+
+
+def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) -> Flat:
+    """Ids and encoded texts, end to end. Trained are answers, and the token after each.
+
+    Args:
+        plans: filled forms.
+        encodings: of every run's text; offsets where one has borders.
+        names: what messages call the conversations; may be empty.
+
+    Raises:
+        ConfigError: a token lies across the border of an answer.
+    """
+    tokens: list[int] = []
+    trained = bytearray()
+    ends = []
+    for n, items in enumerate(plans):
+        answered = False  # the item before was an answer: this one ends its turn
+        for item in items:
+            if isinstance(item, Run):
+                ids, offsets = encodings[item.text]
+                tokens += ids
+                answered = bool(item.spans)
+                if not item.has_borders:
+                    trained += _ALL[answered] * len(ids)
+                    continue
+                try:
+                    trained += marks(item, offsets)
+                except ConfigError as error:
+                    raise named(names, n, error) from error
+            else:
+                tokens.append(item)
+                trained.append(answered)
+                answered = False
+        ends.append(len(tokens))
+    ids = np.array(tokens, np.int32)
+    return Flat(ids, np.frombuffer(trained, np.bool_), np.array(ends, np.int64))
+
+
+_ALL = (b"\0", b"\1")
+
+
+def marks(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
+    """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
+    trained = bytearray(len(offsets))
+    for start, end in run.spans:
+        for t, (left, right) in enumerate(offsets):
+            if left >= start and right <= end:
+                trained[t] = 1
+            elif right > start and left < end:
+                answer = run.text[start:end]
+                spaced = answer != answer.strip()
+                raise ConfigError(
+                    f"a token lies across the border of the answer {shown(answer, 60)}"
+                    + ("; trim the white space around it" if spaced else "")
+                )
+    return bytes(trained)
+
+
+def starts(ends: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
+    """Where things that stand end to end begin."""
+    return np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+
+
+def counts(flat: Flat, token: int) -> Int64[np.ndarray, "n"]:
+    """How often each conversation has the token."""
+    if not len(flat.ends):  # reduceat wants one
+        return np.zeros(0, np.int64)
+    return np.add.reduceat(flat.tokens == token, starts(flat.ends), dtype=np.int64)
+
+
+def named(names: Sequence[str], number: int, error: ConfigError) -> ConfigError:
+    """The error with the name of the conversation that caused it before it."""
+    return ConfigError(f"{names[number]}: {error}" if names else str(error))
+
+
+def expand(
+    tokens: Int32[np.ndarray, "t"],
+    weights: Float32[np.ndarray, "t"],
+    image_token: int,
+    patches: int,
+) -> Encoded:
+    """Gives every image token of a record its seats, untrained.
+
+    With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
+    """
+    is_image = tokens == image_token
+    weights = weights * ~is_image
+    if patches > 1:
+        copies = np.where(is_image, patches, 1)
+        tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
+    seats = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, np.int32(-1))
+    return Encoded(tokens, weights, seats)
+
+
+def expand_all(flat: Flat, image_token: int, patches: int) -> list[Encoded]:
+    """`expand` of every conversation."""
+    weights = flat.trained.astype(np.float32)
+    bounds = pairwise([0, *flat.ends.tolist()])
+    return [expand(flat.tokens[a:b], weights[a:b], image_token, patches) for a, b in bounds]

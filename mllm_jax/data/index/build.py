@@ -1,0 +1,118 @@
+"""Source -> index folder: every row read, checked and tokenised once, on all cores.
+
+The rows are read in parts of CHUNK by worker processes; a part that is on disk is not made again,
+so a build that was stopped goes on. One writer, bounded memory: a part travels as arrays.
+"""
+
+import contextlib
+import gc
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from mllm_jax.common import failures
+from mllm_jax.common.errors import RunError
+from mllm_jax.data.index.chunk import Look, Reader, looks, read_part
+from mllm_jax.data.index.storage import Part, is_part, join_parts, load_part, save_part
+from mllm_jax.data.progress import bar
+from mllm_jax.data.workers import Words, Workers
+
+CHUNK = 4096  # rows of a part
+
+
+def build(reader: Reader, folder: Path, workers: int) -> None:
+    """Writes the arrays of an index into `folder`; its parts stand in `folder/parts` meanwhile.
+
+    Args:
+        reader: the stream.
+        folder: of the index; parts of an earlier try with the same rows are taken as they are.
+        workers: processes; 1 reads in this one.
+
+    Raises:
+        ConfigError: a file of the source cannot be read.
+        RunError: a worker was killed, or the index cannot be written.
+    """
+    parts = folder / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    ranges = [
+        range(start, min(start + CHUNK, len(reader.source)))
+        for start in range(0, len(reader.source), CHUNK)
+    ]
+    files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
+    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not is_part(f)]
+    done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
+    if len(missing) > 1:  # long enough to be told, also where there is no terminal
+        left = len(reader.source) - done
+        print(
+            f"reading data.streams.{reader.name}: {left:,} rows, into {folder.parent}", flush=True
+        )
+    new = {file for _, file in missing}
+    made = _work(reader, missing, min(workers, len(missing)))
+    shown = bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}")
+
+    def whole() -> Iterator[Part]:
+        for file in files:  # joined while the next ones are made
+            if file in new:
+                shown.update(next(made))
+            yield load_part(file)
+
+    with shown, contextlib.closing(made), _written(reader.name, folder):
+        join_parts(whole(), folder)
+    shutil.rmtree(parts)
+
+
+@contextlib.contextmanager
+def _written(name: str, folder: Path) -> Iterator[None]:
+    """Around what writes into an index folder; its home is named, since it has no name as yet."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{failures.reason(error)}; start again to go on from here"
+        raise RunError(
+            f"data.streams.{name}: its index cannot be written to {folder.parent}: {reason}"
+        ) from error
+
+
+def _work(
+    reader: Reader, todo: list[tuple[range, Path]], workers: int
+) -> Generator[int, None, None]:
+    """Makes the parts; yields the number of rows of each when it is on disk, in order."""
+    make, numbers = _Maker(reader, todo), range(len(todo))
+    if workers <= 1:
+        yield from map(make, numbers)
+        return
+
+    def doing(number: int) -> str:
+        return f"read data.streams.{reader.name} from row {todo[number][0].start} on"
+
+    words = Words("index-worker", doing, "take fewer workers", "start again to go on from here")
+    yield from Workers(make, workers, words, _begin).iterate(numbers, ahead=2 * workers)
+
+
+class _Maker:
+    """Reads a numbered part and writes it to its file."""
+
+    def __init__(self, reader: Reader, todo: list[tuple[range, Path]]):
+        self._reader, self._todo = reader, todo
+        self._look: Look | None = None  # of each process its own
+
+    def __call__(self, number: int) -> int:
+        """Returns the number of its rows."""
+        if self._look is None:
+            self._look = looks(self._reader)
+        rows, file = self._todo[number]
+        part = read_part(self._reader, rows, self._look)
+        with _written(self._reader.name, file.parent.parent):
+            save_part(part, file)
+        if not gc.isenabled():  # see `_begin`
+            gc.collect()
+        return len(rows)
+
+
+def _begin() -> None:
+    """In a worker process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker
+    # nothing here makes circles but errors: between parts is soon enough to look for them
+    gc.freeze()
+    gc.disable()

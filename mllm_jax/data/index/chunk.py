@@ -1,0 +1,219 @@
+"""Rows of a stream -> a part of its index: read, checked, looked at and tokenised together."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import ConfigError, cut
+from mllm_jax.data.chat.encoder import Chat
+from mllm_jax.data.chat.tokens import Flat
+from mllm_jax.data.faults import Fault, FaultLine
+from mllm_jax.data.images import decode as images
+from mllm_jax.data.index.storage import RECORD, Part, count_keys, digest
+from mllm_jax.data.records.fields import REMEMBERED, ImageFolder
+from mllm_jax.data.records.layouts import Columns
+from mllm_jax.data.records.parse import IMAGE, Record, read_record
+from mllm_jax.data.sources.base import Source
+
+TOGETHER = 2**22  # bytes tokenised at a time: a tokenizer takes up to 200 times as much
+NAME = 200  # characters of an id that a fault keeps
+Look = Callable[[str | bytes], int]
+
+
+class Reader(NamedTuple):
+    """Everything that makes records of rows; sent to every worker once."""
+
+    name: str  # of the stream
+    source: Source
+    columns: Columns
+    chat: Chat  # made with patches=1
+    folder: ImageFolder
+    language: str | None
+    languages: tuple[str, ...]
+    max_pixels: int
+    decode: bool  # images to their end, or only their headers
+
+
+class _Good(NamedTuple):
+    row: int
+    record: Record
+    hashes: list[int]
+    content: bytes  # see `_content`
+
+
+def looks(reader: Reader) -> Look:
+    """What gives an image's hash, or 0 where only its header is looked at. Raises Fault.
+
+    It remembers the files that it has seen, so it must not outlive a build.
+    """
+
+    def look(image: str | bytes) -> int:
+        if not reader.decode:
+            images.check(image, reader.max_pixels)
+            return 0
+        return images.fingerprint(images.decode(image, reader.max_pixels))
+
+    remembered = lru_cache(REMEMBERED)(look)
+    return lambda image: remembered(image) if isinstance(image, str) else look(image)
+
+
+def read_part(reader: Reader, rows: range, look: Look) -> Part:
+    """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
+    good: list[_Good] = []
+    faults: list[FaultLine] = []
+    unread: Counter[str] = Counter()
+    for row in rows:
+        interrupts.check()
+        key, values = str(row), None
+        try:
+            values = reader.source[row]
+            raw = reader.columns(values, row)
+            key = str(raw["id"])
+            record = read_record(raw, key, reader.folder, reader.language, reader.languages)
+            hashes = [look(image) for image in record.images]
+        except Fault as fault:
+            key = reader.columns.key(values or {}, row)
+            faults.append(_line(reader, row, key, fault))
+        else:
+            good.append(_Good(row, record, hashes, _content(record)))
+            if "unread" in raw:
+                count_keys(unread, Counter(raw["unread"]))
+    kept, flats = [], []
+    for batch in _batches(good):
+        encoded, flat, refused = _encode(reader.chat, batch)
+        kept += encoded
+        flats.append(flat)
+        for item, reason in refused:
+            faults.append(_line(reader, item.row, item.record.id, Fault("template", reason)))
+    flat = flats[0] if len(flats) == 1 else Flat.join(flats)
+    return _part(reader, kept, flat, sorted(faults), unread)
+
+
+def _line(reader: Reader, row: int, key: str, fault: Fault) -> FaultLine:
+    return FaultLine(row, cut(key, NAME), reader.source.where(row), fault.code, fault.reason)
+
+
+def _batches(good: list[_Good]) -> Iterator[list[_Good]]:
+    """Records that are tokenised together: nearly always all of them."""
+    start, size = 0, 0
+    for end, item in enumerate(good):
+        more = len(item.content)
+        if size + more > TOGETHER and end > start:
+            yield good[start:end]
+            start, size = end, 0
+        size += more
+    yield good[start:]
+
+
+def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tuple[_Good, str]]]:
+    """(encoded, their tokens, refused with the reason)."""
+    if good and not good[0].record.turns:  # a stream has documents or conversations
+        return good, chat.completions([item.record.text for item in good]), []
+    try:
+        return good, chat.encode_flat([item.record.turns for item in good]), []
+    except ConfigError:  # one of them is refused: which?
+        kept, flats, refused = [], [], []
+        for item in good:
+            try:
+                flats.append(chat.encode_flat([item.record.turns]))
+                kept.append(item)
+            except ConfigError as error:
+                refused.append((item, str(error)))
+        return kept, Flat.join(flats), refused
+
+
+def _part(
+    reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine], unread: Counter[str]
+) -> Part:
+    ids = [item.record.id for item in kept]
+    start = len(str(reader.folder.root / "x")) - 1  # of pictures' names in their paths
+    pictures = [_paths(item.record, start) for item in kept]
+    records = np.zeros(len(kept), RECORD)
+    records["size"] = np.diff(flat.ends, prepend=0)
+    records["images"] = [len(item.hashes) for item in kept]
+    records["row"] = [item.row for item in kept]
+    records["language"] = [reader.languages.index(item.record.language) for item in kept]
+    words = [_words(item.record) for item in kept]
+    records["words"], records["answers"] = np.array(words, np.int32).reshape(-1, 2).T
+    records["tokens"] = flat.ends
+    records["hashes"] = np.cumsum(records["images"])
+    records["id"] = np.cumsum([_bytes(key) for key in ids])
+    records["pictures"] = np.cumsum([_bytes(paths) for paths in pictures])
+    _measure(records, flat.trained, flat.tokens == reader.chat.image_token)
+    hashes = np.array([h for item in kept for h in item.hashes], np.uint64)
+    digests = b"".join([digest(i.record.id.encode()) + digest(i.content) for i in kept])
+    return Part(
+        records,
+        flat.tokens,
+        flat.trained,
+        hashes,
+        "".join(ids).encode(),
+        np.frombuffer(digests, np.uint64).reshape(-1, 2),
+        "".join(pictures).encode(),
+        faults,
+        dict(unread),
+    )
+
+
+def _content(record: Record) -> bytes:
+    """All that a record holds but its id; no text holds the NUL that separates things here."""
+    data = f"{record.language}\0{record.text}"
+    for role, parts in record.turns:
+        data += "\0\0" + role
+        for part in parts:
+            data += "\0\0\0" if part is IMAGE else f"\0{part}"
+    for image in record.images:
+        data += f"\0{digest(image).hex() if isinstance(image, bytes) else image}"
+    return data.encode()
+
+
+def _measure(
+    records: np.ndarray, weights: Bool[np.ndarray, "t"], seats: Bool[np.ndarray, "t"]
+) -> None:
+    """Fills in `first`, `before`, `last` and `trained`, see RECORD.
+
+    Args:
+        records: with `size` and `tokens`, the ends of the records in what follows.
+        weights: of all tokens, records end to end; an image is one token.
+        seats: whether a token is an image.
+    """
+    size, start = records["size"], records["tokens"] - records["size"]
+    position = np.arange(len(weights)) - np.repeat(start, size)
+    targets = weights & (position > 0)  # a record's first token is nobody's target
+    if not len(records):
+        return
+    records["first"] = np.minimum.reduceat(np.where(targets, position, len(weights)), start)
+    records["first"] = np.minimum(records["first"], size)
+    records["last"] = np.maximum.reduceat(np.where(seats, position, -1), start)
+    records["trained"] = np.add.reduceat(weights, start, dtype=np.int32)
+    early = seats & (position < np.repeat(records["first"], size))
+    records["before"] = np.add.reduceat(early, start, dtype=np.int32)
+
+
+def _paths(record: Record, start: int) -> str:
+    """Image paths in the image folder, each with a NUL behind it."""
+    names = ["" if isinstance(image, bytes) else image[start:] for image in record.images]
+    return "\0".join((*names, ""))
+
+
+def _bytes(text: str) -> int:
+    """Of its UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _words(record: Record) -> tuple[int, int]:
+    """(words, answers) of what is trained."""
+    if not record.turns:
+        return len(record.text.split()), 1
+    words = answers = 0
+    for role, parts in record.turns:
+        if role == "assistant":
+            answers += 1
+            for part in parts:
+                words += len(part.split()) if isinstance(part, str) else 0
+    return words, answers

@@ -1,0 +1,278 @@
+"""An index folder as the usable examples of a stream: what fits a row, numbered from 0.
+
+An image is one token on disk and widened to its seats when an example is taken. Records that do not
+fit are dropped, cut or refused here, and counted; the rest of the way sees only what fits. A text
+document is cut into pieces of the row length that share one token, so that each token is a target
+once:
+
+    length = 4    document  B a b c d e f E    pieces  B a b c | c d e f | f E
+"""
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
+from mllm_jax.batch import Example
+from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.config.data import DataConfig, StreamConfig
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.data.chat.tokens import NO_TOKEN, Encoded, expand
+from mllm_jax.data.faults import NAMED, NEVER_SKIPPED, FaultLine, refusal
+from mllm_jax.data.index.storage import Store
+from mllm_jax.data.mixture import packing
+from mllm_jax.data.records.unread import keys_in
+
+
+class StreamIndex:
+    """The usable records of one stream, numbered from 0, as examples."""
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        store: Store,
+        data: DataConfig,
+        model: ModelConfig,
+        pictures: Any = None,
+        notes: Sequence[str] = (),
+        digest: str = "",
+    ):
+        """Decides over every record from its lengths.
+
+        Args:
+            number: of the stream in the mixture.
+            name: of the stream in the mixture.
+            store: its index folder.
+            data: lengths, the policies for records that are too long or cannot be used.
+            model: image token and patches.
+            pictures: row -> images, for those that lie in the rows themselves.
+            notes: what of the stream's folder is not read, for people.
+            digest: of the source's files.
+
+        Raises:
+            ConfigError: more faults than the stream allows, a record is over-long and the policy is
+                `fail`, or nothing is left.
+        """
+        self.number, self.name, self.notes, self.digest = number, name, list(notes), digest
+        self._store, self._pictures = store, pictures
+        stream = data.streams[name]
+        self._folder = image_folder(stream)
+        self._length, self._patches = data.length, model.patches
+        image = model.image_token if model.patches else None
+        self._image = NO_TOKEN if image is None else image
+        faults = list(store.faults())
+        self.total = len(store) + len(faults) - len(store.duplicates)
+        check_faults(name, stream, faults, self.total)
+        require(self.total > 0, f"{stream.path}: no records (data.streams.{name}.path)")
+        self.faults = dict(sorted(collections.Counter(line.code for line in faults).items()))
+        records = np.setdiff1d(np.arange(len(store)), store.duplicates, assume_unique=True)
+        if stream.is_text:
+            fates = np.zeros(len(records), np.int64)
+            self._records, self._pieces, self.sizes = _pieces(store, records, data.length)
+            self.images = np.zeros(len(self._records), np.int64)
+        else:
+            lengths = _lengths(store, records, model.patches)
+            fates = packing.fate(lengths, data.length, data.image_slots, data.over_long)
+            self._refuse(records, lengths, fates, data)
+            usable = np.flatnonzero(fates <= packing.CUT)
+            self._records, self._pieces = records[usable], np.zeros(len(usable), np.int64)
+            self.sizes = np.minimum(lengths.size, data.length)[usable]
+            self.images = lengths.images[usable]
+        require(
+            len(self._records) > 0,
+            f"data.streams.{name}: no record fits into data.length={data.length} tokens and "
+            f"data.image_slots={data.image_slots} images",
+        )
+        table = store.records[records]
+        self.dropped = _by_language(table["language"][fates >= packing.LONG], data.languages)
+        self.cut = _by_language(table["language"][fates == packing.CUT], data.languages)
+        self.languages = tuple(data.languages[code] for code in np.unique(table["language"]))
+        self.trained = int(table["trained"][fates == packing.FITS].sum())
+        cut = np.flatnonzero(np.isin(self._records, records[fates == packing.CUT]))
+        self.trained += sum(int(self.tokens(int(i)).weights.sum()) for i in cut)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        """A usable example, its images widened to seats, cut to the row's length."""
+        images = self._images(int(self._records[index]))
+        key = self.key(index)
+        return Example(*self.tokens(index), images, self.number, self.language(index), key)
+
+    def key(self, index: int) -> str:
+        """ "stream/id" of an example, with the number of the piece from the second one on."""
+        record, piece = int(self._records[index]), int(self._pieces[index])
+        return f"{self.name}/{self._store.id(record)}" + (f"#{piece}" if piece else "")
+
+    def tokens(self, index: int) -> Encoded:
+        """Tokens, weights and seats of an example; its images are not looked for."""
+        record, piece = int(self._records[index]), int(self._pieces[index])
+        start = piece * (self._length - 1)
+        tokens, weights = (field[start:] for field in self._store.tokens(record))
+        if piece:
+            weights[0] = 0  # a target of the piece before
+        wide = expand(tokens, weights, self._image, self._patches)
+        return Encoded(*(field[: self._length] for field in wide))
+
+    def language(self, index: int) -> int:
+        """Number of the language of an example."""
+        return int(self._store.records["language"][self._records[index]])
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """Keys that nothing read -> how often they held something, the most frequent first."""
+        return self._store.unread()
+
+    @property
+    def numbered(self) -> int:
+        """Records with the id of an earlier one and other content."""
+        return len(self._store.numbers)
+
+    @property
+    def hashes(self) -> UInt64[np.ndarray, "i"]:
+        """Perceptual hashes of all images of the stream; 0 where they were not decoded."""
+        return self._store.hashes
+
+    def tokens_per_word(self, languages: tuple[str, ...]) -> dict[str, float]:
+        """Trained tokens without the ends of answers, by the words between white space."""
+        table = self._store.records
+        found = {}
+        for code, language in enumerate(languages):
+            own = table["language"] == code
+            words = int(table["words"][own].sum())
+            if words:
+                tokens = int(table["trained"][own].sum()) - int(table["answers"][own].sum())
+                found[language] = tokens / words
+        return found
+
+    def _images(self, record: int) -> tuple[str | bytes, ...]:
+        paths = self._store.pictures(record)
+        if all(paths):
+            return tuple(str(self._folder / path) for path in paths)
+        return self._pictures(int(self._store.records["row"][record]))
+
+    def _refuse(
+        self,
+        records: Int64[np.ndarray, "n"],
+        lengths: packing.Lengths,
+        fates: Int64[np.ndarray, "n"],
+        data: DataConfig,
+    ) -> None:
+        """Raises ConfigError for records that do not fit, if the policy says so."""
+        bad = np.flatnonzero(fates >= packing.LONG) if data.over_long == "fail" else []
+        if len(bad) == 0:
+            return
+        reasons = []
+        for i in bad[:NAMED]:
+            if fates[i] == packing.IMAGES:
+                reason = f"{lengths.images[i]} images, but data.image_slots={data.image_slots}"
+            else:
+                reason = f"{lengths.size[i]} tokens, but data.length={data.length}"
+            reasons.append(f"record {shown(self._store.id(int(records[i])), 60)} has {reason}")
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise ConfigError(
+            f"data.streams.{self.name}: {len(bad)} of {len(records)} records do not fit a row: "
+            f"{'; '.join(reasons)}{more}; raise the limit, or set data.over_long to drop or cut"
+        )
+
+
+def image_folder(stream: StreamConfig) -> Path:
+    """Where the stream's image paths start."""
+    if stream.images is not None:
+        return Path(stream.images)
+    path = Path(stream.path)
+    return path if path.is_dir() else path.parent
+
+
+def check_faults(name: str, stream: StreamConfig, faults: list[FaultLine], total: int) -> None:
+    """Refuses a stream in which more is wrong than its config allows.
+
+    Raises:
+        ConfigError: names the first few records with their reasons, and what would allow them.
+    """
+    counts = collections.Counter(line.code for line in faults)
+    over = {
+        code
+        for code, count in counts.items()
+        if code in NEVER_SKIPPED or count > stream.skip.get(code, 0) * total
+    }
+    refused = [line for line in faults if line.code in over]
+    if not refused:
+        return
+    shares = {c: f"{counts[c] / total:.2g}" for c in sorted(over - set(NEVER_SKIPPED))}
+    hint = ", ".join(f"{code}: {share}" for code, share in shares.items())
+    allow = f"; mend them, or leave them out by data.streams.{name}.skip: {{{hint}}}"
+    keys = keys_in(line.reason for line in refused if line.code == "unread_key")
+    if keys:
+        names = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
+        allow += f"; to train without these keys: data.streams.{name}.ignore: [{names}]"
+    raise ConfigError(refusal(stream.path, refused, total) + (allow if hint else ""))
+
+
+def _lengths(store: Store, records: Int64[np.ndarray, "n"], patches: int) -> packing.Lengths:
+    """Lengths once every image token is `patches` tokens wide."""
+    table, more = store.records[records], max(patches, 1) - 1
+    images = table["images"].astype(np.int64)
+    return packing.Lengths(
+        size=table["size"] + images * more,
+        images=images,
+        first_trained=table["first"] + table["before"].astype(np.int64) * more,
+        last_seat=np.where(images > 0, table["last"] + images * more, -1),
+    )
+
+
+def _pieces(
+    store: Store, records: Int64[np.ndarray, "n"], length: int
+) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Int64[np.ndarray, "p"]]:
+    """(record, number, tokens) of every piece of the documents; see the top of this file."""
+    sizes = store.records["size"][records].astype(np.int64)
+    counts = np.maximum(1, -(-(sizes - 1) // (length - 1)))
+    record = np.repeat(np.arange(len(records)), counts)
+    piece = np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return records[record], piece, np.minimum(sizes[record] - piece * (length - 1), length)
+
+
+def _by_language(codes: Any, languages: tuple[str, ...]) -> dict[str, int]:
+    counts = collections.Counter(codes.tolist())
+    return {languages[code]: counts[code] for code in sorted(counts)}
+
+
+class StreamReport(NamedTuple):
+    """What a stream gives to a run; counts of over-long records are by language."""
+
+    records: int  # rows of the source
+    used: int  # examples: records that fit, whole or cut, and pieces of documents
+    faults: dict[str, int]  # rows left out, by code
+    unread: dict[str, int]  # keys that nothing read -> how often they held something
+    numbered: int  # records with the id of an earlier one and other content
+    dropped: dict[str, int]
+    cut: dict[str, int]
+    images: int
+    tokens: int  # image seats included
+    trained_tokens: int
+    trained_share: float
+    tokens_per_word: dict[str, float]
+
+
+def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
+    """Counts over one pass through a stream's usable records."""
+    tokens = int(stream.sizes.sum())
+    return StreamReport(
+        records=stream.total,
+        used=len(stream),
+        faults=stream.faults,
+        unread=stream.unread,
+        numbered=stream.numbered,
+        dropped=stream.dropped,
+        cut=stream.cut,
+        images=int(stream.images.sum()),
+        tokens=tokens,
+        trained_tokens=stream.trained,
+        trained_share=stream.trained / tokens,
+        tokens_per_word=stream.tokens_per_word(languages),
+    )

@@ -1,0 +1,49 @@
+"""A stream that lives on the Hugging Face Hub -> its folder, once; the only place that fetches."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    XetDownloadError,
+)
+
+from mllm_jax.common.errors import ConfigError, RunError, one_line, require, shown
+from mllm_jax.common.folders import in_use, new_folder
+from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config.data import StreamConfig
+
+NOTE = "hub.json"  # which data set and revision lies in a folder
+
+
+def fetch(name: str, stream: StreamConfig) -> None:
+    """Downloads a stream's data set into `path`; does nothing where it lies there already.
+
+    Raises:
+        ConfigError: the folder holds another data set or revision, or `hub` is not a name.
+        RunError: it cannot be downloaded.
+    """
+    if stream.hub is None:
+        return
+    folder, wanted = Path(stream.path), {"hub": stream.hub, "revision": stream.revision}
+    if in_use(folder):
+        note = folder / NOTE
+        found = read_json(note) if note.is_file() else None
+        where = f"data.streams.{name}.path={stream.path}"
+        require(
+            found == wanted, f"{where}: holds {shown(found)}, not {wanted}; give another folder"
+        )
+        return
+    where = f"data.streams.{name}.hub={stream.hub}"
+    print(f"fetching {stream.hub} ({stream.revision}) -> {folder}", flush=True)
+    try:
+        with new_folder(folder) as made:
+            snapshot_download(
+                stream.hub, repo_type="dataset", revision=stream.revision, local_dir=made
+            )
+            write_json(made / NOTE, wanted)
+    except HFValidationError as error:
+        raise ConfigError(f"{where}: {one_line(str(error))}") from error
+    except (HTTPError, XetDownloadError, OSError) as error:
+        raise RunError(f"{where}: cannot be fetched: {one_line(str(error))}") from error

@@ -1,0 +1,108 @@
+"""Whether a run has to end, and because of whom: a function of what is known of each process."""
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mllm_jax.common.errors import LOST, PREEMPTED
+from mllm_jax.distributed.cluster import Patience
+from mllm_jax.distributed.watchdog.heartbeat import interval
+
+
+@dataclass
+class Member:
+    """What is known of one process of the run; times are those of `time.monotonic`."""
+
+    host: str
+    heard: float  # last line of its guard
+    beat: float  # last sign of life of its trainer
+    waits: tuple[str, float] | None = None  # what its main thread waits for, and for how long
+    code: int | None = None  # how its trainer ended, below 0 by a signal
+    error: str | None = None  # the line that its trainer would say
+    gone: bool = False  # its guard's connection was closed
+    since: float = float("inf")  # when it was seen to end
+
+
+class Verdict(NamedTuple):
+    """Why all processes end."""
+
+    message: str
+    code: int
+    everywhere: bool  # said by every process, not only by the first
+    stacks: bool = False  # each trainer says first what its threads are doing
+
+
+def judge(members: Mapping[int, Member], now: float, patience: Patience) -> Verdict | None:
+    """Whether the run has to end, and why; the lost are named before those that fell with them.
+
+    A trainer that ended with a traceback or an abort may have done so because another one died: the
+    verdict waits as long as there is one that may still turn out to be lost.
+    """
+
+    def name(i: int) -> str:
+        return f"process {i} of {len(members)} (host {members[i].host})"
+
+    lost_after = patience.lost_after
+    lost = [f"{name(i)} {how}" for i, m in members.items() if (how := lost_how(m, now, lost_after))]
+    if lost:
+        return Verdict(f"{'; '.join(lost)}; all processes end", LOST, True)
+    failed = {i: m for i, m in members.items() if m.code not in (None, 0, PREEMPTED)}
+    told = {i: m for i, m in failed.items() if m.error is not None}
+    waited = now - min((m.since for m in failed.values()), default=now)
+    ended = all(m.code is not None for m in members.values())
+    if told and (waited > 1 or ended):
+        i = min(told)
+        same = len({m.error for m in told.values()}) == 1 and (i == 0 or len(told) > 1)
+        error, code = told[i].error or "", told[i].code or 1
+        return Verdict(error if same else f"{name(i)}: {error}", code, False)
+    quiet = [m for m in members.values() if m.code is None and _quiet(m, now, lost_after)]
+    if failed and waited > 1 and not quiet:
+        i = min(failed, key=lambda i: failed[i].since)
+        code = failed[i].code or 1
+        how = f"with code {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+        message = f"{name(i)} ended {how}; see what it printed; all processes end"
+        return Verdict(message, max(code, 1), True)
+    stopped = [m for m in members.values() if m.code == PREEMPTED]
+    if stopped and now - max(m.since for m in stopped) > lost_after:
+        return Verdict(f"{name(0)}: {stopped[0].error}", PREEMPTED, False)
+    return _stuck(members, patience.stuck_after)
+
+
+def _stuck(members: Mapping[int, Member], stuck_after: float) -> Verdict | None:
+    """All are alive, and all wait; named first is what the fewest wait for, data before steps."""
+    waits = {i: m.waits for i, m in members.items() if m.code is None and m.waits}
+    if len(waits) < len(members) or min(s for _, s in waits.values()) <= stuck_after:
+        return None
+    waiting: dict[str, list[int]] = {}
+    for i, (what, _) in waits.items():
+        waiting.setdefault(what, []).append(i)
+    groups = sorted(waiting.items(), key=lambda group: (len(group[1]), group[0]))
+    said = "; ".join(f"{_names(members, who)} for {what}" for what, who in groups)
+    seconds = f"{min(s for _, s in waits.values()):.0f} s"
+    text = f"all processes are alive, but have waited for {seconds}: {said}; all processes end"
+    return Verdict(text, LOST, True, stacks=True)
+
+
+def _names(members: Mapping[int, Member], who: list[int]) -> str:
+    if len(who) > 4:
+        return f"{len(who)} processes"
+    return ", ".join(f"process {i} (host {members[i].host})" for i in who)
+
+
+def lost_how(m: Member, now: float, lost_after: float) -> str | None:
+    if m.code is not None and m.code < 0 and -m.code != signal.SIGABRT:
+        return f"was killed by {signal.Signals(-m.code).name}"
+    if m.code is not None:
+        return None
+    if m.gone:
+        return "is gone: its connection was closed"
+    if now - m.heard > lost_after:
+        return f"was not heard of for {now - m.heard:.0f} s (host down, stopped or cut off)"
+    if now - m.beat > lost_after and not now - m.heard > 3 * interval(lost_after):
+        return f"has stalled: no sign of life for {now - m.beat:.0f} s"
+    return None
+
+
+def _quiet(m: Member, now: float, lost_after: float) -> bool:
+    return now - min(m.heard, m.beat) > 3 * interval(lost_after)

@@ -1,0 +1,104 @@
+"""Answers -> scores per language: exact match, loss and perplexity on answer tokens, as a table."""
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mllm_jax.common.errors import require
+from mllm_jax.common.markdown import markdown_table
+
+Scores = dict[str, dict[str, Any]]  # language -> name -> number, or None: not measured
+COLUMNS = (
+    "language",
+    "answers",
+    "exact match",
+    "loss",
+    "perplexity",
+    "answer tokens",
+    "unfinished",
+)
+
+
+def normalise(text: str) -> str:
+    """What counts when answers are compared: not case, final punctuation, width of white space.
+
+        " Hirurogeita  hamazazpi. "  ->  "hirurogeita hamazazpi"
+
+    An answer of punctuation alone stays as it is.
+    """
+    text = " ".join(
+        unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).split()
+    )
+    end = len(text)
+    while end and (text[end - 1].isspace() or unicodedata.category(text[end - 1]).startswith("P")):
+        end -= 1
+    return text[:end] or text
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """Whether two texts are the same after `normalise`."""
+    return normalise(answer) == normalise(truth)
+
+
+def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores:
+    """Scores of each language, from the lines of answers.jsonl.
+
+    Loss is weighted by token: the sum over all answer tokens over their number, in nats;
+    perplexity is its exponential.
+
+    Args:
+        answers: with language, correct, loss (mean over the truth's tokens), tokens (their number),
+            finished. Loss and tokens of all are None where the chat template ends no answer.
+        languages: those to report, in order; each has an answer.
+
+    Raises:
+        ConfigError: a loss is not a number, or so large that no trained model gives it.
+    """
+    scores = {}
+    for language in languages:
+        own = [answer for answer in answers if answer["language"] == language]
+        scores[language] = {
+            "count": len(own),
+            "exact_match": sum(answer["correct"] for answer in own) / len(own),
+            **_losses(own, language),
+            "unfinished": sum(not answer["finished"] for answer in own),
+        }
+    return scores
+
+
+def _losses(answers: Sequence[dict[str, Any]], language: str) -> dict[str, int | float | None]:
+    if any(answer["loss"] is None for answer in answers):
+        return {"loss": None, "perplexity": None, "answer_tokens": None}
+    tokens = sum(answer["tokens"] for answer in answers)
+    loss = sum(answer["loss"] * answer["tokens"] for answer in answers) / tokens
+    # exp(700) is the end of float64; a chance guess over a million words costs 14 nats
+    require(
+        loss < 700,
+        f"the loss on {language!r} is {loss} per token: the model's weights are broken",
+    )
+    return {"loss": loss, "perplexity": math.exp(loss), "answer_tokens": tokens}
+
+
+def table(scores: Scores) -> str:
+    """The scores as Markdown, columns aligned so that it also reads well on a terminal.
+
+    "-" stands for what was not measured.
+    """
+    rows = [
+        (
+            language,
+            str(own["count"]),
+            f"{100 * own['exact_match']:.1f} %",
+            _cell(own["loss"], ".4f"),
+            _cell(own["perplexity"], ".4g"),
+            _cell(own["answer_tokens"], "d"),
+            str(own["unfinished"]),
+        )
+        for language, own in scores.items()
+    ]
+    return markdown_table(COLUMNS, rows)
+
+
+def _cell(value: int | float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,1 +1,0 @@
-"""What a step will need on hardware that is not here: memory, traffic, time. Shared by doors."""

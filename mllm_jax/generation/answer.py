@@ -1,0 +1,73 @@
+"""DOOR generate: answers one prompt about images, with the folder's own chat template.
+
+prompt + images -> one user's turn -> template -> tokens and seats -> answer
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mllm_jax.common.errors import require
+from mllm_jax.data.records.parse import is_text, user_turn
+from mllm_jax.generation.engine import Answerer
+
+
+class Answer(NamedTuple):
+    """What the model says."""
+
+    text: str  # control tokens left out
+    tokens: list[int]  # ids that were appended, a generated stop token included
+    prompt_tokens: list[int]  # all ids that were fed, image placeholders expanded
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    images: Sequence[str | Path] = (),
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    end_ids: Sequence[int] | None = None,
+) -> Answer:
+    """Answers one user's turn, images first.
+
+    Args:
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
+        prompt: text; an `<image>` in it is text like any other.
+        images: image files.
+        max_new_tokens: where the answer is cut.
+        temperature: 0 takes the likeliest token every time.
+        seed: of the draws when the temperature is above 0.
+        end_ids: ids that end the answer; default those of the folder, `()` for none.
+
+    Raises:
+        ConfigError: no such model, a file that is no image, images for a model that reads text
+            only, a prompt that is too long.
+    """
+    require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
+    require(0 <= temperature < float("inf"), f"temperature={temperature} must be 0 or more")
+    require(is_text(prompt), "the prompt is not UTF-8 text")
+    opened = Answerer(model)
+    pictures = opened.pictures(images)
+    asked = opened.prompt([user_turn(prompt, len(images))], max_new_tokens)
+    (tokens,) = opened.answer(
+        [asked], [pictures], max_new_tokens, temperature=temperature, seed=seed, ends=end_ids
+    )
+    return Answer(opened.text(tokens), tokens, np.asarray(asked.tokens).tolist())
+
+
+def main(
+    model: str | Path,
+    prompt: str,
+    images: Sequence[str | Path] = (),
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    seed: int = 0,
+    as_json: bool = False,
+) -> None:
+    """`mllm-jax generate`: prints the answer, or one JSON object with the fields of `Answer`."""
+    answer = generate(model, prompt, images, max_new_tokens, temperature, seed)
+    print(json.dumps(answer._asdict(), ensure_ascii=False) if as_json else answer.text)

@@ -1,0 +1,288 @@
+"""An opened model that answers: what `generate` and `evaluate` share.
+
+    folder -> Answerer                          config, tokenizer, chat, parameters
+    turns -> prompt -> left-padded rows -> prefill -> decode, until every row has ended -> tokens
+
+Prompts end together: padding stands on the left, so the next token of every row takes the same
+cache slot, and the number of rows or their lengths change no answer.
+
+    .     .     <bos> Zer da  hau  <assistant> | katu bat  <eot> .
+    <bos> <img> <img> Zer da  hori <assistant> | bi   katu beltz <eot>
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from mllm_jax.batch import Batch, Example
+from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.data.chat.encoder import Chat, Encoded
+from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.data.images import decode
+from mllm_jax.data.mixture import packing
+from mllm_jax.data.records.parse import Turn
+from mllm_jax.models import mllm
+
+Picture = UInt8[np.ndarray, "height width C"]
+
+
+class Answerer:
+    """A model, run or Hugging Face folder, opened to answer. Weights are read when first needed.
+
+    Attributes:
+        path: the folder.
+        source: the opened folder.
+        config: its model section.
+        tokenizer, template, chat: the folder's own.
+        ends: ids that end an answer.
+        compute: number format and attention of the forward pass.
+        model: the network.
+    """
+
+    def __init__(self, path: str | Path, compute: ComputeConfig | None = None):
+        """Opens the folder. Raises ConfigError for anything that is no complete language model."""
+        self.path, self.source = Path(path), open_model(path)
+        self.config = self.source.config.model
+        language = self.config.language
+        require(language is not None, f"{path}: has no language model, so it cannot answer")
+        assert language is not None
+        files = self.source.files
+        self.tokenizer = load_tokenizer(files)
+        self.template = load_template(files, self.tokenizer)
+        image_token = self.config.image_token if self.config.patches else None
+        self.chat = Chat(self.tokenizer, self.template, image_token, self.config.patches)
+        self.ends = end_ids(self.tokenizer, files)
+        require(
+            any(end < language.vocab for end in self.ends),
+            f"{path}: eos_token_id={shown(self.ends)} is outside of the {language.vocab} rows of "
+            "the token table, so no answer would end; correct generation_config.json",
+        )
+        platform = jax.default_backend()
+        self.compute = compute or compute_for(self.source.config.dtype, platform)
+        self.model = mllm.build(self.config, self.compute, platform)
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """The parameters in compute format, on the first device.
+
+        Raises:
+            ConfigError: as `ModelSource.load`.
+        """
+        dtype = jnp.dtype(self.compute.compute)
+        shapes = mllm.abstract_params(self.model)
+        return self.source.load(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+        )
+
+    def prompt(self, turns: Sequence[Turn], max_new_tokens: int, where: str = "") -> Encoded:
+        """Turns that end with a user's, as tokens by the folder's own template.
+
+        Args:
+            turns: the conversation so far.
+            max_new_tokens: room that the answer must have.
+            where: what messages begin with.
+
+        Raises:
+            ConfigError: the template refuses the turns, or prompt and answer do not fit the
+                model's length.
+        """
+        try:
+            encoded = self.chat.prompt(turns)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
+        self.check_length(len(encoded.tokens), max_new_tokens, where)
+        return encoded
+
+    def check_length(self, size: int, more: int, where: str = "") -> None:
+        """Refuses what is longer than the model's positions. Raises ConfigError."""
+        assert self.config.language is not None
+        limit = self.config.language.max_length
+        require(
+            size + more <= limit,
+            f"{where}the prompt has {size} tokens; with {more} for the answer that is more than "
+            f"the model's max_length={limit}; shorten the prompt or the answer",
+        )
+
+    def pictures(self, paths: Sequence[str | Path | bytes]) -> list[Picture]:
+        """Image files as the vision tower wants them. Raises ConfigError for what is no image."""
+        vision = self.config.vision
+        require(
+            not paths or self.config.patches > 0,
+            f"{self.path}: the model reads text only; leave images out",
+        )
+        if vision is None:
+            return []
+        fit: Any = self.source.image_fit
+        return [
+            decode.load_pixels(path, vision.image_size, fit, vision.image_mean) for path in paths
+        ]
+
+    def batch(
+        self,
+        encoded: Sequence[Encoded],
+        pictures: Sequence[Sequence[Picture]],
+        rows: int,
+        slots: int,
+        left: bool = False,
+    ) -> Batch:
+        """One conversation a row, padded to one of few lengths, and with empty rows to `rows`.
+
+        Args:
+            encoded: at most `rows` conversations or prompts.
+            pictures: those of each.
+            rows: B.
+            slots: image slots, I.
+            left: padding stands on the left (prompts), not on the right.
+        """
+        length = bucket(max(len(one.tokens) for one in encoded))
+        size = self.config.vision.image_size if self.config.vision is not None and slots else 1
+        made = []
+        for one, own in zip(encoded, pictures, strict=True):
+            names = tuple("" for _ in own)
+            example = Example(
+                one.tokens, one.weights, one.seats, names, stream=0, language=0, record=""
+            )
+            made.append(packing.assemble([example], own, length, slots, self.config.patches, size))
+            if left:
+                made[-1] = _shifted(made[-1], length - len(one.tokens))
+        made += [packing.assemble([], [], length, slots, self.config.patches, size)] * (
+            rows - len(made)
+        )
+        return packing.stack(made)
+
+    def answer(
+        self,
+        prompts: Sequence[Encoded],
+        pictures: Sequence[Sequence[Picture]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+        ends: Sequence[int] | None = None,
+        rows: int | None = None,
+        slots: int | None = None,
+    ) -> list[list[int]]:
+        """The tokens that each answer appends, the one that ends it included.
+
+        Args:
+            prompts: from `prompt`.
+            pictures: from `pictures`, those of each prompt.
+            max_new_tokens: where an answer is cut.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from
+                softmax(logits / temperature).
+            seed: of the draws; the prompt's number and the step are folded in.
+            numbers: of the prompts among all that are asked with this seed, so that every one draws
+                numbers of its own, in whatever call and row it stands; default 0, 1, 2 ...
+            ends: ids that end an answer; default the folder's; empty: none does.
+            rows, slots: at least so many rows and image slots: one compiled program for many
+                calls.
+        """
+        rows, slots = max(rows or 0, len(prompts)), max(slots or 0, *map(len, pictures))
+        batch = self.batch(prompts, pictures, rows, slots, left=True)
+        of_rows = np.zeros(rows, np.int32)
+        of_rows[: len(prompts)] = range(len(prompts)) if numbers is None else numbers
+        wanted = _Wanted(
+            real=jnp.arange(rows) < len(prompts),
+            ends=jnp.asarray(self.ends if ends is None else ends, jnp.int32),
+            temperature=jnp.float32(max(temperature, np.finfo(np.float32).tiny)),
+            key=jax.random.key(seed % 2**32),
+            numbers=jnp.asarray(of_rows),
+        )
+        out = _answer(self.model, temperature > 0, max_new_tokens, self.params, batch, wanted)
+        return [
+            [token for token in row if token >= 0]
+            for row in np.asarray(out)[: len(prompts)].tolist()
+        ]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say, control tokens left out."""
+        said: Any = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return said
+
+
+def compute_for(stored: str, platform: str) -> ComputeConfig:
+    """The parameters' own number format; float32 on CPUs: faster there, and it holds all others."""
+    kept = "bfloat16" if stored == "bfloat16" and platform != "cpu" else "float32"
+    return ComputeConfig(compute=kept, parameters=kept, remat="none")
+
+
+def _shifted(row: packing.Row, places: int) -> packing.Row:
+    """The row with its padding on the left."""
+    fields = row._asdict()
+    pixels = fields.pop("pixels")
+    return packing.Row(**{name: np.roll(x, places) for name, x in fields.items()}, pixels=pixels)
+
+
+def bucket(length: int) -> int:
+    """The next of 64, 96, 128, 192, 256, ...: few programs are compiled, and padding is little."""
+    size = 64
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+# ----------------------------------------------------------------------------------------- decoding
+
+
+class _Wanted(NamedTuple):
+    real: Bool[Array, "B"]  # rows that are asked; the others are padding
+    ends: Int[Array, "E"]
+    temperature: Float[Array, ""]
+    key: Key[Array, ""]
+    numbers: Int[Array, "B"]  # of the prompts; see `Answerer.answer`
+
+
+class _State(NamedTuple):
+    count: Int[Array, ""]  # tokens appended so far
+    token: Int[Array, "B"]  # the last of them
+    ended: Bool[Array, "B"]
+    out: Int[Array, "B N"]  # -1 where nothing was appended
+    cache: Any
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _answer(
+    model: mllm.MLLM, sample: bool, limit: int, params: Any, prompt: Batch, wanted: _Wanted
+) -> Int[Array, "B limit"]:
+    """Prefill and decoding in one program; leaves the loop when every row has ended."""
+    B, T = prompt.tokens.shape
+    after = jnp.asarray(prompt.positions[:, -1]) + 1  # position of the first appended token
+    keys = jax.vmap(lambda number: jax.random.fold_in(wanted.key, number))(wanted.numbers)
+
+    def pick(scores: Float[Array, "B V"], count: Any) -> Int[Array, "B"]:
+        if not sample:
+            return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        # the likeliest token gets 0: a small temperature must not overflow
+        scores = (scores - jnp.max(scores, axis=-1, keepdims=True)) / wanted.temperature
+        draws = jax.vmap(
+            lambda key, row: jax.random.categorical(jax.random.fold_in(key, count), row)
+        )
+        return draws(keys, scores).astype(jnp.int32)
+
+    def append(state: _State, scores: Float[Array, "B V"], cache: Any) -> _State:
+        token = pick(scores, state.count)
+        out = state.out.at[:, state.count].set(jnp.where(state.ended, -1, token))
+        is_end = jnp.any(token[:, None] == wanted.ends[None, :], axis=1)
+        return _State(state.count + 1, token, state.ended | is_end, out, cache)
+
+    def turn(state: _State) -> _State:
+        return append(
+            state, *mllm.decode(model, params, state.token, after + state.count - 1, state.cache)
+        )
+
+    scores, cache = mllm.prefill(model, params, *prompt.inputs, slots=T + limit)
+    empty = jnp.full((B, limit), -1, jnp.int32)
+    start = _State(jnp.int32(0), after, ~wanted.real, empty, None)
+    unfinished = lambda state: (state.count < limit) & ~jnp.all(state.ended)  # noqa: E731
+    return jax.lax.while_loop(unfinished, turn, append(start, scores, cache)).out

@@ -1,0 +1,170 @@
+"""Chips by name, with their published rates; a hardware word -> chips, shape and count.
+
+v5e:16x16   256 TPU chips of a slice        h200:8   8 GPUs of one node        cpu:8   this machine
+"""
+
+import difflib
+import importlib.util
+import math
+import os
+import re
+from importlib import metadata
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from mllm_jax.common.errors import ConfigError, require
+
+Platform = Literal["tpu", "gpu", "cpu"]
+
+
+class Chip(NamedTuple):
+    """One chip as its maker publishes it; None where nothing is published."""
+
+    platform: Platform
+    kind: str  # part of jax's `device_kind`, from which training/flops.py has the bfloat16 rate
+    memory: int | None  # bytes a program can use
+    bandwidth: float | None  # bytes per second from and to that memory
+    links: float | None  # bytes per second to other chips, one way, all links together
+    axes: int = 1  # numbers in the topology: v5e:16x16 has two
+    source: str = ""
+
+
+# TPU memory: 16, 95 and 32 GB are published; usable is what libtpu's compiler says it may fill
+# ("of 15.75G hbm"). TPU links: published per chip in both directions together (400, 1,200 and
+# 800 GB/s), here one way. NVLink likewise: 900 GB/s are 450 each way.
+GIB, GB = 2**30, 10**9
+CLOUD, NVIDIA = "cloud.google.com/tpu/docs/", "NVIDIA data sheet, "
+CHIPS: dict[str, Chip] = {
+    "v5e": Chip("tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 200e9, 2, CLOUD + "v5e"),
+    "v5p": Chip("tpu", "TPU v5", int(95.74 * GIB), 2765e9, 600e9, 3, CLOUD + "v5p"),
+    "v6e": Chip("tpu", "TPU v6 lite", int(31.25 * GIB), 1600e9, 400e9, 2, CLOUD + "v6e"),
+    "a100": Chip("gpu", "A100", 80 * GB, 2039e9, 300e9, 1, NVIDIA + "A100 80GB SXM"),
+    "h100": Chip("gpu", "H100", 80 * GB, 3350e9, 450e9, 1, NVIDIA + "H100 SXM"),
+    "h200": Chip("gpu", "H200", 141 * GB, 4800e9, 450e9, 1, NVIDIA + "H200 SXM"),
+    "cpu": Chip("cpu", "cpu", None, None, None, 1, "this machine; no rates are published"),
+}
+EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8 or cpu:8"
+
+
+class Hardware(NamedTuple):
+    """Chips that a step shall run on."""
+
+    word: str  # as given
+    name: str  # a key of CHIPS
+    chip: Chip
+    count: int
+
+
+def parse(word: str) -> Hardware:
+    """A hardware word -> Hardware.
+
+    Raises:
+        ConfigError: an unknown chip, or a shape that such chips do not come in.
+    """
+    name, colon, shape = word.partition(":")
+    if name not in CHIPS:
+        near = difflib.get_close_matches(name, CHIPS, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(
+            f"--hardware {word}: no chip {name!r} is known{meant}; known are {', '.join(CHIPS)}"
+        )
+    chip = CHIPS[name]
+    right = re.fullmatch(r"[1-9]\d{0,4}" + r"x[1-9]\d{0,4}" * (chip.axes - 1), shape)
+    form = "x".join("ABC"[: chip.axes]) if chip.axes > 1 else "COUNT"
+    require(
+        bool(colon) and right is not None,
+        f"--hardware {word}: give {name}:{form}, positive numbers, for example {EXAMPLES}",
+    )
+    return Hardware(word, name, chip, math.prod(int(n) for n in shape.split("x")))
+
+
+class Devices(NamedTuple):
+    """What a mesh is made of."""
+
+    devices: list[Any]  # as many as the hardware has
+    compiles: bool  # whether a program for them is one for the hardware
+
+
+def find_devices(hardware: Hardware) -> Devices:
+    """Devices to plan for, and to compile for if they are of that kind.
+
+    TPUs: described by libtpu, none needs to be here. GPUs: those of this machine if they are of the
+    kind and enough, otherwise pretended ones that only carry shapes. CPUs: as many as are asked
+    for, pretended. Call it before anything else asks JAX for devices.
+
+    Raises:
+        ConfigError: no libtpu or one for another JAX, a shape that libtpu refuses, or devices that
+            can no longer be asked for.
+    """
+    if hardware.chip.platform == "tpu":
+        return Devices(_tpu_devices(hardware), True)
+    _pretend(hardware)
+    if hardware.chip.platform == "gpu":
+        here = [d for d in jax.devices() if hardware.chip.kind in d.device_kind]
+        if len(here) >= hardware.count:
+            return Devices(here[: hardware.count], True)
+    devices = jax.devices("cpu")
+    require(
+        len(devices) >= hardware.count,
+        f"--hardware {hardware.word}: this process already has {len(devices)} CPU devices; more "
+        "can only be pretended in a process of its own",
+    )
+    return Devices(devices[: hardware.count], hardware.chip.platform == "cpu")
+
+
+def _pretend(hardware: Hardware) -> None:
+    """Asks for as many CPU devices; too late when JAX has begun, and then those it has must do."""
+    if hardware.chip.platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        jax.config.update("jax_num_cpu_devices", hardware.count)
+    except RuntimeError:  # the backend is up
+        return
+
+
+def _tpu_devices(hardware: Hardware) -> list[Any]:
+    _check_libtpu(hardware)
+    # nothing is run: no other platform is needed, and no TPU is looked for on this machine
+    jax.config.update("jax_platforms", "cpu")
+    quiet = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock guards chips, and none is used
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5e-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=hardware.word)
+    except jax.errors.JaxRuntimeError as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"--hardware {hardware.word}: libtpu refuses it: {what}") from error
+    return list(found.devices)
+
+
+def _check_libtpu(hardware: Hardware) -> None:
+    """libtpu must be the one this JAX was released with: another one's programs may be unreadable.
+
+    (Seen: JAX 0.10.2 with libtpu 0.0.52 compiles, but cannot print what it compiled.)
+    """
+    wanted = next(
+        (r for r in metadata.requires("jax") or () if re.match(r"libtpu\b", r)), "libtpu"
+    ).partition(";")[0]
+    wanted = wanted.strip()
+    install = f"pip install 'mllm-jax[tpu]' (here: pip install '{wanted}')"
+    require(
+        importlib.util.find_spec("libtpu") is not None,
+        f"--hardware {hardware.word}: compiling for TPUs needs libtpu, which is not installed: "
+        f"{install}",
+    )
+    have = metadata.version("libtpu")
+    pin = re.fullmatch(r"libtpu==([\d.]+)\.\*", wanted)
+    require(
+        pin is None or have.startswith(f"{pin[1]}."),
+        f"--hardware {hardware.word}: libtpu {have} does not belong to JAX {jax.__version__}: "
+        f"{install}",
+    )

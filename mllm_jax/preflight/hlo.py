@@ -1,0 +1,282 @@
+"""Collectives of a compiled step: a program's text -> bytes per kind, loops counted by their turns.
+
+A scan over layers, microbatches or chunks of the loss is a `while` of the program: what stands in
+its body runs once per turn, and loops stand in loops. The compiler's own figures count a body once.
+
+    ENTRY            all-reduce                              1 x
+      while x 16       (microbatches)
+        all-reduce                                          16 x
+        while x 32     (layers)  all-gather, reduce-scatter  16 x 32 = 512 x
+
+Bytes are those one device sends over its links, for a ring over n devices:
+
+    all-gather          whole result x (n - 1) / n
+    reduce-scatter      whole input  x (n - 1) / n
+    all-reduce          whole input  x 2 (n - 1) / n      a reduce-scatter and an all-gather
+    all-to-all          whole input  x (n - 1) / n
+    collective-permute  whole input
+
+Source of the ring's cost: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mllm_jax.common.errors import RunError
+from mllm_jax.preflight.program import Instruction, Program, called, parse, shape_bytes
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# how often a kind sends (n - 1) / n of its array, where not once
+TURNS = {"all-reduce": 2.0}
+
+
+class Collective(NamedTuple):
+    """One collective of the program."""
+
+    kind: str  # of KINDS
+    shape: str  # of what is moved, as the program writes it: "bf16[4096,14336]"
+    payload: int  # bytes of the whole array, on one device
+    group: int  # devices that take part
+    count: int  # how often a step runs it
+    where: str  # the operation of the source it comes from
+
+    @property
+    def sent(self) -> int:
+        """Bytes that one device sends for it in a step."""
+        share = 1.0
+        if self.kind != "collective-permute":
+            share = TURNS.get(self.kind, 1.0) * (self.group - 1) / self.group
+        return round(self.payload * share) * self.count
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives that a step runs, of a program's text (`compiled.as_text()`).
+
+    Raises:
+        RunError: a loop with collectives in it whose number of turns cannot be read.
+    """
+    program, entry = parse(text)
+    found: dict[str, Collective] = {}
+    for computation, turns in _running(program, entry):
+        for key, one in _of(program, computation, turns).items():
+            if key not in found or one.count < found[key].count:
+                found[key] = one
+    return list(found.values())
+
+
+# --------------------------------------------------------------------------------------------- walk
+
+
+def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
+    """(computation, how often a step runs it) for what runs by itself: not fused, no reducer."""
+    waiting = [(entry, 1)]
+    while waiting:
+        computation, turns = waiting.pop()
+        yield computation, turns
+        for line in program[computation]:
+            if line.opcode == "while":
+                body = called(line, "body")[0]
+                once = trips(program, line, computation)
+                if once is None and _any(program, body):
+                    raise RunError(
+                        f"{line.name}: a loop with collectives whose turns are not known; "
+                        "the program cannot be counted"
+                    )
+                waiting.append((body, turns * (1 if once is None else once)))
+            elif line.opcode in ("call", "conditional", "async-start"):
+                names = ("to_apply", "calls", "branch_computations", "true_computation")
+                waiting += [(c, turns) for c in called(line, *names, "false_computation")]
+
+
+def _any(program: Program, entry: str) -> bool:
+    """Whether this computation, or one it calls, holds a collective."""
+    seen, waiting = set(), [entry]
+    while waiting:
+        computation = waiting.pop()
+        if computation in seen or computation not in program:
+            continue
+        seen.add(computation)
+        for line in program[computation]:
+            if line.opcode.removesuffix("-start") in KINDS:
+                return True
+            waiting += called(line, "body", "calls", "to_apply", "branch_computations")
+    return False
+
+
+def trips(program: Program, loop: Instruction, home: str) -> int | None:
+    """Turns of a `while`: as the compiler notes them, else from its counter; None if unread.
+
+    The counter starts at a constant, rises by one, and is held against a bound. A loop that the
+    compiler unrolled twice rises by two.
+    """
+    if known := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.text):
+        return int(known[1])
+    condition, body = called(loop, "condition")[0], called(loop, "body")[0]
+    test = _root(program, condition)
+    names = test.operands
+    if test.opcode == "fusion":  # a comparison alone in a fusion of its own
+        test = _root(program, called(test, "calls")[0])
+    counter = _line(program, condition, names[0]) if names else None
+    if test.opcode != "compare" or "direction=LT" not in test.text or len(names) != 2:
+        return None
+    place = None if counter is None else re.search(r"index=(\d+)", counter.text)
+    if place is None:
+        return None
+    start = _value(program, loop, home, condition, names[0])
+    bound = _value(program, loop, home, condition, names[1])
+    step = _step(program, loop, home, body, int(place[1]))
+    if start is None or bound is None or not step:
+        return None
+    return max(0, -(-(bound - start) // step))
+
+
+def _step(program: Program, loop: Instruction, home: str, body: str, index: int) -> int | None:
+    """By how much a turn raises the loop's number `index`: the constants added to it."""
+    total, name = 0, _root(program, body).operands[index]
+    while (line := _line(program, body, name)) is not None and line.opcode != "get-tuple-element":
+        if line.opcode == "copy":
+            name = line.operands[0]
+            continue
+        if line.opcode != "add":
+            return None
+        added = [_value(program, loop, home, body, operand) for operand in line.operands]
+        constants = [
+            (operand, value)
+            for operand, value in zip(line.operands, added, strict=True)
+            if value is not None and not _is_number(program, body, operand, index)
+        ]
+        if len(constants) != 1:
+            return None
+        total += constants[0][1]
+        name = next(operand for operand in line.operands if operand != constants[0][0])
+    return total
+
+
+def _is_number(program: Program, body: str, name: str, index: int) -> bool:
+    """Whether a name is the loop's number `index` itself, as the turn finds it."""
+    line = _line(program, body, name)
+    return (
+        line is not None
+        and line.opcode == "get-tuple-element"
+        and re.search(rf"index={index}\b", line.text) is not None
+    )
+
+
+def _value(program: Program, loop: Instruction, home: str, place: str, name: str) -> int | None:
+    """The constant behind a name in a loop's condition, there or in what the loop starts with."""
+    line = _line(program, place, name)
+    if line is not None and line.opcode == "get-tuple-element":
+        index = re.search(r"index=(\d+)", line.text)
+        start = _line(program, home, loop.operands[0])
+        if index is None or start is None or start.opcode != "tuple":
+            return None
+        line = _line(program, home, start.operands[int(index[1])])
+    while line is not None and line.opcode in ("copy", "bitcast") and line.operands:
+        line = _line(program, home, line.operands[0])
+    if line is None or line.opcode != "constant" or not line.inside.lstrip("-").isdigit():
+        return None
+    return int(line.inside)
+
+
+def _line(program: Program, computation: str, name: str) -> Instruction | None:
+    return next((line for line in program[computation] if line.name == name), None)
+
+
+def _root(program: Program, computation: str) -> Instruction:
+    return next(line for line in program[computation] if line.root)
+
+
+# -------------------------------------------------------------------------------------- collectives
+
+
+def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]:
+    """Those of one computation and of what is fused in it, each channel once.
+
+    TPU programs spread one collective over several fusions, all with its channel's number: begin,
+    go on beside a product, end. What begins before a loop may go on in its body: the place that
+    runs least often says how often it is run.
+    """
+    found: dict[str, Collective] = {}
+    for place, line, around in _flat(program, computation, ""):
+        kind = line.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
+            kind = "reduce-scatter"
+        source = _source(line) or around or line.name
+        one = _collective(program[place], line, kind, turns, source)
+        channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
+        # all that shard_map writes have the channel 1; they are not spread
+        alone = channel is None or (channel == "1" and place == computation)
+        name = f"{place} {line.name}" if alone else f"{channel} {one.shape} {one.group}"
+        found.setdefault(f"{kind} {name}", one)
+    return found
+
+
+def _flat(
+    program: Program, computation: str, around: str
+) -> Iterator[tuple[str, Instruction, str]]:
+    """(computation, line, source of the fusion around it) of a computation and what it fuses."""
+    for line in program[computation]:
+        yield computation, line, around
+        if line.opcode == "fusion":
+            for fused in called(line, "calls"):
+                yield from _flat(program, fused, _source(line))
+
+
+def _source(line: Instruction) -> str:
+    """The operation of our code that a line comes from; empty if it does not say."""
+    found = re.search(r'op_name="([^"]*)"', line.text)
+    return found[1] if found else ""
+
+
+def _collective(
+    place: list[Instruction], line: Instruction, kind: str, turns: int, where: str
+) -> Collective:
+    moved = shape_bytes(line.shape)
+    shape = line.shape
+    if kind == "all-gather" and line.opcode.endswith("-start"):
+        moved = moved[len(moved) // 2 :]  # (inputs, results)
+    elif kind != "all-gather":
+        inputs = [next((x for x in place if x.name == name), None) for name in line.operands]
+        shape = ", ".join(x.shape for x in inputs if x is not None) or line.inside
+        moved = shape_bytes(shape)
+    return Collective(kind, _plain(shape), sum(moved), _group(line.text), turns, where)
+
+
+def _plain(shape: str) -> str:
+    """A shape without layouts."""
+    return ", ".join(re.findall(r"\b[a-z]\w*\[[\d,]*\]", shape))
+
+
+def _group(text: str) -> int:
+    """Devices of one group: {{0,1},{2,3}}, [2,4]<=[8], or mesh['a'=2,'b'=4] {'b'}.
+
+    A mesh may name its devices before the axes: mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
+
+    Raises:
+        RunError: another way to write it.
+    """
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(found[1])
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}"
+    if found := re.search(mesh, text):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", found[2]))
+    if "source_target_pairs" in text:
+        return 2
+    raise RunError(f"the compiled program groups devices in a way that is not known: {text:.200}")
+
+
+def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
+    """{kind: {"operations": how many run in a step, "bytes": what one device sends}}."""
+    kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"operations": 0, "bytes": 0})
+    for one in found:
+        kinds[one.kind]["operations"] += one.count
+        kinds[one.kind]["bytes"] += one.sent
+    return {kind: kinds[kind] for kind in KINDS if kind in kinds}

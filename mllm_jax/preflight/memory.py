@@ -1,0 +1,152 @@
+"""Bytes that one device needs for a step, by formula.
+
+Held between steps, exact to the byte: parameters, moments, and the batch. While a step runs, an
+estimate: the two moments at which most is alive are the loss (logits, the head and its gradient)
+and the backward pass of a layer (its weights gathered, their gradients, what is recomputed);
+
+    temporary = gradients that are added up + activations kept + the larger of the two moments
+
+Activations are not guessed: JAX is asked which arrays the backward pass of this very model keeps,
+at one row and at two, and the difference is one row's. The rest of the formula is what compiled
+programs show (tests/preflight/test_report.py and docs/preflight.md compare).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import ComputeConfig
+
+
+class Share(NamedTuple):
+    """What one device has of a step."""
+
+    rows: int  # of a microbatch
+    microbatches: int
+    length: int
+    images: int  # slots of its rows in a microbatch
+    tensor: int  # devices that share a layer's heads and units
+
+
+class Memory(NamedTuple):
+    """Bytes of one device."""
+
+    trainable: int
+    frozen: int
+    moments: int
+    batch: int  # tokens, targets, weights and so on
+    images: int  # their pixels, as bytes
+    gradients: int  # of one microbatch, and what is added up over several
+    activations: int  # kept for the backward pass
+    logits: int  # of one chunk, and their gradient
+    head: int  # the output table gathered, and its gradient before it is divided
+    layer: int  # one layer: weights gathered, their gradients, what is recomputed
+
+    @property
+    def held(self) -> int:
+        """What the program is handed: the state and the batch."""
+        return self.trainable + self.frozen + self.moments + self.batch + self.images
+
+    @property
+    def temporary(self) -> int:
+        """What it needs beside that."""
+        return self.gradients + self.activations + max(self.logits + self.head, self.layer)
+
+    @property
+    def total(self) -> int:
+        return self.held + self.temporary
+
+
+def bytes_of(placed: Any) -> int:
+    """Bytes on one device of a tree of ShapeDtypeStructs that carry shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(placed)
+    )
+
+
+def kept_per_row(backward: Callable[[int], Any]) -> int:
+    """Bytes one row leaves behind for the backward pass.
+
+    Args:
+        backward: rows -> the abstract arrays (`jax.eval_shape`) that the backward pass is given.
+            What does not grow with the rows (parameters, their copies) falls out.
+    """
+    one, two = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward(rows)))
+        for rows in (1, 2)
+    )
+    return two - one
+
+
+def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
+    """Logits of a chunk in float32, and their gradient in the compute dtype (2 bytes or 4)."""
+    turns = -(-share.length // chunk)
+    positions = -(-share.length // turns)
+    return share.rows * positions * language.vocab // share.tensor * 8
+
+
+def head_bytes(
+    language: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, divided: bool
+) -> int:
+    """The output table as the loss has it, gathered, in the compute dtype.
+
+    Frozen: twice, since its two products want it in two layouts. Trained: once, and its float32
+    gradient before and after it is summed over the devices (`divided`: whether there are several).
+    """
+    size = language.vocab * language.width // share.tensor
+    if not trained:
+        return 2 * size * width(compute)
+    return size * (width(compute) + (8 if divided else 0))
+
+
+def layer_bytes(
+    model: ModelConfig, share: Share, compute: ComputeConfig, trained: bool, backend: str
+) -> int:
+    """The backward pass of one language layer, or the forward pass of a vision layer if larger."""
+    largest = 0
+    if model.language is not None:
+        largest = _language_layer(model.language, share, compute, trained, backend)
+    if model.vision is not None:
+        largest = max(largest, _vision_layer(model.vision, share, compute))
+    return largest
+
+
+def _language_layer(
+    c: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, backend: str
+) -> int:
+    size, tokens = width(compute), share.rows * share.length
+    heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
+    weights = (c.width * heads + 3 * c.width * c.mlp) // share.tensor
+    # gate, up and their product with what comes back for each; queries, keys, values and theirs
+    per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
+    block = share.length  # queries whose scores exist at the same time (models/block_attention.py)
+    if backend != "dense":
+        block = min(share.length, max(128, -(-share.length // 8)))
+    scores = 2 * 4 * share.rows * c.heads // share.tensor * block * share.length
+    if backend == "loop":
+        scores = scores // (share.rows * c.kv_heads // share.tensor)
+    # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
+    summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
+    return weights * (size + (summed if trained else 0)) + tokens * per_token * size + scores
+
+
+def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:
+    size, tokens = width(compute), share.images * (c.patches + 1)
+    weights = 4 * c.width**2 + 2 * c.width * c.mlp
+    return (weights + tokens * (4 * c.width + 2 * c.mlp)) * size
+
+
+def width(compute: ComputeConfig) -> int:
+    """Bytes of a number in the compute dtype."""
+    return 4 if compute.compute == "float32" else 2
+
+
+def float32_bytes(placed: Any) -> int:
+    """What `placed` would take on one device in float32, as gradients do."""
+    return 4 * sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(placed)
+    )

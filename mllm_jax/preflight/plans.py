@@ -1,0 +1,242 @@
+"""A stage under any setting of remat, rows and mesh: laid out, estimated, compiled.
+
+For preflight. Nothing here holds numbers: parameters, moments and batch are shapes with shardings.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mllm_jax.batch import Batch
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.model import LanguageConfig
+from mllm_jax.config.stage import Config
+from mllm_jax.distributed import sharding
+from mllm_jax.models import axes, mllm
+from mllm_jax.preflight import hlo, memory
+from mllm_jax.preflight.hardware import Devices, Hardware
+from mllm_jax.preflight.memory import Memory, Share
+from mllm_jax.preflight.roofline import Split
+from mllm_jax.preflight.settings import Setting
+from mllm_jax.training import optimizer, state, step
+from mllm_jax.training.setup import Stage, apply_of, compile_train_step, plan
+
+STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
+
+
+class Program(NamedTuple):
+    """A compiled step, or what the compiler said when it refused."""
+
+    seconds: float
+    memory: dict[str, int]  # bytes: arguments, temporary, outputs (not given back), code
+    collectives: list[hlo.Collective]
+    refused: str | None
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def sent(self) -> dict[str, dict[str, int]]:
+        return hlo.summary(self.collectives)
+
+
+class Plans:
+    """One stage on one kind of hardware, under any setting."""
+
+    def __init__(self, config: Config, hardware: Hardware, found: Devices):
+        self.config, self.hardware, self._found = config, hardware, found
+        mesh = sharding.make_mesh(config.mesh.axes, found.devices)
+        split = Split(*(mesh.shape[axis] for axis in sharding.AXES))
+        rows, turns = config.data.rows, config.train.microbatches
+        self.given = Setting(config.compute.remat, rows, turns, split)
+        self.compiles = found.compiles
+        assert config.model.language is not None  # Config refuses a stage without one
+        self.language: LanguageConfig = config.model.language
+
+    @property
+    def limit(self) -> int:
+        """Bytes of memory of one device; of this machine's, its share."""
+        if self.hardware.chip.memory is not None:
+            return self.hardware.chip.memory
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // self.hardware.count
+
+    @property
+    def basis(self) -> str:
+        """Where the numbers come from."""
+        if not self.compiles:
+            return f"estimated by formula: no {self.hardware.chip.kind} is at hand to compile for"
+        if self.hardware.chip.platform == "tpu":
+            return f"compiled by libtpu {metadata.version('libtpu')}"
+        return f"compiled for this machine's {self.hardware.chip.platform} devices"
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The rest of what decides about size."""
+        data, compute = self.config.data, self.config.compute
+        return {
+            "length": data.length,
+            "image_slots": data.image_slots,
+            "compute": compute.compute,
+            "parameters": compute.parameters,
+            "loss_chunk": compute.loss_chunk,
+        }
+
+    # ------------------------------------------------------------------------------------- layout
+
+    @functools.cache  # noqa: B019  one object per call of the verb
+    def stage(self, remat: str) -> Stage:
+        """The stage on the given mesh. Raises ConfigError for a dimension that does not divide."""
+        config = self.config
+        compute = dataclasses.replace(config.compute, remat=remat)
+        steps = config.train.steps or STEPS
+        mesh = sharding.make_mesh(config.mesh.axes, self._found.devices)
+        images = config.data.image_slots > 0
+        return plan(config.model, compute, config.optimizer, mesh, steps, images)
+
+    @functools.cache  # noqa: B019
+    def laid_out(self, split: Split) -> Stage:
+        """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
+        given = self.stage(self.given.remat)
+        mesh = sharding.make_mesh(split, self._found.devices)
+        names = axes.logical_axes(given.abstract.params)
+        return given._replace(
+            mesh=mesh, shardings=state.state_shardings(mesh, given.abstract, names)
+        )
+
+    def check_rows(self, setting: Setting) -> None:
+        """Raises ConfigError for rows that do not divide over mesh and microbatches."""
+        mesh = self.laid_out(setting.split).mesh
+        step.check_rows(mesh, setting.rows, setting.microbatches)
+
+    def possible(self, setting: Setting) -> bool:
+        """Whether all dimensions divide."""
+        try:
+            self.check_rows(setting)
+        except ConfigError:
+            return False
+        return True
+
+    def batch(self, rows: int) -> Batch:
+        """A batch's shapes, as the loader makes them."""
+        data, vision = self.config.data, self.config.model.vision
+        whole: Any = jax.ShapeDtypeStruct((rows, data.length), jnp.int32)
+        weights: Any = jax.ShapeDtypeStruct((rows, data.length), jnp.float32)
+        side = vision.image_size if vision is not None and self.config.model.patches else 1
+        pixels: Any = jax.ShapeDtypeStruct((rows, data.image_slots, side, side, 3), jnp.uint8)
+        return Batch(whole, whole, weights, whole, whole, whole, whole, whole, pixels)
+
+    # ------------------------------------------------------------------------------------- memory
+
+    def share(self, setting: Setting) -> Share:
+        """What one device has of a step."""
+        rows = setting.rows // setting.microbatches // (setting.split.data * setting.split.fsdp)
+        data = self.config.data
+        images = rows * data.image_slots
+        return Share(rows, setting.microbatches, data.length, images, setting.split.tensor)
+
+    def state_bytes(self, split: Split) -> int:
+        """Parameters and moments of one device: what no other knob makes smaller."""
+        there = self.laid_out(split)
+        return memory.bytes_of(there.params) + memory.bytes_of(there.moments)
+
+    def memory(self, setting: Setting) -> Memory:
+        """Bytes of one device, by formula."""
+        stage, share = self.laid_out(setting.split), self.share(setting)
+        params, trained = flatten(stage.params), flatten(stage.abstract.trainable)
+        trainable = {path: leaf for path, leaf in params.items() if path in trained}
+        frozen = {path: leaf for path, leaf in params.items() if path not in trained}
+        rows = setting.rows // (setting.split.data * setting.split.fsdp)
+        *numbers, pixels = (x.size * x.dtype.itemsize for x in self.batch(rows))
+        compute, model = stage.model.compute, self.config.model
+        head = "language/embedding" if self.language.tied else "language/head/kernel"
+        moves = any(path.startswith("language/layers/") for path in trained)
+        divided = math.prod(setting.split) > setting.split.tensor
+        return Memory(
+            trainable=memory.bytes_of(trainable),
+            frozen=memory.bytes_of(frozen),
+            moments=memory.bytes_of(stage.moments),
+            batch=sum(numbers),
+            images=pixels,
+            gradients=memory.float32_bytes(trainable) * (2 if share.microbatches > 1 else 1),
+            activations=share.rows * self._kept(setting.remat, share.tensor),
+            logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
+            head=memory.head_bytes(self.language, share, compute, head in trained, divided),
+            layer=memory.layer_bytes(model, share, compute, moves, self._backend),
+        )
+
+    @property
+    def _backend(self) -> str:
+        chosen = self.config.compute.attention
+        return mllm.AUTO_ATTENTION[self.hardware.chip.platform] if chosen == "auto" else chosen
+
+    @functools.cache  # noqa: B019
+    def _kept(self, remat: str, tensor: int) -> int:
+        """Bytes one row leaves for the backward pass, on one of `tensor` devices.
+
+        A model with that part of the heads and units keeps what a device does. (The image tower is
+        taken whole: its head width follows from its heads.)
+        """
+        whole, parts = self.language, self.config.optimizer.parts
+        language = dataclasses.replace(
+            whole,
+            heads=whole.heads // tensor,
+            kv_heads=whole.kv_heads // tensor,
+            mlp=whole.mlp // tensor,
+        )
+        model = dataclasses.replace(self.config.model, language=language)
+        compute = dataclasses.replace(self.config.compute, remat=remat)
+        built = mllm.build(model, compute, self.hardware.chip.platform)
+        held = state.param_dtypes(mllm.abstract_params(built), parts, compute)
+        trainable, frozen = optimizer.split(held, parts)
+        apply = apply_of(built)
+
+        def pull(trainable: Any, frozen: Any, batch: Batch) -> Any:
+            hidden = lambda moving: apply(optimizer.merge(moving, frozen), batch)[0]  # noqa: E731
+            return jax.vjp(hidden, trainable)[1]
+
+        return memory.kept_per_row(
+            lambda rows: jax.eval_shape(pull, trainable, frozen, self.batch(rows))
+        )
+
+    # ------------------------------------------------------------------------------------ program
+
+    @functools.cache  # noqa: B019
+    def compiled(self, setting: Setting) -> Program:
+        """The real train step, compiled for the hardware."""
+        there = self.laid_out(setting.split)
+        here = self.stage(setting.remat)
+        stage = here._replace(mesh=there.mesh, shardings=there.shardings)
+        batch, data = self.batch(setting.rows), self.config.data
+        counts = setting.microbatches, len(data.streams), len(data.languages)
+        try:
+            made = compile_train_step(stage, stage.abstract, batch, *counts)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return Program(0.0, {}, [], str(error).splitlines()[0])
+        found = made.call.memory_analysis()
+        sizes = {
+            "arguments": found.argument_size_in_bytes,
+            "temporary": found.temp_size_in_bytes,
+            "outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
+            "code": found.generated_code_size_in_bytes,
+        }
+        return Program(made.seconds, sizes, hlo.collectives(made.call.as_text()), None)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide about a compiled program."""
+    names = ("mllm-jax", "jax", "jaxlib", "libtpu")
+    return {name: metadata.version(name) for name in names if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    return any(metadata.distributions(name=name))

@@ -1,0 +1,239 @@
+"""DOOR preflight: does a stage fit on hardware that is not here, how fast may it be.
+
+From shapes alone: no weights, no data, no tokenizer. libtpu compiles the real train step for TPUs
+on any machine, JAX for this machine's devices. For GPUs that are not here the numbers are estimates
+by formula, and are labelled so. When a stage does not fit: the nearest settings that do.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import Config
+from mllm_jax.preflight import hardware, hlo, memory, roofline, table
+from mllm_jax.preflight import plans as planning
+from mllm_jax.preflight.plans import Plans, Program
+from mllm_jax.preflight.roofline import Work
+from mllm_jax.preflight.settings import Setting, near, whole_rows
+from mllm_jax.training import flops
+
+SHOWN = 3  # settings that fit
+TRIED = 4  # compilations to find them
+NEARLY = 0.97  # of the memory: what an estimate may fill to be worth a compilation
+LARGEST = 6  # collectives listed
+
+
+def main(config: Config, word: str, as_json: bool = False) -> None:
+    """`mllm-jax preflight`: prints a table, or with `as_json` one object, on stdout.
+
+    Args:
+        config: the stage.
+        word: the hardware, for example "v5e:16x16".
+        as_json: for programs.
+
+    Raises:
+        ConfigError: unknown hardware, no compiler for it, or a stage that cannot be laid out on it.
+    """
+    result = forecast(config, word)
+    print(json.dumps(result) if as_json else table.render(result))
+
+
+def forecast(config: Config, word: str) -> dict[str, Any]:
+    """What `preflight` prints, as plain numbers; the names are those of `--json`."""
+    wanted = hardware.parse(word)
+    found = hardware.find_devices(wanted)
+    plans = Plans(config, wanted, found)
+    _check_rows(plans)
+    given = plans.given
+    program = None
+    if found.compiles:
+        with _progress(f"compiling the train step for {word}"):
+            program = plans.compiled(given)
+    result = _describe(plans, given, program)
+    if result["memory"]["fits"] is False:
+        result["nearest"] = _nearest(plans, given)
+    return result
+
+
+def _check_rows(plans: Plans) -> None:
+    given = plans.given
+    try:
+        plans.check_rows(given)
+    except ConfigError as error:
+        parts = given.split.data * given.split.fsdp
+        rows, turns = whole_rows(given.rows, given.microbatches, parts)
+        flags = given._replace(rows=rows, microbatches=turns).flags(given)
+        raise ConfigError(f"{error}; for example {flags}") from error
+
+
+# ------------------------------------------------------------------------------------------- result
+
+
+def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[str, Any]:
+    wanted, formula = plans.hardware, plans.memory(setting)
+    limit = plans.limit
+    total = formula.total if program is None else program.total
+    traffic = sent(plans, setting) if program is None or program.refused else program.sent
+    asked = work(plans, setting, sum(kind["bytes"] for kind in traffic.values()))
+    rate = flops.peak_rate(wanted.chip.kind)
+    bound = roofline.bound(asked, wanted.chip, rate, wanted.count)
+    return {
+        "hardware": wanted.word,
+        "chip": wanted.chip._asdict(),
+        "chips": wanted.count,
+        "basis": plans.basis,
+        "versions": planning.versions(),
+        "compile_seconds": round(program.seconds, 1) if program is not None else None,
+        "setting": {**setting._replace(split=None)._asdict(), "mesh": setting.split._asdict()}
+        | plans.shape,
+        "memory": {
+            "formula": formula._asdict() | {"temporary": formula.temporary, "total": formula.total},
+            "compiler": None if program is None else program.memory,
+            "refused": None if program is None else program.refused,
+            "total": total,
+            "limit": limit,
+            "margin": limit - total,
+            "fits": total <= limit and not (program is not None and program.refused),
+        },
+        "collectives": traffic,
+        "largest_collectives": [] if program is None else _largest(program.collectives),
+        "work": asked._asdict(),
+        "peak_flops_per_chip": rate,
+        "bound": None if bound is None else bound._asdict(),
+        "nearest": None,
+    }
+
+
+def _largest(found: list[hlo.Collective]) -> list[dict[str, Any]]:
+    ordered = sorted(found, key=lambda one: -one.sent)[:LARGEST]
+    return [one._asdict() | {"sent": one.sent} for one in ordered]
+
+
+# ----------------------------------------------------------------------------------- what it takes
+
+
+def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
+    """Bytes one device sends in a step, by formula, in the form of `hlo.summary`."""
+    stage, share = plans.laid_out(setting.split), plans.share(setting)
+    size = memory.width(stage.model.compute)
+    trained = flatten(stage.abstract.trainable)
+    used = flops.matmul_parameters(plans.config.model)
+    kinds = roofline.sent_by_formula(
+        setting.split,
+        setting.microbatches,
+        sum(used.values()) * size // share.tensor,
+        sum(n for path, n in used.items() if path in trained) * size // share.tensor,
+        memory.float32_bytes({p: x for p, x in flatten(stage.params).items() if p in trained}),
+        share.rows * share.length * plans.language.width * size,
+        plans.language.layers,
+    )
+    return {kind: {"operations": 0, "bytes": count} for kind, count in kinds.items()}
+
+
+def work(plans: Plans, setting: Setting, sent: int) -> Work:
+    """What a step asks of the hardware; `sent`: bytes over one device's links.
+
+    Memory is read and written at least for: the weights once a pass, what is kept for the backward
+    pass, and the optimizer's state.
+    """
+    config, data = plans.config, plans.config.data
+    stage, share = plans.laid_out(setting.split), plans.share(setting)
+    trained = flatten(stage.abstract.trainable)
+    images = setting.rows * data.image_slots if config.model.patches else 0
+    useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
+    again = _recomputed(config, setting, trained) if setting.remat == "full" else 0.0
+    bytes_now = plans.memory(setting)
+    weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
+    passes = 2 if setting.remat == "none" else 3
+    moved = (
+        share.microbatches * passes * weights * memory.width(stage.model.compute)
+        + 2 * share.microbatches * bytes_now.activations
+        + 2 * (bytes_now.trainable + bytes_now.moments)
+        + bytes_now.gradients
+    )
+    return Work(useful, useful + again, moved, sent, setting.rows * data.length)
+
+
+def _recomputed(config: Config, setting: Setting, trained: Collection[str]) -> float:
+    """FLOPs of the forward passes that remat "full" takes twice: layers, not the head."""
+    language, vision = config.model.language, config.model.vision
+    assert language is not None
+    rows, length = setting.rows, config.data.length
+    alone = flops.flops_per_step(ModelConfig(language=language), (), rows, length, 0)
+    again = alone - 2 * rows * length * language.vocab * language.width
+    if vision is not None and any(path.startswith("vision/") for path in trained):
+        images = rows * config.data.image_slots
+        again += flops.flops_per_step(ModelConfig(vision=vision), (), 0, 0, images)
+    return again
+
+
+# ---------------------------------------------------------------------------------- what would fit
+
+
+def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
+    """At most SHOWN settings that fit, no two of the same kinds of change, nearest first."""
+    kinds: set[tuple[str, ...]] = set()
+    shown: list[dict[str, Any]] = []
+    tried = 0
+    candidates = near(given, plans.hardware.count)
+    _say(f"it does not fit; looking through {len(candidates)} settings near it")
+    for setting in candidates:
+        if len(shown) == SHOWN or tried == TRIED:
+            break
+        if setting.changed(given) in kinds or not plans.possible(setting):
+            continue
+        if plans.state_bytes(setting.split) > plans.limit:
+            continue
+        total, verified = plans.memory(setting).total, False
+        if total > NEARLY * plans.limit:
+            continue
+        if plans.compiles:
+            tried += 1
+            with _progress(f"compiling with {setting.flags(given)}"):
+                program = plans.compiled(setting)
+            if program.refused or program.total > plans.limit:
+                continue
+            total, verified = program.total, True
+        kinds.add(setting.changed(given))
+        shown.append(
+            {
+                "flags": setting.flags(given),
+                "total": total,
+                "margin": plans.limit - total,
+                "compiled": verified,
+            }
+        )
+    return shown
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Says on stderr what goes on, and every 15 seconds for how long."""
+    start, done = time.perf_counter(), threading.Event()
+
+    def tick() -> None:
+        while not done.wait(15):
+            _say(f"{what}: {time.perf_counter() - start:.0f} s")
+
+    _say(what)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticker.join()
+
+
+def _say(what: str) -> None:
+    print(f"preflight: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,244 @@
+"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
+
+import sys
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mllm_jax.checkpoints.frozen import FrozenParams
+from mllm_jax.checkpoints.open_model import ModelSource, open_model
+from mllm_jax.checkpoints.retention import Keep, Mean
+from mllm_jax.checkpoints.store import Checkpoints
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import Preempted, require
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.stage import Config
+from mllm_jax.data.chat.tokenizer import load_tokenizer
+from mllm_jax.data.loader import Loader
+from mllm_jax.distributed import processes, sharding
+from mllm_jax.distributed.processes import Stop
+from mllm_jax.distributed.watchdog.heartbeat import waits_for
+from mllm_jax.training import flops, metrics, run_folder, run_inputs, state, step
+from mllm_jax.training.restore import first_params, first_state, restored_state
+from mllm_jax.training.setup import Stage, compile_train_step, place, plan
+from mllm_jax.training.writer import MetricsWriter, NoWriter
+
+
+def train(
+    config: Config,
+    resume: run_folder.Resume = False,
+    devices: Sequence[Any] | None = None,
+    accept_changed_data: bool = False,
+) -> Path:
+    """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
+
+    Args:
+        config: the stage.
+        resume: go on from the last checkpoint in `config.out`; batches and losses are those of an
+            undisturbed run. "auto": if a run has begun there.
+        devices: the mesh's devices; all there are when None.
+        accept_changed_data: continue although the streams hold other records than before.
+
+    Raises:
+        ConfigError: bad input, before anything is written.
+        Diverged: a loss that is not finite; names the step and the last good checkpoint.
+        Preempted: SIGTERM came to a process of the run; the step is finished and saved.
+    """
+    with run_folder.alone(config, resume):
+        return _train(config, resume, devices, accept_changed_data)
+
+
+def _train(
+    config: Config,
+    resume: run_folder.Resume,
+    devices: Sequence[Any] | None,
+    accept_changed_data: bool,
+) -> Path:
+    begin = run_folder.check(config, resume)
+    mesh = sharding.make_mesh(config.mesh.axes, devices)
+    source = open_model(config.init.weights) if config.init.weights else None
+    step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    check_source(config, source)
+    tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
+    run_inputs.check_tokenizer(config, begin.step, tokenizer)
+    several = jax.process_count() > 1
+    share = sharding.rows_here(mesh, config.data.rows) if several else None
+    loader = Loader(config.data, config.model, tokenizer, config.seed, share)
+    steps = config.train.steps or loader.steps(config.train.epochs or 0)
+    inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
+    images = config.data.image_slots > 0
+    stage = plan(config.model, config.compute, config.optimizer, mesh, steps, images)
+    first = first_params(stage, source, config) if begin.step is None else None
+    run = _begin(config, source, loader, steps, begin, inputs)
+    if processes.is_first() and (warning := sharding.slow_links(mesh)):
+        print(warning, file=sys.stderr)
+    keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
+    checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
+    if first is not None:
+        now = first_state(stage, first, frozen)
+    else:
+        now = restored_state(stage, checkpoints, frozen, source, config)
+    begins = int(now.step)
+    loop = Loop(config, stage, loader, checkpoints, frozen, steps)
+    record = _writer(config, steps, begins if begin.resume else None)
+    with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
+        now = loop.run(now, begins, writer, stop)
+    if processes.is_first():
+        run_folder.finish(run, writer.last_written)
+    if int(now.step) < loop.stop:
+        raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; go on with --resume")
+    return run
+
+
+def _begin(
+    config: Config,
+    source: ModelSource | None,
+    loader: Loader,
+    steps: int,
+    begin: run_folder.Beginning,
+    inputs: run_inputs.Inputs,
+) -> Path:
+    """The first thing that is written, by process 0, when all processes have checked theirs."""
+    processes.barrier("checked")
+    if processes.is_first():
+        for words in [*begin.notes, *inputs.notes]:
+            print(f"resume: {words}", file=sys.stderr)
+        run = run_folder.prepare(config, source, loader, steps, fresh=begin.step is None)
+        run_inputs.write(run, inputs, loader)
+    processes.barrier("prepared")
+    return Path(config.out)
+
+
+def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWriter | NoWriter:
+    if not processes.is_first():
+        return NoWriter()
+    return MetricsWriter(Path(config.out), steps, resume_step, config.train.log_every)
+
+
+class Loop:
+    """The compiled step and what one turn needs around it."""
+
+    def __init__(
+        self,
+        config: Config,
+        stage: Stage,
+        loader: Loader,
+        checkpoints: Checkpoints,
+        frozen: FrozenParams,
+        steps: int,
+    ):
+        self.config, self.stage, self.loader = config, stage, loader
+        self.checkpoints, self.frozen = checkpoints, frozen
+        self.stop = min(steps, config.train.stop_at or steps)
+        self.losses = Mean()  # since the last save
+
+    def run(
+        self, now: state.TrainState, first: int, writer: MetricsWriter | NoWriter, stop: Stop
+    ) -> state.TrainState:
+        """Steps `first` to `self.stop`, or to where SIGTERM stops all processes.
+
+        A step's numbers are fetched after the next step is on its way to the device.
+        """
+        if first >= self.stop:
+            return now
+        batches = self.loader.iterate(first, self.stop)
+        watch, meter = metrics.Watch(), self._meter(writer)
+        compiled, pending = None, None
+        for number in range(first, self.stop):
+            interrupts.check()
+            with watch.waiting(), waits_for(f"the data of step {number}"):
+                host = next(batches)
+            if compiled is None:
+                compiled = self._compile(now, host.batch)
+                stop.hold()  # from here on there are steps to save
+                watch.lap()
+            with waits_for(f"the start of step {number}"):
+                waited = processes.slowest(watch.waited)  # asked and known before the step ends
+                now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
+            if pending is not None:
+                self._report(pending, waited, writer, meter, watch)
+                waited = 0.0
+            pending = (number, numbers, meter.count(host.contents), host.contents.records)
+            last = stop.due(number) or number + 1 == self.stop
+            if last or (number + 1) % self.config.train.save_every == 0:
+                self._report(pending, waited, writer, meter, watch)
+                self._save(now)
+                pending = None
+                watch.lap()
+            if last:
+                break
+        return now
+
+    def _compile(self, now: state.TrainState, batch: Any) -> step.Compiled:
+        train, data = self.config.train, self.config.data
+        rows = data.rows  # of all processes
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
+        counts = train.microbatches, len(data.streams), len(data.languages)
+        return compile_train_step(self.stage, now, whole, *counts)
+
+    def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
+        config = self.config
+        trained = flatten(self.stage.abstract.trainable)
+        rows, length = config.data.rows, config.data.length
+        useful = partial(flops.flops_per_step, config.model, trained, rows, length)
+        rate = flops.peak_rate(self.stage.mesh.devices.flat[0].device_kind)
+        peak = rate * self.stage.mesh.size if rate is not None else None
+        return metrics.Meter(
+            list(config.data.streams),
+            config.data.languages,
+            useful,
+            peak,
+            writer.last,
+        )
+
+    def _report(
+        self,
+        pending: tuple,
+        waited: Any,
+        writer: MetricsWriter | NoWriter,
+        meter: metrics.Meter,
+        watch: metrics.Watch,
+    ) -> None:
+        number, numbers, counts, records = pending
+        with waits_for(f"the end of step {number}"):
+            jax.block_until_ready(numbers)  # a lap is from the end of a step to the end of the next
+            lap = watch.lap()
+        with waits_for("the others at the next step"):
+            lap = lap._replace(waiting=float(waited))
+        line = meter.line(number, numbers, counts, lap)
+        # the same on resume, or the data moved
+        line["records_crc32"] = zlib.crc32("\n".join(records).encode())
+        with waits_for("metrics.jsonl to be written"):
+            writer.write(line)
+        self.losses.add(line["loss"], line["trained_tokens"])
+        self.checkpoints.check()
+        metrics.require_finite(number, numbers, self._last_good)
+
+    def _last_good(self) -> str | None:
+        self.checkpoints.wait()  # one may be on its way to the disk
+        saved = self.checkpoints.latest()
+        return str(self.checkpoints.folder / str(saved)) if saved else None
+
+    def _save(self, now: state.TrainState) -> None:
+        loss, extra = self.losses.take(), {"seed": self.config.seed}
+        files = self.frozen.files
+        self.checkpoints.save(int(now.step), now.trainable, now.moments, extra, loss, files)
+
+
+def check_source(config: Config, source: ModelSource | None) -> None:
+    """Refuses weights of another architecture than the config's. Raises ConfigError."""
+    if source is None:
+        return
+    connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind
+    drawn_anew = run_folder.is_fresh(config.init, "connector/linear_1/kernel")
+    differ = [
+        f"{key} is {theirs!r}, the config says {ours!r}"
+        for key, (theirs, ours) in run_folder.differences(source.config.model, config.model).items()
+        if not (drawn_anew and key in connector)
+    ]
+    where = f"init.weights={config.init.weights!r}"
+    require(not differ, f"{where} is of another architecture: {'; '.join(differ[:8])}")

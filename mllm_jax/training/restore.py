@@ -1,0 +1,142 @@
+"""The state that a stage begins with: its first one, or that of a checkpoint.
+
+    weights, random numbers  -> trained parameters               -> devices, compute.parameters
+                             -> frozen parameters  -> RUN/frozen -> devices, compute.compute
+    checkpoint               -> trained parameters, moments, step
+
+Frozen parameters reach the devices through `RUN/frozen` at every start, so a resumed run computes
+with the numbers of an undisturbed one.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mllm_jax.checkpoints.frozen import FrozenParams
+from mllm_jax.checkpoints.leaves import Leaf
+from mllm_jax.checkpoints.open_model import ModelSource
+from mllm_jax.checkpoints.store import Checkpoints
+from mllm_jax.common.errors import require
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.stage import Config
+from mllm_jax.training import run_folder, state
+from mllm_jax.training.setup import Stage, draw
+
+DRAWN_BYTES = 2**30  # of random frozen parameters that one program draws; a larger one is alone
+
+
+class FirstParams(NamedTuple):
+    """The parameters of a stage's first step, before anything is written."""
+
+    trainable: dict[str, jax.Array]  # path -> where it belongs, in `compute.parameters`
+    frozen: dict[str, Leaf]  # path -> as the source has it
+
+
+def first_params(stage: Stage, source: ModelSource | None, config: Config) -> FirstParams:
+    """Pretrained weights, and random numbers where there are none or `init.fresh` asks for them.
+
+    Random numbers are drawn in `compute.parameters`, also those that stay frozen.
+
+    Raises:
+        ConfigError: the source lacks parameters or has others, or `init.fresh` matches none.
+    """
+    shapes, trainable = flatten(stage.params), flatten(stage.trainable)
+    fresh = _fresh_paths(list(shapes), source, config)
+    drawn = {path: leaf for path, leaf in trainable.items() if path in fresh}
+    params = flatten(draw(stage, unflatten(drawn), config.seed)) if drawn else {}
+    if source is not None:
+        wanted = unflatten({path: x for path, x in shapes.items() if path not in fresh})
+        params |= flatten(source.load(wanted, config.init.fresh, only=trainable))
+    return FirstParams(params, _frozen_leaves(stage, source, config))
+
+
+def _frozen_leaves(stage: Stage, source: ModelSource | None, config: Config) -> dict[str, Leaf]:
+    """The frozen parameters as lazy leaves; none is read yet, and no other process is needed."""
+    shapes, frozen = flatten(stage.params), flatten(stage.frozen)
+    fresh = _fresh_paths(list(shapes), source, config)
+    leaves = _drawn(stage, [path for path in frozen if path in fresh], config)
+    if source is not None and len(leaves) < len(frozen):
+        wanted = unflatten({path: x for path, x in shapes.items() if path not in fresh})
+        stored = source.leaves(wanted, config.init.fresh)
+        leaves |= {path: stored[path] for path in frozen if path not in fresh}
+    return leaves
+
+
+def _fresh_paths(paths: list[str], source: ModelSource | None, config: Config) -> set[str]:
+    if source is None:
+        return set(paths)
+    fresh = {path for path in paths if run_folder.is_fresh(config.init, path)}
+    pattern = config.init.fresh
+    require(pattern is None or bool(fresh), f"init.fresh={pattern!r} matches no parameter path")
+    return fresh
+
+
+def _drawn(stage: Stage, paths: Sequence[str], config: Config) -> dict[str, Leaf]:
+    """Frozen parameters that this process alone draws when they are read."""
+    shapes, dtype = flatten(stage.params), np.dtype(config.compute.parameters)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    groups: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
+    for path in paths:
+        leaf = jax.ShapeDtypeStruct(shapes[path].shape, dtype, sharding=here)
+        if sum(x.size for x in [*groups[-1].values(), leaf]) * dtype.itemsize > DRAWN_BYTES:
+            groups.append({})
+        groups[-1][path] = leaf
+    return {path: leaf for group in groups for path, leaf in _drawn_together(stage, group, config)}
+
+
+def _drawn_together(
+    stage: Stage, group: dict[str, jax.ShapeDtypeStruct], config: Config
+) -> Iterator[tuple[str, Leaf]]:
+    """Leaves that one program draws, when the first of them is read; each is held until read."""
+    drawn: dict[str, jax.Array] = {}
+
+    def read(path: str) -> np.ndarray:
+        if path not in drawn:
+            drawn.update(flatten(draw(stage, unflatten(group), config.seed)))
+        return np.asarray(drawn.pop(path))
+
+    for path, leaf in group.items():
+        yield path, Leaf(leaf.shape, np.dtype(leaf.dtype), functools.partial(read, path))
+
+
+def first_state(stage: Stage, first: FirstParams, frozen: FrozenParams) -> state.TrainState:
+    """Step 0; the frozen parameters are written on the way."""
+    frozen.write(first.frozen)
+    return _state(stage, first.trainable, frozen)
+
+
+def _state(stage: Stage, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
+    params = unflatten(trainable | frozen.load(flatten(stage.frozen)))
+    return state.birth(params, stage.optimizer, stage.abstract, stage.shardings)
+
+
+def restored_state(
+    stage: Stage,
+    checkpoints: Checkpoints,
+    frozen: FrozenParams,
+    source: ModelSource | None,
+    config: Config,
+) -> state.TrainState:
+    """The state as it was after the last checkpoint's step.
+
+    Args:
+        stage: from `plan`.
+        checkpoints, frozen: of the run.
+        source, config: what the run began with; `train.on_damage` says what to do with damage.
+    """
+    on_damage = config.train.on_damage
+    last = checkpoints.verified(on_damage)
+    require(
+        last is not None,
+        f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
+    )
+    assert last is not None
+    folder, paths = checkpoints.folder / str(last), list(flatten(stage.frozen))
+    frozen.resume(folder, paths, lambda: _frozen_leaves(stage, source, config), on_damage)
+    trainable, moments, _ = checkpoints.restore(last, stage.trainable, stage.moments)
+    first = _state(stage, flatten(trainable), frozen)
+    number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), stage.shardings.step)
+    return first._replace(step=number, moments=moments)

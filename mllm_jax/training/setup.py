@@ -1,0 +1,153 @@
+"""Config sections -> model, optimizer and the layout of the state.
+
+What every door that takes steps begins with. Everything here is abstract until `draw` or a
+checkpoint puts numbers in, so an 8B stage is planned on a laptop.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mllm_jax.batch import Batch
+from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
+from mllm_jax.distributed import sharding
+from mllm_jax.models import axes, mllm
+from mllm_jax.training import optimizer, state, step
+
+
+class Stage(NamedTuple):
+    """A stage without numbers: what is trained, on what, and where each array will lie."""
+
+    model: mllm.MLLM
+    mesh: Mesh
+    optimizer: optimizer.Optimizer
+    abstract: state.TrainState  # ShapeDtypeStructs
+    shardings: state.TrainState  # NamedShardings
+
+    @property
+    def params(self) -> Any:
+        """The whole parameter tree as ShapeDtypeStructs with shardings."""
+        return _placed(self.abstract.params, self.shardings.params)
+
+    @property
+    def trainable(self) -> Any:
+        """Those that are trained, likewise."""
+        return _placed(self.abstract.trainable, self.shardings.trainable)
+
+    @property
+    def frozen(self) -> Any:
+        """Those that are not, likewise; in the number format in which devices hold them."""
+        return _placed(self.abstract.frozen, self.shardings.frozen)
+
+    @property
+    def moments(self) -> Any:
+        """The optimizer's state, likewise."""
+        return _placed(self.abstract.moments, self.shardings.moments)
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def plan(
+    model: ModelConfig,
+    compute: ComputeConfig,
+    config: OptimizerConfig,
+    mesh: Mesh,
+    steps: int,
+    images: bool = True,
+) -> Stage:
+    """The stage for these sections.
+
+    Args:
+        model: what the network is.
+        compute: number formats, remat, attention.
+        config: which parts are trained, and how.
+        mesh: the devices.
+        steps: updates of the whole run, for the schedule.
+        images: whether rows have image slots; without them nothing of tower and connector is used.
+
+    Raises:
+        ConfigError: a parameter that no part claims or two do, nothing trained that is used, or a
+            dimension that does not divide over the mesh.
+    """
+    built = mllm.build(model, compute, mesh.devices.flat[0].platform)
+    params = mllm.abstract_params(built)
+    trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
+    used = mllm.used_layers(model, flatten(trainable), images)
+    made = optimizer.make_optimizer(config, steps, trainable, used)
+    abstract = state.abstract_state(params, config.parts, compute, made)
+    places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
+    return Stage(built, mesh, made, abstract, places)
+
+
+def draw(stage: Stage, wanted: Any, seed: int) -> Any:
+    """Random parameters for `wanted` (a part of `stage.params`), made where they will lie."""
+    flat = flatten(wanted)
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = flatten(mllm.init(stage.model, key))
+        return {path: drawn[path].astype(leaf.dtype) for path, leaf in flat.items()}
+
+    places = {path: leaf.sharding for path, leaf in flat.items()}
+    return unflatten(jax.jit(make, out_shardings=places)(jax.random.key(seed)))
+
+
+def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
+    """(params, batch) -> (hidden [B, T, D], head [V, D] as it is held): for a step."""
+
+    def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return mllm.hidden(model, params, *batch.inputs), mllm.head(params)
+
+    return apply
+
+
+def compile_train_step(
+    stage: Stage, now: Any, batch: Batch, microbatches: int, n_streams: int, n_languages: int
+) -> step.Compiled:
+    """The stage's step, compiled for its mesh.
+
+    Args:
+        stage: from `plan`.
+        now: the state, abstract or real.
+        batch: with the rows of all processes, abstract or real.
+        microbatches, n_streams, n_languages: see `step.make_train_step`.
+    """
+    train_step = step.make_train_step(
+        apply_of(stage.model),
+        stage.optimizer,
+        microbatches,
+        stage.model.compute.loss_chunk,
+        n_streams,
+        n_languages,
+        stage.shardings,
+        jax.numpy.dtype(stage.model.compute.reduce),
+    )
+    rows = sharding.batch_sharding(stage.mesh)
+    return step.compile_step(train_step, stage.mesh, now, stage.shardings, batch, rows)
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """A process's rows of a batch -> the global batch on the mesh, rows over data and fsdp.
+
+    The rows are those of `sharding.rows_here`, in that order.
+    """
+    where, shares = sharding.batch_sharding(mesh), sharding.shares_here(mesh)
+
+    def one(x: Any) -> jax.Array:
+        size = x.shape[0] // len(shares)
+        whole = (size * sharding.ways(mesh, "batch"), *x.shape[1:])
+
+        def own(index: Any) -> Any:
+            at = shares.index((index[0].start or 0) // size) * size
+            return x[at : at + size]
+
+        return jax.make_array_from_callback(whole, where, own)
+
+    return jax.tree.map(one, batch)

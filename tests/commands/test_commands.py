@@ -1,0 +1,526 @@
+"""The command line: verbs and flags as others script them, exit codes, and a quick --help."""
+
+import argparse
+import errno
+import importlib
+import inspect
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mllm_jax.__main__ import main
+from mllm_jax.commands.flags import make_parser
+from mllm_jax.common import interrupts
+from mllm_jax.common.errors import ConfigError, RunError
+
+
+class Door(types.ModuleType):
+    """Stands in for a door: remembers how it was called."""
+
+    def __init__(self, name: str, function: str, error: BaseException | None = None):
+        super().__init__(f"mllm_jax.{name}")
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            self.calls.append((args, kwargs))
+            if error is not None:
+                raise error
+
+        setattr(self, function, call)
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch):
+    import mllm_jax
+
+    def make(name: str, function: str, error: BaseException | None = None) -> Door:
+        made = Door(name, function, error)
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        monkeypatch.setattr(mllm_jax, name, made, raising=False)
+        return made
+
+    return make
+
+
+GENERATE = {"max_new_tokens": 128, "temperature": 0.0, "seed": 0, "as_json": False}
+BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json_file"))
+BENCH |= {"steps": 5}
+
+# (door, function, words, positional arguments, keyword arguments)
+CALLS = [
+    ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
+    ("quickstart", "run", "quickstart --out o --share 0.1", (Path("o"),), {"share": 0.1}),
+    ("recipe", "run", "recipe r.yaml", (Path("r.yaml"),), {"out": None}),
+    ("recipe", "run", "recipe r.yaml --out o", (Path("r.yaml"),), {"out": Path("o")}),
+    ("convert", "from_hf", "convert from-hf src out", (Path("src"), Path("out")), {}),
+    (
+        "convert",
+        "join",
+        "convert join out --vision clip --language llama",
+        (Path("out"),),
+        {"vision": Path("clip"), "language": Path("llama"), "connector": "linear"},
+    ),
+    (
+        "convert",
+        "join",
+        "convert join --vision clip out --language llama --connector mlp",
+        (Path("out"),),
+        {"vision": Path("clip"), "language": Path("llama"), "connector": "mlp"},
+    ),
+    ("convert", "to_hf", "convert to-hf m out", (Path("m"), Path("out")), {"dtype": None}),
+    (
+        "convert",
+        "to_hf",
+        "convert to-hf m out --dtype bfloat16",
+        (Path("m"), Path("out")),
+        {"dtype": "bfloat16"},
+    ),
+    (
+        "generate",
+        "main",
+        "generate m --prompt Zer?",
+        (Path("m"),),
+        GENERATE | {"prompt": "Zer?", "images": []},
+    ),
+    (
+        "generate",
+        "main",
+        "generate m --prompt p --image a.png b.png --image c.png --max-new-tokens 7 "
+        "--temperature 0.5 --seed -3 --json",
+        (Path("m"),),
+        {
+            "prompt": "p",
+            "images": [Path("a.png"), Path("b.png"), Path("c.png")],
+            "max_new_tokens": 7,
+            "temperature": 0.5,
+            "seed": -3,
+            "as_json": True,
+        },
+    ),
+    (
+        "evaluate",
+        "evaluate",
+        "evaluate m --data d.json",
+        (Path("m"), Path("d.json"), None),
+        {"images": None},
+    ),
+    (
+        "evaluate",
+        "evaluate",
+        "evaluate m --data d.json --out o --images i",
+        (Path("m"), Path("d.json"), Path("o")),
+        {"images": Path("i")},
+    ),
+    ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
+    (
+        "bench_data",
+        "main",
+        "bench --data --config c.yaml --steps 7 --json o.json",
+        ("c.yaml",),
+        {"steps": 7, "json_file": "o.json"},
+    ),
+    (
+        "bench",
+        "main",
+        "bench --config c.yaml --stage full --length 64 --batch 2 --steps 3 --dtype float32 "
+        "--remat dots --json o.json",
+        (),
+        {
+            "config": "c.yaml",
+            "size": None,
+            "stage": "full",
+            "length": 64,
+            "batch": 2,
+            "steps": 3,
+            "dtype": "float32",
+            "remat": "dots",
+            "json_file": "o.json",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
+def test_a_verb_calls_its_door(door, name, function, words: str, args, kwargs):
+    made = door(name, function)
+    assert main(words.split()) == 0
+    assert made.calls == [(args, kwargs)]
+
+
+@pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
+def test_a_door_takes_what_its_verb_gives(name, function, words: str, args, kwargs):
+    module = importlib.import_module(f"mllm_jax.{name}")
+    inspect.signature(getattr(module, function)).bind(*args, **kwargs)
+
+
+STAGE = {
+    "model": {"language": {"vocab": 64, "width": 8, "mlp": 16, "layers": 1, "heads": 1,
+                           "kv_heads": 1, "head_dim": 8}},
+    "init": {"tokenizer": "tok"},
+    "data": {"streams": {"a": {"path": "a.json"}}, "languages": ["eu"], "image_slots": 0},
+    "optimizer": {"parts": {"all": {"match": ".*"}}},
+    "train": {"steps": 3},
+}  # fmt: skip
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> str:
+    path = tmp_path / "stage.yaml"
+    path.write_text(yaml.safe_dump(STAGE))
+    return str(path)
+
+
+def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
+    made = door("train", "train")
+    words = ["--optimizer.learning_rate", "1e-4", "--out", "runs/x", "--seed=7", "--resume"]
+    assert main(["train", "--mesh.data", "-1", "--config", stage, *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"resume": True, "accept_changed_data": False}
+    assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
+    assert config.mesh.data == -1
+
+
+def test_changed_data_are_accepted_on_resume_alone(door, capsys, stage: str):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, "--resume", "auto", "--accept-changed-data"]) == 0
+    assert made.calls[0][1] == {"resume": "auto", "accept_changed_data": True}
+    assert main(["train", "--config", stage, "--accept-changed-data"]) == 2
+    error = "mllm-jax: error: --accept-changed-data: has no effect without --resume\n"
+    assert capsys.readouterr().err == error
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "steps"),
+    [
+        (["--resume"], True, 3),
+        (["--resume", "auto"], "auto", 3),
+        (["--resume", "--train.steps", "5"], True, 5),
+        (["--train.steps", "5"], False, 5),
+    ],
+)
+def test_train_resumes_always_or_where_a_run_has_begun(door, stage: str, words, resume, steps):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, *words]) == 0
+    (((config,), kwargs),) = made.calls
+    assert (kwargs["resume"], config.train.steps) == (resume, steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--processes 2", "--processes without --coordinator, --process: give all three, or none"),
+        ("--coordinator a:1 --processes 2 --process 2", "process 2: must lie in 0 to 1"),
+        ("--coordinator a --processes 2 --process 1", "coordinator 'a': expected HOST:PORT"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["train --config s.yaml", "recipe r.yaml"])
+def test_a_place_among_processes_that_cannot_be(door, capsys, verb, words, message):
+    made = [door("train", "train"), door("recipe", "run")]
+    assert main([*verb.split(), *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"mllm-jax: error: {message}") and err.count("\n") == 1
+    assert not any(it.calls for it in made)
+
+
+def test_a_coordinator_that_does_not_answer_is_code_1(capsys):
+    words = "recipe r.yaml --coordinator 127.0.0.1:9 --processes 2 --process 1 --join-within 0.2"
+    assert main(words.split()) == 1
+    err = capsys.readouterr().err
+    assert "no answer from process 0 at 127.0.0.1:10 within 0.2 s" in err and err.count("\n") == 1
+
+
+def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stage: str):
+    made = door("train", "train")
+
+    def work(*_, **__) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        interrupts.check()  # as every long loop does
+
+    monkeypatch.setattr(made, "train", work, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["train", "--config", stage]) == 75
+    assert capsys.readouterr().err.startswith("mllm-jax: error: SIGTERM: nothing is lost; ")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("words", ["r.yaml --workers 3", "--workers 3 r.yaml"])
+def test_prepare_takes_a_recipe(door, words: str):
+    made = door("prepare", "run_recipe")
+    assert main(["prepare", *words.split()]) == 0
+    assert made.calls == [((Path("r.yaml"),), {"workers": 3, "json_file": None})]
+
+
+@pytest.mark.parametrize("words", ["", "a.yaml b.yaml", "r.yaml --train.steps 3"])
+def test_prepare_takes_one_recipe_or_one_stage(door, capsys, words: str):
+    made = door("prepare", "run_recipe")
+    assert main(["prepare", *words.split()]) == 2
+    assert capsys.readouterr().err == (
+        "mllm-jax: error: prepare: give a recipe file, or --config FILE for one stage (which takes "
+        "overrides)\n"
+    )
+    assert made.calls == []
+
+
+def test_prepare_takes_overrides_too(door, stage: str):
+    made = door("prepare", "run")
+    words = ["--config", stage, "--workers", "3", "--json", "o.json", "--seed", "7"]
+    assert main(["prepare", *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"workers": 3, "json_file": "o.json"}
+    assert config.seed == 7
+
+
+def test_preflight_takes_overrides_too(door, stage: str):
+    made = door("preflight", "main")
+    words = ["--config", stage, "--mesh.fsdp", "8", "--hardware", "v5e:2x4", "--json"]
+    assert main(["preflight", *words]) == 0
+    ((config, word), kwargs) = made.calls[0]
+    assert (config.mesh.fsdp, word, kwargs) == (8, "v5e:2x4", {"as_json": True})
+
+
+def test_bench_of_data_takes_no_sizes(door, capsys):
+    made = door("bench_data", "main")
+    assert main("bench --data --size tiny --batch 3".split()) == 2
+    said = "bench --data: --size, --batch: no effect; give --config FILE"
+    assert capsys.readouterr().err == f"mllm-jax: error: {said}\n"
+    assert not made.calls
+
+
+def test_inspect_takes_overrides_beside_its_flags(door, stage: str):
+    made = door("inspect_rows", "run")
+    words = ["--step", "7", "--rows", "2", "--data.length", "64", "--out", "look"]
+    assert main(["inspect", "--config", stage, *words]) == 0
+    (((config, out), kwargs),) = made.calls
+    assert (out, kwargs) == (Path("look"), {"step": 7, "rows": 2})
+    assert (config.data.length, config.out) == (64, "runs/run")
+    assert main(["inspect", "--config", stage, "--out", "look"]) == 0
+    assert made.calls[1][1] == {"step": 0, "rows": 4}
+
+
+def test_inspect_calls_a_door_that_is_there():
+    module = importlib.import_module("mllm_jax.commands.inspect.pages")
+    inspect.signature(module.run).bind(None, Path("look"), step=7, rows=2)
+
+
+def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
+    door, capsys, stage: str
+):
+    made = door("train", "train")
+    words = ["--mesh.data", "-1", "--optimizer.eps", "1e-4", "--out", "a b"]
+    assert main(["train", "--config", stage, *words]) == 0
+    ((config,), kwargs) = made.calls[0]
+    assert kwargs == {"resume": False, "accept_changed_data": False}
+    assert (config.mesh.data, config.optimizer.eps) == (-1, 1e-4)
+    assert config.out == "a b"
+    assert main(["train", "--config", stage, "--optimizer.eps", "-1e-4"]) == 2
+    assert "optimizer.eps=-0.0001 must lie in (0, 1]\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optimizer.learning_rat", "1"], "unknown key; did you mean 'learning_rate'?"),
+        (["--resum"], "--resum: value missing; write --resum VALUE"),
+        (["--train.steps", "0"], "train.steps=0 must lie in [1, 1_000_000_000]"),
+        (["extra"], "unexpected argument 'extra'; overrides are written --section.key value"),
+    ],
+)
+def test_a_bad_override_ends_with_one_line_and_code_2(door, capsys, stage: str, words, message):
+    made = door("train", "train")
+    assert main(["train", "--config", stage, *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mllm-jax: error: ")
+    assert err.endswith(f"{message}\n")
+    assert err.count("\n") == 1
+    assert not made.calls
+
+
+def test_a_missing_config_file_is_code_2(capsys, tmp_path: Path):
+    path = tmp_path / "none.yaml"
+    assert main(["train", "--config", str(path)]) == 2
+    assert capsys.readouterr().err == f"mllm-jax: error: {path}: no such file\n"
+
+
+def test_bad_input_found_by_a_door_is_code_2(door, capsys):
+    door("convert", "from_hf", ConfigError("out: exists and is not empty"))
+    assert main(["convert", "from-hf", "src", "out"]) == 2
+    assert capsys.readouterr().err == "mllm-jax: error: out: exists and is not empty\n"
+
+
+def test_a_run_that_has_to_end_is_code_1_in_one_line(door, capsys):
+    door("recipe", "run", RunError("step 12: loss nan"))
+    assert main(["recipe", "r.yaml"]) == 1
+    assert capsys.readouterr().err == "mllm-jax: error: step 12: loss nan\n"
+
+
+def test_an_interrupted_run_is_code_130(door, capsys):
+    door("recipe", "run", KeyboardInterrupt())
+    assert main(["recipe", "r.yaml"]) == 130
+    assert capsys.readouterr().err == "mllm-jax: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space", "runs/a/b"), "runs/a/b: the disk is full"),
+        (OSError(errno.EDQUOT, "Quota"), "the disk quota is used up"),
+        (OSError(errno.EIO, "Input/output error", b"d\xff\n"), "d\\udcff : Input/output error"),
+        (MemoryError("Unable to allocate 7 GiB"), "out of memory (Unable to allocate 7 GiB)"),
+        (MemoryError(), "out of memory"),
+        (RecursionError("maximum"), "nested too deeply (maximum)"),
+        (RunError("a\x1b[31m\r" + "long " * 1000 + "end"), "a\\x1b[31m long long "),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(door, capsys, error: Exception, line: str):
+    door("recipe", "run", error)
+    assert main(["recipe", "r.yaml"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"mllm-jax: error: {line}") and err.count("\n") == 1
+    assert len(err) <= 401 and err[:-1].isprintable()
+
+
+def test_a_path_that_the_system_refuses_is_bad_input(door, capsys):
+    door("recipe", "run", PermissionError(errno.EACCES, "Permission denied", "d"))
+    assert main(["recipe", "r.yaml"]) == 2
+    assert capsys.readouterr().err == "mllm-jax: error: d: Permission denied\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
+def test_a_fault_of_ours_keeps_its_traceback(door, error: Exception):
+    door("recipe", "run", error)
+    with pytest.raises(type(error)):
+        main(["recipe", "r.yaml"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "trian --config x",
+        "train",
+        "quickstart --share 0",
+        "quickstart --share 1.5",
+        "quickstart --sh 0.5",  # flags are never guessed from their beginnings
+        "inspect --config c.yaml",
+        "inspect --out look",
+        "inspect --config c.yaml --out look --rows 0",
+        "inspect --config c.yaml --out look --step one",
+        "recipe",
+        "recipe r.yaml --oot x",
+        "convert",
+        "convert from-hf src",
+        "convert join out --vision clip",
+        "convert join out --vision clip --language llama --connector mpl",
+        "convert to-hf m out --dtype float16",
+        "generate m",
+        "generate m --prompt p --max-new-tokens 0",
+        "generate m --prompt p --temperature -1",
+        "generate m --prompt p --temperature nan",
+        "evaluate m",
+        "bench",
+        "bench --size tiny --config c.yaml",
+        "bench --size huge",
+        "bench --size tiny --steps -1",
+        "bench --size tiny --mesh.data 2",
+    ],
+)
+def test_wrong_usage_is_code_2(words: str, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and ": error: " in err
+    assert err.count("\n") == 1 and len(err) < 500
+
+
+# (words, the last is the flag's value just inside; just outside, or no number)
+NUMBERS = [
+    ("quickstart --share", ["1", "1e-9"], ["0", "1.0000001", "-1", "nan", "inf", "x"]),
+    ("train --config c --processes", ["1", "1000000"], ["0", "1000001", "1.5"]),
+    ("train --config c --process", ["0", "999999"], ["-1", "1000000", ""]),
+    ("train --config c --lost-after", ["0.1", "1e9"], ["0", "-1", "nan", "inf", "1e10"]),
+    ("recipe r --join-within", ["1"], ["0", "inf"]),
+    ("recipe r --stuck-after", ["1"], ["0", "inf"]),
+    ("prepare --config c --workers", ["1", "10000"], ["0", "-1", "10001", "9" * 5000]),
+    ("inspect --config c --out o --step", ["0", "1000000000"], ["-1", "1000000001", "1e18"]),
+    ("inspect --config c --out o --rows", ["1", "1000000"], ["0", "1000001"]),
+    ("generate m --prompt p --max-new-tokens", ["1", "1048576"], ["0", "1048577", "x" * 10**5]),
+    ("generate m --prompt p --temperature", ["0", "1e6"], ["-1e-9", "nan", "inf", "1e7"]),
+    ("generate m --prompt p --seed", ["-4294967295", "4294967295"], ["4294967296", "1" * 5000]),
+    ("bench --size tiny --length", ["2", "16777216"], ["1", "16777217"]),
+    ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001"]),
+    ("bench --size tiny --steps", ["1", "1000000"], ["0", "1000001"]),
+]
+
+
+@pytest.mark.parametrize(("words", "inside", "outside"), NUMBERS, ids=[row[0] for row in NUMBERS])
+def test_numbers_on_the_command_line_have_ranges(capsys, words: str, inside, outside):
+    flag = words.split()[-1]
+    for value in inside:
+        options = make_parser().parse_args([*words.split(), value])
+        assert getattr(options, flag.strip("-").replace("-", "_")) == float(value)
+    for value in outside:
+        with pytest.raises(SystemExit) as ended:
+            make_parser().parse_args([*words.split(), value])
+        assert ended.value.code == 2
+        err = capsys.readouterr().err
+        assert f"error: argument {flag}: " in err, err
+        assert err.count("\n") == 1 and len(err) < 500
+
+
+def test_every_number_on_the_command_line_is_tested():
+    """A flag that takes a number is in the table above."""
+    tested = {row[0].split()[-1] for row in NUMBERS}
+
+    def flags(parser: argparse.ArgumentParser) -> set[str]:
+        names: set[str] = set()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names |= {name for sub in action.choices.values() for name in flags(sub)}
+            elif action.type not in (None, str, Path):
+                names.add(action.option_strings[0])
+        return names
+
+    assert flags(make_parser()) == tested
+
+
+def test_every_verb_explains_itself(capsys):
+    for words in (
+        ["quickstart"], ["train"], ["prepare"], ["inspect"], ["recipe"], ["convert"],
+        ["convert", "from-hf"],
+        ["convert", "join"], ["convert", "to-hf"], ["generate"], ["evaluate"], ["bench"],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            make_parser().parse_args([*words, "--help"])
+        assert ended.value.code == 0
+        assert f"mllm-jax {' '.join(words)}" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_imports_no_jax():
+    code = (
+        "import sys\nfrom mllm_jax.__main__ import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        "heavy = {'jax', 'flax', 'numpy', 'transformers', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    start = time.perf_counter()
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    seconds = time.perf_counter() - start
+    assert made.returncode == 0, made.stderr
+    assert "quickstart" in made.stdout
+    assert seconds < 1.5  # 0.1 s on an idle machine; the promise is half a second
+
+
+def test_the_module_and_the_exit_code_reach_the_shell(tmp_path: Path):
+    words = ["-m", "mllm_jax", "train", "--config", str(tmp_path / "none.yaml")]
+    made = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert made.returncode == 2
+    assert made.stderr == f"mllm-jax: error: {tmp_path / 'none.yaml'}: no such file\n"

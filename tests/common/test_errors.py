@@ -1,0 +1,48 @@
+"""How values and messages are printed: cut, on one line, with bounded work."""
+
+import time
+
+import pytest
+
+from mllm_jax.common.errors import LINE, one_line, shown
+
+
+def test_ordinary_values_are_their_repr():
+    for value in ("a", 1, -2.5, None, True, [1, "b"], {"a": [1, 2]}, b"ab", 2**64):
+        assert shown(value) == repr(value)
+
+
+def test_control_characters_are_escaped():
+    assert shown("a\nb\x1b[2J\u202e\ud800") == r"'a\nb\x1b[2J\u202e\ud800'"
+    assert one_line("bad \x1b[2J\ud800\nvalue\r\n") == r"bad \x1b[2J\ud800 value"
+
+
+def test_a_long_text_loses_its_middle():
+    assert shown("a" * 10**8 + "end").endswith("aaend'")
+    assert len(shown("a" * 10**8)) <= 120
+    line = one_line("file.json: " + "x" * 10**7 + "; remove it")
+    assert len(line) <= LINE
+    assert line.startswith("file.json: xxx")
+    assert line.endswith("xx; remove it")
+
+
+def laughs() -> list:
+    value: list = ["ha"] * 9
+    for _ in range(9):
+        value = [value] * 9
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(laughs(), id="lists of lists"),
+        pytest.param(10**5000, id="integer"),
+        pytest.param(b"a" * 10**8, id="bytes"),
+        pytest.param({"a" * 10**6: "b" * 10**6}, id="texts"),
+    ],
+)
+def test_work_is_bounded(value: object):
+    start = time.perf_counter()
+    assert len(shown(value)) <= 120
+    assert time.perf_counter() - start < 1

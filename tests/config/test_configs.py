@@ -1,0 +1,123 @@
+"""Every YAML file of the project loads, fits its neighbours, and builds its abstract state."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import Mesh
+
+from mllm_jax.common.trees import flatten
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config, RecipeConfig
+from mllm_jax.training.setup import plan
+
+ROOT = Path(__file__).resolve().parents[2] / "configs"
+STAGES = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml") if path.stem != "recipe"
+)
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("recipe.yaml"))
+# connector 1024 x 4096 + 4096; CLIP ViT-L/14-336 and Llama-3.1-8B as counted by transformers, with
+# 64 more rows in both tables
+BASQUE = {"vision": 303_507_456, "connector": 4_198_400, "language": 8_030_261_248 + 2 * 64 * 4096}
+
+
+def load(file: str) -> Config:
+    return loading.load(Config, ROOT / file)
+
+
+def test_the_folders_are_what_the_readme_says():
+    assert RECIPES == ["basque/recipe.yaml", "quickstart/recipe.yaml"]
+    assert len(STAGES) == 5
+
+
+@pytest.mark.parametrize("file", STAGES)
+def test_a_stage_writes_where_its_recipe_will_look(file: str):
+    assert load(file).out == f"runs/{file.removesuffix('.yaml')}"
+
+
+@pytest.mark.parametrize("file", RECIPES)
+def test_stages_follow_each_other(file: str):
+    recipe = loading.load(RecipeConfig, ROOT / file)
+    stages = [load(f"{Path(file).parent}/{name}") for name in recipe.stages]
+    assert {f"{Path(file).parent}/{name}" for name in recipe.stages} == {
+        s for s in STAGES if s.startswith(f"{Path(file).parent}/")
+    }
+    assert all(stage.model == stages[0].model for stage in stages)
+    assert [stage.init.weights for stage in stages[1:]] == [stage.out for stage in stages[:-1]]
+    assert recipe.evaluate is not None
+
+
+@pytest.mark.parametrize("folder", ["basque", "quickstart"])
+def test_the_mixture_is_that_of_the_model_card(folder: str):
+    align, instruct = (
+        load(f"{folder}/align.yaml").data.streams,
+        load(f"{folder}/instruct.yaml").data.streams,
+    )
+    for streams in (align, instruct):
+        assert sum(s.weight for s in streams.values()) == pytest.approx(1)
+        assert sum(s.weight for name, s in streams.items() if name[-2:] == "eu") == pytest.approx(
+            0.8
+        )
+    assert all(s.format == "plain" for s in align.values())
+    text = {name: s for name, s in instruct.items() if s.images is None}
+    assert sum(s.weight for s in text.values()) == pytest.approx(0.17)
+    assert sum(s.weight for name, s in text.items() if name[-2:] == "eu") == pytest.approx(
+        0.17 * 0.8
+    )
+
+
+@pytest.mark.parametrize("file", STAGES)
+def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
+    """Over eight devices: parameters are claimed, dimensions divide, the frozen cost nothing."""
+    config = load(file)
+    stage = plan(config.model, config.compute, config.optimizer, make_mesh(fsdp=8, data=1), 100)
+    params = flatten(stage.params)
+    sizes = {
+        part: sum(x.size for path, x in params.items() if path.startswith(part))
+        for part in ("vision", "connector", "language")
+    }
+    if file.startswith("basque"):
+        assert sizes == BASQUE
+    else:
+        assert 1_000_000 < sum(sizes.values()) < 3_000_000
+    trained = {path.split("/")[0] for path in flatten(stage.abstract.trainable)}
+    wanted = {
+        "backbone": {"vision", "connector", "language"},
+        "align": {"connector"},
+        "instruct": {"connector", "language"},
+    }
+    assert trained == wanted[Path(file).stem]
+    moments = sum(x.size for x in jax.tree.leaves(stage.abstract.moments) if x.ndim)
+    idle = 0  # of the image tower, whose last layer and norm nothing reads
+    if "vision" in trained and config.model.vision is not None:
+        layers = [x.size for path, x in params.items() if path.startswith("vision/layers/")]
+        norm = [x.size for path, x in params.items() if path.startswith("vision/post_norm/")]
+        idle = sum(layers) // config.model.vision.layers + sum(norm)
+    assert moments == 2 * (sum(sizes[part] for part in trained) - idle)
+    assert {str(x.dtype) for x in flatten(stage.abstract.frozen).values()} <= {
+        config.compute.compute
+    }
+
+
+@pytest.mark.parametrize("file", [s for s in STAGES if s.startswith("basque")])
+def test_what_was_not_published_is_marked_as_ours(file: str):
+    """Every hyperparameter of the full-size recipe says where its value comes from."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for key in (
+        "length",
+        "learning_rate",
+        "schedule",
+        "warmup_ratio",
+        "weight_decay",
+        "clip_norm",
+        "epochs",
+        "image_fit",
+        "over_long",
+    ):
+        assert re.search(rf"(?m)^ +{key}: .*# ours: ", text), key
+    assert re.search(r"# ours: .*\n.*\n.*rows: ", text) or re.search(
+        r"# ours:[^\n]*\n[^\n]*\n +rows: ", text
+    )
+    assert re.search(r"compute: bfloat16 +# ours: ", text)

@@ -1,0 +1,88 @@
+"""The parts of the memory formula by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.preflight import memory
+from mllm_jax.preflight.memory import Memory, Share
+
+LANGUAGE = LanguageConfig(vocab=100, width=8, mlp=16, layers=2, heads=4, kv_heads=2, head_dim=2)
+SHARE = Share(rows=3, microbatches=1, length=10, images=6, tensor=1)
+BFLOAT, FLOAT = ComputeConfig(), ComputeConfig(compute="float32")
+
+
+def test_the_larger_of_loss_and_layer_counts():
+    parts = Memory(1, 2, 3, 4, 5, gradients=10, activations=20, logits=30, head=40, layer=50)
+    assert (parts.held, parts.temporary, parts.total) == (15, 10 + 20 + 70, 115)
+    assert parts._replace(layer=80).temporary == 110
+
+
+@pytest.mark.parametrize(
+    ("chunk", "positions"), [(10, 10), (512, 10), (5, 5), (4, 4), (7, 5), (1, 1)]
+)
+def test_logits_of_a_chunk(chunk: int, positions: int):
+    """Chunks are equal, as in the loss: 10 positions by at most 7 are 2 x 5."""
+    assert memory.logits_bytes(LANGUAGE, SHARE, chunk) == 3 * positions * 100 * 8
+    half = SHARE._replace(tensor=2)
+    assert memory.logits_bytes(LANGUAGE, half, chunk) == 3 * positions * 50 * 8
+
+
+@pytest.mark.parametrize(
+    ("compute", "trained", "divided", "each"),
+    [
+        (BFLOAT, False, True, 4),
+        (FLOAT, False, False, 8),
+        (BFLOAT, True, False, 2),
+        (BFLOAT, True, True, 10),
+        (FLOAT, True, True, 12),
+    ],
+)
+def test_the_output_table(compute: ComputeConfig, trained: bool, divided: bool, each: int):
+    assert memory.head_bytes(LANGUAGE, SHARE, compute, trained, divided) == 800 * each
+
+
+def test_one_layer():
+    model = ModelConfig(language=LANGUAGE)
+    weights = 8 * (2 * 4 + 2 * 2) * 2 + 3 * 8 * 16
+    per_token = 5 * 8 + 6 * 16 + 2 * (2 * 4 + 2 * 2) * 2
+    scores = 2 * 4 * 3 * 4 * 10 * 10  # two, float32: rows, heads, queries, keys
+    frozen = memory.layer_bytes(model, SHARE, BFLOAT, False, "dense")
+    assert frozen == weights * 2 + 30 * per_token * 2 + scores
+    # gradients as they are summed over devices: in float32 unless the config says otherwise
+    assert memory.layer_bytes(model, SHARE, BFLOAT, True, "dense") == frozen + weights * 4
+    half = dataclasses.replace(BFLOAT, reduce="bfloat16")
+    assert memory.layer_bytes(model, SHARE, half, True, "dense") == frozen + weights * 2
+    # one key/value head of one row at a time
+    one = memory.layer_bytes(model, SHARE, BFLOAT, False, "loop")
+    blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")
+    assert blocks == frozen  # ten queries are one block
+    assert blocks - one == scores * 5 // 6
+
+
+def test_scores_of_a_long_row_are_those_of_an_eighth_of_its_queries():
+    model, share = ModelConfig(language=LANGUAGE), SHARE._replace(length=2048)
+    dense, blocks = (
+        memory.layer_bytes(model, share, BFLOAT, False, backend) for backend in ("dense", "blocks")
+    )
+    assert dense - blocks == 2 * 4 * 3 * 4 * (2048 - 256) * 2048
+
+
+def test_a_large_image_tower_is_the_larger_layer():
+    vision = VisionConfig(image_size=28, patch_size=14, width=64, mlp=256, layers=2, heads=4)
+    model = ModelConfig(vision, ConnectorConfig(), LANGUAGE, image_token=99)
+    weights, tokens = 4 * 64 * 64 + 2 * 64 * 256, 6 * 5
+    found = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")
+    assert found == (weights + tokens * (4 * 64 + 2 * 256)) * 2
+
+
+def test_what_does_not_grow_with_the_rows_falls_out():
+    def backward(rows: int):
+        weights = jax.ShapeDtypeStruct((1000,), jnp.float32)
+        return [weights, jax.ShapeDtypeStruct((4, rows, 3), jnp.bfloat16)]
+
+    assert memory.kept_per_row(backward) == 4 * 3 * 2

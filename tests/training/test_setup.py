@@ -1,0 +1,174 @@
+"""The whole step on eight devices: the numbers of one device, and a program without waste."""
+
+import itertools
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.distributed import sharding
+from mllm_jax.models import axes
+from mllm_jax.training import setup as stage
+from mllm_jax.training import state
+from tests import hlo, packed
+
+SHAPES = {
+    "data 8": {"data": 8},
+    "fsdp 8": {"fsdp": 8},
+    "fsdp 4 x tensor 2": {"fsdp": 4, "tensor": 2},
+    "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+# two rows a device when eight share them: devices of text only beside devices of images only
+KINDS = {
+    "mixed": "ttbbiittbibttbii",
+    "halves": "ttttttttiiiiiiii",
+    "text": "t" * 16,
+    "images": "i" * 16,
+}
+
+
+SETUPS = ["align", "instruct"]
+QUICK = {("fsdp 4 x tensor 2", "align", 1), ("data 2 x fsdp 2 x tensor 2", "instruct", 2)}
+# every mesh, setup and number of microbatches; compiling them all takes minutes
+CASES = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(SHAPES, SETUPS, (1, 2))
+]
+
+
+@pytest.fixture
+def mesh(shape, make_mesh):
+    return make_mesh(**SHAPES[shape])
+
+
+def assert_same_gradient(got, want):
+    """Within 1e-5 of each parameter's largest gradient: float32, sums taken in another order."""
+    assert flatten(got).keys() == flatten(want).keys()
+    for path, one in flatten(got).items():
+        other = flatten(want)[path]
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max(), path
+
+
+@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
+def test_eight_devices_equal_one(mesh, make_mesh, setup, microbatches):
+    """Losses, sums and gradients of packed rows, with and without images; one program for all."""
+    one = packed.compiled(setup, make_mesh(devices=1), 1)
+    many = packed.compiled(setup, mesh, microbatches)
+    for seed, kinds in enumerate(KINDS.values()):
+        batch = packed.batch(kinds, setup, seed)
+        want, want_gradient, _ = one.first_step(batch)
+        got, gradient, _ = many.first_step(batch)
+        for name, value in got.items():
+            np.testing.assert_allclose(value, want[name], rtol=1e-5, err_msg=f"{kinds} {name}")
+        assert_same_gradient(gradient, want_gradient)
+
+
+@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
+def test_program(mesh, setup, microbatches):
+    made = packed.compiled(setup, mesh, microbatches)
+    abstract = made.stage.abstract
+    hlo.assert_gathers_one_layer_at_most(made.text, mesh, abstract.params)
+    rows = packed.ROWS // microbatches
+    hlo.assert_logits_are_shared(made.text, mesh, rows, packed.CHUNK, packed.V)
+    hlo.assert_only_gradients_cross(made.text, mesh, "data", abstract.trainable)
+    if microbatches > 1:
+        hlo.assert_crosses_in_no_loop(made.text, mesh, "data")
+
+
+def test_a_kernel_of_the_decoder_is_gathered_once_for_each_pass(make_mesh):
+    """Over fsdp, and left divided over tensor: what the backward pass gathers serves its products.
+
+    Microbatches are a loop around the layers' loop: there it shows.
+    """
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    made = packed.compiled("instruct", mesh, 2)
+    places = flatten(made.stage.shardings.trainable)
+    expected: Counter[tuple[int, ...]] = Counter()
+    for path, leaf in flatten(made.stage.abstract.trainable).items():
+        if path.startswith("language/layers/") and path.endswith("/kernel"):
+            axes = (*places[path].spec, *[None] * leaf.ndim)[1:]
+            sizes = zip(leaf.shape[1:], axes, strict=False)
+            shape = tuple(n // 2 if axis == "tensor" else n for n, axis in sizes)
+            expected[tuple(n for n in shape if n > 1)] += 2
+    assert expected.total() == 2 * 7
+    gathers = [x for x in hlo.collectives(made.text, mesh) if x.kind == "all-gather"]
+    found = Counter(shape for x in gathers for _, shape in x.shapes)
+    assert {shape: found[shape] for shape in expected} == expected
+
+
+def test_a_frozen_tower_is_not_copied(make_mesh):
+    """Its used layers are taken one by one from the whole stack: no array holds just these."""
+    made = packed.compiled("instruct", make_mesh(devices=1), 1)
+    layers = flatten(made.stage.abstract.frozen["vision"]["layers"])
+    stacks = [leaf for path, leaf in layers.items() if path.endswith("kernel")]
+    shapes = {shape for _, shape in hlo.shapes(made.text)}
+    assert packed.MODEL.vision is not None
+    used = packed.MODEL.vision.used_layers
+    assert used == 5
+    assert any(leaf.shape in shapes for leaf in stacks)
+    assert not {(used, *leaf.shape[1:]) for leaf in stacks} & shapes
+
+
+def test_rows_without_images_teach_the_connector_nothing(make_mesh):
+    """All-text rows on every device, and pixels in slots that no row names: exactly zero."""
+    made = packed.compiled("instruct", make_mesh(data=2, fsdp=2, tensor=2), 2)
+    batch = packed.batch(KINDS["text"], "instruct")
+    _, gradient, _ = made.first_step(batch._replace(pixels=np.full_like(batch.pixels, 77)))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["connector"]))
+    assert np.any(gradient["language"]["embedding"])
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_moments_and_master_copies_lie_like_their_parameters(mesh, setup):
+    """Every leaf of the real stage, planned and born: its table row's place, and only its share.
+
+    In bfloat16 with float32 master copies, as large stages run.
+    """
+    made = packed.plan(setup, mesh, ComputeConfig(compute="bfloat16"))
+    cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(), made.params)
+    params = jax.device_put(cast, made.shardings.params)
+    born = state.birth(params, made.optimizer, made.abstract, made.shardings)
+    names = flatten(axes.logical_axes(made.abstract.params))
+    adam = born.moments[1]
+    trained = flatten(born.trainable).keys()
+    assert trained == flatten(adam.mu).keys() == flatten(adam.nu).keys()
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(born.frozen)} == {"bfloat16"}
+    for tree in (born.trainable, adam.mu, adam.nu):
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
+    for tree in (born.params, adam.mu, adam.nu):
+        for path, leaf in flatten(tree).items():
+            place = sharding.shardings(mesh, names[path])
+            assert leaf.sharding.is_equivalent_to(place, leaf.ndim), path
+            share = leaf.size // np.prod([sharding.ways(mesh, name) for name in names[path]])
+            assert {shard.data.size for shard in leaf.addressable_shards} == {share}, path
+    rest = [x for x in jax.tree.leaves((born.step, born.moments)) if x.ndim == 0]
+    assert len(rest) == 2  # the step and Adam's count
+    everything = jax.tree.leaves(born)
+    assert len(everything) == len(flatten(born.params)) + 2 * len(trained) + len(rest)
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
+    with pytest.raises(ConfigError) as error:
+        packed.plan("align", make_mesh(data=2, tensor=4))
+    assert str(error.value) == (
+        "mesh: language/layers/attention/k/kernel has kv_heads=2, which does not divide over "
+        "4 devices (mesh {'data': 2, 'fsdp': 1, 'tensor': 4}); give tensor a size that divides it"
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_batch_is_placed_row_by_row(mesh):
+    batch = packed.batch(KINDS["mixed"], "instruct")
+    placed = stage.place(batch, mesh)
+    parts = sharding.ways(mesh, "batch")
+    for name, whole in batch._asdict().items():
+        got = getattr(placed, name)
+        np.testing.assert_array_equal(got, whole)
+        assert got.sharding == sharding.batch_sharding(mesh)
+        for shard in got.addressable_shards:
+            assert shard.data.shape[0] == packed.ROWS // parts

@@ -74,7 +74,7 @@ def test_the_manifest_has_the_fields_of_jobset_and_job():
 
 
 def test_the_manifest_and_the_scripts_call_what_the_command_line_knows():
-    from mllm_jax.__main__ import make_parser
+    from mllm_jax.commands.main import make_parser
 
     pod = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]["replicatedJobs"][0]
     command = pod["template"]["spec"]["template"]["spec"]["containers"][0]["command"]

@@ -1,9 +1,8 @@
-"""DOOR generate: answers one prompt about images, with the folder's own chat template.
+"""Answers one prompt about images, with the folder's own chat template.
 
 prompt + images -> one user's turn -> template -> tokens and seats -> answer
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -57,17 +56,3 @@ def generate(
         [asked], [pictures], max_new_tokens, temperature=temperature, seed=seed, ends=end_ids
     )
     return Answer(opened.text(tokens), tokens, np.asarray(asked.tokens).tolist())
-
-
-def main(
-    model: str | Path,
-    prompt: str,
-    images: Sequence[str | Path] = (),
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    seed: int = 0,
-    as_json: bool = False,
-) -> None:
-    """`mllm-jax generate`: prints the answer, or one JSON object with the fields of `Answer`."""
-    answer = generate(model, prompt, images, max_new_tokens, temperature, seed)
-    print(json.dumps(answer._asdict(), ensure_ascii=False) if as_json else answer.text)

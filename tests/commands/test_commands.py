@@ -10,50 +10,70 @@ import sys
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
+import mllm_jax
 from mllm_jax.__main__ import main
-from mllm_jax.commands.flags import make_parser
+from mllm_jax.commands.main import VERBS, make_parser
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
 
+WORK = {  # what a verb calls -> the module that does the work
+    "quickstart": "commands.quickstart.stages",
+    "recipe": "commands.recipe.stages",
+    "convert": "commands.convert.conversions",
+    "prepare": "commands.prepare.tables",
+    "inspect": "commands.inspect.pages",
+    "bench": "commands.bench.step",
+    "bench --data": "commands.bench.loader",
+    "train": "training.loop",
+    "preflight": "preflight.report",
+    "generate": "generation.answer",
+    "evaluate": "evaluation.runner",
+}
 
-class Door(types.ModuleType):
-    """Stands in for a door: remembers how it was called."""
+
+class Answer(NamedTuple):
+    """What `generate` gets from its module."""
+
+    text: str
+
+
+class Fake(types.ModuleType):
+    """Replaces the module that does a verb's work: remembers how it was called."""
 
     def __init__(self, name: str, function: str, error: BaseException | None = None):
-        super().__init__(f"mllm_jax.{name}")
+        super().__init__(f"mllm_jax.{WORK[name]}")
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-        def call(*args: Any, **kwargs: Any) -> None:
+        def call(*args: Any, **kwargs: Any) -> Answer:
             self.calls.append((args, kwargs))
             if error is not None:
                 raise error
+            return Answer("hi")
 
         setattr(self, function, call)
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch):
-    import mllm_jax
-
-    def make(name: str, function: str, error: BaseException | None = None) -> Door:
-        made = Door(name, function, error)
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-        monkeypatch.setattr(mllm_jax, name, made, raising=False)
-        return made
+def fake(monkeypatch: pytest.MonkeyPatch):
+    def make(name: str, function: str, error: BaseException | None = None) -> Fake:
+        module = Fake(name, function, error)
+        package, _, name = module.__name__.rpartition(".")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(importlib.import_module(package), name, module, raising=False)
+        return module
 
     return make
 
 
-GENERATE = {"max_new_tokens": 128, "temperature": 0.0, "seed": 0, "as_json": False}
 BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json_file"))
 BENCH |= {"steps": 5}
 
-# (door, function, words, positional arguments, keyword arguments)
+# (verb, function, words, positional arguments, keyword arguments)
 CALLS = [
     ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
     ("quickstart", "run", "quickstart --out o --share 0.1", (Path("o"),), {"share": 0.1}),
@@ -84,25 +104,18 @@ CALLS = [
     ),
     (
         "generate",
-        "main",
+        "generate",
         "generate m --prompt Zer?",
-        (Path("m"),),
-        GENERATE | {"prompt": "Zer?", "images": []},
+        (Path("m"), "Zer?", [], 128, 0.0, 0),
+        {},
     ),
     (
         "generate",
-        "main",
+        "generate",
         "generate m --prompt p --image a.png b.png --image c.png --max-new-tokens 7 "
         "--temperature 0.5 --seed -3 --json",
-        (Path("m"),),
-        {
-            "prompt": "p",
-            "images": [Path("a.png"), Path("b.png"), Path("c.png")],
-            "max_new_tokens": 7,
-            "temperature": 0.5,
-            "seed": -3,
-            "as_json": True,
-        },
+        (Path("m"), "p", [Path("a.png"), Path("b.png"), Path("c.png")], 7, 0.5, -3),
+        {},
     ),
     (
         "evaluate",
@@ -120,7 +133,7 @@ CALLS = [
     ),
     ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
     (
-        "bench_data",
+        "bench --data",
         "main",
         "bench --data --config c.yaml --steps 7 --json o.json",
         ("c.yaml",),
@@ -148,15 +161,15 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
-def test_a_verb_calls_its_door(door, name, function, words: str, args, kwargs):
-    made = door(name, function)
+def test_a_verb_calls_its_function(fake, name, function, words: str, args, kwargs):
+    made = fake(name, function)
     assert main(words.split()) == 0
     assert made.calls == [(args, kwargs)]
 
 
 @pytest.mark.parametrize(("name", "function", "words", "args", "kwargs"), CALLS)
-def test_a_door_takes_what_its_verb_gives(name, function, words: str, args, kwargs):
-    module = importlib.import_module(f"mllm_jax.{name}")
+def test_a_function_takes_what_its_verb_passes(name, function, words: str, args, kwargs):
+    module = importlib.import_module(f"mllm_jax.{WORK[name]}")
     inspect.signature(getattr(module, function)).bind(*args, **kwargs)
 
 
@@ -177,8 +190,8 @@ def stage(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
-    made = door("train", "train")
+def test_train_takes_overrides_of_any_knob_beside_its_flags(fake, stage: str):
+    made = fake("train", "train")
     words = ["--optimizer.learning_rate", "1e-4", "--out", "runs/x", "--seed=7", "--resume"]
     assert main(["train", "--mesh.data", "-1", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
@@ -187,8 +200,8 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(door, stage: str):
     assert config.mesh.data == -1
 
 
-def test_changed_data_are_accepted_on_resume_alone(door, capsys, stage: str):
-    made = door("train", "train")
+def test_changed_data_are_accepted_on_resume_alone(fake, capsys, stage: str):
+    made = fake("train", "train")
     assert main(["train", "--config", stage, "--resume", "auto", "--accept-changed-data"]) == 0
     assert made.calls[0][1] == {"resume": "auto", "accept_changed_data": True}
     assert main(["train", "--config", stage, "--accept-changed-data"]) == 2
@@ -205,8 +218,8 @@ def test_changed_data_are_accepted_on_resume_alone(door, capsys, stage: str):
         (["--train.steps", "5"], False, 5),
     ],
 )
-def test_train_resumes_always_or_where_a_run_has_begun(door, stage: str, words, resume, steps):
-    made = door("train", "train")
+def test_train_resumes_always_or_where_a_run_has_begun(fake, stage: str, words, resume, steps):
+    made = fake("train", "train")
     assert main(["train", "--config", stage, *words]) == 0
     (((config,), kwargs),) = made.calls
     assert (kwargs["resume"], config.train.steps) == (resume, steps)
@@ -221,8 +234,8 @@ def test_train_resumes_always_or_where_a_run_has_begun(door, stage: str, words, 
     ],
 )
 @pytest.mark.parametrize("verb", ["train --config s.yaml", "recipe r.yaml"])
-def test_a_place_among_processes_that_cannot_be(door, capsys, verb, words, message):
-    made = [door("train", "train"), door("recipe", "run")]
+def test_a_place_among_processes_that_cannot_be(fake, capsys, verb, words, message):
+    made = [fake("train", "train"), fake("recipe", "run")]
     assert main([*verb.split(), *words.split()]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"mllm-jax: error: {message}") and err.count("\n") == 1
@@ -236,8 +249,8 @@ def test_a_coordinator_that_does_not_answer_is_code_1(capsys):
     assert "no answer from process 0 at 127.0.0.1:10 within 0.2 s" in err and err.count("\n") == 1
 
 
-def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stage: str):
-    made = door("train", "train")
+def test_sigterm_outside_of_the_steps_is_code_75(fake, capsys, monkeypatch, stage: str):
+    made = fake("train", "train")
 
     def work(*_, **__) -> None:
         signal.raise_signal(signal.SIGTERM)
@@ -251,15 +264,15 @@ def test_sigterm_outside_of_the_steps_is_code_75(door, capsys, monkeypatch, stag
 
 
 @pytest.mark.parametrize("words", ["r.yaml --workers 3", "--workers 3 r.yaml"])
-def test_prepare_takes_a_recipe(door, words: str):
-    made = door("prepare", "run_recipe")
+def test_prepare_takes_a_recipe(fake, words: str):
+    made = fake("prepare", "run_recipe")
     assert main(["prepare", *words.split()]) == 0
     assert made.calls == [((Path("r.yaml"),), {"workers": 3, "json_file": None})]
 
 
 @pytest.mark.parametrize("words", ["", "a.yaml b.yaml", "r.yaml --train.steps 3"])
-def test_prepare_takes_one_recipe_or_one_stage(door, capsys, words: str):
-    made = door("prepare", "run_recipe")
+def test_prepare_takes_one_recipe_or_one_stage(fake, capsys, words: str):
+    made = fake("prepare", "run_recipe")
     assert main(["prepare", *words.split()]) == 2
     assert capsys.readouterr().err == (
         "mllm-jax: error: prepare: give a recipe file, or --config FILE for one stage (which takes "
@@ -268,8 +281,8 @@ def test_prepare_takes_one_recipe_or_one_stage(door, capsys, words: str):
     assert made.calls == []
 
 
-def test_prepare_takes_overrides_too(door, stage: str):
-    made = door("prepare", "run")
+def test_prepare_takes_overrides_too(fake, stage: str):
+    made = fake("prepare", "run")
     words = ["--config", stage, "--workers", "3", "--json", "o.json", "--seed", "7"]
     assert main(["prepare", *words]) == 0
     ((config,), kwargs) = made.calls[0]
@@ -277,24 +290,24 @@ def test_prepare_takes_overrides_too(door, stage: str):
     assert config.seed == 7
 
 
-def test_preflight_takes_overrides_too(door, stage: str):
-    made = door("preflight", "main")
+def test_preflight_takes_overrides_too(fake, stage: str):
+    made = fake("preflight", "main")
     words = ["--config", stage, "--mesh.fsdp", "8", "--hardware", "v5e:2x4", "--json"]
     assert main(["preflight", *words]) == 0
     ((config, word), kwargs) = made.calls[0]
     assert (config.mesh.fsdp, word, kwargs) == (8, "v5e:2x4", {"as_json": True})
 
 
-def test_bench_of_data_takes_no_sizes(door, capsys):
-    made = door("bench_data", "main")
+def test_bench_of_data_takes_no_sizes(fake, capsys):
+    made = fake("bench --data", "main")
     assert main("bench --data --size tiny --batch 3".split()) == 2
     said = "bench --data: --size, --batch: no effect; give --config FILE"
     assert capsys.readouterr().err == f"mllm-jax: error: {said}\n"
     assert not made.calls
 
 
-def test_inspect_takes_overrides_beside_its_flags(door, stage: str):
-    made = door("inspect_rows", "run")
+def test_inspect_takes_overrides_beside_its_flags(fake, stage: str):
+    made = fake("inspect", "run")
     words = ["--step", "7", "--rows", "2", "--data.length", "64", "--out", "look"]
     assert main(["inspect", "--config", stage, *words]) == 0
     (((config, out), kwargs),) = made.calls
@@ -304,15 +317,15 @@ def test_inspect_takes_overrides_beside_its_flags(door, stage: str):
     assert made.calls[1][1] == {"step": 0, "rows": 4}
 
 
-def test_inspect_calls_a_door_that_is_there():
+def test_inspect_calls_a_function_that_exists():
     module = importlib.import_module("mllm_jax.commands.inspect.pages")
     inspect.signature(module.run).bind(None, Path("look"), step=7, rows=2)
 
 
 def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
-    door, capsys, stage: str
+    fake, capsys, stage: str
 ):
-    made = door("train", "train")
+    made = fake("train", "train")
     words = ["--mesh.data", "-1", "--optimizer.eps", "1e-4", "--out", "a b"]
     assert main(["train", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
@@ -332,8 +345,8 @@ def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
         (["extra"], "unexpected argument 'extra'; overrides are written --section.key value"),
     ],
 )
-def test_a_bad_override_ends_with_one_line_and_code_2(door, capsys, stage: str, words, message):
-    made = door("train", "train")
+def test_a_bad_override_ends_with_one_line_and_code_2(fake, capsys, stage: str, words, message):
+    made = fake("train", "train")
     assert main(["train", "--config", stage, *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -349,20 +362,20 @@ def test_a_missing_config_file_is_code_2(capsys, tmp_path: Path):
     assert capsys.readouterr().err == f"mllm-jax: error: {path}: no such file\n"
 
 
-def test_bad_input_found_by_a_door_is_code_2(door, capsys):
-    door("convert", "from_hf", ConfigError("out: exists and is not empty"))
+def test_bad_input_found_by_a_door_is_code_2(fake, capsys):
+    fake("convert", "from_hf", ConfigError("out: exists and is not empty"))
     assert main(["convert", "from-hf", "src", "out"]) == 2
     assert capsys.readouterr().err == "mllm-jax: error: out: exists and is not empty\n"
 
 
-def test_a_run_that_has_to_end_is_code_1_in_one_line(door, capsys):
-    door("recipe", "run", RunError("step 12: loss nan"))
+def test_a_run_that_has_to_end_is_code_1_in_one_line(fake, capsys):
+    fake("recipe", "run", RunError("step 12: loss nan"))
     assert main(["recipe", "r.yaml"]) == 1
     assert capsys.readouterr().err == "mllm-jax: error: step 12: loss nan\n"
 
 
-def test_an_interrupted_run_is_code_130(door, capsys):
-    door("recipe", "run", KeyboardInterrupt())
+def test_an_interrupted_run_is_code_130(fake, capsys):
+    fake("recipe", "run", KeyboardInterrupt())
     assert main(["recipe", "r.yaml"]) == 130
     assert capsys.readouterr().err == "mllm-jax: interrupted\n"
 
@@ -379,23 +392,23 @@ def test_an_interrupted_run_is_code_130(door, capsys):
         (RunError("a\x1b[31m\r" + "long " * 1000 + "end"), "a\\x1b[31m long long "),
     ],
 )
-def test_what_the_machine_refuses_is_one_line(door, capsys, error: Exception, line: str):
-    door("recipe", "run", error)
+def test_what_the_machine_refuses_is_one_line(fake, capsys, error: Exception, line: str):
+    fake("recipe", "run", error)
     assert main(["recipe", "r.yaml"]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"mllm-jax: error: {line}") and err.count("\n") == 1
     assert len(err) <= 401 and err[:-1].isprintable()
 
 
-def test_a_path_that_the_system_refuses_is_bad_input(door, capsys):
-    door("recipe", "run", PermissionError(errno.EACCES, "Permission denied", "d"))
+def test_a_path_that_the_system_refuses_is_bad_input(fake, capsys):
+    fake("recipe", "run", PermissionError(errno.EACCES, "Permission denied", "d"))
     assert main(["recipe", "r.yaml"]) == 2
     assert capsys.readouterr().err == "mllm-jax: error: d: Permission denied\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
-def test_a_fault_of_ours_keeps_its_traceback(door, error: Exception):
-    door("recipe", "run", error)
+def test_a_fault_of_ours_keeps_its_traceback(fake, error: Exception):
+    fake("recipe", "run", error)
     with pytest.raises(type(error)):
         main(["recipe", "r.yaml"])
 
@@ -504,19 +517,38 @@ def test_every_verb_explains_itself(capsys):
         assert f"mllm-jax {' '.join(words)}" in capsys.readouterr().out
 
 
-def test_help_is_quick_and_imports_no_jax():
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_quick_and_imports_nothing_heavy(verb: str):
     code = (
         "import sys\nfrom mllm_jax.__main__ import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit as ended:\n    assert ended.code == 0\n"
+        f"try:\n    main([*{verb.split()}, '--help'])\n"
+        "except SystemExit as ended:\n    assert ended.code == 0\n"
         "heavy = {'jax', 'flax', 'numpy', 'transformers', 'torch'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     start = time.perf_counter()
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     seconds = time.perf_counter() - start
-    assert made.returncode == 0, made.stderr
-    assert "quickstart" in made.stdout
+    assert ended.returncode == 0, ended.stderr
+    assert f"mllm-jax {verb}".strip() in ended.stdout
     assert seconds < 1.5  # 0.1 s on an idle machine; the promise is half a second
+
+
+@pytest.mark.parametrize(("words", "hint"), [("trian", "train"), ("quick-start", "quickstart")])
+def test_a_misspelt_verb_gets_a_hint(capsys, words: str, hint: str):
+    with pytest.raises(SystemExit) as ended:
+        main([words, "--config", "x.yaml"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"mllm-jax: error: '{words}' is not a verb; did you mean {hint}?; ")
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mllm-jax {mllm_jax.__version__}\n"
 
 
 def test_the_module_and_the_exit_code_reach_the_shell(tmp_path: Path):

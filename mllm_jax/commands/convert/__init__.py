@@ -1,0 +1,40 @@
+"""`mllm-jax convert`: from and to Hugging Face folders, and two backbones into one model."""
+
+import argparse
+from pathlib import Path
+
+from mllm_jax.commands.flags import Usage
+
+USAGE = Usage("Hugging Face folder <-> model folder; two backbones -> one model")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return ways.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    way = add("from-hf", "a Hugging Face folder into a model folder")
+    way.add_argument("src", type=Path, metavar="SRC")
+    way.add_argument("out", type=Path, metavar="OUT")
+    way = add("join", "CLIP and Llama into one model, with a new connector")
+    way.add_argument("out", type=Path, metavar="OUT")
+    way.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
+    way.add_argument("--language", type=Path, required=True, metavar="LLAMA_DIR")
+    way.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    way = add("to-hf", "a model or run folder into a Hugging Face folder")
+    way.add_argument("model", type=Path, metavar="MODEL")
+    way.add_argument("out", type=Path, metavar="OUT")
+    way.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mllm_jax.commands.convert import conversions
+
+    o = options
+    if o.way == "from-hf":
+        conversions.from_hf(o.src, o.out)
+    elif o.way == "join":
+        conversions.join(o.out, vision=o.vision, language=o.language, connector=o.connector)
+    else:
+        conversions.to_hf(o.model, o.out, dtype=o.dtype)

@@ -1,0 +1,157 @@
+"""The command line: finds the verb, runs it, and turns every error into one line and an exit code.
+
+Exit codes: 0 done, 2 bad input, 1 a run that had to end or that the machine failed (a full disk, no
+memory), 75 stopped by SIGTERM, 76 another process of the run was lost or all waited for too long,
+130 interrupted (each with one line on stderr); 141 nobody reads the output; 1 also for a bug in
+mllm-jax (with its traceback).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+
+from mllm_jax import __version__
+from mllm_jax.commands import (
+    bench,
+    convert,
+    evaluate,
+    generate,
+    inspect,
+    preflight,
+    prepare,
+    quickstart,
+    recipe,
+    train,
+)
+from mllm_jax.commands.flags import Parser, Usage
+from mllm_jax.common import failures, interrupts
+from mllm_jax.common.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    ConfigError,
+    Interrupted,
+    RunError,
+    notes,
+    say,
+    shown,
+)
+from mllm_jax.distributed import processes
+from mllm_jax.distributed.cluster import Cluster, Patience, find
+from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Trainer
+from mllm_jax.distributed.watchdog.run import watch
+
+# in the order of `mllm-jax --help`: that of a first project
+VERBS: dict[str, ModuleType] = {
+    "quickstart": quickstart,
+    "prepare": prepare,
+    "inspect": inspect,
+    "preflight": preflight,
+    "train": train,
+    "recipe": recipe,
+    "convert": convert,
+    "generate": generate,
+    "evaluate": evaluate,
+    "bench": bench,
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code. Without `words`, as the process of a command line."""
+    if words is not None:
+        return _run(words)
+    failures.open_standard()
+    try:
+        code = _run(sys.argv[1:])
+    except SystemExit as ended:  # argparse, of --help and of wrong words
+        code = int(ended.code or 0)
+    interrupts.ignore()  # the work is done, or its end is said
+    failure = failures.flush_standard()
+    if failure is not None and failure.line is not None:
+        say(failure.line)
+    if code in (INTERRUPTED, PREEMPTED):
+        os._exit(code)  # threads may still be at work, and the interpreter would wait for them
+    return code or (failure.code if failure is not None else 0)
+
+
+def _run(words: Sequence[str]) -> int:
+    parser = make_parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and not VERBS[options.verb].USAGE.overrides:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = rest
+    # transformers would say on every call that it found no PyTorch; only its tokenizers are used
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    trainer = None
+    try:
+        cluster = _cluster(options) if VERBS[options.verb].USAGE.several else None
+        if cluster is not None and INSIDE in os.environ:
+            trainer = Trainer(int(os.environ[INSIDE]), cluster.patience.lost_after)
+        with interrupts.watched(None if trainer is None else trainer.leave):
+            if cluster is not None and trainer is None:
+                return watch(cluster, [sys.executable, "-m", "mllm_jax", *words])
+            if cluster is not None:
+                processes.join(cluster)
+            VERBS[options.verb].run(options)
+    except (ConfigError, RunError) as error:
+        return _ended(trainer, error.exit_code, "; ".join([str(error), *notes(error)]))
+    except KeyboardInterrupt:
+        return _ended(trainer, INTERRUPTED, str(Interrupted()))
+    except failures.KINDS as error:
+        failure = failures.described(error)
+        if failure is None:
+            raise
+        return _ended(trainer, *failure)
+    return 0
+
+
+def _ended(trainer: Trainer | None, code: int, line: str | None) -> int:
+    if trainer is not None:
+        trainer.leave(code, line)  # the guards say it once
+    if line is not None:
+        say(line, code)
+    return code
+
+
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    flags = (options.coordinator, options.processes, options.process)
+    patience = Patience(options.lost_after, options.join_within, options.stuck_after)
+    return find(*flags, os.environ, patience)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; `verb` in its result is the name of one."""
+    parser = _VerbParser(
+        prog="mllm-jax",
+        description="Train multimodal large language models for low-resource languages, in JAX.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mllm-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for name, command in VERBS.items():
+        usage: Usage = command.USAGE
+        written = None if usage.arguments is None else f"mllm-jax {name} {usage.arguments}"
+        verb = verbs.add_parser(
+            name,
+            help=usage.summary,
+            description=usage.summary,
+            usage=written,
+            allow_abbrev=False,
+        )
+        command.add_arguments(verb)
+    return parser
+
+
+class _VerbParser(Parser):
+    """Names the nearest verb when one is misspelt."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.dest == "verb" and value not in VERBS:
+            near = get_close_matches(str(value), VERBS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(
+                None, f"{shown(value)} is not a verb{hint}; verbs: {', '.join(VERBS)}"
+            )
+        super()._check_value(action, value)

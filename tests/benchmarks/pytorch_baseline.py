@@ -21,8 +21,8 @@ import torch  # pyright: ignore[reportMissingImports]  # installed for tests, on
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mllm_jax import bench
-from mllm_jax.model_config import ModelConfig
+from mllm_jax.commands.bench import step as bench
+from mllm_jax.config.model import ModelConfig
 
 FROZEN = {  # by transformers' names of the parameters
     "align": r"\.(vision_tower|language_model)\.|^lm_head\.",

@@ -85,7 +85,7 @@ def test_the_baseline_trains_the_same_part(stage):
 
     trained = pytorch_baseline.trained_parameters(pytorch_baseline.build("tiny"), stage)
     work = bench.from_size("tiny", stage, 64, 8, "float32", "none")
-    planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh), steps=10)
+    planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10)
     ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(planned.abstract.trainable))
     assert sum(p.numel() for p in trained) == ours
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mllm_jax import __version__
 from mllm_jax.commands.main import VERBS, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,8 +116,8 @@ def test_hooks_use_the_versions_of_the_test_extra():
 def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
-    assert citation["version"] == project["version"] and citation["license"] == project["license"]
-    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert citation["version"] == __version__ and citation["license"] == project["license"]
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda p: p.name)

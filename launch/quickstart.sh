@@ -23,7 +23,7 @@ mllm-jax quickstart "$@"
 
 if python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)'; then
   say "opening the export with stock transformers"
-  python tests/check_export.py "$out/instruct" "$out/hf" \
+  python tests/support/check_export.py "$out/instruct" "$out/hf" \
     --data "$out/data/heldout.json" --images "$out/data/images"
 else
   say "torch is not installed: the export was not opened with transformers (launch/test.sh installs it)"

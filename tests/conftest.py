@@ -26,7 +26,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mllm_jax.distributed import sharding
-from tests import tiny
+from tests.support import tiny
 from tests.support.once import once
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -74,7 +74,7 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data and tokenizer of `tests.tiny`."""
+    """The data and tokenizer of `tests.support.tiny`."""
     folder = tmp_path_factory.mktemp("tiny") / "data"
     tiny.make_data(folder)
     return folder

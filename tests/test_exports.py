@@ -36,7 +36,7 @@ from mllm_jax.config.stage import ComputeConfig, FolderConfig
 from mllm_jax.data.images.decode import load_pixels, normalise
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,7 @@ def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
 
 def see(python: str | Path, exports: Path, out: Path) -> dict[str, np.ndarray]:
     """What the transformers of `python` makes of every folder."""
-    script = Path(__file__).parent / "open_exports.py"
+    script = Path(__file__).parent / "support" / "open_exports.py"
     folders = [exports / name for name in (*MODELS, "joined")]
     images = ["--images", exports / "wide.png", exports / "tall.png"]
     prompt = f"<image>\n<image>\n{PROMPT}"

@@ -21,9 +21,8 @@ from mllm_jax.common.errors import LOST
 from mllm_jax.config import loading
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
-from tests import tiny
-from tests.local import Local
-from tests.support import commands
+from tests.support import commands, tiny
+from tests.support.local import Local
 
 SEEDS = int(os.environ.get("MLLM_JAX_FAULT_SEEDS", "50"))
 STEPS, SAVE_EVERY = 40, 4

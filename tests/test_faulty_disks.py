@@ -15,7 +15,7 @@ from mllm_jax.commands.convert.conversions import abstract
 from mllm_jax.common.errors import RunError
 from mllm_jax.config.stage import Config
 from mllm_jax.training.loop import train
-from tests import disks, tiny
+from tests.support import disks, tiny
 
 
 def run(config: Config, resume: bool = False, **knobs) -> Path:

@@ -22,7 +22,7 @@ import yaml
 from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.common.errors import INTERRUPTED, PREEMPTED
 from mllm_jax.config import loading
-from tests import disks, tiny
+from tests.support import disks, tiny
 
 pytestmark = pytest.mark.slow
 

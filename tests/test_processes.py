@@ -24,8 +24,8 @@ from mllm_jax.config import loading
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
 from mllm_jax.training.loop import train
-from tests import disks, tiny, weights
-from tests.local import LOST_AFTER, ROOT, Local, environment
+from tests.support import disks, tiny, weights
+from tests.support.local import LOST_AFTER, ROOT, Local, environment
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common.errors import ConfigError, RunError
-from tests import disks
+from tests.support import disks
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:

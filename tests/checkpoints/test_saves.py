@@ -18,7 +18,7 @@ from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common.errors import RunError, notes
-from tests import disks
+from tests.support import disks
 
 MB = 2**18  # 1 MB of float32 numbers
 

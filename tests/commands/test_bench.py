@@ -15,7 +15,7 @@ from mllm_jax.commands.bench import step as bench
 from mllm_jax.distributed.sharding import make_mesh
 from mllm_jax.training.flops import matmul_parameters
 from mllm_jax.training.setup import plan
-from tests import tiny
+from tests.support import tiny
 
 WORDS = "bench --size tiny --length 64 --batch 8 --steps 3".split()  # a row for each device
 BASELINE_ONLY = {"baseline", "torch"}  # fields of the PyTorch baseline that name its versions

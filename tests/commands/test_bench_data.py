@@ -8,7 +8,7 @@ import pytest
 from mllm_jax.__main__ import main
 from mllm_jax.commands.bench import loader as bench_data
 from mllm_jax.config import loading
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.report import html
 from mllm_jax.report.visible import visible
 from mllm_jax.training import run_folder
-from tests import browser, tiny
+from tests.support import browser, tiny
 
 NASTY = "<script>alert('kaixo')</script>"
 ROW = re.compile(r"<article class='card inspected'>.*?</article>", re.DOTALL)

@@ -11,7 +11,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.index import build
 from mllm_jax.data.loader import Loader
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

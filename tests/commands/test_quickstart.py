@@ -139,7 +139,7 @@ def test_the_whole_way(tmp_path: Path):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("the export check needs torch")
     spec = importlib.util.spec_from_file_location(
-        "check_export", Path(__file__).parents[1] / "check_export.py"
+        "check_export", Path(__file__).parents[1] / "support" / "check_export.py"
     )
     assert spec is not None
     assert spec.loader is not None

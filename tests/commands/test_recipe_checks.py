@@ -14,7 +14,7 @@ from mllm_jax.commands.recipe import checks as recipe_checks
 from mllm_jax.commands.recipe import stages as recipe
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.index import build
-from tests import tiny
+from tests.support import tiny
 
 
 class Files:

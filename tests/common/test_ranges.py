@@ -22,7 +22,7 @@ from mllm_jax.config.stage import (
     RecipeConfig,
     TrainConfig,
 )
-from tests.valid_config import tree
+from tests.support.valid_config import tree
 
 DOCUMENTS = (Config, FolderConfig, RecipeConfig)  # what YAML files hold
 

@@ -8,7 +8,7 @@ import yaml
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config, FolderConfig, RecipeConfig
-from tests.valid_config import TREE, tree, write
+from tests.support.valid_config import TREE, tree, write
 
 
 def test_overrides_win_over_the_file_and_later_over_earlier(tmp_path):

@@ -9,7 +9,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.model import VisionConfig
 from mllm_jax.config.stage import Config, MeshConfig
-from tests.valid_config import TREE, tree
+from tests.support.valid_config import TREE, tree
 
 
 def test_a_valid_config_is_read_whole():

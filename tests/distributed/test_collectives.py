@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.distributed import collectives, sharding
-from tests import hlo
+from tests.support import hlo
 from tests.training import toy
 
 V, D, B, T = 24, 16, 8, 5

@@ -23,7 +23,7 @@ from mllm_jax.evaluation.runner import answer_all, evaluate, make_items
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 from mllm_jax.training.loop import train
-from tests import tiny
+from tests.support import tiny
 
 NEW = 6  # tokens of an answer at most
 

@@ -21,7 +21,7 @@ from mllm_jax.generation.answer import generate
 from mllm_jax.generation.engine import Answerer, bucket, compute_for
 from mllm_jax.models import mllm
 from mllm_jax.training.loop import train
-from tests import tiny
+from tests.support import tiny
 
 # (text, images): prompts of several lengths, with none, one and two images
 ASKED = [

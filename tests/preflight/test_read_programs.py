@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.distributed import sharding
-from tests import hlo
+from tests.support import hlo
 from tests.training import toy
 
 AXES = {"data", "fsdp", "tensor"}

@@ -20,7 +20,7 @@ from mllm_jax.preflight import plans as planning
 from mllm_jax.preflight import report as preflight
 from mllm_jax.preflight.plans import Plans, Program
 from mllm_jax.training.flops import flops_per_step
-from tests import valid_config
+from tests.support import valid_config
 
 ROWS = ("--data.rows", "16", "--data.image_slots", "2")
 # long and deep enough that activations fill the temporary memory, and not odds and ends. float32:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.report import charts, page
-from tests import browser
+from tests.support import browser
 
 KINDS = {
     "number": "hirurogeita hamazazpi",

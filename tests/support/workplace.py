@@ -1,6 +1,6 @@
 """A folder with one small good input of every kind, and bad inputs as changes of it.
 
-data/       pictures, LLaVA JSON, text, a tokenizer (tests.tiny), the same records as Parquet, tar
+data/       pictures, LLaVA JSON, text, a tokenizer (support.tiny); the same as Parquet and tar
 stage.yaml  trains on data/; align.yaml and instruct.yaml begin with run/
 recipe.yaml the last two, with questions.json held out
 run/        a run of stage.yaml after one step
@@ -23,7 +23,7 @@ from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.training.loop import train
-from tests import tiny
+from tests.support import tiny
 
 Change = Callable[[Path], Any]
 

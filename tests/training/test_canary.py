@@ -12,7 +12,7 @@ import pytest
 
 from mllm_jax.data.loader import Loader
 from mllm_jax.training.loop import train
-from tests import tiny
+from tests.support import tiny
 
 STEPS = 40
 

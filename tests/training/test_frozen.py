@@ -26,7 +26,7 @@ from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.distributed import sharding
 from mllm_jax.training import restore, setup
 from mllm_jax.training.loop import train
-from tests import tiny, weights
+from tests.support import tiny, weights
 
 PARTS = {
     "connector": {"match": "connector/.*"},

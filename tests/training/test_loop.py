@@ -20,7 +20,7 @@ from mllm_jax.models import mllm
 from mllm_jax.training.loop import train
 from mllm_jax.training.metrics import Diverged
 from mllm_jax.training.writer import MetricsWriter
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

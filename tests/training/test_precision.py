@@ -20,8 +20,8 @@ from mllm_jax.generation import engine
 from mllm_jax.models import mllm
 from mllm_jax.training import step
 from mllm_jax.training.setup import apply_of
-from tests import hlo, sums
-from tests.exact_sums import SUMS, equations
+from tests.support import hlo, sums
+from tests.support.exact_sums import SUMS, equations
 
 # its true gradient is zero (softmax does not feel it), so all of it is rounding noise
 NOISE = "vision/layers/attention/k/bias"

@@ -12,7 +12,7 @@ from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.mixture import order
 from mllm_jax.training import run_folder
-from tests import tiny
+from tests.support import tiny
 
 
 def config(tmp_path, streams, **data):

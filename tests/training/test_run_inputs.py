@@ -13,7 +13,7 @@ from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
 from mllm_jax.training import run_inputs
-from tests import tiny
+from tests.support import tiny
 
 STEP = 4  # of the checkpoint from which the run is continued
 

@@ -14,7 +14,7 @@ from mllm_jax.distributed import sharding
 from mllm_jax.models import axes
 from mllm_jax.training import setup as stage
 from mllm_jax.training import state
-from tests import hlo, packed
+from tests.support import hlo, packed
 
 SHAPES = {
     "data 8": {"data": 8},

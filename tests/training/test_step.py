@@ -12,7 +12,7 @@ from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training import optimizer, step
 from mllm_jax.training.state import TrainState
-from tests.exact_sums import equations
+from tests.support.exact_sums import equations
 from tests.training import toy
 
 CHUNK = 5

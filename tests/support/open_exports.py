@@ -1,6 +1,6 @@
 """Opens exported folders with the transformers of the Python that runs this; writes what it sees.
 
-    python tests/open_exports.py FOLDER... --prompt TEXT --images a.png b.png --out seen.npz
+    python tests/support/open_exports.py FOLDER... --prompt TEXT --images a.png b.png --out seen.npz
 
 For every folder NAME, in one file: NAME/logits, NAME/ids, NAME/pixels, and NAME/wrong, the names of
 tensors that are missing, unexpected or of another shape. Imports nothing of this project.

@@ -1,6 +1,6 @@
 """Does stock transformers compute what we compute? Logits on held-out prompts, in float32.
 
-    python tests/check_export.py RUN HF --data heldout.json --images images/ \\
+    python tests/support/check_export.py RUN HF --data heldout.json --images images/ \\
         [--count 8] [--tolerance 1e-4]
 
 RUN is ours (a run or model folder), HF its export. Token ids must be equal, pixel values within

@@ -12,7 +12,7 @@ from mllm_jax.commands.convert import conversions
 from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.stage import FolderConfig
-from tests import tiny
+from tests.support import tiny
 
 
 def arrays(data: Path) -> dict[str, np.ndarray]:

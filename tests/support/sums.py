@@ -18,7 +18,7 @@ from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training import setup, state, step
 from mllm_jax.training.loss import weighted_loss
-from tests.exact_sums import exact
+from tests.support.exact_sums import exact
 
 V, P, SLOTS, TEXT = 64, 64, 3, 64
 ROWS, LENGTH, CHUNK, BETA1 = 16, SLOTS * P + TEXT, 64, 0.9

@@ -1,4 +1,4 @@
-"""The values that travel: examples are packed into rows, rows stacked into a Batch. Ground floor.
+"""The values that travel: examples are packed into rows, rows stacked into a Batch.
 
 Dimension letters, the same in annotations and einsum strings everywhere:
 

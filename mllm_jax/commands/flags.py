@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from mllm_jax.common.errors import LINE, one_line, shown
+from mllm_jax.common.errors import LINE, one_line, quoted
 from mllm_jax.common.ranges import Range
 from mllm_jax.distributed.cluster import PATIENCE
 
@@ -90,7 +90,7 @@ def _read(kind: type, name: str, bound: Range, text: str) -> Any:
     try:
         value = kind(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected {name}, got {shown(text)}") from error
+        raise argparse.ArgumentTypeError(f"expected {name}, got {quoted(text)}") from error
     if (wrong := bound.fault(value)) is not None:
-        raise argparse.ArgumentTypeError(f"{shown(value)} {wrong}")
+        raise argparse.ArgumentTypeError(f"{quoted(value)} {wrong}")
     return value

@@ -35,8 +35,8 @@ from mllm_jax.common.errors import (
     Interrupted,
     RunError,
     notes,
+    quoted,
     say,
-    shown,
 )
 from mllm_jax.distributed import processes
 from mllm_jax.distributed.cluster import Cluster, Patience, find
@@ -152,6 +152,6 @@ class _VerbParser(Parser):
             near = get_close_matches(str(value), VERBS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise argparse.ArgumentError(
-                None, f"{shown(value)} is not a verb{hint}; verbs: {', '.join(VERBS)}"
+                None, f"{quoted(value)} is not a verb{hint}; verbs: {', '.join(VERBS)}"
             )
         super()._check_value(action, value)

@@ -1,4 +1,4 @@
-"""How exactly products are taken and sums over rows added up: decided here for all. Ground floor.
+"""How exactly products are taken and sums over rows added up: decided here for all.
 
 Products of float32 arrays are float32 products: at JAX's default precision GPUs would round their
 factors to 10 bits (TF32) and TPUs to 8 (bfloat16). Products of bfloat16 arrays are exact as they

@@ -1,7 +1,4 @@
-"""Errors that end a command in one line, their exit codes, and how values are printed in them.
-
-Ground floor.
-"""
+"""Errors that end a command in one line, their exit codes, and how values are printed in them."""
 
 import contextlib
 import reprlib
@@ -66,7 +63,7 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def shown(value: Any, limit: int = 120) -> str:
+def quoted(value: Any, limit: int = 120) -> str:
     """`value` as a message prints it: its repr, cut to `limit` characters.
 
     Bounded work whatever the value: texts of megabytes, lists that hold one another many times

@@ -1,4 +1,4 @@
-"""What the operating system refuses, as one line with path and reason. Ground floor.
+"""What the operating system refuses, as one line with path and reason.
 
     OSError -> "runs/x/metrics.jsonl: the disk is full"
 

@@ -1,9 +1,9 @@
-"""Reads the fields of a JSON object by type and range; every refusal is one line. Ground floor."""
+"""Reads the fields of a JSON object by type and range; every refusal is one line."""
 
 import math
 from typing import Any, TypeVar
 
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 
 REQUIRED: Any = object()  # as a default: the field must be there
 WHOLE = 2**31 - 1  # largest whole number where a field states no bound of its own
@@ -89,12 +89,12 @@ class Fields:
         value = self._value(name, allowed)
         if type(value) is not type(allowed) or value != allowed:
             raise ConfigError(
-                f"{self.where}: {name}={shown(value)} is not supported; only {allowed!r} is"
+                f"{self.where}: {name}={quoted(value)} is not supported; only {allowed!r} is"
             )
 
     def refuse(self, name: str, value: Any, allowed: str) -> None:
         """Raises ConfigError: the field, its value, what is allowed."""
-        raise ConfigError(f"{self.where}: {name}={shown(value)}; expected {allowed}")
+        raise ConfigError(f"{self.where}: {name}={quoted(value)}; expected {allowed}")
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.tree.get(name)

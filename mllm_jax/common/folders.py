@@ -1,4 +1,4 @@
-"""Folders and files that are made whole or not at all, by one process at a time. Ground floor.
+"""Folders and files that are made whole or not at all, by one process at a time.
 
 Everything is written under a temporary name and gets its own at the end:
 

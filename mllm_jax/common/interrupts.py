@@ -7,8 +7,6 @@ So the handler only notes the signal:
            -> a thread that waits GRACE seconds, then undoes what is half written, ends the worker
               processes, says the one line and leaves: whatever the main thread is doing, such as
               compiling. A second Ctrl-C does so at once.
-
-Ground floor.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""JSON in files: read with errors that name the place, written readably. Ground floor."""
+"""JSON in files: read with errors that name the place, written readably."""
 
 import json
 import re

@@ -1,7 +1,5 @@
 """Where links in a folder of data, images or weights may lead: to no folder that is not named.
 
-Ground floor.
-
 The Hugging Face Hub's cache keeps every file as a link to its content beside the snapshots:
 
     datasets--org--name/snapshots/REVISION/a.parquet -> ../../blobs/HASH

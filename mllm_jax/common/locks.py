@@ -1,4 +1,4 @@
-"""Locks that end with their process, also by SIGKILL and where process ids repeat. Ground floor.
+"""Locks that end with their process, also by SIGKILL and where process ids repeat.
 
 They are flock(2) on a file: what nobody has locked belongs to a process that is gone. Between hosts
 they work on NFS, GPFS, and Lustre mounted with `flock`. Where a file system has none, that is said,

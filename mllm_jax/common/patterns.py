@@ -4,7 +4,6 @@ Python's `re` cannot be interrupted, and `(a|a)*b` takes it longer than a life f
 characters. The `regex` library reads the same language and stops after a time limit. (RE2 is linear
 but knows no `(?!...)`, which configs use; looking for nested quantifiers finds some bombs only.)
 `re` decides what is a valid expression, so that none of the additions of `regex` become a dialect.
-Ground floor.
 """
 
 import functools
@@ -15,7 +14,7 @@ from typing import Any
 
 import regex
 
-from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.common.errors import ConfigError, quoted
 
 LIMIT = 1_000  # characters of an expression
 # product of all counted repeats: `regex` unrolls ((a{1000}){1000}){1000} in memory as it compiles
@@ -65,7 +64,7 @@ def matches(pattern: str, path: str, where: str) -> bool:
     matcher = _matcher(pattern)
     if (found := matcher.fullmatch(path)) is None:
         raise ConfigError(
-            f"{where}={shown(pattern)} takes longer than {SECONDS} s to match {path!r} and others; "
+            f"{where}={quoted(pattern)} takes longer than {SECONDS} s to match {path!r}; "
             "write it without repeats inside repeats"
         )
     return found

@@ -1,4 +1,4 @@
-"""What the fields of config sections may hold, stated beside their types. Ground floor.
+"""What the fields of config sections may hold, stated beside their types.
 
     rows: Annotated[int, Range("[1, 1_000_000]")] = 128
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from mllm_jax.common import patterns
-from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.common.errors import ConfigError, quoted
 
 
 class Bound:
@@ -132,7 +132,7 @@ def check(kind: Any, value: Any, where: str) -> None:
     if origin is Annotated:
         for bound in (extra for extra in args[1:] if isinstance(extra, Bound)):
             if (wrong := bound.fault(value)) is not None:
-                equals = ":" if isinstance(bound, Size) else f"={shown(value)}"
+                equals = ":" if isinstance(bound, Size) else f"={quoted(value)}"
                 raise ConfigError(f"{where}{equals} {wrong}")
         check(args[0], value, where)
     elif origin in (types.UnionType, typing.Union):

@@ -1,4 +1,4 @@
-"""Nested dicts <-> flat dicts by path: how parameters and settings are named. Ground floor.
+"""Nested dicts <-> flat dicts by path: how parameters and settings are named.
 
 {"language": {"norm": {"scale": x}}}  <->  {"language/norm/scale": x}
 """

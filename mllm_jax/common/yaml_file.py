@@ -3,7 +3,7 @@
 A smaller language than PyYAML's `SafeLoader`, for configs alone: no dates (text that reads as one
 is written in quotes), no binary, sets or other tags, no numbers in base 60 or with leading zeros
 (`1:30` and `010` are text, not 90 and 8), no key twice. Aliases and `<<` are kept, but what they
-make is counted before it is built, so nine lines cannot ask for gigabytes. Ground floor.
+make is counted before it is built, so nine lines cannot ask for gigabytes.
 """
 
 import re
@@ -15,7 +15,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 
 BYTES = 2**20  # of a file; the largest of ours has four thousand
 DEPTH = 50  # sections inside sections
@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, ScalarNode):
                 _refuse("a key must be text", key)
             if key.value in seen:
-                _refuse(f"key {shown(key.value)} stands twice", key)
+                _refuse(f"key {quoted(key.value)} stands twice", key)
             seen.add(key.value)
         return node
 
@@ -160,17 +160,17 @@ def _scalar(name: str) -> Callable[[_Loader, Node], Any]:
         try:
             return build(loader, node)
         except (ValueError, KeyError, IndexError):  # ValueError also: more digits than Python reads
-            _refuse(f"{shown(node.value)} is not a valid {name}", node)
+            _refuse(f"{quoted(node.value)} is not a valid {name}", node)
 
     return construct
 
 
 def _date(loader: _Loader, node: Node) -> NoReturn:
-    _refuse(f"{shown(node.value)} reads as a date; if it is text, put it in quotes", node)
+    _refuse(f"{quoted(node.value)} reads as a date; if it is text, put it in quotes", node)
 
 
 def _unknown(loader: _Loader, node: Node) -> NoReturn:
-    _refuse(f"tag {shown(node.tag)} is not allowed; write it as plain text or number", node)
+    _refuse(f"tag {quoted(node.tag)} is not allowed; write it as plain text or number", node)
 
 
 # ---------------------------------------------------------------------------- the smaller language

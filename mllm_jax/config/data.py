@@ -1,4 +1,4 @@
-"""What is read: the streams of a mixture, and the shape of a batch. Ground floor."""
+"""What is read: the streams of a mixture, and the shape of a batch."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""How many seats an image takes in a row: the one function that counts them. Ground floor.
+"""How many seats an image takes in a row: the one function that counts them.
 
 LLaVA-1.5 gives every image the patches of one square. LLaVA-NeXT cuts large images into tiles:
 

@@ -1,4 +1,4 @@
-"""YAML and flags -> frozen config sections, and back. Ground floor.
+"""YAML and flags -> frozen config sections, and back.
 
 The only reader and writer of our YAML. Strict: a misspelt key, a wrong type or a value that is not
 allowed ends in one line that says where it stands, what was found, and what is allowed. (General
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from mllm_jax.common.errors import ConfigError, cut, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, cut, one_line, quoted, require
 from mllm_jax.common.folders import whole_file
 from mllm_jax.common.ranges import check, hints, some
 from mllm_jax.common.yaml_file import NotYAML, parse_yaml, read_yaml
@@ -73,7 +73,7 @@ def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
         word = words.pop(0)
         require(
             word.startswith("--"),
-            f"unexpected argument {shown(word)}; overrides are written --section.key value",
+            f"unexpected argument {quoted(word)}; overrides are written --section.key value",
         )
         key, equals, value = word[2:].partition("=")
         if not equals:
@@ -84,7 +84,7 @@ def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
             pairs.append((key, parse_yaml(value)))
         except NotYAML as error:
             raise ConfigError(
-                f"--{cut(key, 80)}: {shown(value)} is not valid YAML: {error.reason}"
+                f"--{cut(key, 80)}: {quoted(value)} is not valid YAML: {error.reason}"
             ) from error
     return pairs
 
@@ -167,7 +167,7 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def _expect(condition: bool, where: str, value: Any, allowed: str) -> None:
-    require(condition, f"{where}: expected {allowed}, got {shown(value)}")
+    require(condition, f"{where}: expected {allowed}, got {quoted(value)}")
 
 
 def _join(where: str, name: Any) -> str:

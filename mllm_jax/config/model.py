@@ -1,4 +1,4 @@
-"""What the network is: the sections `vision`, `connector`, `language` of a config. Ground floor."""
+"""What the network is: the sections `vision`, `connector`, `language` of a config."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Every knob, typed and frozen; `config_file` fills them from YAML and flags. Ground floor.
+"""Every knob, typed and frozen; `config_file` fills them from YAML and flags.
 
 `model_config` holds the sections that say what the network is, `data_config` what it reads. Each
 section validates itself when it is made, so an impossible combination never reaches a door's body.

@@ -7,7 +7,7 @@ reason; everything else ends the run with the record's name. `image_path` can ne
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mllm_jax.common.errors import cut, one_line, shown
+from mllm_jax.common.errors import cut, one_line, quoted
 
 CODES = {
     "json": "a line is not JSON, or not UTF-8",
@@ -49,7 +49,7 @@ class FaultLine(NamedTuple):
 def refusal(path: str, refused: Sequence[FaultLine], total: int) -> str:
     """One line that counts the refused rows of a stream and names the first few."""
     named = "; ".join(
-        f"record {shown(f.id, 60)} ({cut(f.where, 120)}): {cut(f.reason, _SHORT)}"
+        f"record {quoted(f.id, 60)} ({cut(f.where, 120)}): {cut(f.reason, _SHORT)}"
         for f in refused[:NAMED]
     )
     more = f"; and {len(refused) - NAMED} more" if len(refused) > NAMED else ""

@@ -1,3 +1,3 @@
 """Handwritten numbers in four languages: the quickstart's data, made from scans that scikit-
-learn carries. Ground floor.
+learn carries.
 """

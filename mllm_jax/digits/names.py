@@ -1,4 +1,4 @@
-"""The names of 0-99 in Basque, English, Italian and Spanish. Ground floor, pure functions.
+"""The names of 0-99 in Basque, English, Italian and Spanish. Pure functions.
 
 Basque counts in twenties: 77 is 3 x 20 + 17, "hirurogeita hamazazpi" (Euskaltzaindia, rule 7: how
 numbers are written).

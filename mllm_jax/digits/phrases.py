@@ -1,5 +1,5 @@
 """What is asked and said about a number, in Basque and English: tables of sentences and their
-answers. Ground floor.
+answers.
 
 A question has a few wordings and one answer, short and without punctuation, so that exact match is
 a fair measure.

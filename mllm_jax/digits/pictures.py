@@ -1,4 +1,4 @@
-"""Scans of handwritten digits -> pictures of two-digit numbers, PNG files on disk. Ground floor.
+"""Scans of handwritten digits -> pictures of two-digit numbers, PNG files on disk.
 
 scikit-learn carries 1,797 real scans of 8 x 8 pixels (the test part of the UCI "Optical Recognition
 of Handwritten

@@ -1,4 +1,4 @@
-"""Pictures and sentences -> files of records: ordinary LLaVA JSON with PNG images. Ground floor.
+"""Pictures and sentences -> files of records: ordinary LLaVA JSON with PNG images.
 
     FOLDER/images/*.png          train-* from training scans, test-* from held-out scans
     FOLDER/backbone_en.json      questions about pictures, English  | stand in for an image tower

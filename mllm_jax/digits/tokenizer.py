@@ -1,5 +1,5 @@
 """A small tokenizer in the manner of Llama 3, learnt from texts: byte-level pairs, the same control
-tokens. Ground floor.
+tokens.
 
 Any text can be written with it (every byte is a token); words of the texts it learnt from are
 mostly one token.

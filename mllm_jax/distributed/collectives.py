@@ -1,6 +1,6 @@
 """Work on each device's own part of the arrays, and the few sums and exchanges it needs.
 
-Said in logical names, as everywhere; `sharding` knows what lies on which mesh axis. Ground floor.
+Said in logical names, as everywhere; `sharding` knows what lies on which mesh axis.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Several processes as one run: how JAX joins them, what they agree on, who writes. Ground floor.
+"""Several processes as one run: how JAX joins them, what they agree on, who writes.
 
 A run of one process passes through here unchanged.
 """

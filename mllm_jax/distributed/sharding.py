@@ -1,7 +1,6 @@
 """Which array dimension lies on which mesh axis: one table, and the few calls that use it.
 
-Models name their dimensions with logical words; this file alone knows the mesh. Ground floor, no
-flax.
+Models name their dimensions with logical words; this file alone knows the mesh.
 """
 
 import math

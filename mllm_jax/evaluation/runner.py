@@ -1,4 +1,4 @@
-"""DOOR evaluate: answers to held-out questions and the loss on the true ones, per language.
+"""Answers to held-out questions and the loss on the true ones, per language.
 
     LLaVA JSON -> items, one per answer -> batches of like length -> answers.jsonl, scores.json, .md
                                             |  greedy answer to the prompt
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from mllm_jax.batch import Batch
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common import interrupts
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.common.json_file import write_json
 from mllm_jax.config.data import StreamConfig
@@ -147,7 +147,7 @@ def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int)
         for end, turn in enumerate(record.turns)
         if turn.role == "assistant"
     ]
-    names = [f"record {shown(record.id, 60)}" for record, _ in places]
+    names = [f"record {quoted(record.id, 60)}" for record, _ in places]
     wholes = _wholes(opened, [record.turns[: end + 1] for record, end in places], names)
     items: list[Item] = []
     trained = 0  # tokens of the record's earlier answers

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mllm_jax.batch import Batch, Example
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.chat.encoder import Chat, Encoded
 from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
@@ -62,7 +62,7 @@ class Answerer:
         self.ends = end_ids(self.tokenizer, files)
         require(
             any(end < language.vocab for end in self.ends),
-            f"{path}: eos_token_id={shown(self.ends)} is outside of the {language.vocab} rows of "
+            f"{path}: eos_token_id={quoted(self.ends)} is outside of the {language.vocab} rows of "
             "the token table, so no answer would end; correct generation_config.json",
         )
         platform = jax.default_backend()

@@ -1,4 +1,4 @@
-"""DOOR preflight: does a stage fit on hardware that is not here, how fast may it be.
+"""Does a stage fit on hardware that is not here, how fast may it be.
 
 From shapes alone: no weights, no data, no tokenizer. libtpu compiles the real train step for TPUs
 on any machine, JAX for this machine's devices. For GPUs that are not here the numbers are estimates

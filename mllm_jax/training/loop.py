@@ -1,4 +1,4 @@
-"""DOOR train: the way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
+"""The way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
 
 import sys
 import zlib

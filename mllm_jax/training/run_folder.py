@@ -28,7 +28,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common import interrupts
-from mllm_jax.common.errors import require, shown
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import exclusive, in_use
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.patterns import matches
@@ -104,7 +104,7 @@ def check(config: Config, resume: Resume) -> Beginning:
     )
     before = loading.load(Config, run / "config.yaml")
     differ = {
-        k: f"{k} was {shown(old)}, is {shown(new)}"
+        k: f"{k} was {quoted(old)}, is {quoted(new)}"
         for k, (old, new) in differences(before, config).items()
     }
     last = max(checkpoint_steps(run / "checkpoints"), default=None)

@@ -4,22 +4,22 @@ import time
 
 import pytest
 
-from mllm_jax.common.errors import LINE, one_line, shown
+from mllm_jax.common.errors import LINE, one_line, quoted
 
 
 def test_ordinary_values_are_their_repr():
     for value in ("a", 1, -2.5, None, True, [1, "b"], {"a": [1, 2]}, b"ab", 2**64):
-        assert shown(value) == repr(value)
+        assert quoted(value) == repr(value)
 
 
 def test_control_characters_are_escaped():
-    assert shown("a\nb\x1b[2J\u202e\ud800") == r"'a\nb\x1b[2J\u202e\ud800'"
+    assert quoted("a\nb\x1b[2J\u202e\ud800") == r"'a\nb\x1b[2J\u202e\ud800'"
     assert one_line("bad \x1b[2J\ud800\nvalue\r\n") == r"bad \x1b[2J\ud800 value"
 
 
 def test_a_long_text_loses_its_middle():
-    assert shown("a" * 10**8 + "end").endswith("aaend'")
-    assert len(shown("a" * 10**8)) <= 120
+    assert quoted("a" * 10**8 + "end").endswith("aaend'")
+    assert len(quoted("a" * 10**8)) <= 120
     line = one_line("file.json: " + "x" * 10**7 + "; remove it")
     assert len(line) <= LINE
     assert line.startswith("file.json: xxx")
@@ -44,5 +44,5 @@ def laughs() -> list:
 )
 def test_work_is_bounded(value: object):
     start = time.perf_counter()
-    assert len(shown(value)) <= 120
+    assert len(quoted(value)) <= 120
     assert time.perf_counter() - start < 1

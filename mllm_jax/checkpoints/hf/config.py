@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mllm_jax.checkpoints.hf.rope import read_rope
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import Fields
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
@@ -58,7 +58,7 @@ def model_type(folder: Path, config: dict[str, Any]) -> str:
     if kind in CLIP_TYPES:
         return "clip"
     raise ConfigError(
-        f"{where}: model_type={shown(kind)} is not supported; supported are {SUPPORTED}"
+        f"{where}: model_type={quoted(kind)} is not supported; supported are {SUPPORTED}"
     )
 
 

@@ -18,7 +18,7 @@ from mllm_jax.checkpoints.hf.config import (
     read_vision,
 )
 from mllm_jax.checkpoints.hf.names import V
-from mllm_jax.common.errors import require, shown
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.fields import Fields
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
 
@@ -84,7 +84,7 @@ def _from_tensors(folder: Path, get: Fields, tensors: Mapping[str, Any]) -> dict
     )
     require(
         "openai/clip-" in tower,
-        f"{get.where}: mm_vision_tower={shown(tower)} is not an openai/clip-* tower; "
+        f"{get.where}: mm_vision_tower={quoted(tower)} is not an openai/clip-* tower; "
         "add its CLIPVisionConfig as vision_config",
     )
     assert patch is not None and positions is not None and first is not None

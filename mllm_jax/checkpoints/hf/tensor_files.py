@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mllm_jax.checkpoints.leaves import Index, Leaf, size_of
-from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.json_file import parse_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -144,7 +144,7 @@ def _wrong_entry(path: Path) -> str:
         return ""
     entries = header.items() if isinstance(header, dict) else ()
     wrong = (name for name, entry in entries if not _fits(name, entry))
-    return "".join(f"; see {shown(name, 80)}" for name in itertools.islice(wrong, 1))
+    return "".join(f"; see {quoted(name, 80)}" for name in itertools.islice(wrong, 1))
 
 
 def _fits(name: str, entry: Any) -> bool:

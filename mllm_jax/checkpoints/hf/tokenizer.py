@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.common.errors import require, shown
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.fields import REQUIRED, WHOLE, Fields, is_text
 from mllm_jax.common.json_file import read_json, write_json
 
@@ -45,7 +45,7 @@ def _vocab(model: Fields) -> dict[str, int]:
         (x for x in vocab.items() if type(x[1]) is not int or not 0 <= x[1] <= WHOLE), None
     )
     if wrong is not None:
-        model.refuse(f"vocab[{shown(wrong[0], 40)}]", wrong[1], "the id of a token")
+        model.refuse(f"vocab[{quoted(wrong[0], 40)}]", wrong[1], "the id of a token")
     return vocab
 
 

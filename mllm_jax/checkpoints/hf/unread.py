@@ -18,7 +18,7 @@ from mllm_jax.checkpoints.hf.write_config import (
     text_fields,
     vision_fields,
 )
-from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.common.errors import ConfigError, quoted
 from mllm_jax.common.fields import Fields
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -100,7 +100,7 @@ def write_unread(folder: Path, fields: dict[str, dict[str, Any]]) -> None:
 def listed(fields: dict[str, dict[str, Any]]) -> list[str]:
     """The fields as "text_config.attention_dropout=0.1", without those that change nothing."""
     return [
-        f"{section}.{name}={shown(value, 40)}"
+        f"{section}.{name}={quoted(value, 40)}"
         for section, tree in fields.items()
         for name, value in tree.items()
         if name not in _INERT and value not in (None, 0, False, "", [], {})

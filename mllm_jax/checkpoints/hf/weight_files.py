@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from mllm_jax.checkpoints.hf.tensor_files import INDEX, SINGLE, StoredTensor, read_header
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import Fields, is_text
 from mllm_jax.common.json_file import read_json
 from mllm_jax.common.links import is_inside, link_roots
@@ -77,7 +77,7 @@ def _by_index(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
     stray = [name for name in shards if name not in listed]
     require(
         not stray,
-        f"{folder / INDEX}: does not list {shown(stray)}, shards of other weights or of an "
+        f"{folder / INDEX}: does not list {quoted(stray)}, shards of other weights or of an "
         "interrupted copy; move them elsewhere",
     )
     tensors: dict[str, StoredTensor] = {}
@@ -86,14 +86,14 @@ def _by_index(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
             named = weight_map.get(name)
             require(
                 named == shard,
-                f"{folder / INDEX}: disagrees with its shards: {shard} holds {shown(name)}, "
+                f"{folder / INDEX}: disagrees with its shards: {shard} holds {quoted(name)}, "
                 + ("which is not listed" if named is None else f"listed as in {named}"),
             )
             tensors[name] = tensor
     missing = [name for name in weight_map if name not in tensors]
     require(
         not missing,
-        f"{folder / INDEX}: disagrees with its shards: they lack {shown(missing)}",
+        f"{folder / INDEX}: disagrees with its shards: they lack {quoted(missing)}",
     )
     return tensors
 
@@ -104,6 +104,6 @@ def _weight_map(folder: Path) -> dict[str, str]:
     weight_map = Fields(str(path), read_json(regular_file(folder, INDEX))).section("weight_map")
     for name, shard in weight_map.tree.items():
         if not is_text(shard) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            weight_map.refuse(shown(name), shard, "the name of a .safetensors file in the folder")
+            weight_map.refuse(quoted(name), shard, "the name of a .safetensors file in the folder")
     require(len(weight_map.tree) > 0, f"{path}: weight_map is empty")
     return weight_map.tree

@@ -1,4 +1,4 @@
-"""DOOR bench: how fast the real train step is, on synthetic rows; compile time apart.
+"""How fast the real train step is, on synthetic rows; compile time apart.
 
 One row = one image (when the model has eyes) followed by text, `length` tokens in all, every text
 token trained. tests/benchmarks/pytorch_baseline.py does the same work in PyTorch with the same

@@ -1,4 +1,4 @@
-"""DOOR convert: Hugging Face folder <-> model folder, and the joining of two backbones.
+"""Hugging Face folder <-> model folder, and the joining of two backbones.
 
     from_hf   LLaVA, Llama or CLIP folder            -> model folder
     join      CLIP folder + Llama folder + connector -> model folder

@@ -1,4 +1,4 @@
-"""DOOR inspect: any step's rows as the model gets them, on a page for eyes. Reads no weights.
+"""Any step's rows as the model gets them, on a page for eyes. Reads no weights.
 
 config -> tokenizer -> loader -> the batch of step N, its records, a sample of the mixture -> page
 

@@ -1,4 +1,4 @@
-"""DOOR prepare: everything a run reads is fetched, read once and indexed; then all is offline.
+"""Everything a run reads is fetched, read once and indexed; then all is offline.
 
     hub set -> folder -> rows read, images decoded, conversations tokenised -> index beside the data
             -> rows of all steps counted -> a table of what there is

@@ -1,4 +1,4 @@
-"""DOOR quickstart: the whole way in minutes on a laptop, on handwritten numbers, no download.
+"""The whole way in minutes on a laptop, on handwritten numbers, no download.
 
     scans -> OUT/data (LLaVA JSON + PNG), OUT/tokenizer -> OUT/configs
           -> recipe: backbone, align, instruct, evaluation, export -> OUT/report.html

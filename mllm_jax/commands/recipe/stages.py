@@ -1,4 +1,4 @@
-"""DOOR recipe: stages in order, each from the last one's weights, then evaluation and export.
+"""Stages in order, each from the last one's weights, then evaluation and export.
 
     align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
     OUT/summary.json
@@ -27,7 +27,7 @@ from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.checks import check_folders, check_name, check_questions, check_stages
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.trees import flatten, unflatten
@@ -164,7 +164,7 @@ def _say(words: str) -> None:
 
 def _check_same_model(first: Config, config: Config, file: Path) -> None:
     for key, (old, new) in run_folder.differences(first.model, config.model).items():
-        said = f"model.{key} is {shown(new)}, but {shown(old)} in the first stage"
+        said = f"model.{key} is {quoted(new)}, but {quoted(old)} in the first stage"
         raise ConfigError(f"{file}: {said}; all stages of a recipe train one model")
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.data.chat import literal_tokenizer as private
 from mllm_jax.data.chat import messages as msg
 from mllm_jax.data.chat import rendering
@@ -285,7 +285,7 @@ class Chat:
         end = min(len(rendered), len(expected))
         n = next((n for n, (a, b) in enumerate(pairs) if a != b), end)
         begin = max(0, n - 10)
-        written, place = (shown(text[begin : n + 30], 60) for text in (rendered, expected))
+        written, place = (quoted(text[begin : n + 30], 60) for text in (rendered, expected))
         raise ConfigError(
             f"the chat template looks at the texts: it writes {written} where other texts in their "
             f"place would stand as {place}; leave out what it treats apart, or use another template"
@@ -355,8 +355,8 @@ class Chat:
         require(
             found == stock,
             "this tokenizer joins text and special tokens in a way that is not supported: it "
-            f"encodes {shown(rendered, 80)} as {shown(stock, 80)}, piece by piece it is "
-            f"{shown(found, 80)}",
+            f"encodes {quoted(rendered, 80)} as {quoted(stock, 80)}, piece by piece it is "
+            f"{quoted(found, 80)}",
         )
 
     # ------------------------------------------------------------------------------- encoding

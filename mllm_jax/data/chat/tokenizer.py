@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.json_file import read_json
 
 # the fields of tokenizer_config.json that name one token
@@ -80,7 +80,7 @@ def _check_model(path: Path) -> None:
         pieces = merge.split(" ") if isinstance(merge, str) else merge
         whole = isinstance(pieces, list) and len(pieces) == 2 and isinstance(pieces[1], str)
         if not (whole and pieces[1].startswith(prefix)):
-            raise ConfigError(f"{path}: merge {shown(merge)} does not go on with {shown(prefix)}")
+            raise ConfigError(f"{path}: merge {quoted(merge)} does not go on with {quoted(prefix)}")
 
 
 def _check_config(folder: Path) -> None:
@@ -97,14 +97,16 @@ def _check_config(folder: Path) -> None:
             continue
         text = value.get("content") if isinstance(value, dict) else value
         is_text = isinstance(text, str) and text != ""
-        require(is_text, f"{path}: {name}={shown(value)} is not a token: expected its text")
+        require(is_text, f"{path}: {name}={quoted(value)} is not a token: expected its text")
         if name in ("bos_token", "eos_token"):
             known = (
                 _known_tokens(read_json(folder / "tokenizer.json"), tree)
                 if known is None
                 else known
             )
-            require(text in known, f"{path}: {name}={shown(text)} is not a token of tokenizer.json")
+            require(
+                text in known, f"{path}: {name}={quoted(text)} is not a token of tokenizer.json"
+            )
 
 
 def _known_tokens(tree: dict[str, Any], config: dict[str, Any]) -> set[str]:
@@ -169,7 +171,7 @@ def end_ids(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]
             if ids not in (None, []):
                 ids = ids if isinstance(ids, list) else [ids]
                 are_ids = all(type(id) is int and 0 <= id < 2**31 for id in ids)
-                reason = f"{path}: eos_token_id={shown(ids)}: expected ids of tokens"
+                reason = f"{path}: eos_token_id={quoted(ids)}: expected ids of tokens"
                 require(are_ids, reason)
                 return tuple(ids)
     require(

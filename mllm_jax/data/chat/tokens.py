@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from mllm_jax.common.errors import ConfigError, shown
+from mllm_jax.common.errors import ConfigError, quoted
 from mllm_jax.data.chat.prompt_template import Items, Run
 
 NO_TOKEN = -1  # the image token of a model that reads no images
@@ -94,7 +94,7 @@ def marks(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
                 answer = run.text[start:end]
                 spaced = answer != answer.strip()
                 raise ConfigError(
-                    f"a token lies across the border of the answer {shown(answer, 60)}"
+                    f"a token lies across the border of the answer {quoted(answer, 60)}"
                     + ("; trim the white space around it" if spaced else "")
                 )
     return bytes(trained)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_jax.common import failures
-from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.folders import LOCK
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.locks import WAIT, claimed
@@ -96,7 +96,7 @@ def check_paths(name: str, stream: StreamConfig) -> None:
     require(there, f"{where}.path: {path}: no such file{hint}")
     require(images.is_dir(), f"{where}.images: {images}: no such folder")
     for link in stream.links:
-        require(Path(link).is_dir(), f"{where}.links: {shown(link)}: no such folder")
+        require(Path(link).is_dir(), f"{where}.links: {quoted(link)}: no such folder")
 
 
 class _Opener:
@@ -260,7 +260,7 @@ def _build(
     if names:
         print(
             f"data.streams.{reader.name}: {len(names):,} records have the id of an earlier one and "
-            f"other content; they are numbered, as {shown(names[0], 60)}",
+            f"other content; they are numbered, as {quoted(names[0], 60)}",
             flush=True,
         )
     mark.unlink()

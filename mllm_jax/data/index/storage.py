@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 
-from mllm_jax.common.errors import shown
+from mllm_jax.common.errors import quoted
 from mllm_jax.common.failures import naming
 from mllm_jax.common.folders import whole_file
 from mllm_jax.data.faults import FaultLine
@@ -191,7 +191,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
     save_array(folder / "duplicates.npy", again)
     with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
         for record in again.tolist():
-            row, name = int(store.records["row"][record]), shown(store.id(record))
+            row, name = int(store.records["row"][record]), quoted(store.id(record))
             reason = "an earlier record of the stream has this id and content"
             line = FaultLine(row, name, where(row), "duplicate_id", reason)
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 from mllm_jax.batch import Example
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.tokens import NO_TOKEN, Encoded, expand
@@ -173,7 +173,7 @@ class StreamIndex:
                 reason = f"{lengths.images[i]} images, but data.image_slots={data.image_slots}"
             else:
                 reason = f"{lengths.size[i]} tokens, but data.length={data.length}"
-            reasons.append(f"record {shown(self._store.id(int(records[i])), 60)} has {reason}")
+            reasons.append(f"record {quoted(self._store.id(int(records[i])), 60)} has {reason}")
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise ConfigError(
             f"data.streams.{self.name}: {len(bad)} of {len(records)} records do not fit a row: "

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.common.errors import shown
+from mllm_jax.common.errors import quoted
 from mllm_jax.common.links import is_inside, link_roots
 from mllm_jax.data.faults import Fault
 
@@ -52,7 +52,7 @@ def check_text(text: str, where: str) -> None:
 def check_id(value: Any) -> None:
     """Raises Fault unless it is text, a number or None."""
     if type(value) not in (str, int, float, type(None)):
-        raise Fault("field", f"id {shown(value, 60)} is neither text nor a number")
+        raise Fault("field", f"id {quoted(value, 60)} is neither text nor a number")
     if isinstance(value, str):
         check_text(value, "id")
 
@@ -67,15 +67,15 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
     value = own if own is not None else default
     expect(value is not None, "language", "no language: give the record one, or the stream")
     if not isinstance(value, str):
-        raise Fault("language", f"language {shown(value, 60)} is not text")
+        raise Fault("language", f"language {quoted(value, 60)} is not text")
     if value not in languages:
         if not is_name(value):
             what = f"is no name of 1 to {LONGEST_NAME} printable characters"
-            raise Fault("language", f"language {shown(value, 60)} {what}")
+            raise Fault("language", f"language {quoted(value, 60)} {what}")
         near = difflib.get_close_matches(value[:60], languages, n=1)
         allowed = ", ".join(languages) or "none"
         hint = f"did you mean {near[0]!r}?" if near else f"allowed are {allowed}"
-        raise Fault("language", f"language {shown(value, 60)} is not in data.languages; {hint}")
+        raise Fault("language", f"language {quoted(value, 60)} is not in data.languages; {hint}")
     return value
 
 
@@ -104,12 +104,12 @@ class ImageFolder:
         path = os.path.join("" if self._root == "." else self._root, *parts)
         if inside.startswith("/") or not parts:
             reason = f"leaves the image folder; paths start in it, in {self.root}"
-            raise Fault("image_path", f"image {shown(name)} {reason}")
+            raise Fault("image_path", f"image {quoted(name)} {reason}")
         linked = self._has_link(parts)
         if (linked or ".." in parts) and not is_inside(path, self._roots):
             way = " by a symbolic link" if linked else ""
             reason = f"leaves the image folder{way}; if that is meant, {_ALLOW}"
-            raise Fault("image_path", f"image {shown(name)} {reason}")
+            raise Fault("image_path", f"image {quoted(name)} {reason}")
         return path
 
     def _has_link(self, parts: list[str]) -> bool:
@@ -127,15 +127,15 @@ def _check_path(name: str) -> None:
     if _ENCODED.match(name) or len(name) > LONGEST_PATH:
         raise Fault(
             "field",
-            f"image {shown(name, 40)} is encoded text of {len(name)} characters, not a path: "
+            f"image {quoted(name, 40)} is encoded text of {len(name)} characters, not a path: "
             "decode it into a file, or into a column of bytes (parquet, arrow, webdataset)",
         )
     if name.strip() == "" or "\0" in name or not is_text(name):
         reason = "is not a path; leave image out where there is none"
-        raise Fault("field", f"image {shown(name)} {reason}")
+        raise Fault("field", f"image {quoted(name)} {reason}")
     if _ADDRESS.match(name):
         reason = "is an address, not a path: fetch the pictures first"
-        raise Fault("image_missing", f"image {shown(name)} {reason}")
+        raise Fault("image_missing", f"image {quoted(name)} {reason}")
 
 
 def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
@@ -157,7 +157,7 @@ def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
         found = _source(item)
         if found is None:
             reason = "is neither a path nor a list of paths, nor bytes"
-            raise Fault("field", f"image {shown(value)} {reason}")
+            raise Fault("field", f"image {quoted(value)} {reason}")
         images.append(folder.path(found) if isinstance(found, str) else found)
     return tuple(images)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.common.errors import cut, require, shown
+from mllm_jax.common.errors import cut, quoted, require
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.records.fields import check_id
 from mllm_jax.data.records.unread import Unread
@@ -189,7 +189,7 @@ def _question(values: Values) -> Values:
 def _cauldron(values: Values) -> Values:
     texts = _structs(values["texts"])
     if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
-        raise Fault("field", f"texts {shown(texts, 60)} is not a list of {{user, assistant}}")
+        raise Fault("field", f"texts {quoted(texts, 60)} is not a list of {{user, assistant}}")
     rounds = [(text.get("user"), _answer(text.get("assistant"))) for text in texts]
     return {"image": values["image"], "rounds": rounds}
 
@@ -197,7 +197,7 @@ def _cauldron(values: Values) -> Values:
 def _magpie(values: Values) -> Values:
     turns = _structs(values["conversations"])
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Fault("field", f"conversations {shown(turns, 60)} is not a list of {{from, value}}")
+        raise Fault("field", f"conversations {quoted(turns, 60)} is not a list of {{from, value}}")
     messages = []
     for turn in turns:
         who = turn.get("from")

@@ -21,7 +21,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mllm_jax.common.errors import shown
+from mllm_jax.common.errors import quoted
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.records.fields import ImageFolder, check_text, expect, read_images, read_language
 from mllm_jax.data.records.fields import is_text as is_text  # for doors
@@ -127,7 +127,7 @@ def _check_size(turns: tuple[Turn, ...]) -> None:
 
 def _document(text: Any, key: str, language: str) -> Record:
     if not isinstance(text, str):
-        raise Fault("field", f"text {shown(text, 60)} is not text")
+        raise Fault("field", f"text {quoted(text, 60)} is not text")
     if len(text) > MOST_WRITTEN:
         reason = f"{len(text)} characters in one document, more than {MOST_WRITTEN}; split it"
         raise Fault("too_long", reason)
@@ -155,7 +155,7 @@ def _rounds(rounds: Sequence[tuple[Any, Any]], images: int) -> tuple[Turn, ...]:
 
 def _check_said(text: Any, name: str, number: int) -> None:
     if not isinstance(text, str):
-        raise Fault("field", f"turn {number}: {name} {shown(text, 60)} is not text")
+        raise Fault("field", f"turn {number}: {name} {quoted(text, 60)} is not text")
     check_text(text, f"turn {number}")
 
 
@@ -188,7 +188,7 @@ def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) ->
     elif what == "content" and isinstance(content, list):
         parts = _typed(content, role, where)
     else:
-        raise Fault("field", f"{where}: {what} {shown(content, 60)} is not text")
+        raise Fault("field", f"{where}: {what} {quoted(content, 60)} is not text")
     for part in parts:
         if part is not IMAGE:
             check_text(part, where)
@@ -204,7 +204,7 @@ def _no_role(item: dict[str, Any], who: str, name: Any, roles: dict[str, str], w
         if name is None and theirs != who and theirs in item and said in item:
             reason = f"{where}: no {who!r}; turns of {theirs!r} and {said!r} stand under {other}"
             return Fault("role", reason)
-    return Fault("role", f"{where}: {who} {shown(name, 60)}; allowed are {', '.join(roles)}")
+    return Fault("role", f"{where}: {who} {quoted(name, 60)}; allowed are {', '.join(roles)}")
 
 
 def _split(text: str) -> tuple[str | Mark, ...]:
@@ -228,7 +228,7 @@ def _typed(content: list[Any], role: str, where: str) -> tuple[str | Mark, ...]:
         elif kind == "text" and isinstance(item.get("text"), str):
             parts.append(item["text"])
         else:
-            raise Fault("field", f"{where}: part {shown(item, 60)} is neither an image nor text")
+            raise Fault("field", f"{where}: part {quoted(item, 60)} is neither an image nor text")
     return tuple(parts)
 
 

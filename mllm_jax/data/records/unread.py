@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from mllm_jax.common.errors import shown
+from mllm_jax.common.errors import quoted
 from mllm_jax.data.faults import Fault
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -180,7 +180,7 @@ def keys_in(reasons: Iterable[str]) -> list[str]:
 
 
 def _unread(name: str, hint: str, where: str = "") -> Fault:
-    return Fault("unread_key", f"{where}{_BEGIN}{shown(name, 60)} is not read: {hint}")
+    return Fault("unread_key", f"{where}{_BEGIN}{quoted(name, 60)} is not read: {hint}")
 
 
 def _is_empty(value: Any) -> bool:
@@ -215,4 +215,4 @@ def _is_media(value: Any) -> bool:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 60 and name.isprintable() else shown(name, 60)
+    return name if len(name) <= 60 and name.isprintable() else quoted(name, 60)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import (
     XetDownloadError,
 )
 
-from mllm_jax.common.errors import ConfigError, RunError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, RunError, one_line, quoted, require
 from mllm_jax.common.folders import in_use, new_folder
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.data import StreamConfig
@@ -32,7 +32,7 @@ def fetch(name: str, stream: StreamConfig) -> None:
         found = read_json(note) if note.is_file() else None
         where = f"data.streams.{name}.path={stream.path}"
         require(
-            found == wanted, f"{where}: holds {shown(found)}, not {wanted}; give another folder"
+            found == wanted, f"{where}: holds {quoted(found)}, not {wanted}; give another folder"
         )
         return
     where = f"data.streams.{name}.hub={stream.hub}"

@@ -7,7 +7,7 @@ d/train/data-00000-of-00001.arrow
 
 from pathlib import Path
 
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import REQUIRED, Fields, is_text
 from mllm_jax.common.json_file import read_json
 from mllm_jax.data.sources.folder import first_names, walk
@@ -86,5 +86,5 @@ def _saved(path: Path, options: Options) -> Listing:
 def _plain_name(file: Path, field: str, name: object) -> str:
     """A name in the folder of `file`; no path that leads elsewhere."""
     if not is_text(name) or name in ("", ".", "..") or "/" in str(name):
-        raise ConfigError(f"{file}: {field}={shown(name)}; expected the name of a file beside it")
+        raise ConfigError(f"{file}: {field}={quoted(name)}; expected the name of a file beside it")
     return str(name)

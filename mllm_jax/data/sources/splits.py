@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 
 KEYWORDS = {
     "train": ("train", "training"),
@@ -78,7 +78,7 @@ def choose(names: list[str], root: Path, split: str | None) -> Chosen:
     if not chosen:
         said = sorted({one for one in splits.values() if one})
         there = f"there are {', '.join(said)}" if said else "no name of a file says its split"
-        raise ConfigError(f"{root}: no file of split {shown(split)}; {there}")
+        raise ConfigError(f"{root}: no file of split {quoted(split)}; {there}")
     others: dict[str, list[str]] = {}
     for name in names:
         if name not in chosen:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.common.errors import ConfigError, one_line, require, shown
+from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.json_file import read_json
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.sources.array_record_file import count_records
@@ -133,7 +133,7 @@ def _check_classes(file: Path) -> None:
             name = value.get("pythonClassName", TFDS)
             require(
                 isinstance(name, str) and name.startswith(TFDS),
-                f"{file}: pythonClassName={shown(name)}; only features of {TFDS}* are read",
+                f"{file}: pythonClassName={quoted(name)}; only features of {TFDS}* are read",
             )
         pending += (
             value.values() if isinstance(value, dict) else value if isinstance(value, list) else []

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mllm_jax.common.errors import ConfigError, require, shown
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
 from mllm_jax.data.sources.base import LONG_INTEGER, Row
@@ -147,7 +147,7 @@ class _Samples:
         extension = extension.lower()
         if extension in self._seen:
             raise ConfigError(
-                f"{self._file}: two members of sample {shown(key)} have the extension {extension}"
+                f"{self._file}: two members of sample {quoted(key)} have the extension {extension}"
             )
         self._seen.add(extension)
         self.offsets.append(member.start)
@@ -198,7 +198,7 @@ def scan(file: Path) -> Iterator[Member]:
             name = _name(header) if named is None else named
             at = start + -(-size // BLOCK) * BLOCK
             if at > end:
-                raise ConfigError(f"{file}: cut off in member {shown(name)}")
+                raise ConfigError(f"{file}: cut off in member {quoted(name)}")
             if kind in HEADERS and size > LONGEST:
                 raise ConfigError(f"{file}: damaged: a header of {size} bytes")
             if kind == b"L":  # GNU: a name of more than 100 bytes
@@ -212,7 +212,7 @@ def scan(file: Path) -> Iterator[Member]:
                 if kind in PLAIN and not name.endswith(b"/"):
                     yield Member(_text(name, file), start, size)
                 elif kind not in PLAIN:
-                    require(kind == b"5", f"{file}: member {shown(name)} is {_odd(kind)}")
+                    require(kind == b"5", f"{file}: member {quoted(name)} is {_odd(kind)}")
                 named = sized = None
 
 
@@ -257,7 +257,7 @@ def _pax(data: bytes, file: Path) -> tuple[bytes | None, int | None]:
         at = end
     size = fields.get(b"size")
     if size is not None and not _WHOLE.fullmatch(size):
-        raise ConfigError(f"{file}: damaged: a pax header states the size {shown(size)}")
+        raise ConfigError(f"{file}: damaged: a pax header states the size {quoted(size)}")
     sparse = any(key.startswith(b"GNU.sparse") for key in fields)
     require(not sparse, f"{file}: holds a sparse file; pack without --sparse")
     return fields.get(b"path"), None if size is None else int(size)
@@ -267,7 +267,7 @@ def _text(name: bytes, file: Path) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: the name of member {shown(name)} is not UTF-8") from error
+        raise ConfigError(f"{file}: the name of member {quoted(name)} is not UTF-8") from error
 
 
 def _odd(kind: bytes) -> str:

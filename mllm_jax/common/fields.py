@@ -17,10 +17,10 @@ class Fields:
     Every reader takes the field's name and the value of an absent one; REQUIRED refuses that.
     """
 
-    def __init__(self, where: str, tree: Any):
-        """`where` names the file, and the section in it, for messages."""
-        require(isinstance(tree, dict), f"{where}: expected an object, found {_kind(tree)}")
-        self.where, self.tree = where, tree
+    def __init__(self, location: str, tree: Any):
+        """`location` names the file, and the section in it, for messages."""
+        require(isinstance(tree, dict), f"{location}: expected an object, found {_kind(tree)}")
+        self.location, self.tree = location, tree
 
     def __contains__(self, name: str) -> bool:
         return self.tree.get(name) is not None
@@ -75,7 +75,7 @@ class Fields:
         value = self._value(name, default)
         if not isinstance(value, dict):
             self.refuse(name, value, "an object")
-        return Fields(f"{self.where} {name}", value)
+        return Fields(f"{self.location} {name}", value)
 
     def items(self, name: str, default: D) -> list[Any] | D:
         """A list, its items unchecked."""
@@ -89,17 +89,17 @@ class Fields:
         value = self._value(name, allowed)
         if type(value) is not type(allowed) or value != allowed:
             raise ConfigError(
-                f"{self.where}: {name}={quoted(value)} is not supported; only {allowed!r} is"
+                f"{self.location}: {name}={quoted(value)} is not supported; only {allowed!r} is"
             )
 
     def refuse(self, name: str, value: Any, allowed: str) -> None:
         """Raises ConfigError: the field, its value, what is allowed."""
-        raise ConfigError(f"{self.where}: {name}={quoted(value)}; expected {allowed}")
+        raise ConfigError(f"{self.location}: {name}={quoted(value)}; expected {allowed}")
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.tree.get(name)
         if value is None:
-            require(default is not REQUIRED, f"{self.where}: {name} is missing")
+            require(default is not REQUIRED, f"{self.location}: {name} is missing")
             return default
         return value
 

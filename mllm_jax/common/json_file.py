@@ -29,7 +29,7 @@ def loads(data: str | bytes) -> Any:
     return _loads(data)
 
 
-def parse_json(data: str | bytes, where: str | Path) -> Any:
+def parse_json(data: str | bytes, location: str | Path) -> Any:
     """The value of a JSON file that a person or a tool wrote: `loads`, no key stands twice, and
     every text can be written again (JSON may escape half a surrogate pair).
 
@@ -43,10 +43,10 @@ def parse_json(data: str | bytes, where: str | Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{where}: not JSON: a text with half a surrogate pair") from error
+        raise ConfigError(f"{location}: not JSON: a text with half a surrogate pair") from error
     except NotJSON as error:
         line = "" if error.line is None else f":{error.line}"
-        raise ConfigError(f"{where}{line}: not JSON: {error.reason}") from error
+        raise ConfigError(f"{location}{line}: not JSON: {error.reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def fault(pattern: str) -> str | None:
     return None
 
 
-def matches(pattern: str, path: str, where: str) -> bool:
+def matches(pattern: str, path: str, location: str) -> bool:
     """Whether an expression matches a whole path.
 
     Args:
         pattern: one in which `fault` finds nothing.
         path: the text.
-        where: the config field, for the message.
+        location: the config field, for the message.
 
     Raises:
         ConfigError: it takes too long.
@@ -64,7 +64,7 @@ def matches(pattern: str, path: str, where: str) -> bool:
     matcher = _matcher(pattern)
     if (found := matcher.fullmatch(path)) is None:
         raise ConfigError(
-            f"{where}={quoted(pattern)} takes longer than {SECONDS} s to match {path!r}; "
+            f"{location}={quoted(pattern)} takes longer than {SECONDS} s to match {path!r}; "
             "write it without repeats inside repeats"
         )
     return found

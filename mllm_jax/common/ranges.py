@@ -122,7 +122,7 @@ class Section:
             check(kind, getattr(self, name), place)
 
 
-def check(kind: Any, value: Any, where: str) -> None:
+def check(kind: Any, value: Any, location: str) -> None:
     """Holds a value against the bounds in its type: itself, its items, the keys of a mapping.
 
     Raises:
@@ -133,18 +133,18 @@ def check(kind: Any, value: Any, where: str) -> None:
         for bound in (extra for extra in args[1:] if isinstance(extra, Bound)):
             if (wrong := bound.fault(value)) is not None:
                 equals = ":" if isinstance(bound, Size) else f"={quoted(value)}"
-                raise ConfigError(f"{where}{equals} {wrong}")
-        check(args[0], value, where)
+                raise ConfigError(f"{location}{equals} {wrong}")
+        check(args[0], value, location)
     elif origin in (types.UnionType, typing.Union):
         if value is not None:
-            check(some(args), value, where)
+            check(some(args), value, location)
     elif origin is dict:
         for key, item in value.items():
-            check(args[0], key, f"{where}: key")
-            check(args[1], item, f"{where}.{key}")
+            check(args[0], key, f"{location}: key")
+            check(args[1], item, f"{location}.{key}")
     elif origin is tuple:
         for number, item in enumerate(value):
-            check(args[0], item, f"{where}[{number}]")
+            check(args[0], item, f"{location}[{number}]")
 
 
 def some(args: tuple[Any, ...]) -> Any:
@@ -159,22 +159,28 @@ def hints(cls: type) -> dict[str, Any]:
     return {field.name: types_of[field.name] for field in dataclasses.fields(cls)}
 
 
-def unstated(kind: Any, where: str) -> list[str]:
+def unstated(kind: Any, location: str) -> list[str]:
     """Places inside a type that hold numbers, texts or collections without a bound."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         bounded = any(isinstance(extra, Bound) for extra in args[1:])
-        return [place for place in unstated(args[0], where) if place != where or not bounded]
+        return [place for place in unstated(args[0], location) if place != location or not bounded]
     if origin in (types.UnionType, typing.Union):
-        return unstated(some(args), where)
+        return unstated(some(args), location)
     if origin is dict:
-        return [where, *unstated(args[0], f"{where} key"), *unstated(args[1], f"{where}.*")]
+        return [
+            location,
+            *unstated(args[0], f"{location} key"),
+            *unstated(args[1], f"{location}.*"),
+        ]
     if origin is tuple:
-        items = [place for arg in args if arg is not ... for place in unstated(arg, f"{where}[]")]
-        return [where, *items] if ... in args else items
+        items = [
+            place for arg in args if arg is not ... for place in unstated(arg, f"{location}[]")
+        ]
+        return [location, *items] if ... in args else items
     if dataclasses.is_dataclass(kind):
-        return [p for name, one in hints(kind).items() for p in unstated(one, f"{where}.{name}")]
-    return [where] if kind in (int, float, str) else []
+        return [p for name, one in hints(kind).items() for p in unstated(one, f"{location}.{name}")]
+    return [location] if kind in (int, float, str) else []
 
 
 def _number(text: str) -> int | float:

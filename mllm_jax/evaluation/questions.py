@@ -52,7 +52,7 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
                 decode.check(image)
         except Fault as fault:
             key = columns.key(values or {}, row)
-            return FaultLine(row, key, source.where(row), fault.code, fault.reason)
+            return FaultLine(row, key, source.location(row), fault.code, fault.reason)
         unread.extend(raw.get("unread", ()))
         return record
 

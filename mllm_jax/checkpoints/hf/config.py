@@ -158,11 +158,11 @@ def read_llava(
     get.expect("vision_feature_select_strategy", "default")  # no class token
     layer = get.whole("vision_feature_layer", -2, -LAYERS, LAYERS)
     text, vision = get.section("text_config", {}), get.section("vision_config", LLAVA_VISION)
-    language = read_language(text.where, text.tree, _read_tied(get, text))
+    language = read_language(text.location, text.tree, _read_tied(get, text))
     return _checked(
         where,
         ModelConfig,
-        vision=read_vision(vision.where, vision.tree, layer, **processor),
+        vision=read_vision(vision.location, vision.tree, layer, **processor),
         connector=ConnectorConfig(kind=kind, bias=get.flag("multimodal_projector_bias", True)),
         language=language,
         image_token=_read_image_token(get),
@@ -176,7 +176,7 @@ def _read_image_token(get: Fields) -> int:
     stored = [i for i in ids if i is not None]
     require(
         len(set(stored)) < 2,
-        f"{get.where}: image_token_id={ids[0]} and image_token_index={ids[1]} contradict each "
+        f"{get.location}: image_token_id={ids[0]} and image_token_index={ids[1]} contradict each "
         "other; remove the wrong one",
     )
     return stored[0] if stored else 32000
@@ -190,7 +190,7 @@ def _read_tied(get: Fields, text: Fields) -> bool:
     outer, inner = (section.flag("tie_word_embeddings", None) for section in (get, text))
     require(
         not (outer is True and inner is False),
-        f"{get.where}: tie_word_embeddings=true contradicts the false of text_config; "
+        f"{get.location}: tie_word_embeddings=true contradicts the false of text_config; "
         "set both to what the weights are",
     )
     return bool(outer or inner)

@@ -87,7 +87,7 @@ def _old_template(source: Path) -> str | None:
         get = Fields(str(source / name), read_json(source / name))
         if isinstance(get.tree.get("chat_template"), list):  # several named templates
             entries = [
-                Fields(f"{get.where} chat_template", x) for x in get.items("chat_template", [])
+                Fields(f"{get.location} chat_template", x) for x in get.items("chat_template", [])
             ]
             texts = {x.text("name", REQUIRED): x.text("template", REQUIRED) for x in entries}
             text = texts.get("default")
@@ -190,7 +190,7 @@ def _three(get: Fields, name: str) -> tuple[float, ...]:
     if len(values) != 3:
         get.refuse(name, values, "three numbers")
     low = 1e-6 if name == "image_std" else -1e3
-    colours = Fields(get.where, {f"{name}[{i}]": value for i, value in enumerate(values)})
+    colours = Fields(get.location, {f"{name}[{i}]": value for i, value in enumerate(values)})
     return tuple(colours.number(key, REQUIRED, low, 1e3) for key in colours.tree)
 
 

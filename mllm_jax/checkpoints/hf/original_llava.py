@@ -47,7 +47,7 @@ def read_original(
     aspect = get.choice("image_aspect_ratio", "crop", "square", "crop", "pad")
     vision = get.section("vision_config", {})
     tower = vision.tree or _from_tensors(folder, get, tensors)
-    size = read_image_size(Fields(vision.where, tower), 224)
+    size = read_image_size(Fields(vision.location, tower), 224)
     processor, fit = hf_files.read_processor(folder, size)
     layer = get.whole("mm_vision_select_layer", -2, -LAYERS, LAYERS)
     vision_config = read_vision(f"{where} vision_config", tower, layer, **processor)
@@ -84,7 +84,7 @@ def _from_tensors(folder: Path, get: Fields, tensors: Mapping[str, Any]) -> dict
     )
     require(
         "openai/clip-" in tower,
-        f"{get.where}: mm_vision_tower={quoted(tower)} is not an openai/clip-* tower; "
+        f"{get.location}: mm_vision_tower={quoted(tower)} is not an openai/clip-* tower; "
         "add its CLIPVisionConfig as vision_config",
     )
     assert patch is not None and positions is not None and first is not None

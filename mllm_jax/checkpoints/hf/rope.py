@@ -35,12 +35,12 @@ def read_rope(get: Fields) -> RopeConfig:
     first, *rest = read.values()
     require(
         all(other == first for other in rest),
-        f"{get.where}: rope_scaling and rope_parameters contradict each other "
+        f"{get.location}: rope_scaling and rope_parameters contradict each other "
         f"({_words(read['rope_scaling']) if rest else ''}, {_words(first)}); remove the wrong one",
     )
     require(
         theta is None or theta == first.theta,
-        f"{get.where}: rope_theta={theta!r} and {next(iter(read))}.rope_theta={first.theta!r} "
+        f"{get.location}: rope_theta={theta!r} and {next(iter(read))}.rope_theta={first.theta!r} "
         "contradict each other; remove the wrong one",
     )
     return first
@@ -52,7 +52,7 @@ def _read(get: Fields, theta: float | None) -> RopeConfig:
     unknown = sorted(set(get.tree) - KNOWN)
     require(
         not unknown,
-        f"{get.where}: {', '.join(unknown)[:200]} not supported; allowed are "
+        f"{get.location}: {', '.join(unknown)[:200]} not supported; allowed are "
         f"{', '.join(sorted(KNOWN))}",
     )
     beside = DEFAULT_THETA if theta is None else theta
@@ -61,11 +61,11 @@ def _read(get: Fields, theta: float | None) -> RopeConfig:
     if kind == "default":
         return RopeConfig(theta=base)
     missing = [name for name in STRETCH if name not in get]
-    require(not missing, f"{get.where}: rope_type=llama3 without {', '.join(missing)}")
+    require(not missing, f"{get.location}: rope_type=llama3 without {', '.join(missing)}")
     factor, low, high = (get.number(name, REQUIRED, 1e-3, 1e6) for name in STRETCH[:3])
     require(
         low < high,
-        f"{get.where}: low_freq_factor={low!r} must be below high_freq_factor={high!r}",
+        f"{get.location}: low_freq_factor={low!r} must be below high_freq_factor={high!r}",
     )
     return RopeConfig(base, "llama3", factor, low, high, get.whole(STRETCH[3], REQUIRED, 1))
 
@@ -74,7 +74,7 @@ def _kind(get: Fields) -> str:
     new, old = (get.text(name, None) for name in ("rope_type", "type"))
     require(
         new is None or old is None or new == old,
-        f"{get.where}: rope_type={new!r} and type={old!r} contradict each other",
+        f"{get.location}: rope_type={new!r} and type={old!r} contradict each other",
     )
     kind = new or old or "default"
     if kind not in ("default", "llama3"):

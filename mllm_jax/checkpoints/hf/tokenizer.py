@@ -29,7 +29,7 @@ def tokens(folder: Path) -> dict[str, int]:
     get = Fields(str(folder / "tokenizer.json"), read_json(folder / "tokenizer.json"))
     added = {}
     for number, entry in enumerate(get.items("added_tokens", [])):
-        token = Fields(f"{get.where} added_tokens[{number}]", entry)
+        token = Fields(f"{get.location} added_tokens[{number}]", entry)
         added[token.text("content", REQUIRED)] = token.whole("id", REQUIRED)
     return {**_vocab(get.section("model")), **added}
 

@@ -90,13 +90,13 @@ def check_paths(name: str, stream: StreamConfig) -> None:
     Raises:
         ConfigError: no such file or folder.
     """
-    where, path, images = f"data.streams.{name}", Path(stream.path), image_folder(stream)
+    location, path, images = f"data.streams.{name}", Path(stream.path), image_folder(stream)
     there = path.exists() or (stream.kind == "tfds" and path.parent.exists())  # it names a split
     hint = "" if stream.hub is None else "; run `mllm-jax prepare --config FILE` to fetch it"
-    require(there, f"{where}.path: {path}: no such file{hint}")
-    require(images.is_dir(), f"{where}.images: {images}: no such folder")
+    require(there, f"{location}.path: {path}: no such file{hint}")
+    require(images.is_dir(), f"{location}.images: {images}: no such folder")
     for link in stream.links:
-        require(Path(link).is_dir(), f"{where}.links: {quoted(link)}: no such folder")
+        require(Path(link).is_dir(), f"{location}.links: {quoted(link)}: no such folder")
 
 
 class _Opener:
@@ -256,7 +256,7 @@ def _build(
     except ConfigError:  # of the data: what was read of it will not be wanted again
         shutil.rmtree(beside)
         raise
-    names = mark_duplicates(beside, reader.source.where)
+    names = mark_duplicates(beside, reader.source.location)
     if names:
         print(
             f"data.streams.{reader.name}: {len(names):,} records have the id of an earlier one and "
@@ -287,8 +287,8 @@ def _digest(data: bytes) -> str:
 
 def _check_skip(name: str, stream: StreamConfig) -> None:
     for code in stream.skip:
-        where = f"data.streams.{name}.skip.{code}"
-        require(code not in NEVER_SKIPPED, f"{where}: {CODES.get(code)}")
+        location = f"data.streams.{name}.skip.{code}"
+        require(code not in NEVER_SKIPPED, f"{location}: {CODES.get(code)}")
         near = difflib.get_close_matches(code, CODES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(CODES)}"
-        require(code in CODES, f"{where}: no such fault; {hint}")
+        require(code in CODES, f"{location}: no such fault; {hint}")

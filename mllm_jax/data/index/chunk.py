@@ -95,7 +95,7 @@ def read_part(reader: Reader, rows: range, look: Look) -> Part:
 
 
 def _line(reader: Reader, row: int, key: str, fault: Fault) -> FaultLine:
-    return FaultLine(row, cut(key, NAME), reader.source.where(row), fault.code, fault.reason)
+    return FaultLine(row, cut(key, NAME), reader.source.location(row), fault.code, fault.reason)
 
 
 def _batches(good: list[_Good]) -> Iterator[list[_Good]]:

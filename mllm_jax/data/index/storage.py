@@ -170,7 +170,7 @@ def digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=8).digest()
 
 
-def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
+def mark_duplicates(folder: Path, location: Callable[[int], str]) -> list[str]:
     """Notes every record whose id and content an earlier one has, and numbers those that share ids.
 
     A picture's id may name all conversations about it (LLaVA's mix665k), and every shard of a tar
@@ -178,7 +178,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
 
     Args:
         folder: as `join_parts` wrote it.
-        where: names a row for messages.
+        location: names a row for messages.
 
     Returns:
         The names that numbered records got, in no order.
@@ -193,7 +193,7 @@ def mark_duplicates(folder: Path, where: Callable[[int], str]) -> list[str]:
         for record in again.tolist():
             row, name = int(store.records["row"][record]), quoted(store.id(record))
             reason = "an earlier record of the stream has this id and content"
-            line = FaultLine(row, name, where(row), "duplicate_id", reason)
+            line = FaultLine(row, name, location(row), "duplicate_id", reason)
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     numbers = _numbers(ids, np.setdiff1d(np.arange(len(store)), again, assume_unique=True))
     names = _free_names(store, ids, numbers)

@@ -41,12 +41,12 @@ def is_text(text: str) -> bool:
     return True
 
 
-def check_text(text: str, where: str) -> None:
+def check_text(text: str, location: str) -> None:
     """Refuses what is no text, or would end it for others. Raises Fault "text"."""
     if not is_text(text):
-        raise Fault("text", f"{where}: holds half of a surrogate pair, which is no text")
+        raise Fault("text", f"{location}: holds half of a surrogate pair, which is no text")
     if "\0" in text:
-        raise Fault("text", f"{where}: holds a NUL character")
+        raise Fault("text", f"{location}: holds a NUL character")
 
 
 def check_id(value: Any) -> None:

@@ -176,35 +176,37 @@ def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:
 
 
 def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) -> Turn:
-    where = f"turn {number}"
+    location = f"turn {number}"
     if not isinstance(item, dict):
-        raise Fault("field", f"{where}: expected an object, found {type(item).__name__}")
+        raise Fault("field", f"{location}: expected an object, found {type(item).__name__}")
     name = item.get(who)
     if not (isinstance(name, str) and name in roles):
-        raise _no_role(item, who, name, roles, where)
+        raise _no_role(item, who, name, roles, location)
     role, content = roles[name], item.get(what)
     if isinstance(content, str):
         parts = _split(content) if role == "user" else (content,)
     elif what == "content" and isinstance(content, list):
-        parts = _typed(content, role, where)
+        parts = _typed(content, role, location)
     else:
-        raise Fault("field", f"{where}: {what} {quoted(content, 60)} is not text")
+        raise Fault("field", f"{location}: {what} {quoted(content, 60)} is not text")
     for part in parts:
         if part is not IMAGE:
-            check_text(part, where)
+            check_text(part, location)
     return Turn(role, parts)
 
 
-def _no_role(item: dict[str, Any], who: str, name: Any, roles: dict[str, str], where: str) -> Fault:
+def _no_role(
+    item: dict[str, Any], who: str, name: Any, roles: dict[str, str], location: str
+) -> Fault:
     """Names the role, or the list under which turns with these keys are read."""
     for other, (theirs, said) in {
         "messages": ("role", "content"),
         "conversations": ("from", "value"),
     }.items():
         if name is None and theirs != who and theirs in item and said in item:
-            reason = f"{where}: no {who!r}; turns of {theirs!r} and {said!r} stand under {other}"
+            reason = f"{location}: no {who!r}; turns of {theirs!r} and {said!r} stand under {other}"
             return Fault("role", reason)
-    return Fault("role", f"{where}: {who} {quoted(name, 60)}; allowed are {', '.join(roles)}")
+    return Fault("role", f"{location}: {who} {quoted(name, 60)}; allowed are {', '.join(roles)}")
 
 
 def _split(text: str) -> tuple[str | Mark, ...]:
@@ -216,19 +218,21 @@ def _split(text: str) -> tuple[str | Mark, ...]:
     return tuple(parts)
 
 
-def _typed(content: list[Any], role: str, where: str) -> tuple[str | Mark, ...]:
+def _typed(content: list[Any], role: str, location: str) -> tuple[str | Mark, ...]:
     """Typed parts; an image takes a line of its own, as in LLaVA's templates on Hugging Face."""
     parts: list[str | Mark] = []
     for item in content:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "image":
-            reason = f"{where}: an image in a turn of role {role}; images stand in user turns"
+            reason = f"{location}: an image in a turn of role {role}; images stand in user turns"
             expect(role == "user", "field", reason)
             parts += [IMAGE, "\n"]
         elif kind == "text" and isinstance(item.get("text"), str):
             parts.append(item["text"])
         else:
-            raise Fault("field", f"{where}: part {quoted(item, 60)} is neither an image nor text")
+            raise Fault(
+                "field", f"{location}: part {quoted(item, 60)} is neither an image nor text"
+            )
     return tuple(parts)
 
 

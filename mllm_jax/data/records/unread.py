@@ -179,8 +179,8 @@ def keys_in(reasons: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _unread(name: str, hint: str, where: str = "") -> Fault:
-    return Fault("unread_key", f"{where}{_BEGIN}{quoted(name, 60)} is not read: {hint}")
+def _unread(name: str, hint: str, location: str = "") -> Fault:
+    return Fault("unread_key", f"{location}{_BEGIN}{quoted(name, 60)} is not read: {hint}")
 
 
 def _is_empty(value: Any) -> bool:

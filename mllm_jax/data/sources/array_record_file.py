@@ -74,11 +74,11 @@ class ArrayRecordSource:
         try:
             data = self._records[int(number)]
         except RuntimeError as error:
-            raise ConfigError(_broken(self.where(number), error)) from error
+            raise ConfigError(_broken(self.location(number), error)) from error
         row = json_row(data)
         return {column: _decoded(value, column) for column, value in row.items()}
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """The file and the record in it, from 0: "train.array_record[12]"."""
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         return f"{self.files[shard]}[{number - int(self._starts[shard])}]"
@@ -123,9 +123,11 @@ def count_records(file: Path) -> int:
     return count
 
 
-def _broken(where: str, error: RuntimeError) -> str:
+def _broken(location: str, error: RuntimeError) -> str:
     reason = one_line(str(error), 200)  # some of the library's errors say nothing
-    return f"{where}: not an ArrayRecord file that can be read" + (f": {reason}" if reason else "")
+    return f"{location}: not an ArrayRecord file that can be read" + (
+        f": {reason}" if reason else ""
+    )
 
 
 def _encoded(value: Any) -> Any:

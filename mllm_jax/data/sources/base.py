@@ -32,7 +32,7 @@ class Source(Protocol):
         """One row. Raises Fault when it cannot be read."""
         ...
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """Where a row stands, for messages: "train.jsonl:12"."""
         ...
 

@@ -30,12 +30,12 @@ def fetch(name: str, stream: StreamConfig) -> None:
     if in_use(folder):
         note = folder / NOTE
         found = read_json(note) if note.is_file() else None
-        where = f"data.streams.{name}.path={stream.path}"
+        location = f"data.streams.{name}.path={stream.path}"
         require(
-            found == wanted, f"{where}: holds {quoted(found)}, not {wanted}; give another folder"
+            found == wanted, f"{location}: holds {quoted(found)}, not {wanted}; give another folder"
         )
         return
-    where = f"data.streams.{name}.hub={stream.hub}"
+    location = f"data.streams.{name}.hub={stream.hub}"
     print(f"fetching {stream.hub} ({stream.revision}) -> {folder}", flush=True)
     try:
         with new_folder(folder) as made:
@@ -44,6 +44,6 @@ def fetch(name: str, stream: StreamConfig) -> None:
             )
             write_json(made / NOTE, wanted)
     except HFValidationError as error:
-        raise ConfigError(f"{where}: {one_line(str(error))}") from error
+        raise ConfigError(f"{location}: {one_line(str(error))}") from error
     except (HTTPError, XetDownloadError, OSError) as error:
-        raise RunError(f"{where}: cannot be fetched: {one_line(str(error))}") from error
+        raise RunError(f"{location}: cannot be fetched: {one_line(str(error))}") from error

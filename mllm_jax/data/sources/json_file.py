@@ -75,7 +75,7 @@ class JsonSource:
         self._next = number + 1
         return json_row(held[start - first : stop - first])
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         return f"{self.path}:{int(self._places[number])}"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class _Shards:
         except (ValueError, OverflowError, pa.ArrowException) as error:  # as a date of year 99999
             raise Fault("field", f"a value that cannot be read: {one_line(str(error))}") from error
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """The file and the row in it, from 0: "train-00001.parquet[12]"."""
         shard = self._shard_of(self._group_of(number))
         return f"{self.files[shard]}[{number - int(self._starts[self._first[shard]])}]"

@@ -77,7 +77,7 @@ class TextSource:
             return {"id": file.relative_to(self.path).as_posix(), "text": text}
         return {"id": f"{file.name}:{line}", "text": text}
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         line = 1 if self._lines is None else int(self._lines.number[number])
         return f"{self._file(number)}:{line}"
 

@@ -88,9 +88,9 @@ class TfdsSource:
             return _plain(examples[int(number)], features, kinds)
         except (RuntimeError, *_WRONG) as error:  # of its readers: damaged, or of other features
             reason = one_line(str(error), 200)
-            raise ConfigError(f"{self.where(number)}: cannot be read: {reason}") from error
+            raise ConfigError(f"{self.location(number)}: cannot be read: {reason}") from error
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """The file and the example in it, from 0: "ai2d-train.array_record-00000-of-00001[12]"."""
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         file, skipped = self._shards[shard]

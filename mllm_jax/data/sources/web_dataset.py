@@ -104,7 +104,7 @@ class WebDatasetSource:
         fields = row.get("json")
         return fields | row if isinstance(fields, dict) else row
 
-    def where(self, number: int) -> str:
+    def location(self, number: int) -> str:
         """The shard and the sample's key: "00003.tar:000/17"."""
         return f"{self._file(number)}:{self._key(number)}"
 

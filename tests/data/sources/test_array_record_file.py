@@ -46,8 +46,8 @@ def test_rows_of_files_stand_one_after_the_other(tmp_path: Path):
     ]
     assert all_rows(source) == ROWS
     assert [source[n] for n in (3, 0, 2, 2)] == [ROWS[n] for n in (3, 0, 2, 2)]
-    assert source.where(0) == f"{tmp_path / 'a.array_record'}[0]"
-    assert source.where(2) == f"{tmp_path / 'c.arrayrecord'}[1]"
+    assert source.location(0) == f"{tmp_path / 'a.array_record'}[0]"
+    assert source.location(2) == f"{tmp_path / 'c.arrayrecord'}[1]"
     for number in (-1, 4):
         with pytest.raises(IndexError):
             source[number]

@@ -99,7 +99,7 @@ def read(open_source: Callable[[Path], Any], path: Path) -> list[Any] | None:
 
 
 def row(source: Any, number: int, path: Path) -> Any:
-    assert str(path) in source.where(number)
+    assert str(path) in source.location(number)
     try:
         return source[number]
     except Fault as fault:

@@ -31,7 +31,7 @@ def test_rows_by_number(write, name, mark):
     sent = pickle.loads(pickle.dumps(source))
     assert sent[1] == ROWS[1] and sent.files == source.files
     path = source.files[0]
-    assert source.where(0) == (f"{path}:2" if whole else f"{path}:1")
+    assert source.location(0) == (f"{path}:2" if whole else f"{path}:1")
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -62,7 +62,7 @@ def test_any_space_between_elements(tmp_path_factory, gaps, before, after):
 def test_blank_lines_are_no_rows(write):
     source = JsonSource(write("a.jsonl", '\n{"a": 1}\n\n  \t\n{"a": 2}\r\n\n'))
     assert [source[n] for n in range(len(source))] == [{"a": 1}, {"a": 2}]
-    assert source.where(1).endswith("a.jsonl:5")
+    assert source.location(1).endswith("a.jsonl:5")
     assert len(JsonSource(write("b.jsonl", ""))) == 0
     assert len(JsonSource(write("b.json", " [ ] "))) == 0
 

@@ -87,8 +87,8 @@ def test_rows_of_shards_stand_one_after_the_other(tmp_path: Path, kind):
     assert [file.name for file in source.files] == [f"a{suffix}", f"b{suffix}", f"c{suffix}"]
     assert all_rows(source) == ROWS
     assert [source[n] for n in (11, 0, 7, 7, 4)] == [ROWS[n] for n in (11, 0, 7, 7, 4)]
-    assert source.where(4) == f"{tmp_path / f'a{suffix}'}[4]"
-    assert source.where(5) == f"{tmp_path / 'more' / f'c{suffix}'}[0]"
+    assert source.location(4) == f"{tmp_path / f'a{suffix}'}[4]"
+    assert source.location(5) == f"{tmp_path / 'more' / f'c{suffix}'}[0]"
     for number in (-1, len(ROWS)):
         with pytest.raises(IndexError):
             source[number]

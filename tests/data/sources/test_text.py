@@ -28,7 +28,7 @@ def test_a_document_on_every_line_that_is_not_blank(corpus: Path):
         {"id": "eu.txt:5", "text": "\x00a"},  # the records' checks name it
         {"id": "eu.txt:6", "text": "azkena ñ"},
     ]
-    assert source.where(1) == f"{corpus}:4"
+    assert source.location(1) == f"{corpus}:4"
     assert source.files == [corpus]
 
 
@@ -63,7 +63,7 @@ def test_a_file_is_a_document_in_a_folder(tmp_path: Path):
         {"id": "b/10.txt", "text": "hamar"},
         {"id": "b/2.txt", "text": "bi\nlerro"},
     ]
-    assert source.where(2) == f"{tmp_path / 'b' / '2.txt'}:1"
+    assert source.location(2) == f"{tmp_path / 'b' / '2.txt'}:1"
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path):

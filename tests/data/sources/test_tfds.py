@@ -136,7 +136,7 @@ def test_splits_may_be_slices(prepared: Path):
     names = ("dataset_info.json", "features.json")
     assert source.files == [*(prepared / name for name in names), file]
     assert source.notes == [f"{prepared}: not read: the splits test (2 examples)"]
-    assert source.where(1) == f"{file}[3]"
+    assert source.location(1) == f"{file}[3]"
     assert len(TfdsSource(prepared, Options("test"))) == 2
 
 

@@ -63,7 +63,7 @@ def test_members_with_a_key_are_a_row(tmp_path: Path, kind: str):
     source = WebDatasetSource(path)
     assert all_rows(source) == ROWS
     assert [source[n] for n in (2, 0, 1, 1)] == [ROWS[n] for n in (2, 0, 1, 1)]
-    assert source.where(1) == f"{path}:0/18"
+    assert source.location(1) == f"{path}:0/18"
     for number in (-1, 3):
         with pytest.raises(IndexError):
             source[number]
@@ -80,7 +80,7 @@ def test_samples_of_shards_stand_one_after_the_other(tmp_path: Path):
         {"__key__": "a", "cls": b"2"},
         {"__key__": "b", "txt": "3"},
     ]
-    assert [source.where(n) for n in range(3)] == [
+    assert [source.location(n) for n in range(3)] == [
         f"{tmp_path / '0.tar'}:a",
         f"{tmp_path / '2.tar'}:a",
         f"{tmp_path / '2.tar'}:b",

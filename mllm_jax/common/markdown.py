@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with aligned columns, the first to the left, the others to the right."""
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """A table with aligned columns, the first to the left, the others to the right.
+
+    Without `numbers` in it, cells are as long as their texts: aligned prose would be mostly spaces.
+    """
+    if not numbers:
+        lines = (head, ["-"] * len(head), *rows)
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (head, rule, *rows)) + "\n"

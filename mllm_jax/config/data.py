@@ -1,4 +1,4 @@
-"""What is read: the streams of a mixture, and the shape of a batch."""
+"""Defines what is read: the streams of a mixture, and the shape of a batch."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from mllm_jax.common.ranges import (
     check,
 )
 
-Code = Annotated[str, Name(100)]  # of a fault, a step
+Code = Annotated[str, Name(100)]  # of a record error; a step of `changes`
 Column = Annotated[str, Text(200)]
 Columns = Annotated[dict[Column, Column], Size("[0, 1_000]")]
 Skip = Annotated[dict[Code, Annotated[float, Range("(0, 1]")]], Size("[0, 1_000]")]
@@ -26,39 +26,51 @@ Changes = Annotated[
     dict[Code, Annotated[dict[NameText, Weight], Size("[0, 10_000]")]], Size("[0, 10_000]")
 ]
 Count = Annotated[int, Range("[0, 10_000]")]
-TOKENS = 2**30  # of a batch: the arrays of one are made whole on the host
+TOKENS = 2**30  # of a batch: the host builds its arrays whole
 
 
 @dataclass(frozen=True)
 class StreamConfig(Section, at="data.streams.*"):
     """One weighted source of records: a file or a folder of shards, and the folder of its images.
 
-    `kind` says how the rows are stored, `layout` what their columns are called, `columns` renames
-    single ones of them: {caption: caption_eu}.
+    `kind` says how the rows are stored, `layout` how their columns are named.
     """
 
     path: PathText
-    images: PathText | None = None  # where image paths start; default: the folder of `path`
-    language: NameText | None = None  # of records that do not name their own
-    weight: Weight = 1.0  # share of the mixture, relative to the other streams
+    """File, or folder of shards."""
+    images: PathText | None = None
+    """Folder in which image paths start; by default the folder of `path`."""
+    language: NameText | None = None
+    """Language of the records that do not name their own; one of `data.languages`."""
+    weight: Weight = 1.0
+    """Share of the mixture, relative to the other streams' weights."""
     format: Literal["plain", "llama3", "llama31"] = "llama31"
+    """Template of conversations; `plain`: images and caption alone, as LLaVA aligns with."""
     kind: Literal["json", "text", "parquet", "arrow", "array_record", "tfds", "webdataset"] = "json"
+    """How the rows are stored; `json` is a LLaVA JSON list or a JSONL file."""
     layout: Literal[
         "llava", "caption", "text", "conceptual_captions", "pixmo_ama", "magpie", "cauldron", "wit"
     ] = "llava"
+    """Which columns a row has; `text` is documents, read from end to end."""
     columns: Columns = field(default_factory=dict)
-    # of a folder with files of several, as `train`; `all` for every file
+    """Columns under other names than the layout's: `{caption: caption_eu}`."""
     split: NameText | None = None
-    # folders outside of its own to which links in its data and image folders may lead
+    """Which files of a folder with several splits are read, as `train`; `all` for every file."""
     links: Annotated[tuple[PathText, ...], Size("[0, 1_000]")] = ()
-    # instead of a weight: how often it is gone through while the mixture is gone through once
+    """Folders outside of its own to which links in its data and image folders may lead."""
     epochs: Annotated[float, Range("(0, 1_000_000]")] | None = None
-    hub: NameText | None = None  # data set on the Hugging Face Hub that `prepare` puts into `path`
-    revision: NameText | None = None  # its commit or tag
-    # code of a fault (data/faults.py) -> share of the records that may be left out because of it
+    """Passes over this stream in one pass of the mixture, instead of a weight; in every stream."""
+    hub: NameText | None = None
+    """Data set on the Hugging Face Hub, which `mllm-jax prepare` downloads into `path`."""
+    revision: NameText | None = None
+    """Commit or tag of `hub`; needed with it."""
     skip: Skip = field(default_factory=dict)
-    # keys of rows, turns or typed parts that are knowingly not read (data/unread.py)
+    """Error code -> largest share of the records that may be left out for it.
+
+    For example `{image_broken: 0.001}`; any other error ends the run. Codes: docs/data.md.
+    """
     ignore: Annotated[tuple[Column, ...], Size("[0, 1_000]")] = ()
+    """Keys of rows, turns or typed parts that are knowingly not read, as `[tools, turn.weight]`."""
 
     @property
     def is_text(self) -> bool:
@@ -67,7 +79,7 @@ class StreamConfig(Section, at="data.streams.*"):
 
     @property
     def index_home(self) -> str:
-        """The folder beside the data in which its indexes stand."""
+        """The folder beside the data that holds its indexes."""
         return f"{self.path.rstrip('/')}.index"
 
     def __post_init__(self):
@@ -78,8 +90,8 @@ class StreamConfig(Section, at="data.streams.*"):
         )
         require(
             (self.hub is None) == (self.revision is None),
-            f"data.streams.*: hub={self.hub!r} and revision={self.revision!r} belong together; pin "
-            "the revision (a commit), so that all of a group read the same",
+            f"data.streams.*: hub={self.hub!r} and revision={self.revision!r} belong together; set "
+            "revision to a commit hash so that every user reads the same data",
         )
         require(
             self.split is None or self.kind != "json",
@@ -97,31 +109,43 @@ class DataConfig(Section, at="data"):
     streams: Annotated[
         dict[NameText, StreamConfig], Size("[1, 10_000]", "name at least one stream")
     ]
+    """The streams of the mixture by name; names are yours."""
     languages: Annotated[
         tuple[NameText, ...], Size("[1, 10_000]", "list the language of every record")
     ]
-    weights: Literal["records", "tokens"] = "records"  # what the streams' weights are shares of
-    # step -> stream -> weight from that step on, e.g. {1000: {captions_en: 0.1}}
+    """The language of every record, as `[eu, en]`; metrics are reported for each."""
+    weights: Literal["records", "tokens"] = "records"
+    """What the streams' weights are shares of."""
     changes: Changes = field(default_factory=dict)
-    # over languages: 1 leaves their shares, larger ones even them out
+    """Other weights from a step on: step -> stream -> weight, as `{1000: {captions_en: 0.1}}`."""
     temperature: Annotated[float, Range("[0.01, 1_000_000_000_000]")] = 1.0
-    length: Annotated[int, Range("[2, 16_777_216]")] = 2048  # a row of 1 has nothing to predict
+    """Turns a language's share p into p^(1/T), normed; 1 leaves shares, more evens them out."""
+    length: Annotated[int, Range("[2, 16_777_216]")] = 2048
+    """Tokens of a row, image placeholders included."""
     image_slots: Annotated[int, Range("[0, 65_536]")] = 1
+    """Images that a row has room for; 0 for a model that reads text only."""
     rows: Annotated[int, Range("[1, 1_000_000]")] = 128
+    """Rows of a batch, over all devices; a multiple of `train.microbatches`."""
     pack: bool = True
-    # positions of the mixture that are packed together
+    """Whether several examples share a row; attention stays within an example."""
     window: Annotated[int, Range("[1, 1_048_576]")] = 2048
+    """Consecutive examples of the mixture that are packed together."""
     over_long: Literal["drop", "cut", "fail"] = "fail"
+    """What becomes of a record longer than a row: left out and counted, text cut, or an error."""
     image_fit: Literal["crop", "pad"] = "crop"
-    # of one image; larger ones are taken for bombs
+    """How an image becomes square: its centre is cropped, or it is padded with the mean colour."""
     max_pixels: Annotated[int, Range("[1, 10_000_000_000]")] = 100_000_000
-    index: PathText | None = None  # folder of the length indexes; default: beside each stream
-    workers: Count = 0  # processes that make batches; 0: threads of this process
-    # that make batches where there are no workers
+    """Pixel limit per image, read off its header; guards against decompression bombs."""
+    index: PathText | None = None
+    """Folder of the indexes of lengths and tokens; by default beside each stream."""
+    workers: Count = 0
+    """Processes that make batches; 0: threads of the training process."""
     threads: Annotated[int, Range("[1, 10_000]")] = 4
-    prefetch: Count = 4  # batches made ahead of the step
-    # MiB of decoded images kept; small data sets are decoded once
+    """Threads that make batches where `workers` is 0."""
+    prefetch: Count = 4
+    """Batches made ahead of the step."""
     image_cache: Annotated[int, Range("[0, 16_777_216]")] = 256
+    """MiB of decoded images that are held in memory; small data sets are decoded once."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,8 +156,7 @@ class DataConfig(Section, at="data"):
         )
         require(
             len(set(self.languages)) == len(self.languages),
-            f"data.languages={list(self.languages)}: a language stands twice; numbers of languages "
-            "would no longer tell them apart",
+            f"data.languages={list(self.languages)}: a language is listed twice; list each once",
         )
         timed = [name for name, stream in self.streams.items() if stream.epochs is not None]
         require(
@@ -166,14 +189,14 @@ class DataConfig(Section, at="data"):
 
     def weight_changes(self) -> list[tuple[int, "DataConfig"]]:
         """(step, this section with the weights from that step on) for every change, in order."""
-        streams, made = self.streams, []
+        streams, changed = self.streams, []
         for step, weights in sorted((int(step), of) for step, of in self.changes.items()):
             streams = streams | {
                 name: dataclasses.replace(streams[name], weight=weight)
                 for name, weight in weights.items()
             }
-            made.append((step, dataclasses.replace(self, streams=streams, changes={})))
-        return made
+            changed.append((step, dataclasses.replace(self, streams=streams, changes={})))
+        return changed
 
     def _check_changes(self) -> None:
         for step, weights in self.changes.items():

@@ -23,23 +23,29 @@ class VisionConfig(Section, at="model.vision"):
     """CLIP's image tower, as in Hugging Face's CLIPVisionConfig. Sizes in pixels or units."""
 
     image_size: Pixels = 336
+    """Side in pixels of the square that the tower reads; a multiple of `patch_size`."""
     patch_size: Pixels = 14
+    """Side of a patch in pixels."""
     width: Dim = 1024
+    """Width of the hidden states; a multiple of `heads`."""
     mlp: Annotated[int, Range("[1, 8_388_608]")] = 4096
+    """Width of the feed-forward layers."""
     layers: Layers = 24
+    """Number of transformer layers."""
     heads: Heads = 16
+    """Number of attention heads."""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """Activation of the feed-forward layers."""
     norm_eps: Eps = 1e-5
-    # which hidden state the connector reads; -2 leaves the last layer unused, as LLaVA does
+    """Epsilon of the layer norms."""
     feature_layer: Annotated[int, Range("[-10_001, 10_000]")] = -2
-    # CLIP's joint space: unused here, kept so that an exported config is the imported one
+    """Hidden state that the connector reads; -2 leaves the last layer unused, as LLaVA does."""
     projection: Dim = 768
+    """Width of CLIP's joint space. Not used; it makes an exported config equal the imported one."""
     image_mean: tuple[Channel, Channel, Channel] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[Deviation, Deviation, Deviation] = (
-        0.26862954,
-        0.26130258,
-        0.27577711,
-    )
+    """Mean of each colour channel (0 to 1), which is subtracted from the pixels."""
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
+    """Standard deviation of each colour channel (0 to 1), by which pixels are divided."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,7 +86,9 @@ class ConnectorConfig(Section, at="model.connector"):
     """
 
     kind: Literal["linear", "mlp"] = "linear"
+    """`linear`: one matrix; `mlp`: linear, exact gelu, linear."""
     bias: bool = True
+    """Whether its layers have a bias."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,17 @@ class RopeConfig(Section, at="model.language.rope"):
     """
 
     theta: Annotated[float, Range("(0, 1_000_000_000_000]")] = 500000.0
+    """Base of the rotary frequencies."""
     kind: Literal["default", "llama3"] = "default"
+    """`llama3` stretches the low frequencies, as Llama 3.1 does; the options below are for it."""
     factor: Stretch = 8.0
+    """How much the low frequencies are stretched."""
     low_freq_factor: Stretch = 1.0
+    """Wavelengths above `original_length` divided by this are stretched in full."""
     high_freq_factor: Stretch = 4.0
+    """Wavelengths below `original_length` divided by this are left as they are."""
     original_length: Length = 8192
+    """Tokens of the context that the model was trained with before the stretch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,18 +124,28 @@ class RopeConfig(Section, at="model.language.rope"):
 class LanguageConfig(Section, at="model.language"):
     """A Llama 3 / 3.1 / 3.2 decoder."""
 
-    # rows of the embedding table, padding rows included
     vocab: Annotated[int, Range("[1, 16_777_216]")] = 128320
+    """Rows of the token table, padding rows included."""
     width: Dim = 4096
+    """Width of the hidden states."""
     mlp: Annotated[int, Range("[1, 8_388_608]")] = 14336
+    """Width of the feed-forward layers."""
     layers: Layers = 32
+    """Number of transformer layers."""
     heads: Heads = 32
+    """Number of query heads; a multiple of `kv_heads`."""
     kv_heads: Heads = 8
+    """Number of key and value heads."""
     head_dim: Annotated[int, Range("[2, 65_536]")] = 128
+    """Width of a head; even."""
     norm_eps: Eps = 1e-5
+    """Epsilon of the RMS norms."""
     tied: bool = False
+    """Whether the output layer is the token table."""
     max_length: Length = 131072
+    """Tokens of the longest row that the model is made for."""
     rope: RopeConfig = field(default_factory=RopeConfig)
+    """Rotary positions."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,10 +165,13 @@ class ModelConfig(Section, at="model"):
     """What the network is. A backbone alone (only `vision`, or only `language`) is a model too."""
 
     vision: VisionConfig | None = None
+    """CLIP's image tower; none for a model that reads text only."""
     connector: ConnectorConfig | None = None
+    """What maps image features into the language model; needed where both parts are there."""
     language: LanguageConfig | None = None
-    # id of <image> in the tokenizer
+    """The language model; every stage needs one."""
     image_token: Annotated[int, Range("[0, 16_777_216]")] | None = None
+    """Id of `<image>` in the tokenizer; needed where there is a connector."""
 
     def __post_init__(self):
         super().__post_init__()

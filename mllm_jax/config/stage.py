@@ -1,8 +1,10 @@
-"""Every knob, typed and frozen; `config_file` fills them from YAML and flags.
+"""Defines the options of a stage, of a recipe and of a model folder, typed and frozen.
 
-`model_config` holds the sections that say what the network is, `data_config` what it reads. Each
-section validates itself when it is made, so an impossible combination never reaches a door's body.
-A door hands every part its own section only; `Config` itself stays in the doors.
+`config.model` holds the sections that say what the network is, `config.data` what it reads, and
+`config.loading` fills them from YAML and flags. Each section validates itself when it is made, so a
+command never sees an impossible combination; it hands every part its own section only.
+
+The text under a field says what it means: editors show it, `config.reference` prints it.
 """
 
 from dataclasses import dataclass, field
@@ -28,10 +30,12 @@ PIXELS = 2**40  # bytes of the images of a batch
 class InitConfig(Section, at="init"):
     """Where a stage's weights come from: a model, run or Hugging Face folder, or random ones."""
 
-    weights: PathText | None = None  # the folder; random when empty
-    # regex over parameter paths that are drawn anew although `weights` holds them
+    weights: PathText | None = None
+    """A model, run or Hugging Face folder; without it, parameters are random."""
     fresh: PatternText | None = None
-    tokenizer: PathText | None = None  # folder of tokenizer files; needed when `weights` is empty
+    """Regex over whole parameter paths that are reinitialised although `weights` has them."""
+    tokenizer: PathText | None = None
+    """Folder of tokenizer files; needed without `weights`, not read with them."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,20 +52,23 @@ class InitConfig(Section, at="init"):
 
 @dataclass(frozen=True)
 class ComputeConfig(Section, at="compute"):
-    """Number formats, and what is kept for the backward pass.
-
-    Frozen parameters are always held in `compute`.
-    """
+    """Number formats, and what is stored for the backward pass."""
 
     compute: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of activations and frozen parameters."""
     parameters: Literal["float32", "bfloat16"] = "float32"
-    # in which gradients of kernels and tables are summed over devices; bfloat16 halves what crosses
-    # between them and rounds once more for every device that adds its part
+    """Number format of trained parameters; bfloat16 loses changes below 0.4 % of a weight."""
     reduce: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which gradients are summed over devices.
+
+    bfloat16 halves the bytes between devices and rounds once more for every device.
+    """
     remat: Literal["none", "dots", "full"] = "full"
+    """What the backward pass computes again to save memory: nothing, all but products, or all."""
     attention: Literal["auto", "dense", "blocks"] = "auto"
-    # positions whose logits exist at the same time
+    """How attention is computed; `auto` chooses by platform, `blocks` never holds T x T scores."""
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
+    """Positions of a row whose logits are in memory at the same time."""
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -71,9 +78,12 @@ class ComputeConfig(Section, at="compute"):
 class PartConfig(Section, at="optimizer.parts.*"):
     """One rule over parameter paths. Every parameter must be claimed by exactly one part."""
 
-    match: PatternText  # regex, must match the whole path, e.g. "language/.*"
+    match: PatternText
+    """Regex that matches whole parameter paths, as `language/.*`."""
     train: bool = True
-    learning_rate: Rate | None = None  # None: optimizer.learning_rate
+    """Whether these parameters are trained; `false` freezes them."""
+    learning_rate: Rate | None = None
+    """Their own peak learning rate; by default `optimizer.learning_rate`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,17 +99,27 @@ class OptimizerConfig(Section, at="optimizer"):
     """AdamW with a learning-rate schedule, per part."""
 
     parts: Annotated[dict[NameText, PartConfig], Size("[1, 1_000]")]
+    """Rules that say which parameters are trained, by name; every parameter belongs to one."""
     learning_rate: Rate = 2e-5
+    """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_ratio: Beta = 0.03  # share of all steps with a linear rise from 0
-    # the schedule ends at floor x learning rate
+    """Learning rate after the warm-up: falls by a cosine to `floor`, or stays."""
+    warmup_ratio: Beta = 0.03
+    """Share of all steps over which the learning rate rises linearly from 0."""
     floor: Annotated[float, Range("[0, 1]")] = 0.0
+    """Where the cosine ends, as a share of the peak learning rate."""
     beta1: Beta = 0.9
+    """Decay of AdamW's first moment."""
     beta2: Beta = 0.999
+    """Decay of AdamW's second moment."""
     eps: Annotated[float, Range("(0, 1]")] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Range("[0, 100]")] = 0.0
-    no_decay: PatternText = r".*(bias|scale|embedding)"  # regex over whole paths
+    """AdamW's decoupled weight decay."""
+    no_decay: PatternText = r".*(bias|scale|embedding)"
+    """Regex over whole parameter paths without weight decay."""
     clip_norm: Annotated[float, Range("(0, 1_000_000_000]", "null for none")] | None = 1.0
+    """Gradients with a larger global norm are scaled down to it; null for no limit."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,25 +131,31 @@ class OptimizerConfig(Section, at="optimizer"):
 
 @dataclass(frozen=True)
 class TrainConfig(Section, at="train"):
-    """How long, how often saved.
-
-    Give `steps` or `epochs` (over the mixture's records), not both.
-    """
+    """How long a stage trains, and how often it saves. Give `steps` or `epochs`, not both."""
 
     steps: Step | None = None
+    """Optimizer steps of the whole run; the schedule spans them."""
     epochs: Annotated[float, Range("(0, 1_000_000]")] | None = None
+    """Passes over the mixture, instead of `steps`."""
     microbatches: Count = 1
+    """Parts of a batch that are computed one after another to save memory; same gradients."""
     save_every: Step = 500
-    keep: Count = 2  # last checkpoints kept
-    keep_every: Step | None = None  # those of steps that are multiples of this stay too
-    # and those of the lowest training loss (mean over the trained tokens since the save before)
+    """Steps between checkpoints; the last step is saved too."""
+    keep: Count = 2
+    """How many of the last checkpoints stay on disk."""
+    keep_every: Step | None = None
+    """Checkpoints of steps that are multiples of this stay too; a multiple of `save_every`."""
     keep_best: Annotated[int, Range("[0, 1_000_000]")] = 0
-    # a last checkpoint that is not as it was saved: end, or go on from the one before; damaged
-    # frozen parameters: end, or write them again from init.weights
+    """And this many with the lowest training loss since the checkpoint before them."""
     on_damage: Literal["fail", "previous"] = "fail"
-    log_every: Step = 10  # steps between printed lines; metrics.jsonl gets every step
-    # end here although the schedule spans `steps` (jobs with a time limit); resume later
+    """What `--resume` does when the last checkpoint is corrupt: fail, or use the one before.
+
+    Corrupt frozen parameters: fail, or write them again from `init.weights`.
+    """
+    log_every: Step = 10
+    """Steps between printed lines; metrics.jsonl gets every step."""
     stop_at: Step | None = None
+    """Step at which to stop early, for jobs with a time limit; continue with `--resume`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,8 +175,11 @@ class MeshConfig(Section, at="mesh"):
     """How many devices each mesh axis spans; -1 once: all that remain."""
 
     data: Axis = -1
+    """Devices over which the parameters are replicated and rows are split."""
     fsdp: Axis = 1
+    """Devices over which parameters, optimizer state and rows are split."""
     tensor: Axis = 1
+    """Devices over which heads, feed-forward layers and vocabulary are split."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -169,14 +198,23 @@ class Config(Section):
     """One stage, complete in itself. The resolved config in a run folder is itself valid input."""
 
     model: ModelConfig
+    """What the network is."""
     init: InitConfig
+    """Where the weights come from."""
     data: DataConfig
+    """What is read."""
     optimizer: OptimizerConfig
+    """Which parameters are trained, and how."""
     train: TrainConfig
+    """How long, and what is saved."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Number formats and memory."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How the devices are used."""
     out: PathText = "runs/run"
+    """The run folder."""
     seed: Annotated[int, Range("[0, 4_294_967_295]")] = 0
+    """Seed of the order of the data and of random parameters."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -219,12 +257,17 @@ class FolderConfig(Section):
     """`config.yaml` of a model folder: what the network is, what a model card should say of it."""
 
     model: ModelConfig
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the stored parameters
+    """What the network is."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the stored parameters."""
     languages: Annotated[tuple[NameText, ...], Size("[0, 10_000]")] = ()
+    """Languages that it was trained on."""
     base_models: Annotated[tuple[PathText, ...], Size("[0, 10_000]")] = ()
-    shares: Shares = field(default_factory=dict)  # stream -> share of trained tokens
-    # "exact match (eu)" -> value
+    """Models that it was made from."""
+    shares: Shares = field(default_factory=dict)
+    """Stream -> its share of the trained tokens."""
     scores: Scores = field(default_factory=dict)
+    """Name of a score, as `exact match (eu)` -> value."""
 
 
 @dataclass(frozen=True)
@@ -232,18 +275,24 @@ class EvaluateConfig(Section, at="evaluate"):
     """Held-out data at the end of a recipe: a LLaVA JSON file."""
 
     data: PathText
+    """LLaVA JSON or JSONL; every record names its language."""
     images: PathText | None = None
+    """Folder in which image paths start; by default `images` beside `data`, else its folder."""
     max_new_tokens: Annotated[int, Range("[1, 1_048_576]")] = 32
-    rows: Annotated[int, Range("[1, 65_536]")] = 32  # answered at the same time
+    """Tokens after which an answer is cut."""
+    rows: Annotated[int, Range("[1, 65_536]")] = 32
+    """Questions answered at the same time."""
 
 
 @dataclass(frozen=True)
 class RecipeConfig(Section):
     """Stages in order, each from the last one's weights, then evaluation and export."""
 
-    stages: Annotated[
-        tuple[PathText, ...], Size("[1, 1_000]", "name at least one stage file")
-    ]  # stage files, relative to the recipe file
+    stages: Annotated[tuple[PathText, ...], Size("[1, 1_000]", "name at least one stage file")]
+    """Stage files in order, relative to the recipe file."""
     out: PathText = "runs/recipe"
+    """Folder of the recipe; each stage gets a run folder in it."""
     evaluate: EvaluateConfig | None = None
+    """Held-out data to evaluate the last stage on; none by default."""
     export: Literal["float32", "bfloat16"] | None = "bfloat16"
+    """Number format of the Hugging Face folder at the end; null for no export."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from mllm_jax.common.errors import LINE, one_line, quoted
 from mllm_jax.common.ranges import Range
-from mllm_jax.distributed.cluster import PATIENCE
+from mllm_jax.distributed.cluster import TIMEOUTS
 
 if TYPE_CHECKING:
     from mllm_jax.config.stage import Config
@@ -59,7 +59,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         "join_within": "abort if a process has not joined after this long",
         "stuck_after": "abort if all processes are alive but none makes progress for this long",
     }
-    for name, seconds in PATIENCE._asdict().items():
+    for name, seconds in TIMEOUTS._asdict().items():
         text = f"{helps[name]}; default: {seconds:g}"
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(

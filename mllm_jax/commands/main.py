@@ -39,8 +39,8 @@ from mllm_jax.common.errors import (
     say,
 )
 from mllm_jax.distributed import processes
-from mllm_jax.distributed.cluster import Cluster, Patience, find
-from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Trainer
+from mllm_jax.distributed.cluster import Cluster, Timeouts, find
+from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Heartbeat
 from mllm_jax.distributed.watchdog.run import watch
 
 # in the order of `mllm-jax --help`: that of a first project
@@ -84,32 +84,32 @@ def _run(words: Sequence[str]) -> int:
     options.overrides = rest
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    trainer = None
+    heartbeat = None
     try:
         cluster = _cluster(options) if VERBS[options.verb].USAGE.several else None
         if cluster is not None and INSIDE in os.environ:
-            trainer = Trainer(int(os.environ[INSIDE]), cluster.patience.lost_after)
-        with interrupts.watched(None if trainer is None else trainer.leave):
-            if cluster is not None and trainer is None:
+            heartbeat = Heartbeat(int(os.environ[INSIDE]), cluster.timeouts.lost_after)
+        with interrupts.watched(None if heartbeat is None else heartbeat.leave):
+            if cluster is not None and heartbeat is None:
                 return watch(cluster, [sys.executable, "-m", "mllm_jax", *words])
             if cluster is not None:
                 processes.join(cluster)
             VERBS[options.verb].run(options)
     except (ConfigError, RunError) as error:
-        return _ended(trainer, error.exit_code, "; ".join([str(error), *notes(error)]))
+        return _ended(heartbeat, error.exit_code, "; ".join([str(error), *notes(error)]))
     except KeyboardInterrupt:
-        return _ended(trainer, INTERRUPTED, str(Interrupted()))
+        return _ended(heartbeat, INTERRUPTED, str(Interrupted()))
     except failures.KINDS as error:
         failure = failures.described(error)
         if failure is None:
             raise
-        return _ended(trainer, *failure)
+        return _ended(heartbeat, *failure)
     return 0
 
 
-def _ended(trainer: Trainer | None, code: int, line: str | None) -> int:
-    if trainer is not None:
-        trainer.leave(code, line)  # the guards say it once
+def _ended(heartbeat: Heartbeat | None, code: int, line: str | None) -> int:
+    if heartbeat is not None:
+        heartbeat.leave(code, line)  # the watchdogs print it once
     if line is not None:
         say(line, code)
     return code
@@ -117,8 +117,8 @@ def _ended(trainer: Trainer | None, code: int, line: str | None) -> int:
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
     flags = (options.coordinator, options.processes, options.process)
-    patience = Patience(options.lost_after, options.join_within, options.stuck_after)
-    return find(*flags, os.environ, patience)
+    timeouts = Timeouts(options.lost_after, options.join_within, options.stuck_after)
+    return find(*flags, os.environ, timeouts)
 
 
 def make_parser() -> argparse.ArgumentParser:

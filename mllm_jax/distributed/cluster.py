@@ -1,4 +1,4 @@
-"""A process's place among the others, by flags, by `launch/`, or by the scheduler's variables."""
+"""Finds a process's place in a run: from flags, from `launch/`, or from a scheduler's variables."""
 
 import os
 import re
@@ -8,25 +8,25 @@ from typing import NamedTuple
 from mllm_jax.common.errors import require
 
 
-class Patience(NamedTuple):
-    """How many seconds the processes of a run wait for each other."""
+class Timeouts(NamedTuple):
+    """Seconds that the processes of a run wait for each other."""
 
-    lost_after: float = 60.0  # of silence: a process is lost
+    lost_after: float = 60.0  # without a heartbeat: the process is lost
     join_within: float = 300.0  # hosts of a cluster do not start at the same moment
-    stuck_after: float = 1800.0  # all of them alive and none of them done with its step
+    stuck_after: float = 1800.0  # all are alive and none has finished its step
 
 
-PATIENCE = Patience()
+TIMEOUTS = Timeouts()
 
 
 class Cluster(NamedTuple):
     """One process's place in a run."""
 
-    coordinator: str  # HOST:PORT of process 0: JAX listens there, its guard on PORT + 1
+    coordinator: str  # HOST:PORT of process 0: JAX listens there, its watchdog on PORT + 1
     processes: int
     process: int
     local: int | None = None  # number on this host, where each process has one device of it
-    patience: Patience = PATIENCE
+    timeouts: Timeouts = TIMEOUTS
 
     @property
     def host(self) -> str:
@@ -44,14 +44,14 @@ def find(
     processes: int | None,
     process: int | None,
     env: Mapping[str, str] = os.environ,
-    patience: Patience = PATIENCE,
+    timeouts: Timeouts = TIMEOUTS,
 ) -> Cluster | None:
-    """This process's place, from the first of flags, MLLM_JAX_*, Slurm, Open MPI, GKE that says it.
+    """This process's place: the first of flags, MLLM_JAX_*, Slurm, Open MPI, GKE that sets it.
 
     Args:
         coordinator, processes, process: the flags; all or none.
         env: the environment.
-        patience: how long they wait for each other.
+        timeouts: how long the processes wait for each other.
 
     Returns:
         None for a run of one process. One process with flags is a cluster of one: on CPU its
@@ -62,20 +62,20 @@ def find(
     """
     flags = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     named = {name: env.get(name) for name in (f"MLLM_JAX_{n}" for n in _NAMES)}
-    for given in (flags, named):
-        if any(value is not None for value in given.values()):
-            missing = [name for name, value in given.items() if value is None]
-            there = [name for name, value in given.items() if value is not None]
+    for values in (flags, named):
+        if any(value is not None for value in values.values()):
+            missing = [name for name, value in values.items() if value is None]
+            present = [name for name, value in values.items() if value is not None]
             require(
                 not missing,
-                f"{', '.join(there)} without {', '.join(missing)}: give all three, or none for a "
+                f"{', '.join(present)} without {', '.join(missing)}: give all three, or none for a "
                 "run of one process",
             )
-            where, count, number = map(str, given.values())
-            return _checked(where, count, number, None, patience)
-    for found in (_slurm(env), _open_mpi(env), _gke(env)):
-        if found is not None:
-            return _checked(*found, patience)
+            address, count, number = map(str, values.values())
+            return _checked(address, count, number, None, timeouts)
+    for detected in (_slurm(env), _open_mpi(env), _gke(env)):
+        if detected is not None:
+            return _checked(*detected, timeouts)
     return None
 
 
@@ -83,7 +83,7 @@ _NAMES = ("COORDINATOR", "PROCESSES", "PROCESS")
 
 
 def _checked(
-    coordinator: str, processes: str, process: str, local: str | None, patience: Patience
+    coordinator: str, processes: str, process: str, local: str | None, timeouts: Timeouts
 ) -> Cluster:
     host, _, port = coordinator.rpartition(":")
     require(
@@ -99,13 +99,13 @@ def _checked(
         f"process {process}: must lie in 0 to {int(processes) - 1} ({processes} processes)",
     )
     number = None if local is None else int(local)
-    return Cluster(coordinator, int(processes), int(process), number, patience)
+    return Cluster(coordinator, int(processes), int(process), number, timeouts)
 
 
-Found = tuple[str, str, str, str | None] | None
+Detected = tuple[str, str, str, str | None] | None
 
 
-def _slurm(env: Mapping[str, str]) -> Found:
+def _slurm(env: Mapping[str, str]) -> Detected:
     """A step of srun with several tasks; the port follows from the job's number."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     if not all(name in env for name in names) or env["SLURM_STEP_NUM_TASKS"] == "1":
@@ -123,7 +123,7 @@ def _slurm(env: Mapping[str, str]) -> Found:
     return f"{first[1]}{first[2] or ''}:{port}", tasks, process, local
 
 
-def _open_mpi(env: Mapping[str, str]) -> Found:
+def _open_mpi(env: Mapping[str, str]) -> Detected:
     """Processes of mpirun; the first host's address is in the launcher's own."""
     size = env.get("OMPI_COMM_WORLD_SIZE", "1")
     if size == "1":
@@ -131,7 +131,7 @@ def _open_mpi(env: Mapping[str, str]) -> Found:
     address = re.search(r"tcp://([^,:]+)", env.get("OMPI_MCA_orte_hnp_uri", ""))
     require(
         address is not None,
-        f"mpirun started {size} processes, but this Open MPI does not say where the first one is: "
+        f"mpirun started {size} processes, but this Open MPI does not say where process 0 is: "
         "give MLLM_JAX_COORDINATOR, MLLM_JAX_PROCESSES and MLLM_JAX_PROCESS",
     )
     assert address is not None
@@ -142,7 +142,7 @@ def _open_mpi(env: Mapping[str, str]) -> Found:
     return f"{address[1]}:{port}", size, rank, None if alone else local
 
 
-def _gke(env: Mapping[str, str]) -> Found:
+def _gke(env: Mapping[str, str]) -> Detected:
     """Pods of one or several TPU slices on GKE; slices are numbered outermost."""
     workers = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
     slices = int(env.get("MEGASCALE_NUM_SLICES", "1"))

@@ -1,6 +1,6 @@
-"""Work on each device's own part of the arrays, and the few sums and exchanges it needs.
+"""Runs functions on each device's part of the arrays, with the sums and exchanges they need.
 
-Said in logical names, as everywhere; `sharding` knows what lies on which mesh axis.
+Dimensions have logical names, as everywhere; `sharding` maps them to mesh axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def reduced(
             gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
         else:
             gradient = jax.lax.psum(gradient, axis)
-    # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up, unless something stands between
+    # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up without an operation in between
     # (while_loop_all_reduce_code_motion, RET_CHECK): microbatches on a mesh with data=1
     return jax.lax.optimization_barrier(gradient)
 
@@ -113,7 +113,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any, reduce: Any = jnp.fl
     """Rows of a table [V, D] laid out as ("vocab", "embed") for tokens [B, T]: [B, T, D].
 
     Under a mesh neither the table nor the other devices' rows are ever gathered: every device looks
-    up its columns for all rows of its fsdp group, words that it does not hold giving zeros, and the
+    its columns up for all rows of its fsdp group, tokens of other devices giving zeros, and the
     group exchanges columns for rows. The gradient goes the same way back, adds up in float32 and is
     summed over `data` only.
 
@@ -129,14 +129,14 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any, reduce: Any = jnp.fl
     """
     if _mesh().empty:
         return take_rows(table, tokens, dtype)
-    words = table.shape[0] // parts_of("vocab")
-    return _lookup(_Table(words, table.dtype, dtype, reduce), table, tokens)
+    entries = table.shape[0] // parts_of("vocab")
+    return _lookup(_Table(entries, table.dtype, dtype, reduce), table, tokens)
 
 
 class _Table(NamedTuple):
-    """What a lookup and its way back know of the table."""
+    """What a lookup and its gradient know of the table."""
 
-    words: int  # that each device holds
+    entries: int  # of the vocabulary, on each device
     dtype: Any
     compute: Any
     reduce: Any
@@ -151,7 +151,7 @@ def _lookup(about: _Table, table: jax.Array, tokens: jax.Array) -> jax.Array:
     (columns,) = TABLE["embed"]
 
     def run(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        index, here = _own_words(tokens, about.words)
+        index, here = _local_tokens(tokens, about.entries)
         x = take_rows(table, index, about.compute)
         x = jnp.where(here[..., None], x, jnp.zeros((), about.compute))
         x = jax.lax.all_to_all(x, columns, split_axis=0, concat_axis=2, tiled=True)
@@ -170,9 +170,9 @@ def _lookup_backward(about: _Table, tokens: Any, dy: Any) -> tuple[Any, None]:
 
     def run(dy: jax.Array, tokens: jax.Array) -> jax.Array:
         dy = jax.lax.all_to_all(dy, columns, split_axis=2, concat_axis=0, tiled=True)
-        index, here = _own_words(tokens, about.words)
+        index, here = _local_tokens(tokens, about.entries)
         dy = jnp.where(here[..., None], dy, jnp.zeros((), dy.dtype))
-        d_table = scattered(dy, index, about.words, jnp.float32)
+        d_table = scattered(dy, index, about.entries, jnp.float32)
         if others:
             d_table = jax.lax.psum(d_table.astype(about.reduce), others)
         return d_table.astype(about.dtype)
@@ -183,11 +183,11 @@ def _lookup_backward(about: _Table, tokens: Any, dy: Any) -> tuple[Any, None]:
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def _own_words(tokens: jax.Array, words: int) -> tuple[jax.Array, jax.Array]:
-    """The fsdp group's tokens as rows of this device's part of the table, and which lie there."""
+def _local_tokens(tokens: jax.Array, entries: int) -> tuple[jax.Array, jax.Array]:
+    """The fsdp group's tokens as rows of this device's part of the table, and which are in it."""
     (columns,) = TABLE["embed"]
-    tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * words
-    here = (tokens >= 0) & (tokens < words)
+    tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * entries
+    here = (tokens >= 0) & (tokens < entries)
     return jnp.where(here, tokens, 0), here
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: how JAX joins them, what they agree on, who writes.
+"""Joins several processes to one run: what they agree on, and which of them writes.
 
 A run of one process passes through here unchanged.
 """
@@ -13,9 +13,9 @@ from mllm_jax.common import interrupts
 from mllm_jax.distributed.cluster import Cluster
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
 
-# JAX notices a lost process too, but ends without a name: the guard is to come first
+# JAX detects a lost process too, but does not name it: the watchdog must be faster
 JAX_HEARTBEAT = 5  # times `lost_after`
-SHUTDOWN = 24 * 3600  # seconds that finished processes wait for the first, which may evaluate
+SHUTDOWN = 24 * 3600  # seconds that finished processes wait for process 0, which may evaluate
 
 
 def join(cluster: Cluster) -> None:
@@ -30,8 +30,8 @@ def join(cluster: Cluster) -> None:
         local_device_ids=cluster.local,
         # JAX would give a process under Slurm one device even where it has the whole node
         cluster_detection_method="deactivate",
-        initialization_timeout=int(cluster.patience.join_within),
-        heartbeat_timeout_seconds=max(10, int(JAX_HEARTBEAT * cluster.patience.lost_after)),
+        initialization_timeout=int(cluster.timeouts.join_within),
+        heartbeat_timeout_seconds=max(10, int(JAX_HEARTBEAT * cluster.timeouts.lost_after)),
         shutdown_timeout_seconds=SHUTDOWN,
     )
 
@@ -44,7 +44,7 @@ def is_first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process stands at the barrier of this name; nothing in a run of one."""
+    """Waits until every process has reached this barrier; does nothing in a run of one process."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -54,7 +54,7 @@ def barrier(name: str) -> None:
 
 
 def of_first(number: int) -> int:
-    """What process 0 says: for what is read from a shared folder, which hosts may see late."""
+    """Process 0's value: for what is read from a shared folder, which hosts may see late."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -66,7 +66,7 @@ def of_first(number: int) -> int:
 
 
 def slowest(seconds: float) -> Any:
-    """The largest of all processes' numbers, on its way: a float, or an array to be fetched."""
+    """The largest of all processes' numbers: a float, or an array that is still being computed."""
     import jax
     import numpy as np
 
@@ -90,7 +90,7 @@ def _largest() -> tuple[Any, Any]:
 
 
 class Stop:
-    """Whether a run is to stop where it can go on: SIGTERM came to one of its processes.
+    """Whether a run must stop at the next step after which it can resume: one process got SIGTERM.
 
     In a run of several, JAX takes the signal, and agrees with the others on a step that none of
     them has done yet, in the background: asking costs nothing.
@@ -115,7 +115,7 @@ class Stop:
             signal.signal(signal.SIGTERM, self._before)
 
     def hold(self) -> None:
-        """From here on SIGTERM is answered by `due` alone, however long a step or a save takes."""
+        """From here on only `due` reacts to SIGTERM, however long a step or a save takes."""
         self._holds.enter_context(interrupts.held())
 
     def due(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which array dimension lies on which mesh axis: one table, and the few calls that use it.
+"""Maps array dimensions to mesh axes: one table, and the few functions that use it.
 
 Models name their dimensions with logical words; this file alone knows the mesh.
 """
@@ -18,8 +18,8 @@ from mllm_jax.common.trees import flatten
 
 AXES = ("data", "fsdp", "tensor")
 
-# logical name -> mesh axes. A name that is missing here is an error, so a typing slip cannot
-# replicate a parameter.
+# logical name -> mesh axes. Unknown names raise an error, so a typo cannot silently replicate a
+# parameter.
 TABLE: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": (),
@@ -48,7 +48,7 @@ def make_mesh(axes: Sequence[int] = (-1, 1, 1), devices: Sequence[Any] | None = 
     sizes = list(axes)
     require(
         sizes.count(-1) <= 1,
-        f"mesh: -1 stands at most once, got data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}",
+        f"mesh: -1 is allowed at most once, got data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]}",
     )
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes:
@@ -68,7 +68,7 @@ def arrange(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> np.nda
     """Devices as an array [data, fsdp, tensor] whose outer axis takes the slow links.
 
     A slice is what fast links join: a TPU slice, or the GPUs of a node (`device.slice_index`; where
-    devices have none, or all the same, they are one slice). Slices stand one after another, each
+    devices have none, or all the same, they are one slice). Slices follow one after another, each
     arranged by itself along its own links, so neighbours in fsdp and tensor share a slice:
 
         2 slices of 4, data=2 fsdp=2 tensor=2     slice 0: data 0,  slice 1: data 1
@@ -119,7 +119,7 @@ def slow_links(mesh: Mesh) -> str | None:
 
 
 def shares_here(mesh: Mesh, process: int | None = None) -> list[int]:
-    """Which of the batch's `ways(mesh, "batch")` equal shares of rows lie on a process's devices.
+    """Which of the batch's `ways(mesh, "batch")` equal shares of rows a process's devices hold.
 
     Processes that split one tensor group hold the same share: each must load it.
 
@@ -159,7 +159,7 @@ def spec(names: Sequence[str]) -> P:
         both = ", ".join(sorted(taken & set(axes)))
         require(
             not both,
-            f"sharding: {name!r} of {tuple(names)} lies on mesh axis {both}, which another of its "
+            f"sharding: {name!r} of {tuple(names)} is on mesh axis {both}, which another of its "
             "dimensions has already; give one of them another axis",
         )
         taken |= set(axes)

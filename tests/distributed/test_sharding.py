@@ -58,7 +58,7 @@ def test_a_mesh_over_some_of_the_devices():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(-1, -1, 1), "mesh: -1 stands at most once, got data=-1 fsdp=-1 tensor=1"),
+        (MeshConfig(-1, -1, 1), "mesh: -1 is allowed at most once, got data=-1 fsdp=-1 tensor=1"),
         (
             MeshConfig(-1, 3, 1),
             "mesh: 8 devices do not divide by 3 (data, fsdp, tensor = [-1, 3, 1])",
@@ -106,7 +106,7 @@ def test_two_dimensions_on_one_mesh_axis_are_an_error(names: tuple[str, ...]):
     axis = sharding.TABLE[names[1]][0]
     with pytest.raises(ConfigError) as error:
         sharding.spec(names)
-    message = f"sharding: {names[1]!r} of {names} lies on mesh axis {axis}, which another"
+    message = f"sharding: {names[1]!r} of {names} is on mesh axis {axis}, which another"
     assert str(error.value).startswith(message)
 
 

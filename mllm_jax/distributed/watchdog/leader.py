@@ -1,4 +1,4 @@
-"""Guard 0: hears all others and judges."""
+"""Leader watchdog: collects the status of every process and decides whether the run ends."""
 
 import contextlib
 import select
@@ -10,18 +10,18 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import PREEMPTED, ConfigError, RunError
 from mllm_jax.common.failures import reason
 from mllm_jax.distributed.cluster import Cluster
-from mllm_jax.distributed.watchdog.base import TURN, Guard
-from mllm_jax.distributed.watchdog.heartbeat import Line, interval
-from mllm_jax.distributed.watchdog.verdict import Member, Verdict, judge
+from mllm_jax.distributed.watchdog.base import POLL, Watchdog
+from mllm_jax.distributed.watchdog.heartbeat import Connection, interval
+from mllm_jax.distributed.watchdog.verdict import Member, Verdict, decide
 
 
-class First(Guard):
-    """The guard to which all others are connected."""
+class Leader(Watchdog):
+    """The watchdog of process 0, to which all followers are connected."""
 
     def __init__(self, cluster: Cluster):
         super().__init__(cluster)
         self.members = {0: self.me}
-        self.lines: dict[int, Line] = {}
+        self.connections: dict[int, Connection] = {}
         self._spoke = 0.0
 
     def gather(self) -> None:
@@ -36,13 +36,13 @@ class First(Guard):
             )
         except OSError as error:
             raise RunError(f"port {port}: cannot listen: {reason(error)}; give another") from error
-        end = time.monotonic() + self.patience.join_within
+        end = time.monotonic() + self.timeouts.join_within
         with server:
             while len(self.members) < self.cluster.processes:
                 interrupts.check()
-                server.settimeout(min(TURN, max(0.01, end - time.monotonic())))
+                server.settimeout(min(POLL, max(0.01, end - time.monotonic())))
                 try:
-                    self._welcome(Line(server.accept()[0]))
+                    self._welcome(Connection(server.accept()[0]))
                 except TimeoutError:
                     if time.monotonic() < end:
                         continue
@@ -52,77 +52,79 @@ class First(Guard):
                 except ConfigError as error:
                     self._tell(Verdict(str(error), 2, False))
                     raise
-        for line in self.lines.values():
-            line.send(start=True)
+        for connection in self.connections.values():
+            connection.send(start=True)
 
     def _missing(self, missing: list[int]) -> str:
         numbers = ", ".join(map(str, missing))
         return (
             f"process {numbers} of {self.cluster.processes} did not join within "
-            f"{self.patience.join_within:g} s"
+            f"{self.timeouts.join_within:g} s"
         )
 
-    def _welcome(self, line: Line) -> None:
-        line.socket.settimeout(10)
-        said = line.read()
-        hello = said[0] if said else {}
-        if not isinstance(hello, dict) or "process" not in hello:  # a stranger
-            line.socket.close()
+    def _welcome(self, connection: Connection) -> None:
+        connection.socket.settimeout(10)
+        messages = connection.read()
+        hello = messages[0] if messages else {}
+        if not isinstance(hello, dict) or "process" not in hello:  # another program
+            connection.socket.close()
             return
-        line.socket.settimeout(None)
+        connection.socket.settimeout(None)
         number, host = hello["process"], hello["host"]
-        where = f"process {number} on host {host}"
+        sender = f"process {number} on host {host}"
         count = self.cluster.processes
         taken = self.members.get(number)
         if hello["processes"] == count and taken is None:
             now = time.monotonic()
-            self.members[number], self.lines[number] = Member(host, now, now), line
-            self.selector.register(line.socket, selectors.EVENT_READ, lambda: self._hear(number))
+            self.members[number], self.connections[number] = Member(host, now, now), connection
+            self.selector.register(
+                connection.socket, selectors.EVENT_READ, lambda: self._hear(number)
+            )
             return
-        why = f"{where} counts {hello['processes']} processes, process 0 counts {count}"
+        why = f"{sender} counts {hello['processes']} processes, process 0 counts {count}"
         if taken is not None:
-            why = f"{where}: host {taken.host} has that number too; give each its own"
-        line.send(verdict=Verdict(why, 2, False))
+            why = f"{sender}: host {taken.host} has that number too; give each its own"
+        connection.send(verdict=Verdict(why, 2, False))
         raise ConfigError(why)
 
     def _hear(self, number: int) -> None:
-        line, member, now = self.lines[number], self.members[number], time.monotonic()
-        for words in line.read():
-            member.heard, member.beat = now, now - words["silence"]
-            if words["code"] is not None and member.code is None:
-                member.code, member.since = words["code"], now
-            member.error, member.waits = words["error"], words["waits"]
-        if line.closed:
+        connection, member, now = self.connections[number], self.members[number], time.monotonic()
+        for message in connection.read():
+            member.heard, member.heartbeat = now, now - message["silence"]
+            if message["code"] is not None and member.code is None:
+                member.code, member.since = message["code"], now
+            member.error, member.waits = message["error"], message["waits"]
+        if connection.closed:
             member.gone = True
-            self.selector.unregister(line.socket)
+            self.selector.unregister(connection.socket)
 
-    def turn(self, now: float) -> Verdict | None:
+    def update(self, now: float) -> Verdict | None:
         self.me.heard = now
-        if now - self._spoke > interval(self.patience.lost_after):
+        if now - self._spoke > interval(self.timeouts.lost_after):
             self._spoke = now
-            for line in self.lines.values():
-                line.send(alive=True)
-        verdict = judge(dict(sorted(self.members.items())), now, self.patience)
+            for connection in self.connections.values():
+                connection.send(alive=True)
+        verdict = decide(dict(sorted(self.members.items())), now, self.timeouts)
         if verdict is not None:
             self._tell(verdict)
         return verdict
 
     def _tell(self, verdict: Verdict) -> None:
-        for line in self.lines.values():
-            line.send(verdict=verdict)
+        for connection in self.connections.values():
+            connection.send(verdict=verdict)
 
     def close(self) -> None:
-        """Waits until the others have read the last words: closing early would take them away."""
+        """Waits until the followers have read the verdict: closing early would discard it."""
         end = time.monotonic() + 2
-        for line in self.lines.values():
+        for connection in self.connections.values():
             with contextlib.suppress(OSError):  # gone already
-                line.socket.shutdown(socket.SHUT_WR)
-            while not line.closed and (left := end - time.monotonic()) > 0:
-                if select.select([line.socket], [], [], left)[0]:
-                    line.read()
-            line.socket.close()
+                connection.socket.shutdown(socket.SHUT_WR)
+            while not connection.closed and (left := end - time.monotonic()) > 0:
+                if select.select([connection.socket], [], [], left)[0]:
+                    connection.read()
+            connection.socket.close()
         super().close()
 
     def finished(self) -> bool:
-        # where one has failed, a verdict will tell the others why
+        # if one has failed, a verdict will tell the others why
         return all(member.code in (0, PREEMPTED) for member in self.members.values())

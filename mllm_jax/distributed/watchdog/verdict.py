@@ -1,4 +1,4 @@
-"""Whether a run has to end, and because of whom: a function of what is known of each process."""
+"""Decides whether to abort the run and which process caused it, from each one's last status."""
 
 import signal
 from collections.abc import Mapping
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mllm_jax.common.errors import LOST, PREEMPTED
-from mllm_jax.distributed.cluster import Patience
+from mllm_jax.distributed.cluster import Timeouts
 from mllm_jax.distributed.watchdog.heartbeat import interval
 
 
 @dataclass
 class Member:
-    """What is known of one process of the run; times are those of `time.monotonic`."""
+    """The last known status of one process; times are those of `time.monotonic`."""
 
     host: str
-    heard: float  # last line of its guard
-    beat: float  # last sign of life of its trainer
+    heard: float  # last message of its watchdog
+    heartbeat: float  # last one of its training process
     waits: tuple[str, float] | None = None  # what its main thread waits for, and for how long
-    code: int | None = None  # how its trainer ended, below 0 by a signal
-    error: str | None = None  # the line that its trainer would say
-    gone: bool = False  # its guard's connection was closed
+    code: int | None = None  # exit code of its training process, below 0 by a signal
+    error: str | None = None  # error message of its training process
+    gone: bool = False  # its watchdog's connection was closed
     since: float = float("inf")  # when it was seen to end
 
 
@@ -29,21 +29,21 @@ class Verdict(NamedTuple):
 
     message: str
     code: int
-    everywhere: bool  # said by every process, not only by the first
-    stacks: bool = False  # each trainer says first what its threads are doing
+    everywhere: bool  # printed by every process, not only by process 0
+    stacks: bool = False  # each training process first prints its threads' stacks
 
 
-def judge(members: Mapping[int, Member], now: float, patience: Patience) -> Verdict | None:
-    """Whether the run has to end, and why; the lost are named before those that fell with them.
+def decide(members: Mapping[int, Member], now: float, timeouts: Timeouts) -> Verdict | None:
+    """The verdict, if the run must end; lost processes come before those that failed with them.
 
-    A trainer that ended with a traceback or an abort may have done so because another one died: the
-    verdict waits as long as there is one that may still turn out to be lost.
+    A process that ended with a traceback or an abort may have done so because another one died: the
+    verdict waits as long as another process may still turn out to be lost.
     """
 
     def name(i: int) -> str:
         return f"process {i} of {len(members)} (host {members[i].host})"
 
-    lost_after = patience.lost_after
+    lost_after = timeouts.lost_after
     lost = [f"{name(i)} {how}" for i, m in members.items() if (how := lost_how(m, now, lost_after))]
     if lost:
         return Verdict(f"{'; '.join(lost)}; all processes end", LOST, True)
@@ -66,11 +66,11 @@ def judge(members: Mapping[int, Member], now: float, patience: Patience) -> Verd
     stopped = [m for m in members.values() if m.code == PREEMPTED]
     if stopped and now - max(m.since for m in stopped) > lost_after:
         return Verdict(f"{name(0)}: {stopped[0].error}", PREEMPTED, False)
-    return _stuck(members, patience.stuck_after)
+    return _stuck(members, timeouts.stuck_after)
 
 
 def _stuck(members: Mapping[int, Member], stuck_after: float) -> Verdict | None:
-    """All are alive, and all wait; named first is what the fewest wait for, data before steps."""
+    """The verdict if all are alive and all wait; what the fewest wait for is named first."""
     waits = {i: m.waits for i, m in members.items() if m.code is None and m.waits}
     if len(waits) < len(members) or min(s for _, s in waits.values()) <= stuck_after:
         return None
@@ -78,10 +78,10 @@ def _stuck(members: Mapping[int, Member], stuck_after: float) -> Verdict | None:
     for i, (what, _) in waits.items():
         waiting.setdefault(what, []).append(i)
     groups = sorted(waiting.items(), key=lambda group: (len(group[1]), group[0]))
-    said = "; ".join(f"{_names(members, who)} for {what}" for what, who in groups)
+    waits_by_group = "; ".join(f"{_names(members, who)} for {what}" for what, who in groups)
     seconds = f"{min(s for _, s in waits.values()):.0f} s"
-    text = f"all processes are alive, but have waited for {seconds}: {said}; all processes end"
-    return Verdict(text, LOST, True, stacks=True)
+    text = f"all processes are alive, but have waited for {seconds}: {waits_by_group}"
+    return Verdict(f"{text}; all processes end", LOST, True, stacks=True)
 
 
 def _names(members: Mapping[int, Member], who: list[int]) -> str:
@@ -99,10 +99,10 @@ def lost_how(m: Member, now: float, lost_after: float) -> str | None:
         return "is gone: its connection was closed"
     if now - m.heard > lost_after:
         return f"was not heard of for {now - m.heard:.0f} s (host down, stopped or cut off)"
-    if now - m.beat > lost_after and not now - m.heard > 3 * interval(lost_after):
-        return f"has stalled: no sign of life for {now - m.beat:.0f} s"
+    if now - m.heartbeat > lost_after and not now - m.heard > 3 * interval(lost_after):
+        return f"has stalled: no heartbeat for {now - m.heartbeat:.0f} s"
     return None
 
 
 def _quiet(m: Member, now: float, lost_after: float) -> bool:
-    return now - min(m.heard, m.beat) > 3 * interval(lost_after)
+    return now - min(m.heard, m.heartbeat) > 3 * interval(lost_after)

@@ -1,4 +1,4 @@
-"""Real guards over trainers that do nothing: who is lost is named, and all end in time."""
+"""Real watchdogs over trainers that do nothing: who is lost is named, and all end in time."""
 
 import contextlib
 import os
@@ -37,9 +37,9 @@ class Run:
 
     def __init__(self, folder: Path, acts: list[str], counts: list[int], numbers: list[int]):
         self.folder, self.port = folder, free_port()
-        self.guards = [
+        self.watchdogs = [
             subprocess.Popen(
-                [sys.executable, HERE / "guarded.py", f"127.0.0.1:{self.port}"]
+                [sys.executable, HERE / "watched.py", f"127.0.0.1:{self.port}"]
                 + [str(x) for x in (count, number, LOST_AFTER, folder, act)],
                 stderr=subprocess.PIPE,
                 text=True,
@@ -49,24 +49,26 @@ class Run:
         ]
 
     def pids(self, process: int) -> tuple[int, int]:
-        """(trainer, guard) once all trainers run."""
-        files = [self.folder / str(i) for i in range(len(self.guards))]
+        """(trainer, watchdog) once all trainers run."""
+        files = [self.folder / str(i) for i in range(len(self.watchdogs))]
         end = time.monotonic() + 60
         while not all(file.is_file() and file.read_text() for file in files):
             assert time.monotonic() < end, "the trainers did not start"
             time.sleep(0.05)
-        trainer, guard = files[process].read_text().split()
-        return int(trainer), int(guard)
+        trainer, watchdog = files[process].read_text().split()
+        return int(trainer), int(watchdog)
 
     def ends(self) -> tuple[list[int], list[str], float]:
         """(exit codes, what each said, seconds until the last ended)."""
         start = time.monotonic()
-        said = [guard.communicate(timeout=60)[1] for guard in self.guards]
-        return [guard.returncode for guard in self.guards], said, time.monotonic() - start
+        said = [watchdog.communicate(timeout=60)[1] for watchdog in self.watchdogs]
+        return [watchdog.returncode for watchdog in self.watchdogs], said, time.monotonic() - start
 
     def trainers_are_gone(self) -> bool:
-        """Whether no trainer outlives its guard."""
-        pids = [int((self.folder / str(i)).read_text().split()[0]) for i in range(len(self.guards))]
+        """Whether no trainer outlives its watchdog."""
+        pids = [
+            int((self.folder / str(i)).read_text().split()[0]) for i in range(len(self.watchdogs))
+        ]
         end = time.monotonic() + 10
         while time.monotonic() < end:
             if not any(Path(f"/proc/{pid}").exists() for pid in pids):
@@ -86,11 +88,11 @@ def run(tmp_path):
         return made[-1]
 
     yield start
-    for guard in (guard for it in made for guard in it.guards):
-        if guard.poll() is None:
-            guard.send_signal(signal.SIGCONT)
-            guard.kill()
-        guard.communicate()
+    for watchdog in (watchdog for it in made for watchdog in it.watchdogs):
+        if watchdog.poll() is None:
+            watchdog.send_signal(signal.SIGCONT)
+            watchdog.kill()
+        watchdog.communicate()
 
 
 def test_all_done(run):
@@ -123,15 +125,15 @@ def test_a_killed_guard_takes_its_trainer_along_and_is_named(run, victim):
 
 @pytest.mark.parametrize(("victim", "which"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_a_stopped_process_is_named_in_time(run, victim, which):
-    """SIGSTOP of a trainer (0) or its guard (1): connections stay open, nothing is said."""
+    """SIGSTOP of a trainer (0) or its watchdog (1): connections stay open, nothing is said."""
     it = run("sleep", "sleep")
     pid = it.pids(victim)[which]
     start = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
     alive = [i for i in range(2) if which == 0 or i != victim]
     for i in alive:
-        words = it.guards[i].communicate(timeout=30)[1]
-        assert it.guards[i].returncode == LOST
+        words = it.watchdogs[i].communicate(timeout=30)[1]
+        assert it.watchdogs[i].returncode == LOST
         what = "has stalled" if which == 0 else "was not heard of"
         assert f"process {victim} of 2 " in words and what in words, words
     assert LOST_AFTER * 0.9 < time.monotonic() - start < LOST_AFTER + 4
@@ -191,7 +193,7 @@ def test_who_does_not_wait_gives_the_others_time(run):
     it = run("wait for the end of step 6", "sleep")
     it.pids(0)
     time.sleep(4)
-    assert [guard.poll() for guard in it.guards] == [None, None]
+    assert [watchdog.poll() for watchdog in it.watchdogs] == [None, None]
 
 
 def test_a_trainer_that_falls_with_a_stopped_one_is_not_blamed(run):
@@ -209,8 +211,8 @@ def test_a_trainer_that_falls_with_a_stopped_one_is_not_blamed(run):
 def test_sigterm_reaches_the_trainers_and_is_said_once(run):
     it = run("sleep", "sleep")
     it.pids(0)
-    for guard in it.guards:
-        guard.terminate()
+    for watchdog in it.watchdogs:
+        watchdog.terminate()
     codes, said, _ = it.ends()
     assert codes == [PREEMPTED, PREEMPTED]
     assert said == ["mllm-jax: error: SIGTERM: step 7 is saved\n", ""]
@@ -220,7 +222,7 @@ def test_one_that_does_not_stop_with_the_others_is_ended(run):
     """SIGTERM before the processes could agree: who was told ends, the rest follow."""
     it = run("sleep", "sleep")
     it.pids(0)
-    it.guards[1].terminate()
+    it.watchdogs[1].terminate()
     codes, _, seconds = it.ends()
     assert codes == [PREEMPTED, PREEMPTED] and seconds < LOST_AFTER + 4
 

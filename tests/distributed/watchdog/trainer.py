@@ -1,4 +1,4 @@
-"""A trainer without JAX, for tests of the guard: says that it runs, then does as it is told.
+"""A trainer without JAX, for tests of the watchdog: says that it runs, then does as it is told.
 
 trainer.py FOLDER LOST_AFTER PROCESS ACT      ACT: sleep, done, refuse, raise, exit1, abort,
                                                or "wait for SOMETHING"
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import PREEMPTED
-from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Trainer, waits_for
+from mllm_jax.distributed.watchdog.heartbeat import INSIDE, Heartbeat, waits_for
 
 
 def main() -> None:
     folder, lost_after, process, act = Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:5]
-    trainer = Trainer(int(os.environ[INSIDE]), lost_after)
+    heartbeat = Heartbeat(int(os.environ[INSIDE]), lost_after)
     (folder / process).write_text(f"{os.getpid()} {os.getppid()}")
     if act == "refuse":
-        trainer.end(2, "seed='x': expected a whole number")
+        heartbeat.end(2, "seed='x': expected a whole number")
     if act.startswith("exit"):
         sys.exit(int(act.removeprefix("exit")))
     if act == "abort":
@@ -35,7 +35,7 @@ def main() -> None:
         while act != "done" and not interrupts.came(signal.SIGTERM):
             time.sleep(0.05)
     if interrupts.came(signal.SIGTERM):
-        trainer.end(PREEMPTED, "SIGTERM: step 7 is saved")
+        heartbeat.end(PREEMPTED, "SIGTERM: step 7 is saved")
 
 
 with interrupts.watched(), interrupts.held():

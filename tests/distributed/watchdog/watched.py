@@ -1,18 +1,18 @@
-"""One guarded process of a test: guarded.py PORT N I LOST_AFTER FOLDER ACT."""
+"""One watched process of a test: watched.py PORT N I LOST_AFTER FOLDER ACT."""
 
 import sys
 from pathlib import Path
 
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError, say
-from mllm_jax.distributed.cluster import Cluster, Patience
+from mllm_jax.distributed.cluster import Cluster, Timeouts
 from mllm_jax.distributed.watchdog.run import watch
 
 
 def main() -> int:
     coordinator, processes, process, lost_after, folder, act = sys.argv[1:]
-    patience = Patience(float(lost_after), join_within=2.0, stuck_after=2.0)
-    cluster = Cluster(coordinator, int(processes), int(process), None, patience)
+    timeouts = Timeouts(float(lost_after), join_within=2.0, stuck_after=2.0)
+    cluster = Cluster(coordinator, int(processes), int(process), None, timeouts)
     trainer = str(Path(__file__).with_name("trainer.py"))
     try:
         with interrupts.watched():

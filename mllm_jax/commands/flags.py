@@ -16,6 +16,8 @@ from mllm_jax.distributed.cluster import TIMEOUTS
 if TYPE_CHECKING:
     from mllm_jax.config.stage import Config
 
+CHAT_FORMATS = ("llama31", "llama3", "plain")  # data.chat.templates.TEMPLATES, which loads slowly
+
 
 class Usage(NamedTuple):
     """How a command presents itself, and what the command line does for it."""
@@ -37,10 +39,9 @@ def load_stage(options: argparse.Namespace) -> "Config":
     Raises:
         ConfigError: the file or an override is not valid.
     """
-    from mllm_jax.config import loading
-    from mllm_jax.config.stage import Config
+    from mllm_jax.checkpoints import stage_file
 
-    return loading.load(Config, options.config, options.overrides)
+    return stage_file.load(options.config, options.overrides)
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:

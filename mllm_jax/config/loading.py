@@ -5,6 +5,7 @@ allowed ends in one line that says where it stands, what was found, and what is 
 config libraries accept more and say it in several lines.)
 """
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -38,10 +39,15 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigError: one line naming the key, the value and what is allowed.
     """
-    tree = read_yaml(path)
+    return build(cls, overridden(read_yaml(path), overrides))
+
+
+def overridden(tree: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
+    """A config file's tree with overrides in it, as in `load`; the tree itself is not changed."""
+    tree = copy.deepcopy(tree)
     for key, value in _flags(overrides):
         _put(tree, key.split("."), value, key)
-    return build(cls, tree)
+    return tree
 
 
 def build(cls: type[T], tree: dict[Any, Any]) -> T:
@@ -67,24 +73,36 @@ def to_dict(section: Any) -> Any:
     return section
 
 
-def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
-    pairs, words = [], list(words)
-    while words:
-        word = words.pop(0)
+def split_words(words: Sequence[str]) -> list[tuple[str, str]]:
+    """["--section.key", "1", "--b=2"] -> [("--section.key", "1"), ("--b", "2")].
+
+    Raises:
+        ConfigError: a word that is not a flag, or a flag without a value.
+    """
+    pairs, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
         require(
             word.startswith("--"),
             f"unexpected argument {quoted(word)}; overrides are written --section.key value",
         )
-        key, equals, value = word[2:].partition("=")
+        flag, equals, value = word.partition("=")
         if not equals:
-            flag = f"--{cut(key, 80)}"
-            require(len(words) > 0, f"{flag}: value missing; write {flag} VALUE")
-            value = words.pop(0)
+            name = cut(flag, 82)
+            require(len(rest) > 0, f"{name}: value missing; write {name} VALUE")
+            value = rest.pop(0)
+        pairs.append((flag, value))
+    return pairs
+
+
+def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs = []
+    for flag, value in split_words(words):
         try:
-            pairs.append((key, parse_yaml(value)))
+            pairs.append((flag[2:], parse_yaml(value)))
         except NotYAML as error:
             raise ConfigError(
-                f"--{cut(key, 80)}: {quoted(value)} is not valid YAML: {error.reason}"
+                f"{cut(flag, 82)}: {quoted(value)} is not valid YAML: {error.reason}"
             ) from error
     return pairs
 

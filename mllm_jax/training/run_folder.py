@@ -20,9 +20,6 @@ from mllm_jax.checkpoints.hf import (
     files as hf_files,
 )
 from mllm_jax.checkpoints.hf import (
-    tokenizer as hf_tokenizer,
-)
-from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
@@ -30,7 +27,7 @@ from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import exclusive, in_use
-from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.common.json_file import read_json
 from mllm_jax.common.patterns import matches
 from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
@@ -155,7 +152,7 @@ def prepare(
     model.mkdir()
     hf_files.copy_files(source.files if source else Path(config.init.tokenizer or ""), model)
     hf_unread.write_unread(model, source.unread if source else {})
-    _write_generation_config(model)
+    hf_files.add_end_tokens(model, END_TOKENS)  # where what was trained as an answer ends
     if config.model.patches:
         hf_files.write_processor(model, config.model, config.data.image_fit)
     if template := chat_template(config.data.streams, loader.shares(steps)):
@@ -228,17 +225,6 @@ def differences(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
 def flat(section: Any) -> dict[str, Any]:
     """A config section as {"data.length": 2048, ...}."""
     return flatten(loading.to_dict(section), ".")
-
-
-def _write_generation_config(model: Path) -> None:
-    """Lets generation stop at what was trained as an answer's end, whatever the files say."""
-    known, ids = hf_tokenizer.tokens(model), hf_tokenizer.special_ids(model)
-    ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
-    ends = list(dict.fromkeys([*ends, *(known[token] for token in END_TOKENS if token in known)]))
-    ids["eos_token_id"] = [end for end in ends if end is not None]
-    path = model / "generation_config.json"
-    kept = read_json(path) if path.is_file() else {}
-    write_json(path, kept | {key: value for key, value in ids.items() if value is not None})
 
 
 def _bases(config: Config, source: ModelSource | None) -> tuple[str, ...]:

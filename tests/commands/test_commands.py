@@ -77,22 +77,38 @@ BENCH |= {"steps": 5}
 CALLS = [
     ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
     ("quickstart", "run", "quickstart --out o --share 0.1", (Path("o"),), {"share": 0.1}),
-    ("recipe", "run", "recipe r.yaml", (Path("r.yaml"),), {"out": None}),
-    ("recipe", "run", "recipe r.yaml --out o", (Path("r.yaml"),), {"out": Path("o")}),
+    ("recipe", "run", "recipe r.yaml", (Path("r.yaml"),), {"out": None, "overrides": []}),
+    (
+        "recipe",
+        "run",
+        "recipe r.yaml --train.steps 3 --out o --a.seed=2",
+        (Path("r.yaml"),),
+        {"out": Path("o"), "overrides": ["--train.steps", "3", "--a.seed=2"]},
+    ),
     ("convert", "from_hf", "convert from-hf src out", (Path("src"), Path("out")), {}),
     (
         "convert",
         "join",
         "convert join out --vision clip --language llama",
         (Path("out"),),
-        {"vision": Path("clip"), "language": Path("llama"), "connector": "linear"},
+        {
+            "vision": Path("clip"),
+            "language": Path("llama"),
+            "connector": "linear",
+            "chat_format": None,
+        },
     ),
     (
         "convert",
         "join",
-        "convert join --vision clip out --language llama --connector mlp",
+        "convert join --vision clip out --language llama --connector mlp --chat-format plain",
         (Path("out"),),
-        {"vision": Path("clip"), "language": Path("llama"), "connector": "mlp"},
+        {
+            "vision": Path("clip"),
+            "language": Path("llama"),
+            "connector": "mlp",
+            "chat_format": "plain",
+        },
     ),
     ("convert", "to_hf", "convert to-hf m out", (Path("m"), Path("out")), {"dtype": None}),
     (
@@ -263,20 +279,21 @@ def test_sigterm_outside_of_the_steps_is_code_75(fake, capsys, monkeypatch, stag
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("words", ["r.yaml --workers 3", "--workers 3 r.yaml"])
+@pytest.mark.parametrize("words", ["r.yaml --workers 3 --seed 7", "--workers 3 r.yaml --seed 7"])
 def test_prepare_takes_a_recipe(fake, words: str):
     made = fake("prepare", "run_recipe")
     assert main(["prepare", *words.split()]) == 0
-    assert made.calls == [((Path("r.yaml"),), {"workers": 3, "json_file": None})]
+    settings = {"workers": 3, "json_file": None, "overrides": ["--seed", "7"]}
+    assert made.calls == [((Path("r.yaml"),), settings)]
 
 
-@pytest.mark.parametrize("words", ["", "a.yaml b.yaml", "r.yaml --train.steps 3"])
+@pytest.mark.parametrize("words", ["", "--train.steps 3 r.yaml"])
 def test_prepare_takes_one_recipe_or_one_stage(fake, capsys, words: str):
     made = fake("prepare", "run_recipe")
     assert main(["prepare", *words.split()]) == 2
     assert capsys.readouterr().err == (
-        "mllm-jax: error: prepare: give a recipe file, or --config FILE for one stage (which takes "
-        "overrides)\n"
+        "mllm-jax: error: prepare: give a recipe file, before all overrides, or --config FILE for "
+        "one stage\n"
     )
     assert made.calls == []
 
@@ -288,6 +305,15 @@ def test_prepare_takes_overrides_too(fake, stage: str):
     ((config,), kwargs) = made.calls[0]
     assert kwargs == {"workers": 3, "json_file": "o.json"}
     assert config.seed == 7
+
+
+@pytest.mark.parametrize("words", ["recipe", "recipe --train.steps 3 r.yaml"])
+def test_a_recipe_needs_its_file(fake, capsys, words: str):
+    made = fake("recipe", "run")
+    assert main(words.split()) == 2
+    message = "recipe: give FILE, the recipe file, before all overrides"
+    assert capsys.readouterr().err == f"mllm-jax: error: {message}\n"
+    assert made.calls == []
 
 
 def test_preflight_takes_overrides_too(fake, stage: str):
@@ -426,8 +452,6 @@ def test_a_fault_of_ours_keeps_its_traceback(fake, error: Exception):
         "inspect --out look",
         "inspect --config c.yaml --out look --rows 0",
         "inspect --config c.yaml --out look --step one",
-        "recipe",
-        "recipe r.yaml --oot x",
         "convert",
         "convert from-hf src",
         "convert join out --vision clip",
@@ -460,8 +484,8 @@ NUMBERS = [
     ("train --config c --processes", ["1", "1000000"], ["0", "1000001", "1.5"]),
     ("train --config c --process", ["0", "999999"], ["-1", "1000000", ""]),
     ("train --config c --lost-after", ["0.1", "1e9"], ["0", "-1", "nan", "inf", "1e10"]),
-    ("recipe r --join-within", ["1"], ["0", "inf"]),
-    ("recipe r --stuck-after", ["1"], ["0", "inf"]),
+    ("recipe --join-within", ["1"], ["0", "inf"]),
+    ("recipe --stuck-after", ["1"], ["0", "inf"]),
     ("prepare --config c --workers", ["1", "10000"], ["0", "-1", "10001", "9" * 5000]),
     ("inspect --config c --out o --step", ["0", "1000000000"], ["-1", "1000000001", "1e18"]),
     ("inspect --config c --out o --rows", ["1", "1000000"], ["0", "1000001"]),

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.hf import tensor_files
+from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
+from mllm_jax.commands.flags import CHAT_FORMATS
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 
 LLAVA = ["llava_mlp", "llava_linear", "llava_two_images", "llava_bf16"]
@@ -433,3 +436,84 @@ def test_memory_is_bounded_by_the_largest_parameter(oracle: Path, tmp_path: Path
     assert total > 2 * allowed, "the test could not fail"
     assert peak_in - base < allowed
     assert peak_out - base < allowed
+
+
+# ----------------------------------------------------------------------------------- chat templates
+
+
+def without_template(source: Path, out: Path, tokens: dict[str, str] | None = None) -> Path:
+    """A backbone as published before anybody taught it to chat."""
+    folder = rewrite(source, out, lambda t: t)
+    (folder / "chat_template.jinja").unlink()
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    for old, new in (tokens or {}).items():
+        text = text.replace(old, new)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def ends(folder: Path) -> list[str]:
+    known, ids = hf_tokenizer.tokens(folder), hf_tokenizer.special_ids(folder)["eos_token_id"]
+    ids = ids if isinstance(ids, list) else [ids]
+    return [text for text, number in known.items() if number in ids]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name", "words"),
+    [
+        (None, "llama31", "chat template: llama31, since {source} has none; --chat-format chooses"),
+        ("llama3", "llama3", "chat template: llama3, by --chat-format\n"),
+        ("plain", "plain", "chat template: plain, by --chat-format\n"),
+    ],
+)
+def test_a_backbone_without_a_template_gets_one(
+    chosen: str | None,
+    name: str,
+    words: str,
+    oracle: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = without_template(oracle / "llama31", tmp_path / "src")
+    conversions.join(tmp_path / "joined", clip / "vision", source, chat_format=chosen)
+    assert words.format(source=source) in capsys.readouterr().out
+    written = (tmp_path / "joined" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert written == TEMPLATES[name]
+    end = "<|end_of_text|>" if name == "plain" else "<|eot_id|>"
+    assert end in ends(tmp_path / "joined"), "where its answers end, generation stops"
+
+
+def test_a_backbones_own_template_stays(
+    oracle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversions.join(tmp_path / "joined", clip / "vision", oracle / "llama31")
+    own = (oracle / "llama31" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert (tmp_path / "joined" / "chat_template.jinja").read_text(encoding="utf-8") == own
+    assert "chat template" not in capsys.readouterr().out
+
+
+def test_a_format_whose_tokens_are_not_there(
+    oracle: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"<|start_header_id|>": "<|im_start|>"}
+    source = without_template(oracle / "llama31", tmp_path / "src", other)
+    with pytest.raises(ConfigError) as caught:
+        conversions.join(tmp_path / "a", clip / "vision", source, chat_format="llama3")
+    assert str(caught.value) == (
+        f"--chat-format llama3: the tokenizer of {source} has no <|start_header_id|>; its tokens "
+        "fit plain"
+    )
+    assert not (tmp_path / "a").exists()
+    other["<|end_of_text|>"] = "<|end|>"
+    source = without_template(oracle / "llama31", tmp_path / "none", other)
+    conversions.join(tmp_path / "b", clip / "vision", source)
+    conversions.to_hf(tmp_path / "b", tmp_path / "hf")
+    said = capsys.readouterr().out
+    assert f"{source}: no chat template, and no special tokens of llama31, llama3, plain" in said
+    for out in ("b", "hf"):
+        assert f"{tmp_path / out}: no chat template, so generate, chat and evaluate" in said
+
+
+def test_the_command_line_knows_the_formats() -> None:
+    assert set(CHAT_FORMATS) == TEMPLATES.keys()

@@ -4,6 +4,7 @@ Training, evaluation and export are made up here.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mllm_jax.commands.recipe.checks import Checked
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config import loading
+from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.models import mllm
@@ -80,10 +82,10 @@ class Files:
             "compute": {"compute": "float32"},
         }
 
-    def run(self) -> Path:
+    def run(self, *overrides: str) -> Path:
         for name, tree in {**self.stages, "recipe": self.recipe}.items():
             (self.root / f"{name}.yaml").write_text(yaml.safe_dump(tree))
-        return recipe.run(self.root / "recipe.yaml", self.out)
+        return recipe.run(self.root / "recipe.yaml", self.out, overrides=overrides)
 
 
 def begin(config: Config) -> None:
@@ -332,3 +334,80 @@ def test_another_config_than_before_is_refused(files: Files):
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate was 2e-05, is 0\.5"):
         files.run()
     assert files.calls == ["backbone"]
+
+
+# ----------------------------------------------------------------------------- a model left out
+
+
+def test_the_model_is_written_once(files: Files):
+    for stage in ("align", "instruct"):
+        del files.stages[stage]["model"]
+    files.run()
+    assert files.calls == WHOLE
+    models = [loading.load(Config, files.out / name / "config.yaml").model for name in files.stages]
+    assert models[0] == models[1] == models[2] == loading.build(ModelConfig, MODEL)
+
+
+def test_a_first_stage_has_the_model_of_its_weights(files: Files):
+    files.recipe |= {"stages": ["backbone.yaml"], "evaluate": None, "export": None}
+    files.run()
+    weights = files.out / "backbone"
+    align = {key: value for key, value in files.stages["align"].items() if key != "model"}
+    files.stages = {"align": align | {"init": {"weights": str(weights)}}}
+    files.recipe["stages"], files.out = ["align.yaml"], files.root / "second"
+    files.run()
+    weights.rename(files.out / "moved")
+    files.run()
+    assert files.calls == ["backbone", "align"], "a finished stage does not need its weights"
+
+
+# -------------------------------------------------------------------------------------- overrides
+
+
+def configs(files: Files) -> dict[str, Config]:
+    return {name: loading.load(Config, files.out / name / "config.yaml") for name in files.stages}
+
+
+def test_overrides_are_of_all_stages_or_of_one(files: Files):
+    files.run("--data.rows", "4", "--align.data.rows=8", "--evaluate.rows", "3", "--export=null")
+    assert {name: config.data.rows for name, config in configs(files).items()} == {
+        "backbone": 4, "align": 8, "instruct": 4,
+    }  # fmt: skip
+    assert files.calls == ["backbone", "align", "instruct", "evaluate instruct 5 3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trian.steps", "3"], "'trian' is not a section or a stage; did you mean 'train'?"),
+        (["--alingn.seed", "3"], "'alingn' is not a section or a stage; did you mean 'align'?"),
+        (["--align.trian.steps", "3"], "'trian' is not a section or a stage; did you mean 'train'"),
+        (["--align.train.stepps", "3"], "train.stepps: unknown key; did you mean 'steps'?"),
+        (["--evaluate.row", "3"], "evaluate.row: unknown key; did you mean 'rows'?"),
+        (["--align.out", "x"], "a recipe names the folders of its stages; give --out DIR"),
+        (["--train.steps"], "--train.steps: value missing"),
+        (["train.steps", "3"], "unexpected argument 'train.steps'"),
+    ],
+)
+def test_an_override_of_nothing_is_refused(files: Files, words: list[str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        files.run(*words)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert files.calls == []
+
+
+@pytest.mark.parametrize(
+    ("begun", "again"),
+    [
+        (["--optimizer.learning_rate", "0.5"], "optimizer.learning_rate was 0.5, is 2e-05"),
+        (["--align.train.steps", "3"], "train.steps was 3, is 4; give the overrides again"),
+    ],
+)
+def test_a_recipe_continues_with_the_overrides_it_began_with(
+    files: Files, begun: list[str], again: str
+):
+    files.run(*begun)
+    with pytest.raises(ConfigError, match=re.escape(again)):
+        files.run()
+    files.run(*begun)
+    assert files.calls == WHOLE, "nothing is trained twice"

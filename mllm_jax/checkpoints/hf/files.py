@@ -5,7 +5,7 @@ reads.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,17 @@ def write_generation_config(folder: Path, ids: Mapping[str, Any]) -> None:
     if not (folder / "generation_config.json").is_file():
         known = {name: value for name, value in ids.items() if value is not None}
         write_json(folder / "generation_config.json", known)
+
+
+def add_end_tokens(folder: Path, texts: Iterable[str]) -> None:
+    """Lets generation stop at these tokens too, where the tokenizer has them."""
+    known, ids = tokens(folder), special_ids(folder)
+    ends = ids["eos_token_id"] if isinstance(ids["eos_token_id"], list) else [ids["eos_token_id"]]
+    ends = list(dict.fromkeys([*ends, *(known[text] for text in texts if text in known)]))
+    ids["eos_token_id"] = [end for end in ends if end is not None]
+    path = folder / "generation_config.json"
+    before = read_json(path) if path.is_file() else {}
+    write_json(path, before | {key: value for key, value in ids.items() if value is not None})
 
 
 def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.folders import check_file, whole_file
-from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import HostBatch, Loader
@@ -37,7 +37,7 @@ def main(config: str, steps: int, json_file: str | None = None) -> None:
     """
     if json_file is not None:
         check_file(json_file)
-    text = json.dumps(measure(loading.load(Config, config), steps))
+    text = json.dumps(measure(stage_file.load(config), steps))
     print(text)
     if json_file is not None:
         with whole_file(Path(json_file)) as beside:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from mllm_jax.batch import Batch
+from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import check_file, whole_file
 from mllm_jax.common.trees import flatten
@@ -93,7 +94,7 @@ def main(
             f"bench: --stage {stage} has no effect with --config; its optimizer.parts say what is "
             "trained",
         )
-        wanted = from_config(loading.load(Config, config), length, batch, dtype, remat)
+        wanted = from_config(stage_file.load(config), length, batch, dtype, remat)
     else:
         wanted = from_size(
             size or "",

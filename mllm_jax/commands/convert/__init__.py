@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage
+from mllm_jax.commands.flags import CHAT_FORMATS, Usage
 
 USAGE = Usage("Hugging Face folder <-> model folder; two backbones -> one model")
 
@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
     way.add_argument("--language", type=Path, required=True, metavar="LLAMA_DIR")
     way.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    way.add_argument(
+        "--chat-format",
+        choices=CHAT_FORMATS,
+        help="chat template of the model; default: LLAMA_DIR's own, or one that fits its tokenizer",
+    )
     way = add("to-hf", "a model or run folder into a Hugging Face folder")
     way.add_argument("model", type=Path, metavar="MODEL")
     way.add_argument("out", type=Path, metavar="OUT")
@@ -35,6 +40,12 @@ def run(options: argparse.Namespace) -> None:
     if o.way == "from-hf":
         conversions.from_hf(o.src, o.out)
     elif o.way == "join":
-        conversions.join(o.out, vision=o.vision, language=o.language, connector=o.connector)
+        conversions.join(
+            o.out,
+            vision=o.vision,
+            language=o.language,
+            connector=o.connector,
+            chat_format=o.chat_format,
+        )
     else:
         conversions.to_hf(o.model, o.out, dtype=o.dtype)

@@ -33,6 +33,7 @@ from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import HFSource, ModelSource, open_model
 from mllm_jax.checkpoints.params import save_params
+from mllm_jax.commands.convert.chat_format import choose_template, warn_without_template
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.config import loading
@@ -95,6 +96,8 @@ def to_hf(
         card = model_card(source.config, Path(out).absolute().name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     _report(out, leaves, source.left_out, source.unread, dtype)
+    if source.config.model.language is not None:
+        warn_without_template(Path(out))
 
 
 def join(
@@ -103,6 +106,7 @@ def join(
     language: str | Path,
     connector: str = "linear",
     seed: int = 0,
+    chat_format: str | None = None,
 ) -> None:
     """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
 
@@ -117,9 +121,12 @@ def join(
         language: LlamaForCausalLM or a model folder with a language model.
         connector: "linear" or "mlp".
         seed: of the connector and of the new rows.
+        chat_format: a key of `templates.TEMPLATES`; None: the language model's own template, or one
+            that fits its tokenizer where it has none.
 
     Raises:
-        ConfigError: a folder is not what is needed, or OUT is not empty.
+        ConfigError: a folder is not what is needed, the chat format does not fit the tokenizer, or
+            OUT is not empty.
     """
     require(
         connector in ("linear", "mlp"), f"--connector={connector!r}: allowed are linear and mlp"
@@ -146,11 +153,15 @@ def join(
             **join_parts.grown(old, rows, first, seed),
         }
         hf_files.write_generation_config(folder, llama.ids)
+        note = choose_template(folder, llama.where, chat_format)
         unread = tower.unread | {hf_unread.TEXT: llama.unread[hf_unread.TEXT]}
         hf_unread.write_unread(folder, unread)
         hf_files.write_processor(folder, config.model, tower.image_fit)
         _write_params(folder, config, leaves)
     _report(out, leaves, tower.left_out + llama.left_out, unread)
+    if note is not None:
+        print(note)
+    warn_without_template(Path(out))
 
 
 def _joined(

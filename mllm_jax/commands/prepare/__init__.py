@@ -10,7 +10,7 @@ from mllm_jax.common.errors import require
 USAGE = Usage(
     "fetch, read, check and index the data of a stage, or of all stages of a recipe; "
     "afterwards it runs offline",
-    "(RECIPE | --config FILE [--section.key value ...]) [--workers N] [--json FILE]",
+    "(RECIPE | --config FILE) [--section.key value ...] [--workers N] [--json FILE]",
     overrides=True,
 )
 
@@ -31,13 +31,15 @@ def run(options: argparse.Namespace) -> None:
     if options.config is None:
         words = options.overrides
         require(
-            len(words) == 1 and not words[0].startswith("-"),
-            "prepare: give a recipe file, or --config FILE for one stage (which takes overrides)",
+            len(words) > 0 and not words[0].startswith("-"),
+            "prepare: give a recipe file, before all overrides, or --config FILE for one stage",
         )
 
         from mllm_jax.commands.prepare import tables
 
-        tables.run_recipe(Path(words[0]), workers=workers, json_file=options.json_file)
+        tables.run_recipe(
+            Path(words[0]), workers=workers, json_file=options.json_file, overrides=words[1:]
+        )
         return
     config = load_stage(options)
 

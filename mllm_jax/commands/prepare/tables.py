@@ -7,19 +7,19 @@ What cannot be read is named in the index's faults.jsonl, with its reason; more 
 config allows ends in one line. Started again, it goes on where it stopped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mllm_jax.commands.recipe.checks import source_files
-from mllm_jax.commands.recipe.stages import load_stages
+from mllm_jax.commands.recipe.stages import load_recipe, load_stages
 from mllm_jax.common.errors import ConfigError, one_line
 from mllm_jax.common.folders import check_file
 from mllm_jax.common.json_file import write_json
 from mllm_jax.common.markdown import markdown_table
-from mllm_jax.config import loading
-from mllm_jax.config.stage import Config, RecipeConfig
+from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.index.stream import StreamIndex, report
@@ -53,12 +53,15 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
     return report
 
 
-def run_recipe(path: Path, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
+def run_recipe(
+    path: Path, workers: int, json_file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Prepares the data of all stages of a recipe; none of them needs to be trained.
 
     Args:
         path: the recipe file.
         workers, json_file: as in `run`.
+        overrides: as `mllm-jax recipe` takes them.
 
     Returns:
         {"stages": {name of a stage: its report}}.
@@ -69,8 +72,8 @@ def run_recipe(path: Path, workers: int, json_file: str | Path | None = None) ->
     """
     if json_file is not None:
         check_file(json_file)
-    recipe = loading.load(RecipeConfig, path)
-    stages = load_stages(path, recipe, Path(recipe.out))
+    recipe, words = load_recipe(path, overrides)
+    stages = load_stages(path, recipe, Path(recipe.out), words)
     files, reports = source_files(stages), {}
     for name, config in stages.items():
         print(f"stage {name}:", flush=True)

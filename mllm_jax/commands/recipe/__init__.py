@@ -4,17 +4,30 @@ import argparse
 from pathlib import Path
 
 from mllm_jax.commands.flags import Usage, add_cluster
+from mllm_jax.common.errors import require
 
-USAGE = Usage("stages in order, then evaluation and export", several=True)
+USAGE = Usage(
+    "stages in order, then evaluation and export",
+    "FILE [--out DIR] [--section.key value ...] [--STAGE.section.key value ...] "
+    "[--coordinator HOST:PORT --processes N --process I]",
+    overrides=True,
+    several=True,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE")
+    # FILE is not a positional of argparse: it would take the value of an override for one
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the file's own `out`")
     add_cluster(parser)
 
 
 def run(options: argparse.Namespace) -> None:
+    words = options.overrides
+    require(
+        len(words) > 0 and not words[0].startswith("-"),
+        "recipe: give FILE, the recipe file, before all overrides",
+    )
+
     from mllm_jax.commands.recipe import stages
 
-    stages.run(options.file, out=options.out)
+    stages.run(Path(words[0]), out=options.out, overrides=words[1:])

@@ -19,6 +19,7 @@ from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.trees import flatten
+from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, EvaluateConfig
 from mllm_jax.data.chat.encoder import Chat
@@ -60,6 +61,27 @@ def check_folders(stages: Mapping[str, Config]) -> None:
             for stream, section in config.data.streams.items():
                 check_paths(stream, section)
             run_folder.check(config, resume="auto")
+            _check_length(config)
+
+
+def _check_length(config: Config) -> None:
+    """Refuses to continue a stage to another end: its learning rates would no longer fit.
+
+    `train` alone may be told to; here it is an override that was not repeated.
+    """
+    begun = Path(config.out) / "config.yaml"
+    if not begun.is_file():
+        return
+    for name in ("steps", "epochs"):
+        before = getattr(loading.load(Config, begun).train, name)
+        now = getattr(config.train, name)
+        require(
+            before == now,
+            f"out={config.out}: cannot continue with another length: train.{name} was {before}, is "
+            f"{now}; give the overrides again that the recipe began with (--train.{name} "
+            f"{'null' if before is None else before}), or continue the stage alone by mllm-jax "
+            "train",
+        )
 
 
 class Checked(NamedTuple):

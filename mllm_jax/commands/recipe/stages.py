@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 
+from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.checks import check_folders, check_name, check_questions, check_stages
+from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
 from mllm_jax.common.json_file import read_json, write_json
@@ -43,7 +45,10 @@ LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers"
 
 
 def run(
-    path: str | Path, out: str | Path | None = None, devices: Sequence[Any] | None = None
+    path: str | Path,
+    out: str | Path | None = None,
+    devices: Sequence[Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Trains the stages of a recipe file, evaluates the last one and exports it.
 
@@ -51,6 +56,7 @@ def run(
         path: the recipe file; its stage files are looked for beside it.
         out: folder of everything that is made; default: the file's own `out`.
         devices: the mesh's devices in every stage; all there are when None.
+        overrides: of the recipe, of every stage or of one, see `recipe.overrides`.
 
     Returns:
         The folder: a run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
@@ -60,14 +66,16 @@ def run(
         ConfigError: a file is missing or wrong, stages do not fit each other, or OUT holds other
             runs.
     """
-    recipe = loading.load(RecipeConfig, path)
+    path = Path(path)
+    recipe, words = load_recipe(path, overrides)
     out = Path(out if out is not None else recipe.out)
     with exclusive(out) if processes.is_first() else nullcontext():
-        return _run(Path(path), recipe, out, devices)
+        return _run(recipe, load_stages(path, recipe, out, words), out, devices)
 
 
-def _run(path: Path, recipe: RecipeConfig, out: Path, devices: Sequence[Any] | None) -> Path:
-    stages = load_stages(path, recipe, out)
+def _run(
+    recipe: RecipeConfig, stages: dict[str, Config], out: Path, devices: Sequence[Any] | None
+) -> Path:
     check_folders(stages)
     checked = check_stages(stages, devices)
     if checked.pending:
@@ -94,11 +102,24 @@ def _run(path: Path, recipe: RecipeConfig, out: Path, devices: Sequence[Any] | N
     return out
 
 
-def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config]:
-    """The stages by name, checked against each other; `recipe_checks` looks at the disk.
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[RecipeConfig, Overrides]:
+    """A recipe file with the overrides that are its own, and those of its stages.
+
+    Raises:
+        ConfigError: the file or an override is not valid.
+    """
+    names = [Path(file).stem for file in loading.load(RecipeConfig, path).stages]
+    words = sort_overrides(overrides, names)
+    return loading.load(RecipeConfig, path, words.recipe), words
+
+
+def load_stages(
+    path: Path, recipe: RecipeConfig, out: Path, overrides: Overrides = NONE
+) -> dict[str, Config]:
+    """The stages by name, checked against each other; `recipe.checks` looks at the disk.
 
     A stage's output is OUT/<name of its file>; from the second one on its weights are the stage
-    before it.
+    before it, whose model it has where its file leaves that out.
 
     Raises:
         ConfigError: as in `run`.
@@ -108,7 +129,8 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
     for file in recipe.stages:
         name = Path(file).stem
         check_name(name, list(stages))
-        config = _load_stage(path.parent / file)
+        model = _first_model(stages, out / name)
+        config = _load_stage(path.parent / file, overrides.of(name), model)
         if before is not None:
             weights = str(out / before)
             config = dataclasses.replace(
@@ -121,9 +143,17 @@ def load_stages(path: Path, recipe: RecipeConfig, out: Path) -> dict[str, Config
     return stages
 
 
-def _load_stage(file: Path) -> Config:
+def _first_model(stages: dict[str, Config], run: Path) -> ModelConfig | None:
+    """The model of the stages before; of a first one that has begun, that of its run."""
+    if stages:
+        return next(iter(stages.values())).model
+    begun = run / "config.yaml"
+    return loading.load(Config, begun).model if begun.is_file() else None
+
+
+def _load_stage(file: Path, overrides: Sequence[str], model: ModelConfig | None) -> Config:
     try:
-        return loading.load(Config, file)
+        return stage_file.load(file, overrides, model)
     except ConfigError as error:
         where = "" if str(error).startswith(str(file)) else f"{file}: "
         raise ConfigError(f"{where}{error}") from error

@@ -32,7 +32,7 @@ from mllm_jax.data.chat import messages as msg
 from mllm_jax.data.chat import rendering
 from mllm_jax.data.chat.messages import Messages
 from mllm_jax.data.chat.prompt_template import Form, Items, Run
-from mllm_jax.data.chat.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, TEMPLATES
+from mllm_jax.data.chat.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, SPECIAL, TEMPLATES
 from mllm_jax.data.chat.tokens import (
     NO_TOKEN,
     Encoded,
@@ -49,7 +49,6 @@ from mllm_jax.data.records.parse import IMAGE, Turn
 _KEPT = 4096  # forms that are remembered
 _LONG = 1000  # items of a form that is not: it hardly comes twice
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
-_WRITTEN = re.compile(r"<\|\w+\|>")  # special tokens in the source of TEMPLATES
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
 
 
@@ -325,7 +324,7 @@ class Chat:
 
     def _check_tokens(self) -> None:
         """Our formats write special tokens by name."""
-        missing = [t for t in _WRITTEN.findall(self._template) if t not in self._control]
+        missing = [t for t in SPECIAL.findall(self._template) if t not in self._control]
         if self._is_ours and missing:
             name = next(name for name, source in TEMPLATES.items() if source == self._template)
             raise ConfigError(

@@ -12,6 +12,10 @@ processors of transformers pass them; an image part becomes `<image>` on a line 
 are trimmed.
 """
 
+import re
+
+SPECIAL = re.compile(r"<\|\w+\|>")  # special tokens in the source of TEMPLATES
+
 # A template with this comment may leave out the user's text; any other that loses text is refused.
 LEAVES_OUT_USER_TEXT = "{#- leaves out the user's text -#}"
 
@@ -92,3 +96,8 @@ TEMPLATES: dict[str, str] = {
     "llama3": _CONTENT + _TURN + _LLAMA3 + _GENERATION,
     "llama31": _CONTENT + _TURN + _LLAMA31 + _GENERATION,
 }
+
+
+def special_tokens(chat_format: str) -> tuple[str, ...]:
+    """The special tokens that a format writes beside the beginning token, in order."""
+    return tuple(dict.fromkeys(SPECIAL.findall(TEMPLATES[chat_format])))

@@ -1,0 +1,60 @@
+"""Reads the file of one stage; a `model` section that is left out is that of its weights.
+
+    init: {weights: models/start}     ->  model: as in models/start/config.yaml
+
+The config in a run's folder always has the section, so a run can be read without its weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.yaml_file import read_yaml
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
+
+if TYPE_CHECKING:
+    from mllm_jax.config.model import ModelConfig
+
+
+def load(
+    path: str | Path, overrides: Sequence[str] = (), model: "ModelConfig | None" = None
+) -> Config:
+    """One stage, complete.
+
+    Args:
+        path: the YAML file.
+        overrides: as in `loading.load`; of a section that is left out, they change what the
+            weights say.
+        model: what the weights will be, where they do not exist yet (a recipe's later stages).
+
+    Raises:
+        ConfigError: as `loading.load`; the section is left out and the weights are not there.
+    """
+    tree = read_yaml(path)
+    if tree.get("model") is None:
+        if model is None:
+            model = _model_of(loading.overridden(tree, overrides))
+        tree["model"] = loading.to_dict(model)
+    return loading.build(Config, loading.overridden(tree, overrides))
+
+
+def _model_of(tree: dict[Any, Any]) -> "ModelConfig":
+    """What the network in `init.weights` is."""
+    init = tree.get("init")
+    weights = init.get("weights") if isinstance(init, dict) else None
+    require(
+        isinstance(weights, str) and weights != "",
+        "model: missing; write the section, or give init.weights, the folder it is then read from",
+    )
+
+    from mllm_jax.checkpoints.open_model import open_model  # slow: imports JAX
+
+    try:
+        return open_model(str(weights)).config.model
+    except ConfigError as error:
+        raise ConfigError(
+            f"model: left out, so it is read from init.weights, but {error}; give a folder of the "
+            "same model by --init.weights, or write the section"
+        ) from error

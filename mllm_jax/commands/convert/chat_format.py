@@ -1,0 +1,56 @@
+"""Gives a joined model a chat template where its backbone has none, and says when there is none."""
+
+from pathlib import Path
+
+from mllm_jax.checkpoints.hf import files as hf_files
+from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
+from mllm_jax.commands.flags import CHAT_FORMATS
+from mllm_jax.common.errors import require
+from mllm_jax.data.chat.templates import END_TOKENS, TEMPLATES, special_tokens
+
+PREFERRED = CHAT_FORMATS  # the first that the tokenizer has the tokens of
+
+
+def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> str | None:
+    """Writes the chat template of a model, and the ids at which its answers end.
+
+    Args:
+        folder: of the model, with the backbone's tokenizer files in it.
+        backbone: where these come from, for messages.
+        chat_format: a key of TEMPLATES; None: the backbone's own or, where it has none, the first
+            of PREFERRED that fits its tokenizer.
+
+    Returns:
+        One line that says what was chosen; None where the backbone's own template stays.
+
+    Raises:
+        ConfigError: the tokenizer lacks a special token that `chat_format` writes.
+    """
+    own = (folder / hf_files.TEMPLATE).is_file()
+    if chat_format is None and own:
+        return None
+    known = hf_tokenizer.tokens(folder).keys()
+    fitting = [name for name in PREFERRED if known >= set(special_tokens(name))]
+    if chat_format is None and not fitting:
+        return f"{backbone}: no chat template, and no special tokens of {', '.join(PREFERRED)}"
+    name = chat_format or fitting[0]
+    missing = [token for token in special_tokens(name) if token not in known]
+    require(
+        not missing,
+        f"--chat-format {name}: the tokenizer of {backbone} has no {', '.join(missing)}; its "
+        f"tokens fit {', '.join(fitting) or 'none of the formats'}",
+    )
+    (folder / hf_files.TEMPLATE).write_text(TEMPLATES[name], encoding="utf-8")
+    hf_files.add_end_tokens(folder, [end for end in END_TOKENS if end in special_tokens(name)])
+    if chat_format is not None:
+        return f"chat template: {name}, by --chat-format" + (", not the backbone's" if own else "")
+    return f"chat template: {name}, since {backbone} has none; --chat-format chooses another"
+
+
+def warn_without_template(folder: Path) -> None:
+    """Says in one line that a model cannot be asked anything."""
+    if not (folder / hf_files.TEMPLATE).is_file():
+        print(
+            f"{folder}: no chat template, so generate, chat and evaluate cannot ask this model; "
+            "join it with --chat-format, or train it on conversations"
+        )

@@ -1,0 +1,69 @@
+"""A stage's model is that of its weights where the file does not say it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mllm_jax.checkpoints import stage_file
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.config import loading
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.stage import FolderConfig
+from tests.support import valid_config
+
+MODEL = loading.build(ModelConfig, valid_config.TREE["model"])
+
+
+def write(folder: Path, init: dict[str, str], model: bool = False) -> Path:
+    tree = copy.deepcopy(valid_config.TREE) | {"init": init}
+    if not model:
+        del tree["model"]
+    path = folder / "stage.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A model folder as far as its config is read."""
+    folder = tmp_path / "start"
+    (folder / "params").mkdir(parents=True)
+    (folder / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    loading.dump(FolderConfig(MODEL), folder / "config.yaml")
+    return folder
+
+
+def test_the_model_is_that_of_the_weights(tmp_path: Path, weights: Path):
+    assert stage_file.load(write(tmp_path, {"weights": str(weights)})).model == MODEL
+
+
+def test_overrides_change_what_the_weights_say(tmp_path: Path, weights: Path):
+    path = write(tmp_path, {"tokenizer": "words"})
+    words = ["--init.weights", str(weights), "--model.connector.kind", "mlp"]
+    model = stage_file.load(path, words).model
+    assert model.connector is not None and model.connector.kind == "mlp"
+    assert model.language == MODEL.language
+
+
+def test_a_model_that_is_written_is_taken(tmp_path: Path):
+    path = write(tmp_path, {"weights": "not there"}, model=True)
+    assert stage_file.load(path).model == MODEL
+
+
+def test_weights_that_do_not_exist_yet(tmp_path: Path):
+    path = write(tmp_path, {"weights": "not there"})
+    assert stage_file.load(path, model=MODEL).model == MODEL
+    with pytest.raises(ConfigError) as caught:
+        stage_file.load(path)
+    assert str(caught.value) == (
+        "model: left out, so it is read from init.weights, but not there: no such folder; give a "
+        "folder of the same model by --init.weights, or write the section"
+    )
+
+
+@pytest.mark.parametrize("init", [{"tokenizer": "words"}, {"weights": None}, {"weights": 3}, None])
+def test_no_weights_and_no_model(tmp_path: Path, init):
+    with pytest.raises(ConfigError, match="model: missing; write the section"):
+        stage_file.load(write(tmp_path, init))

@@ -36,8 +36,7 @@ PRIVATE = {
     r"\bwished\b": "target",
 }
 PRIVATE_LIMIT = 0.0395  # of the lines of docstrings, comments and messages
-ALLOWED = {  # file -> words that mean there what they mean everywhere
-    "common/interrupts.py": ("go on",),
+ALLOWED: dict[str, tuple[str, ...]] = {  # file -> words that mean there what they mean everywhere
 }
 
 

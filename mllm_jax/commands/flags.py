@@ -92,6 +92,6 @@ def _read(kind: type, name: str, bound: Range, text: str) -> Any:
         value = kind(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected {name}, got {quoted(text)}") from error
-    if (wrong := bound.fault(value)) is not None:
+    if (wrong := bound.problem(value)) is not None:
         raise argparse.ArgumentTypeError(f"{quoted(value)} {wrong}")
     return value

@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from types import ModuleType
 
 from mllm_jax import __version__
@@ -34,6 +33,7 @@ from mllm_jax.common.errors import (
     ConfigError,
     Interrupted,
     RunError,
+    closest,
     notes,
     quoted,
     say,
@@ -149,8 +149,8 @@ class _VerbParser(Parser):
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.dest == "verb" and value not in VERBS:
-            near = get_close_matches(str(value), VERBS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = closest(value, VERBS)
+            hint = f"; did you mean {near}?" if near else ""
             raise argparse.ArgumentError(
                 None, f"{quoted(value)} is not a verb{hint}; verbs: {', '.join(VERBS)}"
             )

@@ -1,4 +1,4 @@
-"""How exactly products are taken and sums over rows added up: decided here for all.
+"""Multiplies and adds up at one precision for the whole package: einsum, biases, table rows.
 
 Products of float32 arrays are float32 products: at JAX's default precision GPUs would round their
 factors to 10 bits (TF32) and TPUs to 8 (bfloat16). Products of bfloat16 arrays are exact as they
@@ -6,7 +6,7 @@ are, and add up in float32.
 
 A parameter that every row uses (a bias, a position's vector, a word's) gets the sum of all rows'
 gradients. A sum of thousands of numbers must not be added up in bfloat16, whose 8 bits lose every
-addend below 1/256 of the sum: the gradient of a word that stands 32,768 times would be 256 times
+addend below 1/256 of the sum: the gradient of a word that occurs 32,768 times would be 256 times
 that of one. So `add_shared` and `take_rows` are given parameters as they are held, cast them
 themselves, and add up their gradients in float32, which is rounded to the parameter's dtype once.
 """
@@ -70,7 +70,7 @@ _add_shared.defvjp(_add_shared_forward, _add_shared_backward)
 def take_rows(
     table: Float[Array, "V D"], index: Int[Array, "..."], dtype: Any
 ) -> Float[Array, "... D"]:
-    """Rows of a table, taken first and cast after: the table is never copied whole.
+    """Rows of a table, taken first and cast after: the table itself is never copied.
 
     Args:
         table: of any dtype.
@@ -100,6 +100,6 @@ _take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 def scattered(
     values: Float[Array, "... D"], index: Int[Array, "..."], rows: int, dtype: Any
 ) -> Float[Array, "rows D"]:
-    """The way back from `take_rows`: row r is the sum of the values of index r, in `dtype`."""
+    """The gradient of `take_rows`: row r is the sum of the values of index r, in `dtype`."""
     empty = jnp.zeros((rows, values.shape[-1]), dtype)
     return empty.at[index].add(values.astype(dtype))

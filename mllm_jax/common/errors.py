@@ -1,15 +1,17 @@
-"""Errors that end a command in one line, their exit codes, and how values are printed in them."""
+"""Defines the errors that end a command, their exit codes, and how values are printed in them."""
 
 import contextlib
+import difflib
 import reprlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 LINE = 400  # characters of a line on standard error: what a terminal shows in a few rows
 
-PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM; saved, or not yet begun
+PREEMPTED = 75  # EX_TEMPFAIL: stopped by SIGTERM, after a save or before the first step
 INTERRUPTED = 130  # Ctrl-C, as shells count it
-LOST = 76  # another process of the run was lost, or all waited for too long
+LOST = 76  # another process of the run was lost, or all were stuck
 
 
 class ConfigError(ValueError):
@@ -19,13 +21,13 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """What ends a run that was well begun; one line: what happened, where, what is left to use."""
+    """Aborts a run after it started; one line: what failed, where, which result is usable."""
 
     exit_code = 1
 
 
 class Preempted(RunError):
-    """The run was told to stop, and stopped where it can go on."""
+    """The run was told to stop, and stopped at a point from which it can resume."""
 
     exit_code = PREEMPTED
 
@@ -40,18 +42,18 @@ class Interrupted(RunError):
 
 
 def notes(error: BaseException) -> list[str]:
-    """What was added to an error on its way: other failures of the same end."""
+    """Other failures that were attached to an error while it was handled."""
     return getattr(error, "__notes__", [])
 
 
 def last_line(message: str, code: int = 1) -> str:
-    """The line with which a command ends."""
+    """The error message that ends a command, with its prefix."""
     mark = "mllm-jax: " if code == INTERRUPTED else "mllm-jax: error: "
     return f"{mark}{one_line(message, LINE - len(mark))}\n"
 
 
 def say(message: str, code: int = 1) -> None:
-    """Prints the one line of an end."""
+    """Prints the error message that ends the run."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):  # a closed pipe: nobody reads it
             print(last_line(message, code), end="", file=sys.stderr, flush=True)
@@ -61,6 +63,11 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError(message) unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def closest(name: Any, names: Iterable[str]) -> str | None:
+    """The one of `names` that a misspelt one probably means; None if none is similar."""
+    return next(iter(difflib.get_close_matches(str(name)[:80], list(names), n=1)), None)
 
 
 def quoted(value: Any, limit: int = 120) -> str:

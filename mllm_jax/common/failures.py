@@ -1,4 +1,4 @@
-"""What the operating system refuses, as one line with path and reason.
+"""Describes errors of the operating system in one line with path and reason.
 
     OSError -> "runs/x/metrics.jsonl: the disk is full"
 
@@ -27,7 +27,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
 }
-# what only another path or other permissions cure: bad input, wherever it shows
+# errors that only another path or other permissions fix: bad input, wherever they occur
 _PATHS = {
     errno.ENAMETOOLONG,
     errno.EACCES,
@@ -42,7 +42,7 @@ _TEXTS = {os.strerror(number): number for number in (*_REASONS, errno.EIO, errno
 
 
 class Failure(NamedTuple):
-    """How a command ends: exit code and line; no line where nobody would read it."""
+    """How a command ends: exit code and message; no message if nobody would read it."""
 
     code: int
     line: str | None
@@ -55,15 +55,15 @@ def reason(error: OSError) -> str:
 
 
 def described(error: BaseException) -> Failure | None:
-    """How a command ends that the machine has failed; None for a bug in mllm-jax."""
+    """How a command ends after an error of the machine; None for a bug in mllm-jax."""
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return Failure(CLOSED, None)
     line, code = None, RunError.exit_code
     if isinstance(error, OSError):
         code = ConfigError.exit_code if error.errno in _PATHS else code
         path = error.filename
-        shown = os.fsdecode(path) if isinstance(path, bytes) else path
-        line = f"{shown}: {reason(error)}" if shown is not None else reason(error)
+        name = os.fsdecode(path) if isinstance(path, bytes) else path
+        line = f"{name}: {reason(error)}" if name is not None else reason(error)
     elif isinstance(error, MemoryError):
         line = f"out of memory{_in_brackets(error)}"
     elif isinstance(error, RecursionError):
@@ -92,7 +92,7 @@ def _reader_is_gone() -> bool:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Around writes to an open file: an OSError that names no file names this one."""
+    """Wraps writes to an open file: adds the file's name to an OSError without one."""
     try:
         yield
     except OSError as error:
@@ -103,7 +103,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writable(path: str | Path) -> Iterator[None]:
-    """Around the first touch of an output, before the work: what it raises is bad input.
+    """Wraps the first access to an output, before the work: its OSErrors are bad input.
 
     Raises:
         ConfigError: instead of an OSError.
@@ -116,7 +116,7 @@ def writable(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unwrapped(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Around calls of a library: what it has made of an OSError becomes one again.
+    """Wraps calls of a library: turns its own exceptions back into the OSError that caused them.
 
     Args:
         path: named where the library's error has none.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from mllm_jax.common.errors import ConfigError, quoted, require
 
 REQUIRED: Any = object()  # as a default: the field must be there
-WHOLE = 2**31 - 1  # largest whole number where a field states no bound of its own
+WHOLE = 2**31 - 1  # default upper bound of whole numbers
 
 D = TypeVar("D")
 

@@ -1,4 +1,4 @@
-"""Folders and files that are made whole or not at all, by one process at a time.
+"""Writes folders and files atomically: complete or not at all, by one process at a time.
 
 Everything is written under a temporary name and gets its own at the end:
 
@@ -6,7 +6,7 @@ Everything is written under a temporary name and gets its own at the end:
     FILE   file     .FILE.partial-<token> , itself locked while it is written
     RUN    folder that grows in place (a run, a recipe), while RUN/.lock is held
 
-What no living process holds is cleared by the next start (`locks`).
+The next start removes what no living process has locked (`locks`).
 """
 
 import contextlib
@@ -33,9 +33,9 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # of a write,
 
 
 def in_use(folder: Path) -> bool:
-    """Whether something is where a new folder is to be made.
+    """Whether `folder` exists and is not empty.
 
-    An empty folder is not in use, nor one with only what a killed start left: lock, partial files.
+    A folder that holds only what a killed process left (lock, partial files) counts as empty.
     """
     if not folder.is_dir():
         return folder.exists()
@@ -75,7 +75,7 @@ def sync_files(folder: Path) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """A folder that grows in place, for this process alone; made, and gone again if left empty.
+    """Locks a folder that grows in place; creates it, and removes it again if it stays empty.
 
     Raises:
         ConfigError: another process works in it, or it cannot be written.
@@ -93,7 +93,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Makes the folders above a path; those that were made and are left empty go again."""
+    """Creates the folders above a path; removes those that it created and that stay empty."""
     missing = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def _clear(target: Path) -> None:
 
 @contextmanager
 def _called(temporary: Path, out: str | Path) -> Iterator[None]:
-    """Errors of files under the temporary name are said with the name that the reader knows."""
+    """Replaces the temporary name in errors by the name that the user knows."""
     try:
         yield
     except OSError as error:
@@ -207,8 +207,8 @@ def _called(temporary: Path, out: str | Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file beside PATH that becomes PATH when the block ends well.
 
-    So PATH is whole, or as it was before: a run may be killed at any moment. A link stays one, and
-    its target is replaced. What is not a regular file (/dev/stdout, a pipe) is written into.
+    So PATH is complete, or unchanged: a run may be killed at any moment. A link is kept, and its
+    target replaced. What is not a regular file (/dev/stdout, a pipe) is written into.
 
     Raises:
         ConfigError: PATH is a folder.
@@ -235,7 +235,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_file(path: str | Path) -> None:
-    """Looks whether a file can be written, before the work whose result it gets.
+    """Checks that a file can be written, before the work whose result it gets.
 
     Raises:
         ConfigError: it is a folder, or cannot be written.

@@ -1,11 +1,11 @@
-"""SIGINT and SIGTERM as a flag that long loops ask for, with an end that cannot be missed.
+"""Turns SIGINT and SIGTERM into a flag that long loops check, with a deadline.
 
 A handler that raises may do so inside a callback of JAX or of C code, where the exception is lost.
 So the handler only notes the signal:
 
     signal -> flag -> `check()` at the next safe point raises Interrupted or Preempted
-           -> a thread that waits GRACE seconds, then undoes what is half written, ends the worker
-              processes, says the one line and leaves: whatever the main thread is doing, such as
+           -> a thread that waits GRACE seconds, then removes half-written files, ends the worker
+              processes, prints the message and exits, whatever the main thread is doing, such as
               compiling. A second Ctrl-C does so at once.
 """
 
@@ -62,10 +62,10 @@ def held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def advising(words: str) -> Iterator[None]:
-    """What to do after SIGTERM, for its line: "go on with --resume"."""
+def advising(advice: str) -> Iterator[None]:
+    """Sets what the message after SIGTERM recommends: "continue with --resume"."""
     global _advice
-    before, _advice = _advice, words
+    before, _advice = _advice, advice
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ def advising(words: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undoing(undo: Callable[[], Any]) -> Iterator[None]:
-    """What clears away the block's work if the command must end in the middle of it."""
+    """Calls `undo` if the command must end in the middle of the block."""
     _undo.append(undo)
     try:
         yield
@@ -84,13 +84,13 @@ def undoing(undo: Callable[[], Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(leave: Callable[[int, str], NoReturn] | None = None) -> Iterator[None]:
-    """Catches the signals of a command; nothing where this is not the main thread.
+    """Catches the signals of a command; does nothing outside the main thread.
 
     SIGINT that the parent has set to be ignored, as a shell does for a job in the background of a
     script, stays ignored.
 
     Args:
-        leave: prints a line and ends the process with a code, in a way of its own.
+        leave: prints a line and ends the process with a code, instead of the default.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -119,7 +119,7 @@ def watched(leave: Callable[[int, str], NoReturn] | None = None) -> Iterator[Non
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Around the start of a process, which gets the signals when it is in `watched`, or never."""
+    """Wraps the start of a process, which gets signals when it has reached `watched`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -128,14 +128,14 @@ def blocked() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """For what is left of a process whose work is done: ending it would be said as a failure."""
+    """Ignores signals once the work is done: ending the process now would look like a failure."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     kill_children()
 
 
 def kill_children() -> None:
-    """Ends the worker processes that are left."""
+    """Kills the remaining worker processes."""
     for child in multiprocessing.active_children():
         child.kill()
 
@@ -145,7 +145,7 @@ def _note(number: int, frame: Any) -> None:
 
 
 def _watch(reader: int, leave: Callable[[int, str], NoReturn]) -> None:
-    """Hears of a signal at once, also while the main thread is in C code."""
+    """Notices a signal at once, also while the main thread is in C code."""
     interrupted, deadline = False, float("inf")
     while True:
         left = min(max(deadline - time.monotonic(), 0.05), 1.0)

@@ -1,4 +1,4 @@
-"""JSON in files: read with errors that name the place, written readably."""
+"""Reads JSON files with errors that name file and line; writes them atomically and indented."""
 
 import json
 import re
@@ -12,7 +12,7 @@ HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a pair, or of a who
 
 
 class NotJSON(ValueError):
-    """Text that cannot be read as JSON; `line` is where, if that is known."""
+    """Text that cannot be read as JSON; `line` is its line number, if known."""
 
     def __init__(self, reason: str, line: int | None = None):
         super().__init__(reason)
@@ -30,8 +30,8 @@ def loads(data: str | bytes) -> Any:
 
 
 def parse_json(data: str | bytes, location: str | Path) -> Any:
-    """The value of a JSON file that a person or a tool wrote: `loads`, no key stands twice, and
-    every text can be written again (JSON may escape half a surrogate pair).
+    """The value of a JSON file that a person or a tool wrote: `loads`, without duplicate keys and
+    without text that cannot be written (JSON may escape half a surrogate pair).
 
     Raises:
         ConfigError: one line with the place.
@@ -62,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Writes an object, indented, letters as they are; the file is whole, or as it was."""
+    """Writes an object, indented, not escaped; the file is complete, or unchanged."""
     text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
@@ -89,5 +89,5 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise NotJSON(f"key {twice[:60]!r} stands twice")
+        raise NotJSON(f"key {twice[:60]!r} is given twice")
     return tree

@@ -1,4 +1,4 @@
-"""Where links in a folder of data, images or weights may lead: to no folder that is not named.
+"""Restricts where links in a folder of data, images or weights may lead: to named folders.
 
 The Hugging Face Hub's cache keeps every file as a link to its content beside the snapshots:
 

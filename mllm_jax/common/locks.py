@@ -1,8 +1,8 @@
-"""Locks that end with their process, also by SIGKILL and where process ids repeat.
+"""Locks files with flock(2): a lock ends with its process, also by SIGKILL.
 
-They are flock(2) on a file: what nobody has locked belongs to a process that is gone. Between hosts
-they work on NFS, GPFS, and Lustre mounted with `flock`. Where a file system has none, that is said,
-two starts at once are not noticed, and nothing of a killed one is cleared.
+So a file that nobody has locked belongs to a process that has ended. Between hosts this works on
+NFS, GPFS, and Lustre mounted with `flock`. On a file system without locks a warning is printed,
+two starts at once are not detected, and files of a killed process are not removed.
 """
 
 import errno
@@ -18,18 +18,18 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import require
 from mllm_jax.common.failures import reason
 
-WAIT = 2.0  # seconds in which a process that was killed lets go of its locks
+WAIT = 2.0  # seconds in which the system releases the locks of a killed process
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def claimed(lock: Path, name: str | Path, wait: float = WAIT) -> Iterator[bool]:
-    """Holds a lock file, which is gone afterwards.
+    """Holds a lock file, which is removed afterwards.
 
     Args:
         lock: the file.
-        name: what it guards, for the message.
-        wait: seconds to wait for another process; long waits are said.
+        name: what it protects, for the message.
+        wait: seconds to wait for another process; long waits are reported.
 
     Yields:
         Whether it is held; False on a file system without locks.
@@ -86,10 +86,10 @@ def try_lock(path: Path, flags: int = os.O_CREAT) -> tuple[int, bool] | None:
 
 
 def _say_no_locks(path: Path, error: OSError) -> None:
-    words = (
+    message = (
         f"{path.parent}: no locks on this file system ({reason(error)}); start one run at a time"
     )
-    print(f"mllm-jax: {words}", file=sys.stderr)
+    print(f"mllm-jax: {message}", file=sys.stderr)
 
 
 def _is_at(number: int, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Tables that read well on a terminal and as Markdown. Shared by doors."""
+"""Formats tables that read well on a terminal and as Markdown."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""Regular expressions over parameter paths: checked when read, matched in bounded time.
+"""Checks regular expressions over parameter paths, and matches them in bounded time.
 
-Python's `re` cannot be interrupted, and `(a|a)*b` takes it longer than a life for one path of sixty
+Python's `re` cannot be interrupted, and `(a|a)*b` would take it years for one path of sixty
 characters. The `regex` library reads the same language and stops after a time limit. (RE2 is linear
 but knows no `(?!...)`, which configs use; looking for nested quantifiers finds some bombs only.)
 `re` decides what is a valid expression, so that none of the additions of `regex` become a dialect.
@@ -24,8 +24,8 @@ SECONDS = 0.5  # of one match, and of all slow matches of an expression; ordinar
 SLOW = 1e-3  # seconds of processor time from which a match counts as slow
 
 
-def fault(pattern: str) -> str | None:
-    """What is wrong with an expression, in one clause; None if nothing is."""
+def problem(pattern: str) -> str | None:
+    """What is wrong with an expression, in one clause; None if it is valid."""
     if len(pattern) > LIMIT:
         return f"has {len(pattern):,} characters; at most {LIMIT:,} are allowed"
     bare, counts = pattern, 1
@@ -54,7 +54,7 @@ def matches(pattern: str, path: str, location: str) -> bool:
     """Whether an expression matches a whole path.
 
     Args:
-        pattern: one in which `fault` finds nothing.
+        pattern: one in which `problem` finds nothing.
         path: the text.
         location: the config field, for the message.
 
@@ -62,12 +62,12 @@ def matches(pattern: str, path: str, location: str) -> bool:
         ConfigError: it takes too long.
     """
     matcher = _matcher(pattern)
-    if (found := matcher.fullmatch(path)) is None:
+    if (matched := matcher.fullmatch(path)) is None:
         raise ConfigError(
             f"{location}={quoted(pattern)} takes longer than {SECONDS} s to match {path!r}; "
             "write it without repeats inside repeats"
         )
-    return found
+    return matched
 
 
 class _Matcher:
@@ -81,7 +81,7 @@ class _Matcher:
         """Whether it matches; None if that takes too long."""
         if self._spent > SECONDS:
             return None
-        start = time.thread_time()  # processor time: a crowded machine is no reason to refuse
+        start = time.thread_time()  # processor time: a crowded machine must not cause a refusal
         try:
             matched = self._compiled.fullmatch(path, timeout=SECONDS) is not None
         except TimeoutError:

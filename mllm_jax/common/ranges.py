@@ -1,4 +1,4 @@
-"""What the fields of config sections may hold, stated beside their types.
+"""States what the fields of config sections may hold, beside their types, and checks it.
 
     rows: Annotated[int, Range("[1, 1_000_000]")] = 128
 
@@ -19,9 +19,9 @@ from mllm_jax.common.errors import ConfigError, quoted
 
 
 class Bound:
-    """What a field may hold: the base of all that stands inside `Annotated` here."""
+    """What a field may hold: the base class of all bounds inside `Annotated`."""
 
-    def fault(self, value: Any) -> str | None:
+    def problem(self, value: Any) -> str | None:
         """What is wrong with a value, as the end of "FIELD=VALUE ..."; None if nothing is."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class Range(Bound):
     interval: str
     hint: str = ""  # what else to do
 
-    def fault(self, value: Any) -> str | None:
+    def problem(self, value: Any) -> str | None:
         low, high = self.ends
         above = value > low if self.interval[0] == "(" else value >= low
         below = value < high if self.interval[-1] == ")" else value <= high
@@ -54,8 +54,8 @@ class Range(Bound):
 class Size(Range):
     """How many items a list or a mapping has."""
 
-    def fault(self, value: Any) -> str | None:
-        if super().fault(len(value)) is None:
+    def problem(self, value: Any) -> str | None:
+        if super().problem(len(value)) is None:
             return None
         if not len(value):
             return f"is empty{self._more}"
@@ -68,7 +68,7 @@ class Text(Bound):
 
     limit: int = 4096
 
-    def fault(self, value: Any) -> str | None:
+    def problem(self, value: Any) -> str | None:
         if not value:
             return "is empty"
         if len(value) > self.limit:
@@ -84,18 +84,18 @@ class Name(Text):
 
     limit: int = 200
 
-    def fault(self, value: Any) -> str | None:
+    def problem(self, value: Any) -> str | None:
         if not value or value.startswith("/") or {".", ".."} & set(value.split("/")):
             return "is not a name: it is empty, begins with / or has . or .. between slashes"
-        return super().fault(value)
+        return super().problem(value)
 
 
 @dataclass(frozen=True)
 class Pattern(Bound):
     """A regular expression over parameter paths."""
 
-    def fault(self, value: Any) -> str | None:
-        return patterns.fault(value)
+    def problem(self, value: Any) -> str | None:
+        return patterns.problem(value)
 
 
 # what several sections use
@@ -108,9 +108,9 @@ Dim = Annotated[int, Range("[1, 1_048_576]")]  # a width of the network
 
 
 class Section:
-    """A config section: frozen, and within its ranges from the moment it is made."""
+    """A config section: frozen, and checked against its bounds when it is created."""
 
-    at: ClassVar[str] = ""  # where it stands in a stage file, for messages
+    at: ClassVar[str] = ""  # its path in a stage file, for messages
 
     def __init_subclass__(cls, at: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -123,7 +123,7 @@ class Section:
 
 
 def check(kind: Any, value: Any, location: str) -> None:
-    """Holds a value against the bounds in its type: itself, its items, the keys of a mapping.
+    """Checks a value against the bounds in its type: itself, its items, the keys of a mapping.
 
     Raises:
         ConfigError: one line with field, value and what is allowed.
@@ -131,7 +131,7 @@ def check(kind: Any, value: Any, location: str) -> None:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         for bound in (extra for extra in args[1:] if isinstance(extra, Bound)):
-            if (wrong := bound.fault(value)) is not None:
+            if (wrong := bound.problem(value)) is not None:
                 equals = ":" if isinstance(bound, Size) else f"={quoted(value)}"
                 raise ConfigError(f"{location}{equals} {wrong}")
         check(args[0], value, location)

@@ -1,4 +1,4 @@
-"""Nested dicts <-> flat dicts by path: how parameters and settings are named.
+"""Converts nested dicts to flat dicts by path and back, for parameters and settings.
 
 {"language": {"norm": {"scale": x}}}  <->  {"language/norm/scale": x}
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """Nested dicts -> {path: leaf}, in their order. What is no dict is a leaf."""
+    """Nested dicts -> {path: leaf}, in their order. What is not a dict is a leaf."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""YAML text -> plain dicts, lists and scalars, in bounded work; one line for all that is wrong.
+"""Reads YAML into plain dicts, lists and scalars, with bounded work and one-line errors.
 
 A smaller language than PyYAML's `SafeLoader`, for configs alone: no dates (text that reads as one
 is written in quotes), no binary, sets or other tags, no numbers in base 60 or with leading zeros
@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, ScalarNode):
                 _refuse("a key must be text", key)
             if key.value in seen:
-                _refuse(f"key {quoted(key.value)} stands twice", key)
+                _refuse(f"key {quoted(key.value)} is given twice", key)
             seen.add(key.value)
         return node
 
@@ -130,8 +130,8 @@ class _Loader(yaml.SafeLoader):
                         _refuse("<< takes a section, or a list of sections", source)
                     self.flatten_mapping(source)
                     pairs = {one.value: (one, item) for one, item in source.value} | pairs
-        own = [pair for pair in node.value if pair[0].tag != f"{TAG}merge"]
-        node.value = list((pairs | {key.value: (key, item) for key, item in own}).values())
+        explicit = [pair for pair in node.value if pair[0].tag != f"{TAG}merge"]
+        node.value = list((pairs | {key.value: (key, item) for key, item in explicit}).values())
 
 
 def _apart(value: Any) -> Any:
@@ -153,7 +153,7 @@ def _refuse(problem: str, place: Any) -> NoReturn:
 
 
 def _scalar(name: str) -> Callable[[_Loader, Node], Any]:
-    """SafeLoader's constructor of a scalar, with one exception for a text that is no such thing."""
+    """SafeLoader's constructor of a scalar, with one exception for all invalid texts."""
     build = getattr(yaml.SafeLoader, f"construct_yaml_{name}")
 
     def construct(loader: _Loader, node: Node) -> Any:

@@ -7,7 +7,6 @@ config libraries accept more and say it in several lines.)
 
 import copy
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -17,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from mllm_jax.common.errors import ConfigError, cut, one_line, quoted, require
+from mllm_jax.common.errors import ConfigError, closest, cut, one_line, quoted, require
 from mllm_jax.common.folders import whole_file
 from mllm_jax.common.ranges import check, hints, some
 from mllm_jax.common.yaml_file import NotYAML, parse_yaml, read_yaml
@@ -158,8 +157,8 @@ def _read_section(cls: Any, value: Any, where: str) -> Any:
     kinds = hints(cls)
     for name in value:
         if name not in kinds:
-            near = difflib.get_close_matches(str(name)[:80], kinds, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(kinds)}"
+            near = closest(name, kinds)
+            hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(kinds)}"
             raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -15,11 +15,9 @@ import functools
 import hashlib
 import itertools
 import json
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +31,7 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.common.json_file import write_json
+from mllm_jax.common.versions import versions
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.records.parse import IMAGE, Record, Turn
@@ -317,10 +316,7 @@ def settings(
         "compute": opened.compute.compute,
         "rows": rows,
         "device": jax.devices()[0].device_kind,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        },
+        "versions": versions(*LIBRARIES),
     }
 
 

@@ -1,48 +1,26 @@
-"""Chips by name, with their published rates; a hardware word -> chips, shape and count.
+"""Parses `--hardware` and finds devices to compile for, or to estimate with.
 
 v5e:16x16   256 TPU chips of a slice        h200:8   8 GPUs of one node        cpu:8   this machine
 """
 
-import difflib
 import importlib.util
 import math
 import os
 import re
 from importlib import metadata
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
-from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common import hardware
+from mllm_jax.common.errors import ConfigError, closest, require
+from mllm_jax.common.hardware import Chip
 
-Platform = Literal["tpu", "gpu", "cpu"]
-
-
-class Chip(NamedTuple):
-    """One chip as its maker publishes it; None where nothing is published."""
-
-    platform: Platform
-    kind: str  # part of jax's `device_kind`, from which training/flops.py has the bfloat16 rate
-    memory: int | None  # bytes a program can use
-    bandwidth: float | None  # bytes per second from and to that memory
-    links: float | None  # bytes per second to other chips, one way, all links together
-    axes: int = 1  # numbers in the topology: v5e:16x16 has two
-    source: str = ""
-
-
-# TPU memory: 16, 95 and 32 GB are published; usable is what libtpu's compiler says it may fill
-# ("of 15.75G hbm"). TPU links: published per chip in both directions together (400, 1,200 and
-# 800 GB/s), here one way. NVLink likewise: 900 GB/s are 450 each way.
-GIB, GB = 2**30, 10**9
-CLOUD, NVIDIA = "cloud.google.com/tpu/docs/", "NVIDIA data sheet, "
+# those whose memory and links are known, and this machine's processors
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip("tpu", "TPU v5 lite", int(15.75 * GIB), 819e9, 200e9, 2, CLOUD + "v5e"),
-    "v5p": Chip("tpu", "TPU v5", int(95.74 * GIB), 2765e9, 600e9, 3, CLOUD + "v5p"),
-    "v6e": Chip("tpu", "TPU v6 lite", int(31.25 * GIB), 1600e9, 400e9, 2, CLOUD + "v6e"),
-    "a100": Chip("gpu", "A100", 80 * GB, 2039e9, 300e9, 1, NVIDIA + "A100 80GB SXM"),
-    "h100": Chip("gpu", "H100", 80 * GB, 3350e9, 450e9, 1, NVIDIA + "H100 SXM"),
-    "h200": Chip("gpu", "H200", 141 * GB, 4800e9, 450e9, 1, NVIDIA + "H200 SXM"),
-    "cpu": Chip("cpu", "cpu", None, None, None, 1, "this machine; no rates are published"),
+    name: chip
+    for name, chip in hardware.CHIPS.items()
+    if chip.memory is not None or chip.platform == "cpu"
 }
 EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8 or cpu:8"
 
@@ -64,8 +42,8 @@ def parse(word: str) -> Hardware:
     """
     name, colon, shape = word.partition(":")
     if name not in CHIPS:
-        near = difflib.get_close_matches(name, CHIPS, 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
+        near = closest(name, CHIPS)
+        meant = f" (did you mean {near}?)" if near else ""
         raise ConfigError(
             f"--hardware {word}: no chip {name!r} is known{meant}; known are {', '.join(CHIPS)}"
         )

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 import os
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from mllm_jax.batch import Batch
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.trees import flatten
+from mllm_jax.common.versions import installed
 from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.distributed import sharding
@@ -74,7 +74,7 @@ class Plans:
         if not self.compiles:
             return f"estimated by formula: no {self.hardware.chip.kind} is at hand to compile for"
         if self.hardware.chip.platform == "tpu":
-            return f"compiled by libtpu {metadata.version('libtpu')}"
+            return f"compiled by libtpu {installed('libtpu')['libtpu']}"
         return f"compiled for this machine's {self.hardware.chip.platform} devices"
 
     @property
@@ -234,9 +234,4 @@ class Plans:
 
 def versions() -> dict[str, str]:
     """Versions that decide about a compiled program."""
-    names = ("mllm-jax", "jax", "jaxlib", "libtpu")
-    return {name: metadata.version(name) for name in names if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    return any(metadata.distributions(name=name))
+    return installed("mllm-jax", "jax", "jaxlib", "libtpu")

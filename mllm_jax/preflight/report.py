@@ -82,7 +82,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
     total = formula.total if program is None else program.total
     traffic = sent(plans, setting) if program is None or program.refused else program.sent
     asked = work(plans, setting, sum(kind["bytes"] for kind in traffic.values()))
-    rate = flops.peak_rate(wanted.chip.kind)
+    rate = wanted.chip.flops
     bound = roofline.bound(asked, wanted.chip, rate, wanted.count)
     return {
         "hardware": wanted.word,

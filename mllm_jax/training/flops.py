@@ -1,7 +1,7 @@
-"""How much arithmetic a step needs, by formula, and what chips can do: together they give the MFU.
+"""Counts the arithmetic of a step by formula: with the chips' peak rates it gives the MFU.
 
 The compiler's own count sees the body of a scan once, so it cannot be used (and it counts
-recomputation, which is no useful work). The formula, per step of `rows` rows of `length` tokens (T)
+recomputation, which is not useful). The formula, per step of `rows` rows of `length` tokens (T)
 with `images` images in all:
 
     language layers   tokens x (f N + g L d T)         N weights of products, d = heads x head_dim
@@ -26,29 +26,10 @@ not counted, norms and activations are not, and a packed row counts as one row o
 "Trained" products count 6 also where nothing before them wants a gradient.
 """
 
-import re
 from collections.abc import Collection
 from typing import NamedTuple
 
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
-
-# Dense bfloat16 FLOP/s of one chip, without sparsity: part of jax's `device_kind` -> rate; the
-# first match counts.
-PEAKS: tuple[tuple[str, float], ...] = (
-    (r"H100 PCIe", 756e12),  # NVIDIA H100 data sheet (PCIe)
-    (r"H100 NVL", 835e12),  # NVIDIA H100 NVL product brief
-    (r"H100|H200|GH200", 989e12),  # NVIDIA H100 and H200 data sheets (SXM): 1,979 with sparsity
-    (r"A100", 312e12),  # NVIDIA A100 data sheet
-    (r"TPU v4", 275e12),  # cloud.google.com/tpu/docs/v4
-    (r"TPU v5 ?lite|TPU v5e", 197e12),  # cloud.google.com/tpu/docs/v5e
-    (r"TPU v5", 459e12),  # cloud.google.com/tpu/docs/v5p
-    (r"TPU v6", 918e12),  # cloud.google.com/tpu/docs/v6e
-)
-
-
-def peak_rate(device_kind: str) -> float | None:
-    """Published dense bfloat16 FLOP/s of a chip, by jax's `device_kind`; None when unknown."""
-    return next((rate for name, rate in PEAKS if re.search(name, device_kind)), None)
 
 
 class Part(NamedTuple):

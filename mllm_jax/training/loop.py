@@ -15,6 +15,7 @@ from mllm_jax.checkpoints.retention import Keep, Mean
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import Preempted, require
+from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
@@ -185,7 +186,7 @@ class Loop:
         trained = flatten(self.stage.abstract.trainable)
         rows, length = config.data.rows, config.data.length
         useful = partial(flops.flops_per_step, config.model, trained, rows, length)
-        rate = flops.peak_rate(self.stage.mesh.devices.flat[0].device_kind)
+        rate = peak_rate(self.stage.mesh.devices.flat[0].device_kind)
         peak = rate * self.stage.mesh.size if rate is not None else None
         return metrics.Meter(
             list(config.data.streams),

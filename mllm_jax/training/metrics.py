@@ -109,7 +109,7 @@ class Meter:
         streams, languages: their names, in the order of the batch's numbers.
         flops: image slots in use -> useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
             Empty slots are computed as well, but that is no use.
-        peak: FLOP/s of all chips together (`flops.peak_rate` x chips); None: no MFU is written.
+        peak: FLOP/s of all chips together (`hardware.peak_rate` x chips); None: no MFU is written.
         last: the last line kept on resume (`MetricsWriter.last`).
     """
 

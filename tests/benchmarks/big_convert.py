@@ -15,14 +15,12 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from mllm_jax.common.versions import versions
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 
@@ -223,7 +222,7 @@ def run(out: Path, layers: int) -> dict[str, Any]:
         "tensors": len(hashes),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[2], 1),  # of the last 15 minutes, ours included
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in LIBRARIES}},
+        "versions": versions(*LIBRARIES),
     }
 
 

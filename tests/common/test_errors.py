@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mllm_jax.common.errors import LINE, one_line, quoted
+from mllm_jax.common.errors import LINE, closest, one_line, quoted
 
 
 def test_ordinary_values_are_their_repr():
@@ -24,6 +24,11 @@ def test_a_long_text_loses_its_middle():
     assert len(line) <= LINE
     assert line.startswith("file.json: xxx")
     assert line.endswith("xx; remove it")
+
+
+def test_the_name_that_a_misspelt_one_means():
+    assert closest("lenght", ["length", "rows"]) == "length"
+    assert closest("x" * 10**6, ["length", "rows"]) is None
 
 
 def laughs() -> list:

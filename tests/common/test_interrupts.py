@@ -32,8 +32,8 @@ def test_sigterm_waits_where_a_run_saves_first():
             interrupts.check()
             assert interrupts.came(signal.SIGTERM)
         with (
-            interrupts.advising("go on with --resume"),
-            pytest.raises(Preempted, match="SIGTERM: nothing is lost; go on with --resume"),
+            interrupts.advising("continue with --resume"),
+            pytest.raises(Preempted, match="SIGTERM: nothing is lost; continue with --resume"),
         ):
             interrupts.check()
 

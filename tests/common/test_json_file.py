@@ -29,7 +29,7 @@ def test_round_trip_with_letters_as_they_are(tmp_path: Path):
             b'{"a": ' + b"1" * 5000 + b"}",
             "a.json: not JSON: an integer of more digits than can be read",
         ),
-        (b'{"a": {"b": 1, "b": 1}}', "a.json: not JSON: key 'b' stands twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "a.json: not JSON: key 'b' is given twice"),
         (b"[1]", "a.json: expected an object, found list"),
         (None, "a.json: no such file"),
     ],

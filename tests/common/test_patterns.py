@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.patterns import LIMIT, REPEATS, fault, matches
+from mllm_jax.common.patterns import LIMIT, REPEATS, problem, matches
 
 OTHERS = ("vision/patches/bias", "connector/linear_1/kernel", "language/embedding", "")
 PATH = "language/layers/attention/query/kernel_of_a_name_that_is_long_and_longer"
@@ -29,7 +29,7 @@ PATH = "language/layers/attention/query/kernel_of_a_name_that_is_long_and_longer
     ],
 )
 def test_ordinary_expressions_match_as_re_does(pattern: str):
-    assert fault(pattern) is None
+    assert problem(pattern) is None
     for path in (
         PATH,
         "vision/patches/bias",
@@ -61,22 +61,22 @@ def test_ordinary_expressions_match_as_re_does(pattern: str):
 )
 def test_what_is_refused_when_it_is_read(pattern: str, reason: str):
     start = time.perf_counter()
-    wrong = fault(pattern)
+    wrong = problem(pattern)
     assert wrong is not None and re.search(reason, wrong), wrong
     assert time.perf_counter() - start < 5
     assert "\n" not in wrong and len(wrong) < 200
 
 
 def test_the_limits_are_where_they_say():
-    assert fault("a" * LIMIT) is None
-    assert fault(f"a{{{REPEATS}}}") is None
-    assert fault("(a{100}){100}") is None
+    assert problem("a" * LIMIT) is None
+    assert problem(f"a{{{REPEATS}}}") is None
+    assert problem("(a{100}){100}") is None
 
 
 @pytest.mark.parametrize("pattern", ["(.|.)*!.*l", "(.|..)+!.*r"])
 def test_an_expression_that_explodes_is_ended_with_its_name(pattern: str):
     path = PATH.replace("_of_", "!of!") + "!"
-    assert fault(pattern) is None
+    assert problem(pattern) is None
     start = time.perf_counter()
     with pytest.raises(ConfigError) as error:
         matches(pattern, path, "init.fresh")

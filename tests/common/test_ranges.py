@@ -247,9 +247,9 @@ def test_a_section_made_in_code_is_held_to_the_same(make: Any):
 )
 def test_bounds(bound: Any, good: list[Any], bad: list[Any]):
     for value in good:
-        assert bound.fault(value) is None
+        assert bound.problem(value) is None
     for value in bad:
-        assert bound.fault(value) is not None
+        assert bound.problem(value) is not None
 
 
 def test_messages_cut_what_comes_from_outside():

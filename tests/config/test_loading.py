@@ -86,7 +86,7 @@ def test_a_key_written_twice_is_refused(tmp_path):
     path.write_text("seed: 1\nout: runs/x\nseed: 2\n")
     with pytest.raises(ConfigError) as error:
         loading.load(Config, path)
-    assert str(error.value) == f"{path}:3: not valid YAML: key 'seed' stands twice"
+    assert str(error.value) == f"{path}:3: not valid YAML: key 'seed' is given twice"
 
 
 @pytest.mark.parametrize("value", ["1:30", "010", "'2024-01-02'", "runs/2024-01-02"])

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.hardware import peak_rate
 from mllm_jax.preflight import hardware
-from mllm_jax.training.flops import peak_rate
 
 
 @pytest.mark.parametrize(

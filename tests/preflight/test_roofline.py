@@ -5,7 +5,7 @@ import pytest
 from mllm_jax.preflight.hardware import Chip
 from mllm_jax.preflight.roofline import Split, Work, bound, sent_by_formula
 
-CHIP = Chip("tpu", "toy", 100, bandwidth=50.0, links=5.0)
+CHIP = Chip("tpu", "toy", "toy", None, 100, bandwidth=50.0, links=5.0)
 
 
 def test_the_slowest_of_the_three_decides():

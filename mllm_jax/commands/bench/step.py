@@ -23,6 +23,7 @@ from mllm_jax.batch import Batch
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import check_file, whole_file
+from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -224,7 +225,7 @@ def report(
     trainable = flatten(stage.abstract.trainable)
     config, compute = stage.model.config, stage.model.compute
     useful = flops.flops_per_step(config, trainable, rows, length, rows if config.patches else 0)
-    peak = flops.peak_rate(device.device_kind)
+    peak = peak_rate(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "jax": jax.__version__,

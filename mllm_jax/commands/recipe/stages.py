@@ -12,11 +12,9 @@ the evaluation's questions, exports and writes the summary, while the others hav
 
 import dataclasses
 import functools
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, EvaluateConfig, FolderConfig, RecipeConfig
@@ -254,10 +253,7 @@ class _Summary:
         self.tree: dict[str, Any] = {"stages": [], "seconds": {}}
         if path.is_file():
             self.tree = read_json(path)
-        self.tree["versions"] = {
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        }
+        self.tree["versions"] = versions(*LIBRARIES)
 
     def has_stage(self, name: str) -> bool:
         return any(stage["name"] == name for stage in self.tree["stages"])

@@ -8,7 +8,6 @@ An index stands beside the stream's data, in a folder named by what decides its 
 Another tokenizer, format or column is another folder; changed data is noticed and read again.
 """
 
-import difflib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_jax.common import failures
-from mllm_jax.common.errors import ConfigError, one_line, quoted, require
+from mllm_jax.common.errors import ConfigError, closest, one_line, quoted, require
 from mllm_jax.common.folders import LOCK
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.locks import WAIT, claimed
@@ -289,6 +288,6 @@ def _check_skip(name: str, stream: StreamConfig) -> None:
     for code in stream.skip:
         location = f"data.streams.{name}.skip.{code}"
         require(code not in NEVER_SKIPPED, f"{location}: {CODES.get(code)}")
-        near = difflib.get_close_matches(code, CODES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(CODES)}"
+        near = closest(code, CODES)
+        hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(CODES)}"
         require(code in CODES, f"{location}: no such fault; {hint}")

@@ -1,6 +1,5 @@
 """Single fields of a raw record -> checked values. Behind `records`, on the way of the data."""
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.common.errors import quoted
+from mllm_jax.common.errors import closest, quoted
 from mllm_jax.common.links import is_inside, link_roots
 from mllm_jax.data.faults import Fault
 
@@ -72,9 +71,9 @@ def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> 
         if not is_name(value):
             what = f"is no name of 1 to {LONGEST_NAME} printable characters"
             raise Fault("language", f"language {quoted(value, 60)} {what}")
-        near = difflib.get_close_matches(value[:60], languages, n=1)
+        near = closest(value, languages)
         allowed = ", ".join(languages) or "none"
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed are {allowed}"
+        hint = f"did you mean {near!r}?" if near else f"allowed are {allowed}"
         raise Fault("language", f"language {quoted(value, 60)} is not in data.languages; {hint}")
     return value
 

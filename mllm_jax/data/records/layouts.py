@@ -8,13 +8,12 @@ text.
     raw        {"id": "7", "image": "a.png", "rounds": [("", "Katu bat.")]}
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from mllm_jax.common.errors import cut, quoted, require
+from mllm_jax.common.errors import closest, cut, quoted, require
 from mllm_jax.data.faults import Fault
 from mllm_jax.data.records.fields import check_id
 from mllm_jax.data.records.unread import Unread
@@ -95,8 +94,8 @@ class Columns:
         columns = LAYOUTS[layout]
         names = (*columns, *(name for name in _ALWAYS if name not in columns))
         for name, column in renamed.items():
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = closest(name, names)
+            hint = f"did you mean {near!r}? " if near else ""
             require(
                 name in names,
                 f"data.streams.*.columns.{name}={column!r}: layout {layout!r} has no such name; "

@@ -23,6 +23,7 @@ from mllm_jax.commands import (
     prepare,
     quickstart,
     recipe,
+    report,
     train,
 )
 from mllm_jax.commands.flags import Parser, Usage
@@ -51,6 +52,7 @@ VERBS: dict[str, ModuleType] = {
     "preflight": preflight,
     "train": train,
     "recipe": recipe,
+    "report": report,
     "convert": convert,
     "generate": generate,
     "evaluate": evaluate,

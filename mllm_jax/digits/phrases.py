@@ -9,6 +9,13 @@ from collections.abc import Callable
 
 from mllm_jax.digits.names import name
 
+# kind of question -> its heading in a report
+HEADINGS = {
+    "number": "Which number",
+    "parity": "Even or odd",
+    "sum": "Sum of the digits",
+    "larger": "Larger digit",
+}
 # About a picture, or about figures in a text: "Zenbakia: 57. Zein da zifren batura?"
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "number": {

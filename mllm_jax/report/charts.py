@@ -1,131 +1,282 @@
-"""Loss curves as inline SVG: no script, no library, colours from the page's style sheet."""
+"""Line charts as inline SVG: no script, no library, colours from the page's style sheet.
+
+Every chart has ticks with numbers on both axes, a title on each, and a legend where it has several
+curves. A curve may be noisy: its points are drawn faint, their running mean strong.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from typing import Literal, NamedTuple
 
 Points = Sequence[tuple[float, float]]
-Place = Callable[[float, float], tuple[float, float]]
 
 WIDTH, HEIGHT = 360.0, 250.0
-# margins: tick labels, names at the ends of the curves, air, title of the axis
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 34.0, 12.0, 40.0
-MOST = 240  # points of a drawn curve; more would only make the page heavy
+# margins: title of the axis (tick labels come on top), names at the ends, air, ticks and title
+LEFT, RIGHT, TOP, BOTTOM = 28.0, 36.0, 12.0, 40.0
+LETTER = 6.6  # width of a digit of a tick label
+BUCKETS = 240  # a curve keeps the lowest and the highest point of each; more only add weight
+COLOURS = 6  # style classes c0 to c5; further curves repeat them with dashes
+SHORT = 4  # letters of a name that fits at the end of a curve
+LOG_FROM = 5.0  # largest over smallest value from which an "auto" axis is logarithmic
 
 
-def line_chart(curves: Mapping[str, Points], x_label: str, y_label: str) -> str:
-    """Curves over a logarithmic y axis.
+class Curve(NamedTuple):
+    """One line of a chart."""
 
-    Each one is faint as it is, strong when smoothed, its name at its end.
+    name: str  # at its end where it is short, in the legend where there are several
+    points: Points  # (x, y) in the order of x; not finite ones are left out
+    noisy: bool = False  # draw the points faint and their running mean strong
+    dots: bool = False  # mark every point: measured now and then, not at every step
+    title: str = ""  # name in the legend; default: `name`
+
+
+class Axes(NamedTuple):
+    """Titles and scale of a chart."""
+
+    x: str
+    y: str
+    scale: Literal["auto", "log", "zero", "share"] = "auto"  # zero: linear from 0; share: in %
+
+
+def figure(heading: str, curves: Sequence[Curve], axes: Axes) -> str:
+    """A chart with its heading and, where it has several curves, a legend."""
+    items = "".join(
+        f'<li class="{_css(n)}"><i></i>{escape(curve.title or curve.name)}</li>'
+        for n, curve in enumerate(curves)
+    )
+    legend = f"<ul class=legend>{items}</ul>" if len(curves) > 1 else ""
+    chart = line_chart(curves, axes)
+    return f"<figure class=card><h4>{escape(heading)}</h4>{chart}{legend}</figure>"
+
+
+def line_chart(curves: Sequence[Curve], axes: Axes) -> str:
+    """Curves in one frame.
 
     Args:
-        curves: name -> points (x, y > 0) in the order of x; the n-th has the style classes c<n>.
-        x_label, y_label: titles of the axes.
+        curves: the n-th has the style class c<n>.
+        axes: titles and scale; a logarithmic one leaves out values that are not positive.
 
     Returns:
-        An <svg> element that takes the width of its place.
+        An <svg> element that takes the width of its container.
     """
-    points = [p for curve in curves.values() for p in curve if p[1] > 0]
-    if not points:
-        return "<p>No steps yet.</p>"
-    low, high = _bounds([y for _, y in points])
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - first) / max(last - first, 1e-9)
-        up = math.log(y / low) / math.log(high / low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
-
-    parts = [
-        *_y_axis(low, high, place, first),
-        *_x_axis(first, last, place, low),
-        *_titles(x_label, y_label),
-    ]
+    clean = [[p for p in curve.points if math.isfinite(p[1])] for curve in curves]
+    values = [y for points in clean for _, y in points]
+    log = _is_log(values, axes.scale)
+    if log:
+        clean = [[p for p in points if p[1] > 0] for points in clean]
+        values = [y for y in values if y > 0]
+    if not values:
+        return "<p class=note>No values yet.</p>"
+    low, high = _bounds(values, axes.scale, log)
+    steps = [x for points in clean for x, _ in points]
+    ticks = _log_ticks(low, high) if log else _linear_ticks(low, high)
+    labels = _labels(ticks, axes.scale)
+    left = LEFT + LETTER * max(map(len, labels), default=0)
+    frame = _Frame(min(steps), max(steps), low, high, log, left, _right(curves))
+    parts = [*_y_axis(frame, ticks, labels), *_x_axis(frame), *_titles(frame, axes)]
     ends = []
-    for n, (name, curve) in enumerate(curves.items()):
-        curve = [p for p in curve if p[1] > 0]
-        if not curve:
+    for n, (curve, points) in enumerate(zip(curves, clean, strict=True)):
+        if not points:
             continue
-        smooth = smoothed(curve)
-        parts.append(f'<polyline class="raw c{n}" points="{_path(curve, place)}"/>')
-        parts.append(f'<polyline class="curve c{n}" points="{_path(smooth, place)}"/>')
-        ends.append((place(*smooth[-1])[1], n, name))
-    parts += _names(ends)
-    label = escape(f"{y_label} over {x_label}: {', '.join(curves)}", quote=True)
-    frame = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{label}"'
-    return f"<svg {frame}>{''.join(parts)}</svg>"
+        parts += _drawn(frame, curve, points, _css(n))
+        if len(curve.name) <= SHORT:
+            last = smoothed(points)[-1] if curve.noisy else points[-1]
+            ends.append((frame.place(*last)[1], n, curve.name))
+    parts += _names(frame, ends)
+    names = ", ".join(curve.title or curve.name for curve in curves)
+    label = escape(f"{axes.y} over {axes.x}: {names}", quote=True)
+    box = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{label}"'
+    return f"<svg {box}>{''.join(parts)}</svg>"
 
 
-def smoothed(curve: Points) -> list[tuple[float, float]]:
+def smoothed(points: Points) -> list[tuple[float, float]]:
     """A running mean over the neighbours on both sides, so that nothing lags.
 
     They are a thirtieth of the curve in all.
     """
-    reach = len(curve) // 60
-    points = []
-    for i, (x, _) in enumerate(curve):
-        near = min(reach, i, len(curve) - 1 - i)  # shorter towards the ends
-        window = [y for _, y in curve[i - near : i + near + 1]]
-        points.append((x, sum(window) / len(window)))
-    return points
+    reach = len(points) // 60
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    means = []
+    for i, (x, y) in enumerate(points):
+        near = min(reach, i, len(points) - 1 - i)  # shorter towards the ends
+        total = sums[i + near + 1] - sums[i - near]
+        means.append((x, total / (2 * near + 1) if near else y))
+    return means
 
 
-def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than the values span, never less than a factor of two."""
-    low, high = min(values) / 1.15, max(values) * 1.15
-    middle = math.sqrt(low * high)
-    return min(low, middle / math.sqrt(2)), max(high, middle * math.sqrt(2))
+def thinned(points: Points, buckets: int = BUCKETS) -> list[tuple[float, float]]:
+    """At most two points of each bucket, the lowest and the highest, so that no spike is lost."""
+    if len(points) <= 2 * buckets:
+        return list(points)
+    size = math.ceil(len(points) / buckets)
+    chosen = {0, len(points) - 1}
+    for start in range(0, len(points), size):
+        bucket = range(start, min(start + size, len(points)))
+        chosen |= {min(bucket, key=lambda i: points[i][1]), max(bucket, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(chosen)]
 
 
-def _path(curve: Points, place: Place) -> str:
-    every = max(1, math.ceil(len(curve) / MOST))
-    kept = [*curve[:-1:every], curve[-1]]
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*p) for p in kept))
+def number(value: float, largest: float) -> str:
+    """A tick's label, in the unit of the axis's largest one: 0.05, 350, 1,200, 12k, 3M."""
+    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if largest >= max(unit, 1e4):
+            return f"{value / unit:.4g}{suffix}" if value else "0"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
+
+
+# ------------------------------------------------------------------------------------------ frame
+
+
+class _Frame(NamedTuple):
+    """Where values are in the drawing."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+    log: bool
+    left: float  # margins
+    right: float
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        across = (x - self.first) / max(self.last - self.first, 1e-9)
+        if self.log:
+            up = math.log(y / self.low) / math.log(self.high / self.low)
+        else:
+            up = (y - self.low) / (self.high - self.low)
+        height = HEIGHT - TOP - BOTTOM
+        return self.left + across * (WIDTH - self.left - self.right), HEIGHT - BOTTOM - up * height
+
+
+def _css(n: int) -> str:
+    return f"c{n % COLOURS}" + (" dashed" if n // COLOURS % 2 else "")
+
+
+def _right(curves: Sequence[Curve]) -> float:
+    return RIGHT if any(len(curve.name) <= SHORT for curve in curves) else 14.0
+
+
+def _is_log(values: Sequence[float], scale: str) -> bool:
+    positive = [y for y in values if y > 0]
+    if scale != "auto":
+        return scale == "log"
+    wide = bool(positive) and max(positive) >= LOG_FROM * min(positive)
+    return wide and len(positive) == len(values)
+
+
+def _bounds(values: Sequence[float], scale: str, log: bool) -> tuple[float, float]:
+    """A little more than the values span; a logarithmic axis never less than a factor of two."""
+    low, high = min(values), max(values)
+    if log:
+        low, high = low / 1.15, high * 1.15
+        middle = math.sqrt(low * high)
+        return min(low, middle / math.sqrt(2)), max(high, middle * math.sqrt(2))
+    if scale in ("zero", "share"):
+        return min(0.0, low), (high * 1.08 if high > 0 else 1.0 if scale == "zero" else 0.05)
+    air = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    return (low - air if low < 0 else max(0.0, low - air)), high + air
+
+
+# --------------------------------------------------------------------------------------- elements
+
+
+def _drawn(frame: _Frame, curve: Curve, points: Points, css: str) -> Iterator[str]:
+    if curve.noisy:
+        yield f'<polyline class="raw {css}" points="{_path(frame, points)}"/>'
+    line = smoothed(points) if curve.noisy else points
+    yield f'<polyline class="curve {css}" points="{_path(frame, line)}"/>'
+    if curve.dots or len(points) == 1:
+        for x, y in thinned(points):
+            across, down = frame.place(x, y)
+            title = f"<title>{escape(curve.name)}, {x:,.0f}: {y:.4g}</title>"
+            centre = f'cx="{across:.1f}" cy="{down:.1f}"'
+            yield f'<circle class="{css}" {centre} r="2.6">{title}</circle>'
+
+
+def _path(frame: _Frame, points: Points) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.place(*p) for p in thinned(points)))
 
 
 def _text(css: str, x: float, y: float, words: str, more: str = "") -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" {more}>{escape(words)}</text>'
 
 
-def _line(css: str, y: float) -> str:
-    return f'<line class="{css}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+def _line(css: str, y: float, frame: _Frame) -> str:
+    ends = f'x1="{frame.left:.1f}" x2="{WIDTH - frame.right:.1f}"'
+    return f'<line class="{css}" {ends} y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def _y_axis(low: float, high: float, place: Place, first: float) -> Iterator[str]:
+def _y_axis(frame: _Frame, ticks: Sequence[float], labels: Sequence[str]) -> Iterator[str]:
+    for tick, words in zip(ticks, labels, strict=True):
+        y = frame.place(frame.first, tick)[1]
+        yield _line("rule", y, frame)
+        yield _text("tick", frame.left - 6, y + 4, words, 'text-anchor="end"')
+
+
+def _labels(ticks: Sequence[float], scale: str) -> list[str]:
+    if scale == "share":
+        return [f"{100 * tick:.4g} %" for tick in ticks]
+    largest = max(map(abs, ticks), default=0.0)
+    if largest < 0.01:
+        return [_scientific(tick) for tick in ticks]
+    return [number(tick, largest) for tick in ticks]
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
-    while len(ticks) > 6:
-        ticks = ticks[-1::-2][::-1]
-    for tick in ticks:
-        y = place(first, tick)[1]
-        yield _line("rule", y)
-        yield _text("tick", LEFT - 6, y + 4, f"{tick:g}", 'text-anchor="end"')
+    if len(ticks) > 7:
+        ticks = [10.0**p for p in powers if low <= 10.0**p <= high]
+    while len(ticks) > 7:
+        ticks = ticks[::2]
+    return ticks if len(ticks) > 1 else _linear_ticks(low, high)
 
 
-def _x_axis(first: float, last: float, place: Place, low: float) -> Iterator[str]:
-    span = max(last - first, 1.0)
-    unit = 10.0 ** max(0, math.floor(math.log10(span / 3)))  # whole steps
-    step = next(m * unit for m in (1, 2, 5, 10) if span / (m * unit) <= 4.5)
-    tick = math.ceil(first / step) * step
-    while tick <= last:
-        x = place(tick, low)[0]
-        yield _text("tick", x, HEIGHT - BOTTOM + 16, f"{tick:,g}", 'text-anchor="middle"')
+def _linear_ticks(low: float, high: float) -> list[float]:
+    step = _step((high - low) / 5)
+    first = math.ceil(low / step - 1e-9)
+    ticks = (n * step for n in range(first, first + 12))
+    return [tick for tick in ticks if tick <= high * (1 + 1e-12) or tick == 0]
+
+
+def _step(least: float) -> float:
+    """The first of 1, 2, 5, 10, 20, ... (and 0.1, 0.2, ...) that is at least `least`."""
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next(m * unit for m in (1, 2, 5, 10) if m * unit >= least * (1 - 1e-9))
+
+
+def _x_axis(frame: _Frame) -> Iterator[str]:
+    span = max(frame.last - frame.first, 1.0)
+    step = max(1.0, _step(span / 4.5))  # whole steps
+    tick = math.ceil(frame.first / step) * step
+    base = frame.high if frame.log else frame.low
+    while tick <= frame.last:
+        x = frame.place(tick, base)[0]
+        words = number(tick, frame.last)
+        yield _text("tick", x, HEIGHT - BOTTOM + 16, words, 'text-anchor="middle"')
         tick += step
-    yield _line("axis", HEIGHT - BOTTOM)
+    yield _line("axis", HEIGHT - BOTTOM, frame)
 
 
-def _titles(x_label: str, y_label: str) -> Iterator[str]:
-    x, y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    yield _text("title", x, HEIGHT - 6.0, x_label, 'text-anchor="middle"')
+def _titles(frame: _Frame, axes: Axes) -> Iterator[str]:
+    x, y = (frame.left + WIDTH - frame.right) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    yield _text("title", x, HEIGHT - 6.0, axes.x, 'text-anchor="middle"')
     turned = f'text-anchor="middle" transform="rotate(-90 11 {y})"'
-    yield _text("title", 11.0, y, y_label, turned)
+    yield _text("title", 11.0, y, f"{axes.y} (log)" if frame.log else axes.y, turned)
 
 
-def _names(ends: list[tuple[float, int, str]]) -> Iterator[str]:
+def _names(frame: _Frame, ends: list[tuple[float, int, str]]) -> Iterator[str]:
     """Names at the curves' ends, pushed apart where they would overlap."""
     above = -math.inf
     for y, n, name in sorted(ends):
         above = max(y, above + 14)
-        yield _text(f"name c{n}", WIDTH - RIGHT + 6, above + 4.0, name)
+        if above < HEIGHT - 8:
+            yield _text(f"name {_css(n)}", WIDTH - frame.right + 6, above + 4.0, name)

@@ -1,4 +1,7 @@
-"""Pieces of the page: sections, tables, pictures as text, and numbers as people write them."""
+"""Parts of a page: sections, tables, pictures, and numbers as people write them.
+
+Every page is one file that loads nothing: its policy forbids scripts and requests.
+"""
 
 import base64
 import io
@@ -6,20 +9,27 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
-from mllm_jax.common.errors import require
-
 LANGUAGES = {
+    "ar": "Arabic",
     "ca": "Catalan",
+    "cy": "Welsh",
+    "de": "German",
     "en": "English",
     "es": "Spanish",
     "eu": "Basque",
     "fr": "French",
+    "ga": "Irish",
     "gl": "Galician",
     "it": "Italian",
+    "oc": "Occitan",
+    "pt": "Portuguese",
 }
-LARGEST = 320  # pixels: larger pictures are shrunk for the page
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+LOSSLESS = 64 * 1024  # bytes of a PNG; a picture that needs more becomes a JPEG
 SMALL = 96  # pixels: smaller pictures are enlarged without smoothing
 
 
@@ -28,6 +38,7 @@ def document(title: str, body: str, *sheets: str) -> str:
     style = "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in sheets)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
@@ -35,15 +46,17 @@ def document(title: str, body: str, *sheets: str) -> str:
 
 
 def section(title: str, note: str, body: str) -> str:
-    """A headline, a line of explanation, and what it is about."""
-    return f"<section><h2>{escape(title)}</h2><p class=note>{escape(note)}</p>{body}</section>\n"
+    """A heading, a line of explanation if there is one, and the content."""
+    line = f"<p class=note>{escape(note)}</p>" if note else ""
+    return f"<section><h2>{escape(title)}</h2>{line}{body}</section>\n"
 
 
 def table(head: Sequence[str], rows: Iterable[str], css: str = "") -> str:
-    """A table; `rows` are from `row`."""
+    """A table that scrolls inside its own box where it is too wide; `rows` are from `row`."""
     top = "".join(f"<th scope=col>{escape(name)}</th>" for name in head)
     body = "".join(rows)
-    return f"<table class='{css}'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    inside = f"<table class='{css}'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=scroll tabindex=0>{inside}</div>"
 
 
 def row(name: str, cells: Iterable[str], css: str = "") -> str:
@@ -64,23 +77,30 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
     return f"<dl class=facts>{inside}</dl>"
 
 
-def picture(path: Path) -> str:
-    """An <img> with the picture inside, shrunk where it is large.
+def bar(share: float, target: float | None = None) -> str:
+    """A share in percent over a bar; a mark on the bar is where `target` is."""
+    mark = "" if target is None else f"<b style='left:{_width(target)}'></b>"
+    return (
+        f"{percent(share)}<span class='bar{' target' if mark else ''}' aria-hidden=true>"
+        f"<i style='width:{_width(share)}'></i>{mark}</span>"
+    )
 
-    Raises:
-        ConfigError: the file is missing.
-    """
-    hint = "build the page in the folder where the evaluation ran"
-    require(path.is_file(), f"{path}: no such picture; {hint}")
-    with Image.open(path) as image:
-        size = max(image.size)
-        image.thumbnail((LARGEST, LARGEST))
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "PNG" if size <= LARGEST else "JPEG")
-    kind = "png" if size <= LARGEST else "jpeg"
+
+def _width(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+
+def picture(pixels: UInt8[np.ndarray, "height width C"], alt: str) -> str:
+    """An <img> with the picture inside, pixel by pixel; a large one as a JPEG."""
+    image, data = Image.fromarray(pixels), io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    kind = "png"
+    if data.tell() > LOSSLESS:
+        kind, data = "jpeg", io.BytesIO()
+        image.save(data, "JPEG", quality=90)
     text = base64.b64encode(data.getvalue()).decode()
-    css = "small" if size <= SMALL else "large"
-    return f"<img class={css} src='data:image/{kind};base64,{text}' alt='the picture asked about'>"
+    css, alt = "small" if max(image.size) <= SMALL else "large", escape(alt, quote=True)
+    return f"<img class={css} src='data:image/{kind};base64,{text}' alt='{alt}'>"
 
 
 def language_name(code: str) -> str:

@@ -123,15 +123,8 @@ def _share_rows(
 ) -> Iterator[str]:
     every = (np.ones(len(sample.tokens), np.int64), sample.tokens, sample.trained)
     for name, mask, target in zip(names, masks, targets, strict=True):
-        cells = (_bar(counts[mask].sum() / max(counts.sum(), 1), target) for counts in every)
+        cells = (html.bar(counts[mask].sum() / max(counts.sum(), 1), target) for counts in every)
         yield html.row(name, (html.percent(target), *cells))
-
-
-def _bar(share: float, target: float) -> str:
-    return (
-        f"{html.percent(share)}<span class='bar target' aria-hidden=true>"
-        f"<i style='width:{100 * share:.1f}%'></i><b style='left:{100 * target:.1f}%'></b></span>"
-    )
 
 
 def _fill(sample: Sample, wished: Wished) -> Iterator[tuple[str, str]]:

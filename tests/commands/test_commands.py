@@ -24,6 +24,7 @@ from mllm_jax.common.errors import ConfigError, RunError
 WORK = {  # what a verb calls -> the module that does the work
     "quickstart": "commands.quickstart.stages",
     "recipe": "commands.recipe.stages",
+    "report": "commands.report.pages",
     "convert": "commands.convert.conversions",
     "prepare": "commands.prepare.tables",
     "inspect": "commands.inspect.pages",
@@ -85,6 +86,8 @@ CALLS = [
         (Path("r.yaml"),),
         {"out": Path("o"), "overrides": ["--train.steps", "3", "--a.seed=2"]},
     ),
+    ("report", "run", "report runs/x", (Path("runs/x"),), {"out": None}),
+    ("report", "run", "report runs/x --out o.html", (Path("runs/x"),), {"out": Path("o.html")}),
     ("convert", "from_hf", "convert from-hf src out", (Path("src"), Path("out")), {}),
     (
         "convert",

@@ -99,10 +99,13 @@ def test_refusals(tmp_path: Path, recipes: list[Path]):
     prepare(tmp_path / "out", 0.01)
     with pytest.raises(ConfigError, match=r"was begun with --share 0\.01"):
         quickstart.run(tmp_path / "out", 0.02)
-    (tmp_path / "out" / "report.html").write_text("")
+    (tmp_path / "out" / "report.html").write_text("")  # of a report made on the way
+    prepare(tmp_path / "out", 0.01)
+    for name in ("evaluation", "hf"):
+        (tmp_path / "out" / name).mkdir()
     with pytest.raises(ConfigError, match="holds a finished quickstart"):
         quickstart.run(tmp_path / "out", 0.01)
-    assert len(recipes) == 1
+    assert len(recipes) == 2
 
 
 def test_localised_keeps_comments_and_counts():
@@ -131,7 +134,8 @@ def test_the_whole_way(tmp_path: Path):
     subprocess.run([sys.executable, "-m", "mllm_jax", *words], env=alone, check=True)
     page = tmp_path / "out" / "report.html"
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 + 3 * 5, "losses; rate, norm, speed, waiting, padding"
+    assert "A model that reads handwritten numbers" in text and "Which number" in text
     assert "data:image/png;base64," in text
     assert (tmp_path / "out" / "hf" / "model.safetensors").is_file()
     with pytest.raises(ConfigError, match="holds a finished quickstart"):

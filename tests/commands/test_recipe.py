@@ -59,6 +59,7 @@ class Files:
 
     def __init__(self, root: Path):
         self.root, self.out, self.calls = root, root / "out", []
+        self.reports: list[Path] = []
         (root / "data.json").write_text("[]")
         self.stages = {
             "backbone": self.stage(ALL, {"tokenizer": "somewhere"}),
@@ -161,6 +162,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.setattr(recipe.loop, "train", train)
     monkeypatch.setattr(recipe.runner, "evaluate", evaluate)
     monkeypatch.setattr(recipe.conversions, "to_hf", to_hf)
+    monkeypatch.setattr(recipe.pages, "run", made.reports.append)
     monkeypatch.setattr("mllm_jax.checkpoints.hf.files.read_processor", lambda *_: (None, "crop"))
     return made
 
@@ -171,6 +173,7 @@ WHOLE = ["backbone", "align", "instruct", "evaluate instruct 5 2", "export instr
 def test_stages_follow_each_other(files: Files, capsys: pytest.CaptureFixture[str]):
     assert files.run() == files.out
     assert files.calls == WHOLE
+    assert files.reports == [files.out], "at the end, about the whole recipe"
     for name, before in (("align", "backbone"), ("instruct", "align")):
         config = loading.load(Config, files.out / name / "config.yaml")
         assert config.init.weights == str(files.out / before), (

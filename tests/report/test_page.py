@@ -1,15 +1,16 @@
-"""The page, built from a made-up run: what stands in it, and that a real browser shows it."""
+"""The page, built from made-up views: what it says, that it loads nothing, and how it is shown."""
 
-import json
 import math
 import re
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
 
-from mllm_jax.common.errors import ConfigError
-from mllm_jax.report import charts, page
+from mllm_jax.report.metrics_file import Metrics
+from mllm_jax.report.page import report_page
+from mllm_jax.report.views import Answer, Group, Module, Report, Scores, Share, Stage
 from tests.support import browser
 
 KINDS = {
@@ -18,201 +19,157 @@ KINDS = {
     "sum": "hamalau",
     "larger": "berdinak dira",
 }
+HOSTILE = "<script>alert(1)</script> <b>&</b> \u202eabc"
+LONG = "Donaudampfschifffahrtsgesellschaft" * 20
 
 
-def make_stage(out: Path, name: str, start: float, end: float, steps: int) -> dict:
-    (out / name).mkdir(parents=True)
-    lines = []
-    for step in range(steps):
-        loss = end + (start - end) * math.exp(-6 * step / steps) * (1 + 0.15 * math.sin(step * 7.3))
-        line = {
-            "step": step,
-            "loss": loss,
-            "loss/language/eu": loss,
-            "real_tokens_per_second": 9000.0 + step,
-        }
-        line |= {"share_records/stream/captions_eu": 0.8, "share_records/stream/captions_en": 0.2}
-        if step % 5:  # a step may have no token of a language
-            line["loss/language/en"] = loss * 0.8
-        lines.append(line)
-    (out / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {
-        "name": name,
-        "run": name,
-        "seconds": 75.4,
-        "settings": {"rows": 8, "length": 288, "learning_rate": 2e-3, "schedule": "cosine"},
-        "modules": [
-            {
-                "module": "vision",
-                "parameters": 456288,
-                "trained": "no",
-                "before": "0f1e2d3c4b",
-                "after": "0f1e2d3c4b",
-            },
-            {
-                "module": "connector",
-                "parameters": 12416,
-                "trained": "yes",
-                "before": "random",
-                "after": "aa55aa55aa",
-            },
-            {
-                "module": "language",
-                "parameters": 967808,
-                "trained": "partly",
-                "before": "9988776655",
-                "after": "1122334455",
-            },
-        ],
-    }
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A recipe's folder as `recipe.run` leaves it, without any training."""
-    out = tmp_path / "run"
-    stages = [
-        make_stage(out, *stage)
-        for stage in (
-            ("backbone", 6.5, 0.1, 600),
-            ("align", 2.4, 0.5, 120),
-            ("instruct", 0.9, 0.06, 500),
-        )
+def metrics(start: float, end: float, steps: int, heldout: bool) -> Metrics:
+    losses = [
+        end + (start - end) * math.exp(-6 * step / steps) * (1 + 0.15 * math.sin(step * 7.3))
+        for step in range(steps)
     ]
-    (out / "summary.json").write_text(
-        json.dumps(
-            {
-                "stages": stages,
-                "seconds": {"data": 4.2, "evaluation": 21.0, "export": 3.3},
-                "versions": {"python": "3.11.15", "jax": "0.10.2"},
-                "device": "1 x cpu",
-            }
+    curves = {
+        "loss": losses,
+        "loss/language/eu": losses,
+        "learning_rate/all": [1e-3] * steps,
+        "grad_norm": losses,
+        "real_tokens_per_second": [9000.0 + step for step in range(steps)],
+        "data_wait_share": [0.02] * steps,
+        "padding_share": [0.1] * steps,
+        "step_seconds": [0.1] * steps,
+    }
+    points = {key: [(n + 1.0, y) for n, y in enumerate(of)] for key, of in curves.items()}
+    # a step may have no token of a language
+    points["loss/language/en"] = [(x, 0.8 * y) for x, y in points["loss"] if x % 5]
+    if heldout:
+        for key in ("heldout/loss", "heldout/loss/eu", "heldout/loss/language/en"):
+            points[key] = points["loss"][:: steps // 5]
+    return Metrics(points, {}, steps)
+
+
+def stage(name: str, start: float, end: float, steps: int, heldout: bool = False) -> Stage:
+    return Stage(
+        name=name,
+        facts=[("time", "1 min 15 s"), ("weights", f"/{LONG}/weights")],
+        modules=[
+            Module("vision", 456_288, 0, "0f1e2d3c4b", "0f1e2d3c4b"),
+            Module("connector", 12_416, 12_416, "random", "aa55aa55aa"),
+            Module("language", 967_808, 5_000, "9988776655", "1122334455"),
+        ],
+        metrics=metrics(start, end, steps, heldout),
+        measure="records",
+        streams=[
+            Share("captions_eu", 0.8, 0.79, 0.85, 0.9, 80_000),
+            Share(LONG, 0.2, 0.21, 0.15, 0.1, 20_000),
+        ],
+        languages=[Share("eu", 0.8, 0.79, 0.85, 0.9, 80_000), Share("en", None, 0.21, 0.2, 0.1, 9)],
+        samples=[("step 20", f"eu: {HOSTILE} {LONG}"), ("step 10", "…")] if heldout else [],
+    )
+
+
+def made_up(languages: tuple[str, ...] = ("eu", "en")) -> Report:
+    answers = [
+        Answer(
+            language,
+            f"Zein zenbaki da hau? {HOSTILE}",
+            truth if n % 4 != 1 else f"{HOSTILE} {LONG}",
+            truth,
+            n % 4 != 1,
+            [np.full((32, 32, 3), 20 * n, np.uint8) if n else "12.png: no such image file"],
         )
+        for language in languages
+        for truth in KINDS.values()
+        for n in range(3)
+    ]
+    scores = Scores(
+        languages={key: {"loss": 0.1234, "perplexity": 1.131} for key in languages},
+        groups=[Group(k, key, 9, 12, 4, f"{LONG}") for key in languages for k in KINDS],
+        kinds={"number": "Which number"},
+        answers=answers,
+        misses=[answer for answer in answers if not answer.right],
+        count=48 * len(languages),
     )
-    (out / "evaluation").mkdir()
-    answers = []
-    for language in ("eu", "en"):
-        for kind, truth in KINDS.items():
-            for n in range(12):
-                image = tmp_path / f"{n}.png"
-                Image.new("RGB", (32, 32), (20 * n, 20 * n, 200)).save(image)
-                right = n % 4 != 1
-                answers.append(
-                    {
-                        "id": f"{kind}-{language}-{n:06d}",
-                        "language": language,
-                        "images": [str(image)],
-                        "question": "<image>\nZein zenbaki da hau? <b>&</b>",
-                        "answer": truth if right else "laurogeita hemezortzi",
-                        "truth": truth,
-                        "correct": right,
-                    }
-                )
-    (out / "evaluation" / "answers.jsonl").write_text(
-        "".join(json.dumps(answer) + "\n" for answer in answers)
+    return Report(
+        title="Ikasitakoa & more",
+        about=f"820 steps of training. {LONG}",
+        stages=[
+            stage("backbone", 6.5, 0.1, 600),
+            stage("align", 2.4, 0.5, 120, heldout=True),
+            stage("instruct", 0.9, 0.06, 100, heldout=True),
+        ],
+        scores=scores,
+        facts=[("python", "3.11.15"), ("device", "1 x cpu")],
+        seconds=254.7,
+        missing=[f"3 pictures cannot be read: {LONG}"],
     )
-    score = {"exact_match": 0.75, "count": 48, "loss": 0.1234, "perplexity": 1.131}
-    (out / "evaluation" / "scores.json").write_text(
-        json.dumps({"languages": {"eu": score, "en": score}})
-    )
-    return out
 
 
-def test_the_page_stands_alone(run: Path):
-    text = page.build_report(run).read_text(encoding="utf-8")
+def test_the_page_loads_nothing():
+    text = report_page(made_up())
     assert '<meta name="viewport" content="width=device-width' in text
+    assert "Content-Security-Policy\" content=\"default-src 'none';" in text
     assert "<script" not in text
-    assert all(
-        link.startswith("data:") for link in re.findall(r"""(?:src|href)=["']?([^\s"'>]*)""", text)
-    ), "something is fetched"
+    links = re.findall(r"""(?:src|href)=["']?([^\s"'>]*)""", text)
+    assert all(link.startswith(("data:", "#")) for link in links), "something is fetched"
     assert not re.findall(r"url\(|@import", text)
-    assert text.count("data:image/png;base64,") == 2 * 4 * 3 + 12
+    assert text.count("data:image/png;base64,") == 2 * 4 * 2 + 2 * 4
+    anchors = {link[1:] for link in links if link.startswith("#")}
+    assert anchors == set(re.findall(r"<div id=(\w+)>", text))
 
 
-def test_the_page_says_what_happened(run: Path):
-    text = page.build_report(run, title="Ikasitakoa & more").read_text(encoding="utf-8")
+def test_the_page_says_what_happened():
+    text = report_page(made_up())
     for words in (
         "Ikasitakoa &amp; more",
         "Which number",
-        "Larger digit",
+        "larger",
         "9 of 12",
         "36 of 48",
         "75.0",
+        "33.3",  # the majority answer's share
         "0.123",
         "1.131",
-        "1,436,512",
+        "1.44\N{NO-BREAK SPACE}million",
+        "4\N{NO-BREAK SPACE}min\N{NO-BREAK SPACE}15\N{NO-BREAK SPACE}s",
+        "align, held out",
+        "12.png: no such image file",
+        "80,000",
+        "12,416",
     ):
         assert words in text, words
-    assert "&lt;b&gt;&amp;&lt;/b&gt;" in text
-    assert "<b>" not in text
-    assert text.count("✓ right") + text.count("✗ wrong") == 36, (
+    assert "backbone, held out" not in text, "a chart without a curve"
+    assert text.count("✓ right") + text.count("✗ wrong") == 24 + 8, (
         "right and wrong are said in words, not by colour alone"
     )
-    assert text.count("<svg") == 3
-    assert (
-        "4\N{NO-BREAK SPACE}min\N{NO-BREAK SPACE}15\N{NO-BREAK SPACE}s" in text
-    )  # 3 x 75.4 + 4.2 + 21.0 + 3.3 = 254.7
+    assert text.count("<svg") == 3 + 2 + 3 * 5
 
 
-def test_a_missing_file_is_named(run: Path):
-    (run / "evaluation" / "answers.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"answers\.jsonl: no such file"):
-        page.build_report(run)
-    assert not (run / "report.html").exists()
+def test_texts_from_data_stay_text():
+    text = report_page(made_up())
+    assert "<b>&</b>" not in text and "<script>" not in text
+    assert HOSTILE in unescape(text)
+    # a text that turns the reading order is in an element of its own direction
+    for around in re.findall(r"<(\w+[^<>]*)>[^<>]*\u202e", text):
+        assert "dir=auto" in around, around
 
 
-@pytest.mark.parametrize(
-    ("key", "language", "kind"),
-    [
-        ("number-eu-000001", "eu", "number"),
-        ("into-it-eu-000001", "eu", "into-it"),
-        ("17", "eu", "question"),
-        ("number-eu-1", "en", "question"),
-    ],
-)
-def test_kind_of(key: str, language: str, kind: str):
-    assert page.kind_of({"id": key, "language": language}) == kind
-
-
-def test_smoothing_has_no_lag_and_keeps_constants():
-    flat = charts.smoothed([(float(x), 2.0) for x in range(100)])
-    assert all(abs(y - 2) < 1e-9 for _, y in flat)
-    assert charts.smoothed([(0.0, 5.0), (1.0, 1.0)]) == [
-        (0.0, 5.0),
-        (1.0, 1.0),
-    ]  # too short to smooth
-    falling = [(float(x), 100.0 - x) for x in range(100)]
-    assert charts.smoothed(falling) == falling
-    jumps = charts.smoothed([(float(x), float(x % 2)) for x in range(300)])
-    assert all(0.4 < y < 0.6 for _, y in jumps[10:-10])
-
-
-def test_a_chart_keeps_inside_its_frame():
-    svg = charts.line_chart(
-        {"eu": [(1.0, 6.5), (2.0, 0.01)], "en": [(1.0, 6.5), (2.0, 0.0101)], "it": []},
-        "step",
-        "loss",
-    )
-    numbers = [
-        tuple(map(float, point.split(",")))
-        for line in re.findall(r'points="([^"]+)"', svg)
-        for point in line.split()
-    ]
-    assert len(numbers) == 8
-    assert all(charts.LEFT <= x <= charts.WIDTH - charts.RIGHT for x, _ in numbers)
-    assert all(charts.TOP <= y <= charts.HEIGHT - charts.BOTTOM for _, y in numbers)
-    names = [float(y) for y in re.findall(r'class="name c\d" x="[\d.]+" y="([\d.]+)"', svg)]
-    assert abs(names[0] - names[1]) >= 14, "names at the ends do not overlap"
-
-
-def test_a_chart_without_steps_says_so():
-    assert charts.line_chart({"eu": []}, "step", "loss") == "<p>No steps yet.</p>"
+def test_a_run_alone_has_no_headings_of_stages():
+    report = made_up()
+    text = report_page(report._replace(stages=report.stages[:1], scores=None, missing=[]))
+    assert "<h3>backbone</h3>" in text, "on the card of its settings"
+    assert text.count("backbone") == 1
+    assert "Scores" not in text and "Answers" not in text and "<details" not in text
+    assert "training loss, last steps" in text
+    assert "No held-out loss was measured" in text
 
 
 @pytest.mark.slow
 @browser.needed
+@pytest.mark.parametrize("languages", [("eu", "en"), tuple("abcdefghij")])
 @pytest.mark.parametrize("width", [1280, 390, 320])
-def test_no_sideways_scrolling_in_a_real_browser(run: Path, tmp_path: Path, width: int):
-    shown = browser.show(page.build_report(run), tmp_path, width)
+def test_no_sideways_scrolling_in_a_real_browser(tmp_path: Path, width: int, languages):
+    page = tmp_path / "report.html"
+    page.write_text(report_page(made_up(languages)), encoding="utf-8")
+    shown = browser.show(page, tmp_path, width)
     assert shown.height > 2000, "the page did not load"
     assert shown.scroll <= shown.client <= width

@@ -15,15 +15,16 @@ from pathlib import Path
 import jax
 
 from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.commands.report.pages import PAGE
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.folders import in_use, new_folder
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.digits.phrases import HEADINGS
 from mllm_jax.digits.records import Counts, make_data
 from mllm_jax.digits.tokenizer import make_tokenizer
-from mllm_jax.report.page import build_report
 
 HOME = "runs/quickstart"  # what the paths in configs/quickstart begin with
 TITLE = "A model that reads handwritten numbers in Basque and English"
@@ -52,9 +53,8 @@ def run(out: str | Path = HOME, share: float = 1.0) -> Path:
         _prepare(out, share)
     # batches of four rows: one device, whatever the machine has
     recipe.run(out / "configs" / "recipe.yaml", out, devices=jax.devices()[:1])
-    page = build_report(out, TITLE)
-    _say(out, page, time.perf_counter() - start)
-    return page
+    _say(out, time.perf_counter() - start)
+    return out / PAGE
 
 
 def configs_folder(name: str) -> Path:
@@ -96,8 +96,9 @@ def _begun(out: Path, share: float) -> bool:
         return False
     mark = out / "quickstart.json"
     require(mark.is_file(), f"--out={out}: exists and is not empty; give another folder")
+    parts = ("evaluation", "hf", PAGE)
     require(
-        not (out / "report.html").exists(),
+        not all((out / part).exists() for part in parts),
         f"--out={out}: holds a finished quickstart; give another folder or remove it",
     )
     before = read_json(mark)["share"]
@@ -125,7 +126,9 @@ def _prepare(out: Path, share: float) -> None:
         sentences = make_data(folder / "data", counts)
         make_tokenizer(sentences, folder / "tokenizer", TEMPLATES["llama3"], model.language.vocab)
         seconds = time.perf_counter() - start
-        write_json(folder / "summary.json", {"stages": [], "seconds": {"data": seconds}})
+        # the recipe goes on with this summary, the report takes its headings from it
+        summary = {"title": TITLE, "kinds": HEADINGS, "stages": [], "seconds": {"data": seconds}}
+        write_json(folder / "summary.json", summary)
         write_json(folder / "quickstart.json", {"share": share})
     made = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
     print(f"made {made} in {seconds:.1f} s: {out / 'data'}", flush=True)
@@ -140,14 +143,14 @@ def _counts(share: float) -> Counts:
     )
 
 
-def _say(out: Path, page: Path, seconds: float) -> None:
+def _say(out: Path, seconds: float) -> None:
     scores = read_json(out / "evaluation" / "scores.json")
     print(f"\ndone in {seconds / 60:.1f} minutes")
     for language, of in scores["languages"].items():
         share = f"{of['exact_match']:.1%} of {of['count']:,} questions"
         print(f"  exact match on held-out pictures, {language}: {share}")
     image = out / "data" / "images" / "test-00000.png"
-    print(f"  page     {page}")
+    print(f"  page     {out / PAGE}")
     print(f"  export   {out / 'hf'} (opens with transformers)")
     print(f"  try it   mllm-jax generate {out / 'instruct'} --image {image} ", end="")
     print("--prompt 'Zein zenbaki da hau?'")

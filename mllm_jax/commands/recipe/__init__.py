@@ -7,7 +7,7 @@ from mllm_jax.commands.flags import Usage, add_cluster
 from mllm_jax.common.errors import require
 
 USAGE = Usage(
-    "stages in order, then evaluation and export",
+    "stages in order, then evaluation, export and report",
     "FILE [--out DIR] [--section.key value ...] [--STAGE.section.key value ...] "
     "[--coordinator HOST:PORT --processes N --process I]",
     overrides=True,

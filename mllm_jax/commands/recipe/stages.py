@@ -1,7 +1,7 @@
 """Stages in order, each from the last one's weights, then evaluation and export.
 
     align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
-    OUT/summary.json
+    OUT/summary.json, OUT/report.html
 
 Everything that can be wrong is looked at before the first stage starts. A recipe that was stopped
 goes on by the same command: finished stages are skipped, an unfinished one is resumed.
@@ -27,6 +27,7 @@ from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.checks import check_folders, check_name, check_questions, check_stages
 from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
+from mllm_jax.commands.report import pages
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
 from mllm_jax.common.json_file import read_json, write_json
@@ -58,8 +59,8 @@ def run(
         overrides: of the recipe, of every stage or of one, see `recipe.overrides`.
 
     Returns:
-        The folder: a run folder per stage, `evaluation/`, `hf/`, and `summary.json` (times,
-        modules, versions).
+        The folder: a run folder per stage, `evaluation/`, `hf/`, `summary.json` (times, modules,
+        versions) and `report.html`.
 
     Raises:
         ConfigError: a file is missing or wrong, stages do not fit each other, or OUT holds other
@@ -98,6 +99,7 @@ def _run(
     if recipe.export is not None and not (out / "hf").exists():
         with summary.timed("export"):
             conversions.to_hf(last, out / "hf", dtype=recipe.export)
+    pages.run(out)
     return out
 
 

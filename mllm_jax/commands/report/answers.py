@@ -1,0 +1,124 @@
+"""An evaluation's folder as the report's scores: groups, majority answers, cards with pictures."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.common.errors import ConfigError, one_line, require
+from mllm_jax.common.json_file import read_json
+from mllm_jax.config.stage import Config
+from mllm_jax.data.images import decode
+from mllm_jax.evaluation.metrics import normalise
+from mllm_jax.report.metrics_file import read_lines
+from mllm_jax.report.views import Answer, Group, Scores
+
+PER_GROUP = 3  # answers of every kind and language on the page
+CARDS = 60  # at most so many in all
+MISSES = 12  # further wrong answers on the page
+KEYS = ("id", "language", "images", "question", "answer", "truth", "correct")
+
+Line = dict[str, Any]  # of answers.jsonl
+Groups = Mapping[tuple[str, str], Sequence[Line]]  # kind, language -> lines
+
+
+def read_scores(
+    folder: Path, config: Config, kinds: Mapping[str, str]
+) -> tuple[Scores | None, list[str]]:
+    """The evaluation in a folder, and lines about what is missing.
+
+    Args:
+        folder: of the run or recipe; the evaluation is in `evaluation/`.
+        config: of the stage that was evaluated: how pictures are prepared.
+        kinds: headings of the kinds of questions, for those that have one.
+
+    Raises:
+        ConfigError: damaged files (named).
+    """
+    path = folder / "evaluation" / "answers.jsonl"
+    if not path.is_file():
+        return None, ["no evaluation yet, so no scores and answers"]
+    lines = list(read_lines(path))
+    for number, line in enumerate(lines, start=1):
+        gone = [key for key in KEYS if key not in line]
+        require(not gone, f"{path}:{number}: {', '.join(gone)} missing; not a line of answers")
+    require(len(lines) > 0, f"{path}: is empty; evaluate again")
+    languages = read_json(folder / "evaluation" / "scores.json")["languages"]
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
+    for line in lines:
+        groups[kind_of(line), line["language"]].append(line)
+    first, misses = _chosen(groups, lines)
+    pictures = _Pictures(config)
+    scores = Scores(
+        languages=languages,
+        groups=[group(*key, of) for key, of in groups.items()],
+        kinds=kinds,
+        answers=[_answer(line, pictures) for line in first],
+        misses=[_answer(line, pictures) for line in misses],
+        count=len(lines),
+    )
+    return scores, pictures.notes()
+
+
+def kind_of(line: Line) -> str:
+    """What a question asks, from its id "<kind>-<language>-<count>"; "question" for other ids."""
+    match = re.fullmatch(rf"(.+)-{re.escape(line['language'])}-\d+", str(line["id"]))
+    return match[1] if match else "question"
+
+
+def group(kind: str, language: str, lines: Sequence[Line]) -> Group:
+    """Counts right answers, and those that the most frequent true answer alone would get right.
+
+    truths: bai, ez, Bai.    ->    majority 2 of 3, "bai"
+    """
+    truths = Counter(normalise(line["truth"]) for line in lines)
+    common, majority = truths.most_common(1)[0]
+    right = sum(bool(line["correct"]) for line in lines)
+    return Group(kind, language, right, len(lines), majority, common)
+
+
+def _chosen(groups: Groups, lines: Iterable[Line]) -> tuple[list[Line], list[Line]]:
+    """The first answers of every group, and wrong ones from all over the rest."""
+    each = max(1, min(PER_GROUP, CARDS // len(groups)))
+    first = [line for of in groups.values() for line in of[:each]][:CARDS]
+    numbers = {id(line) for line in first}
+    misses = [line for line in lines if not line["correct"] and id(line) not in numbers]
+    return first, misses[:: max(1, len(misses) // MISSES)][:MISSES]
+
+
+def _answer(line: Line, pictures: "_Pictures") -> Answer:
+    return Answer(
+        language=line["language"],
+        question=line["question"].replace("<image>", "").strip(),
+        answer=line["answer"],
+        truth=line["truth"],
+        right=bool(line["correct"]),
+        pictures=[pictures.load(image) for image in line["images"]],
+    )
+
+
+class _Pictures:
+    """Reads pictures as the evaluation gave them to the model."""
+
+    def __init__(self, config: Config):
+        # a run's model has the image processor that its data section asks for
+        self._vision, self._fit = config.model.vision, config.data.image_fit
+        self._unread: list[str] = []
+
+    def load(self, path: str) -> Any:
+        """Pixels; or why there are none, in a few words."""
+        if self._vision is None:
+            return "this model reads text only"
+        try:
+            size, mean = self._vision.image_size, self._vision.image_mean
+            return decode.load_pixels(path, size, self._fit, mean)
+        except ConfigError as error:  # moved or removed since the evaluation: said, not hidden
+            self._unread.append(str(error))
+            return one_line(str(error), 120)
+
+    def notes(self) -> list[str]:
+        """One line about pictures that could not be read."""
+        if not self._unread:
+            return []
+        return [f"{len(self._unread)} pictures of answers cannot be read: {self._unread[0]}"]

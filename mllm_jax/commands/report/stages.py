@@ -1,0 +1,210 @@
+"""One run folder as a stage of the report: settings, metrics, shares beside targets, samples."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from mllm_jax.commands.convert import conversions
+from mllm_jax.common.json_file import read_json
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.data import DataConfig
+from mllm_jax.config.stage import Config
+from mllm_jax.data.mixture.weights import record_weights
+from mllm_jax.report import html
+from mllm_jax.report.metrics_file import Metrics, read_metrics
+from mllm_jax.report.views import Facts, Module, Share, Stage
+from mllm_jax.training.optimizer import assign
+
+SAMPLES = 8  # files of samples on the page, the latest ones
+SAMPLE_LETTERS = 20_000  # of one file
+
+
+def read_stage(run: Path, config: Config, entry: Mapping[str, Any] | None) -> Stage:
+    """Reads a run folder.
+
+    Args:
+        run: the folder.
+        config: its config.yaml.
+        entry: the stage's in the recipe's summary.json, once it is finished.
+
+    Raises:
+        ConfigError: no step yet, or damaged files (named).
+    """
+    metrics = read_metrics(run / "metrics.jsonl")
+    inputs = _inputs(run)
+    streams, languages = _shares(run, config.data, metrics)
+    return Stage(
+        name=run.resolve().name,
+        facts=_facts(config, metrics, inputs, entry),
+        modules=_modules(config, entry),
+        metrics=metrics,
+        measure=config.data.weights,
+        streams=streams,
+        languages=languages,
+        samples=_samples(run),
+    )
+
+
+# ---------------------------------------------------------------------------------------- settings
+
+
+def _inputs(run: Path) -> dict[str, Any]:
+    """What the last steps read; empty for a run of an older version."""
+    path = run / "inputs.json"
+    return read_json(path)["inputs"][-1] if path.is_file() else {}
+
+
+def _facts(
+    config: Config, metrics: Metrics, inputs: Mapping[str, Any], entry: Mapping[str, Any] | None
+) -> Facts:
+    data, optimizer = config.data, config.optimizer
+    seconds = entry["seconds"] if entry else metrics.total("step_seconds")
+    planned = inputs.get("steps", config.train.steps)
+    steps = f"{metrics.steps:,}" + (f" of {planned:,}" if planned else "")
+    rate = f"{optimizer.learning_rate:g}, {optimizer.schedule}"
+    rate += f", warm-up {html.percent(optimizer.warmup_ratio)}" if optimizer.warmup_ratio else ""
+    weights = str(config.init.weights or "random")
+    fresh = f", reinitialised: {config.init.fresh}" if config.init.fresh else ""
+    facts = [
+        ("time", html.duration(seconds) + ("" if entry else " in steps")),
+        ("steps", steps),
+        ("batch", f"{data.rows:,} rows × {data.length:,} tokens, {data.image_slots} images a row"),
+        ("weights", weights + fresh),
+        ("learning rate", rate),
+        ("number formats", f"{config.compute.compute}, parameters {config.compute.parameters}"),
+        ("mesh", _mesh(config)),
+        ("seed", str(config.seed)),
+    ]
+    speed = metrics.middle("real_tokens_per_second")
+    facts += [("speed", f"{speed:,.0f} tokens/s")] if speed is not None else []
+    if streams := inputs.get("streams"):
+        examples = sum(stream["examples"] for stream in streams.values())
+        digest = hashlib.blake2b(json.dumps(streams, sort_keys=True).encode(), digest_size=5)
+        facts.append(("data", f"{html.counted(examples, 'example')}, digest {digest.hexdigest()}"))
+    return facts
+
+
+def _mesh(config: Config) -> str:
+    sizes = dataclasses.asdict(config.mesh)
+    return ", ".join(f"{name} {'the rest' if n == -1 else n}" for name, n in sizes.items())
+
+
+def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:
+    """Parameters of each module and how many of them are trained; no weights are read."""
+    shapes = flatten(conversions.abstract(config.model))
+    owner = assign(shapes, config.optimizer.parts)
+    compared = {of["module"]: of for of in entry["modules"]} if entry else {}
+    modules = []
+    for name in dict.fromkeys(path.split("/")[0] for path in shapes):
+        sizes = {p: x.size for p, x in shapes.items() if p.split("/")[0] == name}
+        trained = sum(n for p, n in sizes.items() if config.optimizer.parts[owner[p]].train)
+        prints = compared.get(name, {"before": "", "after": ""})
+        modules.append(
+            Module(name, sum(sizes.values()), trained, prints["before"], prints["after"])
+        )
+    return modules
+
+
+# ------------------------------------------------------------------------------------------ shares
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """What a run's data.json says of a stream, as `weights.record_weights` asks for it."""
+
+    used: int
+    sizes: Float64[np.ndarray, "1"]  # tokens of the mean example
+    images: Float64[np.ndarray, "1"]
+    languages: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.used
+
+
+def _shares(run: Path, data: DataConfig, metrics: Metrics) -> tuple[list[Share], list[Share]]:
+    """Streams and languages with their targets."""
+    targets, by_language = stream_targets(run, data, metrics.steps)
+    streams = [_share(metrics, "stream", name, targets.get(name)) for name in data.streams]
+    languages = [
+        _share(metrics, "language", name, by_language.get(name)) for name in data.languages
+    ]
+    return streams, languages
+
+
+def stream_targets(
+    run: Path, data: DataConfig, steps: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Shares that the config asks for over the first steps, of records or, by weights, of tokens.
+
+    Args:
+        run: the folder, whose data.json says how long examples are.
+        data: the section.
+        steps: done; the weights may change on the way.
+
+    Returns:
+        {stream: share}, {language: share}; the second is empty where a stream holds several
+        languages, both are where the run has no such data.json.
+    """
+    path = run / "data.json"
+    streams = read_json(path).get("streams") if path.is_file() else None
+    if streams is None or any(name not in streams for name in data.streams):
+        return {}, {}
+    counted = [_counted(streams[name], data, name) for name in data.streams]
+    sections = [(0, dataclasses.replace(data, changes={})), *data.weight_changes()]
+    starts = [min(step, steps) for step, _ in sections]
+    shares = np.zeros(len(counted))
+    for (_, section), taken in zip(sections, np.diff([*starts, steps]), strict=True):
+        weights = np.array(record_weights(counted, section))
+        if data.weights == "tokens":
+            weights *= [stream.sizes[0] for stream in counted]
+        shares += taken / steps * weights / weights.sum()
+    targets = dict(zip(data.streams, shares.tolist(), strict=True))
+    if any(len(stream.languages) != 1 for stream in counted):
+        return targets, {}
+    languages = dict.fromkeys(data.languages, 0.0)
+    for stream, share in zip(counted, targets.values(), strict=True):
+        languages[stream.languages[0]] += share
+    return targets, languages
+
+
+def _counted(of: Mapping[str, Any], data: DataConfig, name: str) -> _Counted:
+    mean = np.array([of["tokens"] / max(of["used"], 1)])
+    images = np.array([of["images"] / max(of["used"], 1)])
+    declared = data.streams[name].language
+    # records may name languages of their own, beside the stream's
+    languages = tuple(of["tokens_per_word"]) or ((declared,) if declared else ())
+    return _Counted(of["used"], mean, images, languages)
+
+
+def _share(metrics: Metrics, kind: str, name: str, target: float | None) -> Share:
+    totals = metrics.totals
+    records, tokens, trained = (
+        totals.get(f"share_{what}/{kind}/{name}", 0.0) for what in ("records", "tokens", "trained")
+    )
+    count = int(totals.get(f"total_records/{kind}/{name}", 0))
+    return Share(name, target, records, tokens, trained, count)
+
+
+# ----------------------------------------------------------------------------------------- samples
+
+
+def _samples(run: Path) -> list[tuple[str, str]]:
+    """The latest files of samples/step-<n>.txt, as ("step n", text)."""
+    files = {}
+    for path in (run / "samples").glob("step-*.txt"):
+        if match := re.fullmatch(r"step-0*(\d+)\.txt", path.name):
+            files[int(match[1])] = path
+    latest: Sequence[int] = sorted(files, reverse=True)[:SAMPLES]
+    return [(f"step {step:,}", _text(files[step])) for step in latest]
+
+
+def _text(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text if len(text) <= SAMPLE_LETTERS else f"{text[:SAMPLE_LETTERS]} …"

@@ -1,0 +1,107 @@
+"""Sections about an evaluation: scores beside the majority answer, right and wrong answers."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from mllm_jax.report import html
+from mllm_jax.report.views import Answer, Group, Scores
+
+
+def score_table(scores: Scores) -> str:
+    """Exact match per kind of question and language, beside the most frequent answer's."""
+    cells = {(group.kind, group.language): group for group in scores.groups}
+    kinds = list(dict.fromkeys(group.kind for group in scores.groups))
+    rows = [
+        html.row(
+            scores.kinds.get(kind, kind),
+            (_cell(cells.get((kind, key))) for key in scores.languages),
+        )
+        for kind in kinds
+    ]
+    if len(kinds) > 1:
+        rows.append(html.row("All", (_cell(overall(scores, k)) for k in scores.languages), "all"))
+    rows += [
+        html.row(
+            f"{key} per answer token".capitalize(),
+            (_number(of.get(key)) for of in scores.languages.values()),
+        )
+        for key in ("loss", "perplexity")
+    ]
+    return html.section(
+        "Scores",
+        "Exact match on held-out questions; case and final punctuation are ignored. The mark on a "
+        "bar is what the most frequent true answer of a kind would get, were it given to every "
+        "question; a score at or below the mark shows no skill.",
+        html.table(["Question", *map(html.language_name, scores.languages)], rows, css="scores"),
+    )
+
+
+def overall(scores: Scores, language: str) -> Group:
+    """The sums over all kinds of one language; the majority is that of each kind."""
+    groups = [group for group in scores.groups if group.language == language]
+    right, count, majority = (
+        sum(getattr(group, key) for group in groups) for key in ("right", "count", "majority")
+    )
+    return Group("", language, right, count, majority, "")
+
+
+def answer_sections(scores: Scores) -> str:
+    """Cards of the first answers of every kind and language, then of other wrong ones."""
+    if not scores.answers:
+        return ""
+    note = "The first of every kind and language, as they come. Pictures as the model gets them."
+    text = html.section("Answers", note, _cards(scores.answers))
+    if scores.misses:
+        text += html.section("Wrong answers", "Some of the others.", _cards(scores.misses))
+    return text
+
+
+def _cell(group: Group | None) -> str:
+    if group is None or not group.count:
+        return "–"
+    share, majority = group.right / group.count, group.majority / group.count
+    always = f"most frequent answer {html.percent(majority)}"
+    if group.common:
+        always += f" <q>{escape(_short(group.common))}</q>"
+    return (
+        f"{html.bar(share, majority)}<small>{group.right:,} of {group.count:,}</small>"
+        f"<small>{always}</small>"
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if value < 1e4 else f"{value:.3g}"
+
+
+def _cards(answers: Iterable[Answer]) -> str:
+    return f"<div class=cards>{''.join(map(_card, answers))}</div>"
+
+
+def _card(answer: Answer) -> str:
+    pictures = _pictures(answer.pictures)
+    mark = "<p class='mark right'>✓ right</p>" if answer.right else ""
+    mark = mark or "<p class='mark wrong'>✗ wrong</p>"
+    css = f"card answer{'' if pictures else ' text'}{'' if answer.right else ' miss'}"
+    # every text has a direction of its own, so that none turns the words around it
+    attributes = f"dir=auto lang='{escape(answer.language, quote=True)}'"
+    return (
+        f"<article class='{css}'>{pictures}<div>"
+        f"<p class=ask {attributes}>{escape(answer.question)}</p>"
+        f"<p class=say {attributes}>{escape(answer.answer) or '(nothing)'}</p>"
+        f"<p class=truth><span class=soft>truth:</span> "
+        f"<bdi {attributes}>{escape(answer.truth)}</bdi></p>{mark}</div></article>"
+    )
+
+
+def _pictures(pictures: Sequence) -> str:
+    items = [
+        f"<p class=free>{escape(picture)}</p>"
+        if isinstance(picture, str)
+        else html.picture(picture, "the picture asked about, as the model gets it")
+        for picture in pictures
+    ]
+    return f"<div>{''.join(items)}</div>" if items else ""

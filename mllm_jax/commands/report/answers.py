@@ -103,7 +103,7 @@ class _Pictures:
 
     def __init__(self, config: Config):
         # a run's model has the image processor that its data section asks for
-        self._vision, self._fit = config.model.vision, config.data.image_fit
+        self._vision, self._data = config.model.vision, config.data
         self._unread: list[str] = []
 
     def load(self, path: str) -> Any:
@@ -112,7 +112,7 @@ class _Pictures:
             return "this model reads text only"
         try:
             size, mean = self._vision.image_size, self._vision.image_mean
-            return decode.load_pixels(path, size, self._fit, mean)
+            return decode.load_pixels(path, size, self._data.image_fit, mean)
         except ConfigError as error:  # moved or removed since the evaluation: said, not hidden
             self._unread.append(str(error))
             return one_line(str(error), 120)

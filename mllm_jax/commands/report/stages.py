@@ -115,7 +115,7 @@ def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:
 # ------------------------------------------------------------------------------------------ shares
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Counted:
     """What a run's data.json says of a stream, as `weights.record_weights` asks for it."""
 

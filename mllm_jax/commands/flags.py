@@ -71,6 +71,15 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 class Parser(argparse.ArgumentParser):
     """Reports what is wrong in one line, without the usage: that is what --help is for."""
 
+    overrides = False  # whether --help lists the options of a stage file, too
+
+    def format_help(self) -> str:
+        if not self.overrides:
+            return super().format_help()
+        from mllm_jax.config.reference import options_help  # read for --help alone
+
+        return f"{super().format_help()}\n{options_help()}"
+
     def error(self, message: str) -> NoReturn:
         before, after = f"{self.prog}: error: ", f"; see {self.prog} --help"
         message = one_line(message, LINE - len(before) - len(after))

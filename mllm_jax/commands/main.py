@@ -142,6 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
             usage=written,
             allow_abbrev=False,
         )
+        verb.overrides = usage.overrides
         command.add_arguments(verb)
     return parser
 

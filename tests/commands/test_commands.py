@@ -561,6 +561,15 @@ def test_help_is_quick_and_imports_nothing_heavy(verb: str):
     assert seconds < 1.5  # 0.1 s on an idle machine; the promise is half a second
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_with_overrides_lists_the_options_by_section(capsys, verb: str):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    text = capsys.readouterr().out
+    listed = "\n--optimizer.KEY VALUE\n" in text and "\n  learning_rate (2e-5) " in text
+    assert listed == VERBS[verb].USAGE.overrides
+
+
 @pytest.mark.parametrize(("words", "hint"), [("trian", "train"), ("quick-start", "quickstart")])
 def test_a_misspelt_verb_gets_a_hint(capsys, words: str, hint: str):
     with pytest.raises(SystemExit) as ended:

@@ -5,6 +5,7 @@ takes its slice of the rows, so resuming is a number, and another number of proc
 batches.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -108,29 +109,34 @@ class Loader:
         first = step * self._config.rows
         return [self._plan.row(first + i) for i in range(self._config.rows)]
 
+    def row(self, number: int) -> packing.Row:
+        """One row of the order, numbered over all steps: row k of step s is s * data.rows + k.
+
+        Raises:
+            ConfigError: an image that cannot be decoded.
+        """
+        return self._assemble(self._plan.row(number))[0]
+
     def batch(self, step: int) -> HostBatch:
         """This process's rows of a step. Raises ConfigError for an image that cannot be decoded."""
-        rows, records, planned = [], [], self.rows(step)
-        for number in self._share:
-            examples = [self._streams[ref.stream][ref.record] for ref in planned[number]]
-            pixels = [self._cache[image] for example in examples for image in example.images]
-            row = packing.assemble(
-                examples,
-                pixels,
-                self._config.length,
-                self._config.image_slots,
-                self._patches,
-                self._size,
-            )
-            rows.append(row)
-            records += [example.record for example in examples]
-        batch = packing.stack(rows)
-        seats = batch.image_index >= 0
-        if self._patches and not np.array_equal(seats, batch.tokens == self._model.image_token):
-            raise ValueError(
-                f"step {step}: image tokens and image seats differ; records {records[:5]}"
-            )
-        return HostBatch(batch, records, self._contents(planned))
+        planned = self.rows(step)
+        rows, records = zip(*(self._assemble(planned[k]) for k in self._share), strict=True)
+        contents = self._contents(planned)
+        return HostBatch(packing.stack(rows), list(itertools.chain(*records)), contents)
+
+    def _assemble(self, refs: list[Ref]) -> tuple[packing.Row, list[str]]:
+        """A row of these examples, and "stream/id" of each."""
+        examples = [self._streams[ref.stream][ref.record] for ref in refs]
+        records = [example.record for example in examples]
+        pixels = [self._cache[image] for example in examples for image in example.images]
+        data = self._config
+        row = packing.assemble(
+            examples, pixels, data.length, data.image_slots, self._patches, self._size
+        )
+        tokens, places = row.tokens == self._model.image_token, row.image_index >= 0
+        if self._patches and not np.array_equal(places, tokens):
+            raise ValueError(f"image tokens and their places differ in the row of {records[:5]}")
+        return row, records
 
     def _contents(self, planned: list[list[Ref]]) -> Contents:
         refs = [(self._streams[ref.stream], ref.record) for row in planned for ref in row]

@@ -60,11 +60,24 @@ def folder(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
+def _public_types(file: Path) -> set[ast.stmt]:
+    """Imports that type checkers alone read, in the package's `__init__`: its public names."""
+    if dotted(file) != "mllm_jax":
+        return set()
+    blocks = [node for node in parse(file).body if isinstance(node, ast.If)]
+    return {
+        line for node in blocks if ast.unparse(node.test) == "TYPE_CHECKING" for line in node.body
+    }
+
+
 @cache
 def imports(file: Path) -> list[tuple[str, str]]:
     """(module, "file:line") of all imports; `from mllm_jax.data import loader` is the module."""
     found = []
+    types_alone = _public_types(file)
     for node in ast.walk(parse(file)):
+        if node in types_alone:
+            continue
         if isinstance(node, ast.Import):
             found += [(alias.name, f"{name(file)}:{node.lineno}") for alias in node.names]
         if isinstance(node, ast.ImportFrom):

@@ -81,12 +81,23 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_page_runs_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
-    for block in blocks():
-        exec(compile(block, "docs/python.md", "exec"), {"__name__": "__main__"})
-    printed = capsys.readouterr().out
-    assert "4 tokens for an image" in printed and "% padding" in printed
+@pytest.mark.slow  # trains
+def test_the_page_trains_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
+    execute(blocks()[0])
+    assert "4 tokens for an image" in capsys.readouterr().out
     assert (quickstart / "runs" / "from-python-hf" / "model.safetensors").is_file()
+
+
+def test_the_page_reads_rows_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
+    train, *others = blocks()
+    assert "mllm_jax.train(" in train and len(others) == 1
+    execute(others[0])
+    printed = capsys.readouterr().out
+    assert "32 rows of (96,) tokens" in printed and "% padding" in printed
+
+
+def execute(block: str) -> None:
+    exec(compile(block, "docs/python.md", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.slow  # builds a wheel

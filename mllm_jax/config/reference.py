@@ -186,7 +186,8 @@ compares them.
 - A file is YAML. A key that is not listed here, another type or a value outside its range is
   refused in one line.
 - On the command line any option of a stage file is `--section.key value`, for example
-  `--optimizer.learning_rate 1e-4`. `mllm-jax train --help` lists them.
+  `--optimizer.learning_rate 1e-4`; `mllm-jax train --help` lists them. [From Python](python.md) it
+  is `load_config(path, {"optimizer.learning_rate": 1e-4})`.
 - `NAME` stands for a name that you choose, as of a stream. Ranges are written as in mathematics:
   `[0, 1)` has 0 and everything below 1. `null` is no value.
 """

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors read; `_PUBLIC` is the same for a program
     from mllm_jax.checkpoints.open_model import open_model as open_model
+    from mllm_jax.checkpoints.stage_file import load_config as load_config
     from mllm_jax.commands.convert import conversions as convert
     from mllm_jax.evaluation.runner import evaluate as evaluate
     from mllm_jax.generation.answer import generate as generate
     from mllm_jax.training.loop import train as train
     from mllm_jax.training.mixture import open_mixture as open_mixture
-    from mllm_jax.training.stage_config import load_config as load_config
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +38,7 @@ _PUBLIC = {  # name -> module:attribute, or the module itself
     "convert": "mllm_jax.commands.convert.conversions",
     "evaluate": "mllm_jax.evaluation.runner:evaluate",
     "generate": "mllm_jax.generation.answer:generate",
-    "load_config": "mllm_jax.training.stage_config:load_config",
+    "load_config": "mllm_jax.checkpoints.stage_file:load_config",
     "open_mixture": "mllm_jax.training.mixture:open_mixture",
     "open_model": "mllm_jax.checkpoints.open_model:open_model",
     "train": "mllm_jax.training.loop:train",

@@ -37,7 +37,9 @@ def test_public_names_are_what_type_checkers_read():
     tree = ast.parse(Path(mllm_jax.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    typed = {alias.asname: (node.module, alias.name) for node in imports for alias in node.names}
+    typed = {
+        alias.asname or "": (node.module, alias.name) for node in imports for alias in node.names
+    }
     assert sorted(typed) == NAMES
     for name, (module, attribute) in typed.items():
         assert module is not None

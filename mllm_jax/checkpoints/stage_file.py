@@ -5,7 +5,9 @@
 The config in a run's folder always has the section, so a run can be read without its weights.
 """
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,23 @@ def load(
             model = _model_of(loading.overridden(tree, overrides))
         tree["model"] = loading.to_dict(model)
     return loading.build(Config, loading.overridden(tree, overrides))
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a stage file for a Python program, as the commands do.
+
+        load_config("align.yaml", {"train.steps": 100, "optimizer.learning_rate": 1e-4})
+
+    Args:
+        path: the YAML file.
+        overrides: key of an option with its section -> value; docs/config.md lists all keys.
+
+    Raises:
+        ConfigError: one line naming the key, the value and what is allowed.
+    """
+    # JSON is YAML: one reader checks what comes from here and from the command line
+    words = [f"--{k}={json.dumps(v, default=os.fspath)}" for k, v in (overrides or {}).items()]
+    return load(path, words)
 
 
 def _model_of(tree: dict[Any, Any]) -> "ModelConfig":

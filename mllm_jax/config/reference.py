@@ -219,7 +219,7 @@ def reference() -> str:
 def _section_text(section: SectionOptions) -> str:
     parts = []
     if section.path:
-        optional = {"null": " Optional.", REQUIRED: " Required."}.get(section.default, "")
+        optional = " Optional." if section.default == "null" else ""
         parts.append(f"### {section.path}\n\n{_paragraphs(section.meaning)}{optional}\n")
     if section.options:
         rows = [

@@ -195,7 +195,11 @@ class MeshConfig(Section, at="mesh"):
 
 @dataclass(frozen=True)
 class Config(Section):
-    """One stage, complete in itself. The resolved config in a run folder is itself valid input."""
+    """One stage, complete in itself. The resolved config in a run folder is itself valid input.
+
+    `init`, `data`, `optimizer` and `train` are required. A file may leave out `model`: it is then
+    that of `init.weights`.
+    """
 
     model: ModelConfig
     """What the network is."""

@@ -67,3 +67,24 @@ def test_weights_that_do_not_exist_yet(tmp_path: Path):
 def test_no_weights_and_no_model(tmp_path: Path, init):
     with pytest.raises(ConfigError, match="model: missing; write the section"):
         stage_file.load(write(tmp_path, init))
+
+
+def test_a_program_gives_overrides_as_values(tmp_path: Path):
+    path = write(tmp_path, {"tokenizer": "words"}, model=True)
+    values = {
+        "out": tmp_path / "1e-3",  # text, though YAML would read a number
+        "data.languages": ("eu", "en"),
+        "data.rows": 16,
+        "optimizer.learning_rate": 1e-5,
+        "train.keep_every": None,
+        "data.pack": False,
+        "init.weights": "null",
+    }
+    config = stage_file.load_config(path, values)
+    assert (config.out, config.data.languages) == (str(tmp_path / "1e-3"), ("eu", "en"))
+    assert (config.data.rows, config.data.pack) == (16, False)
+    assert (config.optimizer.learning_rate, config.train.keep_every) == (1e-5, None)
+    assert config.init.weights == "null"
+    assert stage_file.load_config(path) == stage_file.load(path)
+    with pytest.raises(ConfigError, match="unknown key; did you mean 'rows'"):
+        stage_file.load_config(path, {"data.row": 16})

@@ -1,6 +1,5 @@
-"""The way of the data from top to bottom. Load, plan, fill, compile; then the loop."""
+"""Train one stage: load, plan, fill, compile; then the loop."""
 
-import sys
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import Preempted, require
 from mllm_jax.common.hardware import peak_rate
+from mllm_jax.common.log import Log
 from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
@@ -23,7 +23,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
-from mllm_jax.training import flops, metrics, run_folder, run_inputs, state, step
+from mllm_jax.training import flops, metrics, run_folder, run_inputs, run_log, state, step
 from mllm_jax.training.restore import first_params, first_state, restored_state
 from mllm_jax.training.setup import Stage, compile_train_step, place, plan
 from mllm_jax.training.writer import MetricsWriter, NoWriter
@@ -59,7 +59,7 @@ def _train(
     devices: Sequence[Any] | None,
     accept_changed_data: bool,
 ) -> Path:
-    begin = run_folder.check(config, resume)
+    log, begin = Log(), run_folder.check(config, resume)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -73,18 +73,22 @@ def _train(
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     images = config.data.image_slots > 0
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps, images)
+    start = log.seconds
     first = first_params(stage, source, config) if begin.step is None else None
+    seconds = log.seconds - start
     run = _begin(config, source, loader, steps, begin, inputs)
-    if processes.is_first() and (warning := sharding.slow_links(mesh)):
-        print(warning, file=sys.stderr)
+    _describe(log, config, stage, loader, steps, begin, inputs)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
+    start = log.seconds
     if first is not None:
         now = first_state(stage, first, frozen)
     else:
         now = restored_state(stage, checkpoints, frozen, source, config)
+    jax.block_until_ready(now)
     begins = int(now.step)
-    loop = Loop(config, stage, loader, checkpoints, frozen, steps)
+    log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")
+    loop = Loop(config, stage, loader, checkpoints, frozen, steps, log)
     record = _writer(config, steps, begins if begin.resume else None)
     with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
@@ -92,6 +96,7 @@ def _train(
         run_folder.finish(run, writer.last_written)
     if int(now.step) < loop.stop:
         raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; go on with --resume")
+    log(run_log.end(run, int(now.step), steps))
     return run
 
 
@@ -106,12 +111,41 @@ def _begin(
     """The first thing that is written, by process 0, when all processes have checked theirs."""
     processes.barrier("checked")
     if processes.is_first():
-        for words in [*begin.notes, *inputs.notes]:
-            print(f"resume: {words}", file=sys.stderr)
         run = run_folder.prepare(config, source, loader, steps, fresh=begin.step is None)
         run_inputs.write(run, inputs, loader)
     processes.barrier("prepared")
     return Path(config.out)
+
+
+def _describe(
+    log: Log,
+    config: Config,
+    stage: Stage,
+    loader: Loader,
+    steps: int,
+    begin: run_folder.Beginning,
+    inputs: run_inputs.Inputs,
+) -> None:
+    """Logs what the run consists of; not before every check has passed."""
+    for note in [*begin.notes, *inputs.notes]:
+        log(f"resume: {note}")
+    log(run_log.devices(stage.mesh))
+    if warning := sharding.slow_links(stage.mesh):
+        log(warning)
+    for line in run_log.data(config, loader, steps):
+        log(line)
+    log(run_log.parameters(stage.abstract))
+    log(run_log.begin(config, begin.step, steps))
+
+
+def _origin(config: Config, begin: run_folder.Beginning) -> str:
+    """Where the parameters came from."""
+    if begin.step is not None:
+        return f"restored from checkpoint {begin.step}"
+    if config.init.weights is None:
+        return f"random, seed {config.seed}"
+    drawn = f", {config.init.fresh} reinitialised" if config.init.fresh else ""
+    return f"read from {config.init.weights}{drawn}"
 
 
 def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWriter | NoWriter:
@@ -131,8 +165,9 @@ class Loop:
         checkpoints: Checkpoints,
         frozen: FrozenParams,
         steps: int,
+        log: Log,
     ):
-        self.config, self.stage, self.loader = config, stage, loader
+        self.config, self.stage, self.loader, self.log = config, stage, loader, log
         self.checkpoints, self.frozen = checkpoints, frozen
         self.stop = min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
@@ -179,7 +214,9 @@ class Loop:
         rows = data.rows  # of all processes
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
         counts = train.microbatches, len(data.streams), len(data.languages)
-        return compile_train_step(self.stage, now, whole, *counts)
+        compiled = compile_train_step(self.stage, now, whole, *counts)
+        self.log(f"step compiled, {compiled.seconds:.1f} s")
+        return compiled
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config
@@ -227,7 +264,10 @@ class Loop:
     def _save(self, now: state.TrainState) -> None:
         loss, extra = self.losses.take(), {"seed": self.config.seed}
         files = self.frozen.files
-        self.checkpoints.save(int(now.step), now.trainable, now.moments, extra, loss, files)
+        number, start = int(now.step), self.log.seconds
+        self.checkpoints.save(number, now.trainable, now.moments, extra, loss, files)
+        folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
+        self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")
 
 
 def check_source(config: Config, source: ModelSource | None) -> None:

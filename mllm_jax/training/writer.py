@@ -1,20 +1,18 @@
-"""Where a run's lines go: metrics.jsonl, TensorBoard, and a progress bar or plain lines."""
+"""Write the line of each step: metrics.jsonl, TensorBoard, and progress for who watches."""
 
 import json
 import math
 import os
-import sys
 from io import TextIOBase
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from mllm_jax.common.errors import require
 from mllm_jax.common.failures import naming
 from mllm_jax.common.folders import whole_file
 from mllm_jax.training.events import EventFile, append
 from mllm_jax.training.metrics import Line
+from mllm_jax.training.progress import Progress
 
 
 class MetricsWriter:
@@ -24,10 +22,10 @@ class MetricsWriter:
     once.
 
     Args:
-        run_folder: `metrics.jsonl` and `tensorboard/` lie here.
+        run_folder: of `metrics.jsonl` and `tensorboard/`.
         steps: of the whole run.
         resume_step: first step that is done again; None for a fresh run.
-        log_every: steps between printed lines when the output is no terminal.
+        log_every: steps between printed lines when the output is not a terminal.
         output: where to print; standard error when None, so that standard output stays free for
             results.
 
@@ -53,22 +51,9 @@ class MetricsWriter:
         )
         if not fresh and self.path.exists():
             self.last = cut(self.path, resume_step)
-        self._steps, self._log_every = steps, log_every
-        self._output = sys.stderr if output is None else output
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed in `close`)
         self._board = EventFile(Path(run_folder) / "tensorboard", resume_step)
-        terminal = self._output.isatty()
-        self._bar = (
-            tqdm(
-                total=steps,
-                initial=resume_step or 0,
-                file=self._output,
-                unit="step",
-                dynamic_ncols=True,
-            )
-            if terminal
-            else None
-        )
+        self._progress = Progress(steps, resume_step, log_every, output, self.last)
 
     def write(self, line: Line) -> None:
         """Appends the line and shows it. JSON has no NaN: what is not finite is written as null.
@@ -81,24 +66,15 @@ class MetricsWriter:
         text = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
         with naming(self.path):
             append(self._file, text.encode())
-        shown = {n: x for n, x in line.items() if n != "step" and not n.startswith("total_")}
-        self._board.add(line["step"], shown)
-        if self._bar is not None:
-            self._bar.set_postfix_str(summary(line), refresh=False)
-            self._bar.update()
-        elif line["step"] % self._log_every == 0 or line["step"] == self._steps - 1:
-            print(
-                f"step {line['step'] + 1}/{self._steps}  {summary(line)}",
-                file=self._output,
-                flush=True,
-            )
+        scalars = {n: x for n, x in line.items() if n != "step" and not n.startswith("total_")}
+        self._board.add(line["step"], scalars)
+        self._progress.show(line)
 
     def close(self) -> None:
-        """Ends files and bar."""
+        """Ends files and progress."""
         self._file.close()
         self._board.close()
-        if self._bar is not None:
-            self._bar.close()
+        self._progress.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -129,8 +105,8 @@ def cut(path: Path, resume_step: int) -> Line | None:
     A last line without its line end is what a killed run left half written: it goes too.
 
     Raises:
-        ConfigError: a line that is no JSON object with a step (file and line), nothing is changed
-            then.
+        ConfigError: a line that is not a JSON object with a step (file and line); nothing is
+            changed then.
     """
     kept: list[str] = []
     last = None
@@ -150,25 +126,6 @@ def cut(path: Path, resume_step: int) -> Line | None:
         file.flush()
         os.fsync(file.fileno())
     return last
-
-
-def summary(line: Line) -> str:
-    """A line in a few words: loss, loss per language, rates, speed, waiting."""
-    parts = [f"loss {line['loss']:.4f}"]
-    languages = [
-        (n.removeprefix("loss/language/"), v)
-        for n, v in line.items()
-        if n.startswith("loss/language/")
-    ]
-    parts += [f"{name} {value:.3f}" for name, value in languages if len(languages) > 1]
-    rates = {v for n, v in line.items() if n.startswith("learning_rate/")}
-    parts.append("lr " + " ".join(f"{rate:.2e}" for rate in sorted(rates)))
-    parts.append(f"grad {line['grad_norm']:.3f}")
-    parts.append(f"{line['real_tokens_per_second']:,.0f} tokens/s")
-    if "mfu" in line:
-        parts.append(f"MFU {line['mfu']:.1%}")
-    parts.append(f"{line['step_seconds']:.2f} s, {line['data_wait_share']:.0%} waiting")
-    return "  ".join(parts)
 
 
 def _parse(words: str) -> Line | None:

@@ -1,0 +1,79 @@
+"""Describe a run in lines for its log: devices, data, parameters, where it begins and ends."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from mllm_jax.common.trees import flatten
+from mllm_jax.config.stage import Config
+from mllm_jax.data.index.stream import StreamIndex
+from mllm_jax.data.loader import Loader
+from mllm_jax.training.state import TrainState
+
+
+def devices(mesh: Mesh) -> str:
+    """What the run computes on."""
+    kind = mesh.devices.flat[0].device_kind
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    count = jax.process_count()
+    several = f" of {count} processes" if count > 1 else ""
+    return f"devices: {mesh.size} x {kind}{several}; mesh {axes}"
+
+
+def data(config: Config, loader: Loader, steps: int) -> Iterator[str]:
+    """What is read: a line for every stream, and one for the whole run."""
+    shares = loader.shares(steps)
+    for stream in loader.streams:
+        yield f"stream {stream.name}: {_contents(stream)}, {shares[stream.name]:.1%} of the mixture"
+    rows, length = config.data.rows, config.data.length
+    images = f" and {config.data.image_slots} images" if config.data.image_slots else ""
+    total = f"{loader.total_records:,} examples"
+    yield f"data: {total}; a batch is {rows} rows of {length:,} tokens{images}"
+
+
+def _contents(stream: StreamIndex) -> str:
+    """Examples and tokens of a stream, and how many of its records are left out."""
+    tokens = int(stream.sizes.sum())
+    left = sum(stream.faults.values()) + sum(stream.dropped.values())
+    out = f" ({left:,} records left out)" if left else ""
+    return f"{len(stream):,} examples{out}, {tokens:,} tokens, {stream.trained:,} of them trained"
+
+
+def parameters(abstract: TrainState) -> str:
+    """How many parameters of each module are trained and frozen."""
+    counts = [_by_module(tree) for tree in (abstract.trainable, abstract.frozen)]
+    modules = sorted(counts[0] | counts[1], key=("vision", "connector", "language").index)
+    parts = []
+    for module in modules:
+        of = zip((each[module] for each in counts), ("trained", "frozen"), strict=True)
+        parts.append(f"{module} " + " + ".join(f"{n:,} {state}" for n, state in of if n))
+    return f"parameters: {'; '.join(parts)}"
+
+
+def _by_module(params: Any) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for path, leaf in flatten(params).items():
+        counts[path.split("/")[0]] += math.prod(leaf.shape)
+    return counts
+
+
+def begin(config: Config, step: int | None, steps: int) -> str:
+    """Where the run writes and at which step it begins."""
+    last = min(steps, config.train.stop_at or steps)
+    resumed = "" if step is None else f", resumed after step {step:,}"
+    return f"run folder: {config.out}{resumed}; trains to step {last:,} of {steps:,}"
+
+
+def end(run: Path, step: int, steps: int) -> str:
+    """What there is now, and what can be done with it."""
+    if step < steps:
+        return f"done: stopped at step {step:,} of {steps:,}; continue {run} with --resume"
+    return (
+        f"done: {step:,} steps; {run} is the trained model, for mllm-jax evaluate, generate, "
+        "convert and the next stage"
+    )

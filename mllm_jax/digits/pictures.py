@@ -31,7 +31,7 @@ class Picture(NamedTuple):
 
     file: str  # name inside the image folder
     number: int  # 0 to 99
-    tens: int  # which scan stands left; an index into the scans it was made from
+    tens: int  # which scan is on the left; an index into the scans it was made from
     ones: int
 
 
@@ -52,10 +52,10 @@ def split_scans(test_share: float = 0.2, seed: int = 0) -> tuple[Scans, Scans]:
     rng = np.random.default_rng(seed)
     train, test = [], []
     for digit in range(10):
-        found = rng.permutation(np.flatnonzero(data.target == digit))
-        cut = round(test_share * len(found))
-        test.append(found[:cut])
-        train.append(found[cut:])
+        scans = rng.permutation(np.flatnonzero(data.target == digit))
+        cut = round(test_share * len(scans))
+        test.append(scans[:cut])
+        train.append(scans[cut:])
     first, second = np.concatenate(train), np.concatenate(test)
     return Scans(pixels[first], data.target[first]), Scans(pixels[second], data.target[second])
 

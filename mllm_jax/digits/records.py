@@ -132,9 +132,9 @@ def calculate(language: str, rng: np.random.Generator) -> Iterator[Record]:
         small = int(rng.integers(10))
         result = int(rng.integers(100 - small))
         first, truth = (result, result + small) if kind == "plus" else (result + small, result)
-        words = [name(first, language), name(small, language)]
+        terms = [name(first, language), name(small, language)]
         wordings = phrases.PLUS if kind == "plus" else phrases.MINUS
-        question = phrases.opening(_pick(wordings[language], rng).format(*words))
+        question = phrases.opening(_pick(wordings[language], rng).format(*terms))
         yield _record(
             f"{kind}-{language}-{count:06d}", language, [(question, name(truth, language))]
         )
@@ -171,8 +171,8 @@ def _figures(number: int, language: str, rng: np.random.Generator) -> tuple[str,
 
 def _next(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:
     first = min(number, 96)
-    words = [name(first + i, language) for i in range(4)]
-    return "next", phrases.NEXT[language].format(*words[:3]), words[3]
+    names = [name(first + i, language) for i in range(4)]
+    return "next", phrases.NEXT[language].format(*names[:3]), names[3]
 
 
 def _sentence(number: int, language: str, rng: np.random.Generator) -> tuple[str, str, str]:

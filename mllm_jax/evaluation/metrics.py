@@ -57,12 +57,12 @@ def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores
     """
     scores = {}
     for language in languages:
-        own = [answer for answer in answers if answer["language"] == language]
+        group = [answer for answer in answers if answer["language"] == language]
         scores[language] = {
-            "count": len(own),
-            "exact_match": sum(answer["correct"] for answer in own) / len(own),
-            **_losses(own, language),
-            "unfinished": sum(not answer["finished"] for answer in own),
+            "count": len(group),
+            "exact_match": sum(answer["correct"] for answer in group) / len(group),
+            **_losses(group, language),
+            "unfinished": sum(not answer["finished"] for answer in group),
         }
     return scores
 
@@ -88,14 +88,14 @@ def table(scores: Scores) -> str:
     rows = [
         (
             language,
-            str(own["count"]),
-            f"{100 * own['exact_match']:.1f} %",
-            _cell(own["loss"], ".4f"),
-            _cell(own["perplexity"], ".4g"),
-            _cell(own["answer_tokens"], "d"),
-            str(own["unfinished"]),
+            str(of["count"]),
+            f"{100 * of['exact_match']:.1f} %",
+            _cell(of["loss"], ".4f"),
+            _cell(of["perplexity"], ".4g"),
+            _cell(of["answer_tokens"], "d"),
+            str(of["unfinished"]),
         )
-        for language, own in scores.items()
+        for language, of in scores.items()
     ]
     return markdown_table(COLUMNS, rows)
 

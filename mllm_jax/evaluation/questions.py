@@ -57,16 +57,16 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
         return record
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, range(len(source))))
-    refused = [item for item in found if isinstance(item, FaultLine)]
+        items = list(pool.map(read, range(len(source))))
+    refused = [item for item in items if isinstance(item, FaultLine)]
     if refused:
-        raise ConfigError(refusal(stream.path, refused, len(found)))
+        raise ConfigError(refusal(stream.path, refused, len(items)))
     if unread:
         counts = Counter(unread).most_common(NAMED_KEYS)
         names = ", ".join(f"{key} ({count:,})" for key, count in counts)
         print(f"{stream.path}: keys that nothing reads: {names}", flush=True)
-    require(len(found) > 0, f"{stream.path}: no records (data.streams.{name}.path)")
-    return [item for item in found if isinstance(item, Record)]
+    require(len(items) > 0, f"{stream.path}: no records (data.streams.{name}.path)")
+    return [item for item in items if isinstance(item, Record)]
 
 
 def languages_in(path: str | Path) -> tuple[str, ...]:

@@ -4,11 +4,10 @@
                                             |  greedy answer to the prompt
                                             |  loss of the truth, teacher-forced
 
-What was said before a question is the truth, not the model's own answer. A chat template that does
-not end answers, as LLaVA-1.5's on the Hub, has no loss of an answer: its answers are scored alone.
-Everything needed to
-repeat a score lies in the folder: every raw answer, the settings, the versions, checksums of data
-and template.
+The turns before a question are the true ones, not the model's own answers. A chat template that
+does not end answers, as LLaVA-1.5's on the Hub, has no loss of an answer: its answers are scored
+alone. The folder holds everything that is needed to repeat a score: every raw answer, the settings,
+the versions, checksums of data and template.
 """
 
 import functools
@@ -90,8 +89,8 @@ def evaluate(
 
     Raises:
         ConfigError: no such model or file, records that cannot be used (named), prompts that are
-            too long, an OUT that exists and is not empty, or no OUT for a model that is no run
-            folder.
+            too long, an OUT that exists and is not empty, or no OUT for a model that is not a
+            run folder.
     """
     require(rows > 0, f"rows={rows} must be positive")
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
@@ -200,26 +199,26 @@ def answer_all(
         pictures = _read_ahead(opened, [[items[i] for i in batch.items] for batch in batches], pool)
         for batch, seen in zip(batches, pictures, strict=True):
             interrupts.check()
-            own = [items[i] for i in batch.items]
-            said = opened.answer(
-                [i.prompt for i in own],
+            chosen = [items[i] for i in batch.items]
+            output_ids = opened.answer(
+                [i.prompt for i in chosen],
                 seen,
                 max_new_tokens,
                 numbers=batch.items,
                 rows=batch.rows,
                 slots=batch.slots,
             )
-            losses = _losses(opened, own, seen, batch.rows, batch.slots)
-            for n, (number, item) in enumerate(zip(batch.items, own, strict=True)):
-                lines[number] = _line(opened, item, said[n], *losses[n])
-            bar.update(len(own))
+            losses = _losses(opened, chosen, seen, batch.rows, batch.slots)
+            for n, (number, item) in enumerate(zip(batch.items, chosen, strict=True)):
+                lines[number] = _line(opened, item, output_ids[n], *losses[n])
+            bar.update(len(chosen))
     yield from (lines[number] for number in range(len(items)))
 
 
 def _line(
-    opened: Answerer, item: Item, said: list[int], loss: float | None, tokens: int | None
+    opened: Answerer, item: Item, output_ids: list[int], loss: float | None, tokens: int | None
 ) -> dict[str, Any]:
-    answer = opened.text(said).strip()
+    answer = opened.text(output_ids).strip()
     return {
         "id": item.record.id,
         "turn": item.turn,
@@ -231,8 +230,8 @@ def _line(
         "correct": scoring.exact_match(answer, item.truth),
         "loss": None if loss is None or tokens is None else loss / tokens,
         "tokens": tokens,
-        "finished": said[-1] in opened.ends,
-        "answer_ids": said,
+        "finished": output_ids[-1] in opened.ends,
+        "answer_ids": output_ids,
     }
 
 

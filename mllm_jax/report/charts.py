@@ -200,8 +200,8 @@ def _path(frame: _Frame, points: Points) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.place(*p) for p in thinned(points)))
 
 
-def _text(css: str, x: float, y: float, words: str, more: str = "") -> str:
-    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" {more}>{escape(words)}</text>'
+def _text(css: str, x: float, y: float, text: str, more: str = "") -> str:
+    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'
 
 
 def _line(css: str, y: float, frame: _Frame) -> str:
@@ -210,10 +210,10 @@ def _line(css: str, y: float, frame: _Frame) -> str:
 
 
 def _y_axis(frame: _Frame, ticks: Sequence[float], labels: Sequence[str]) -> Iterator[str]:
-    for tick, words in zip(ticks, labels, strict=True):
+    for tick, label in zip(ticks, labels, strict=True):
         y = frame.place(frame.first, tick)[1]
         yield _line("rule", y, frame)
-        yield _text("tick", frame.left - 6, y + 4, words, 'text-anchor="end"')
+        yield _text("tick", frame.left - 6, y + 4, label, 'text-anchor="end"')
 
 
 def _labels(ticks: Sequence[float], scale: str) -> list[str]:
@@ -260,8 +260,8 @@ def _x_axis(frame: _Frame) -> Iterator[str]:
     base = frame.high if frame.log else frame.low
     while tick <= frame.last:
         x = frame.place(tick, base)[0]
-        words = number(tick, frame.last)
-        yield _text("tick", x, HEIGHT - BOTTOM + 16, words, 'text-anchor="middle"')
+        label = number(tick, frame.last)
+        yield _text("tick", x, HEIGHT - BOTTOM + 16, label, 'text-anchor="middle"')
         tick += step
     yield _line("axis", HEIGHT - BOTTOM, frame)
 

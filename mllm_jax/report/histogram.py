@@ -31,10 +31,10 @@ def length_histogram(sizes: Int64[np.ndarray, "n"], length: int, colour: int) ->
             continue
         high = max(1.0, height * count / max(counts))  # a single example is still to be seen
         x, y = LEFT + n * width / len(counts), HEIGHT - BOTTOM - high
-        words = f"{edges[n] + 1} to {edges[n + 1]} tokens: {html.counted(count, 'example')}"
+        label = f"{edges[n] + 1} to {edges[n + 1]} tokens: {html.counted(count, 'example')}"
         bars.append(
             f'<rect class="c{colour % 6}" x="{x:.1f}" y="{y:.1f}" height="{high:.1f}" '
-            f'width="{max(1.0, width / len(counts) - 1):.1f}"><title>{words}</title></rect>'
+            f'width="{max(1.0, width / len(counts) - 1):.1f}"><title>{label}</title></rect>'
         )
     middle = int(np.median(sizes))
     label = f"{html.counted(len(sizes), 'example')}, {middle} tokens in the middle"
@@ -54,7 +54,7 @@ def _axis(length: int) -> Iterator[str]:
     yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         x = LEFT + share * (WIDTH - LEFT - RIGHT)
-        words = f"{round(share * length):,}"
-        yield f'<text class="tick" x="{x}" y="{y + 16}" text-anchor="{anchor}">{words}</text>'
+        label = f"{round(share * length):,}"
+        yield f'<text class="tick" x="{x}" y="{y + 16}" text-anchor="{anchor}">{label}</text>'
     title = f'<text class="title" x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
     yield f"{title}tokens of an example</text>"

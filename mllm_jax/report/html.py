@@ -109,7 +109,7 @@ def language_name(code: str) -> str:
 
 
 def language_and_code(code: str) -> str:
-    """eu -> Basque (eu); a code that is not known here stands alone."""
+    """eu -> Basque (eu); a code without a name here stays as it is."""
     return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code
 
 
@@ -128,5 +128,5 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    words = [f"{value} {unit}" for value, unit in parts if value] or ["0 s"]
-    return " ".join(words[:2]).replace(" ", "\N{NO-BREAK SPACE}")
+    texts = [f"{value} {unit}" for value, unit in parts if value] or ["0 s"]
+    return " ".join(texts[:2]).replace(" ", "\N{NO-BREAK SPACE}")

@@ -24,11 +24,11 @@ class StepView(NamedTuple):
     step: int
     steps: int | None  # of the run; None: not counted
     batch: Batch  # all rows of the step, as numpy arrays
-    patches: int  # seats of one image
-    rows: Sequence[RowView]  # the first of them, as they are shown
+    patches: int  # placeholders of one image
+    rows: Sequence[RowView]  # the first of them
     sizes: Mapping[str, Int64[np.ndarray, "n"]]  # stream -> tokens of all its examples
     sample: mixture.Sample
-    wished: mixture.Wished
+    target: mixture.Target
     report: Mapping[str, Any]  # the loader's
 
 
@@ -39,8 +39,8 @@ def inspect_page(view: StepView) -> str:
     note = f"The first {len(view.rows)} of {html.counted(len(view.batch.tokens), 'row')}."
     sections = (
         html.section("Rows", f"{note} Point at a token, or tap it, to learn more.", LEGEND + cards),
-        mixture.lengths(view.sizes, view.wished.length),
-        mixture.shares(view.sample, view.wished),
+        mixture.lengths(view.sizes, view.target.length),
+        mixture.shares(view.sample, view.target),
         mixture.left_out(view.report),
     )
     named = zip(PARTS, sections, strict=True)
@@ -48,7 +48,7 @@ def inspect_page(view: StepView) -> str:
     return html.document(title, _head(title, view) + body, "style.css", "inspect.css")
 
 
-def _head(title: str, view: StepView) -> str:
+def _head(heading: str, view: StepView) -> str:
     batch = view.batch
     filled = int((batch.segments > 0).sum())
     trained = int((np.asarray(batch.weights) > 0).sum())
@@ -61,9 +61,9 @@ def _head(title: str, view: StepView) -> str:
     if slots:
         images = int((batch.image_index >= 0).sum()) // view.patches
         figures.append((f"images in {html.counted(slots, 'slot')}", f"{images:,}"))
-    links = " ".join(f"<a href='#{name}'>{words}</a>" for name, words in PARTS.items())
+    links = " ".join(f"<a href='#{name}'>{title}</a>" for name, title in PARTS.items())
     return (
-        f"<header><h1>{escape(title)}</h1><p class=soft>{escape(_about(view))}</p>"
+        f"<header><h1>{escape(heading)}</h1><p class=soft>{escape(_about(view))}</p>"
         f"{html.figures(figures)}<nav>{links}</nav></header>\n"
     )
 

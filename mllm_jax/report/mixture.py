@@ -1,4 +1,4 @@
-"""Sections about the whole mixture: lengths, shares wished and realised, what was left out."""
+"""Sections about the whole mixture: lengths, target and realised shares, what was left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -21,12 +21,12 @@ class Sample(NamedTuple):
     rows: int  # in these steps
     streams: Int64[np.ndarray, "n"]  # number of each example's stream
     languages: Int64[np.ndarray, "n"]
-    tokens: Int64[np.ndarray, "n"]  # image seats included
+    tokens: Int64[np.ndarray, "n"]  # image placeholders included
     trained: Int64[np.ndarray, "n"]
     images: Int64[np.ndarray, "n"]
 
 
-class Wished(NamedTuple):
+class Target(NamedTuple):
     """What the config asks for."""
 
     weights: Mapping[str, float]  # stream -> weight
@@ -40,17 +40,17 @@ def lengths(sizes: Mapping[str, Int64[np.ndarray, "n"]], length: int) -> str:
     figures = []
     for n, (name, of) in enumerate(sizes.items()):
         middle, most = int(np.median(of)), int(of.max())
-        words = f"{html.counted(len(of), 'example')}; half have at most {middle:,} tokens, "
-        words += f"the longest {most:,}"
+        about = f"{html.counted(len(of), 'example')}; half have at most {middle:,} tokens, "
+        about += f"the longest {most:,}"
         figures.append(
-            f"<figure class=card><h3>{escape(name)}</h3><p class=note>{words}</p>"
+            f"<figure class=card><h3>{escape(name)}</h3><p class=note>{about}</p>"
             f"{length_histogram(of, length, n)}</figure>"
         )
-    note = f"All examples that fit a row of {length:,} tokens, image seats included."
+    note = f"All examples that fit a row of {length:,} tokens, image placeholders included."
     return html.section("Lengths", note, f"<div class=charts>{''.join(figures)}</div>")
 
 
-def shares(sample: Sample, wished: Wished) -> str:
+def shares(sample: Sample, target: Target) -> str:
     """Tables per stream and language, and how full the rows are."""
     first, last = sample.steps[0], sample.steps[-1]
     note = (
@@ -59,15 +59,15 @@ def shares(sample: Sample, wished: Wished) -> str:
         "share of records. A language's follows from its share in the streams' records here."
     )
     head = ("target", "records", "tokens", "trained")
-    targets = _targets(sample, wished)
-    codes = range(len(wished.languages))
+    targets = _targets(target)
+    codes = range(len(target.languages))
     by_language = (sample.languages == code for code in codes)
     by_stream = (sample.streams == n for n in range(len(targets)))
-    names = list(map(html.language_and_code, wished.languages))
+    names = list(map(html.language_and_code, target.languages))
     body = [
         html.table(
             ("stream", *head),
-            _share_rows(sample, list(wished.weights), by_stream, targets),
+            _share_rows(sample, list(target.weights), by_stream, targets),
             css="shares",
         ),
         html.table(
@@ -75,7 +75,7 @@ def shares(sample: Sample, wished: Wished) -> str:
             _share_rows(sample, names, by_language, _language_targets(sample, targets, len(codes))),
             css="shares",
         ),
-        html.facts(_fill(sample, wished)),
+        html.facts(_fill(sample, target)),
     ]
     return html.section("Shares", note, "".join(body))
 
@@ -96,15 +96,15 @@ def left_out(report: Mapping[str, Any]) -> str:
     return html.section("Left out", note, html.table(head, rows, css="left-out"))
 
 
-def _counts(found: Mapping[str, int]) -> str:
-    total = sum(found.values())
-    names = ", ".join(f"{count:,} {name}" for name, count in found.items())
+def _counts(by_name: Mapping[str, int]) -> str:
+    total = sum(by_name.values())
+    names = ", ".join(f"{count:,} {name}" for name, count in by_name.items())
     return f"{total:,}" + (f" <small>{escape(names)}</small>" if total else "")
 
 
-def _targets(sample: Sample, wished: Wished) -> list[float]:
-    total = sum(wished.weights.values())
-    return [weight / total for weight in wished.weights.values()]
+def _targets(target: Target) -> list[float]:
+    total = sum(target.weights.values())
+    return [weight / total for weight in target.weights.values()]
 
 
 def _language_targets(sample: Sample, targets: Sequence[float], count: int) -> list[float]:
@@ -127,10 +127,10 @@ def _share_rows(
         yield html.row(name, (html.percent(target), *cells))
 
 
-def _fill(sample: Sample, wished: Wished) -> Iterator[tuple[str, str]]:
-    places = sample.rows * wished.length
+def _fill(sample: Sample, target: Target) -> Iterator[tuple[str, str]]:
+    places = sample.rows * target.length
     yield "padding", f"{html.percent(1 - sample.tokens.sum() / places)} of {places:,} tokens"
-    slots = sample.rows * wished.image_slots
+    slots = sample.rows * target.image_slots
     if slots:
         share = html.percent(sample.images.sum() / slots)
         yield "image slots in use", f"{share} of {slots:,}"

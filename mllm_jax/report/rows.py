@@ -38,7 +38,7 @@ class RowView(NamedTuple):
     positions: Int32[np.ndarray, "T"]
     image_index: Int32[np.ndarray, "T"]
     pixels: UInt8[np.ndarray, "I height width C"]
-    patches: int  # seats of one image
+    patches: int  # placeholders of one image
     origins: Sequence[Origin]  # of segments 1, 2, ...
     texts: Mapping[int, str]  # of all tokens and targets; bytes as `surrogateescape` writes them
     control: frozenset[int]  # tokens that are no text
@@ -48,8 +48,8 @@ LEGEND = (
     "<ul class=key>"
     "<li><u class=t>trained</u> counts in the loss</li>"
     "<li><span class=t>not trained</span> is only read</li>"
-    "<li><span class='t x'>&lt;|control|&gt;</span> is no text</li>"
-    "<li><span class='t image'>image 1 × 4</span> seats of a picture</li>"
+    "<li><span class='t x'>&lt;|control|&gt;</span> is not text</li>"
+    "<li><span class='t image'>image 1 × 4</span> placeholders of a picture</li>"
     "<li><span class='t pad'>padding × 9</span> the unused end</li>"
     "<li><span class=t><i class=space>␣</i> <i class=space>↵</i></span> space, new line</li>"
     "<li><span class=t><i class=byte>c3</i></span> a byte of a character</li></ul>"
@@ -60,18 +60,18 @@ def row_card(row: RowView) -> str:
     """The card of a row."""
     used = row.image_index.max(initial=-1) // max(row.patches, 1) + 1
     filled, trained = int((row.segments > 0).sum()), int((row.weights > 0).sum())
-    words = [
+    counts = [
         html.counted(len(row.origins), "example"),
         f"{filled:,} of {html.counted(len(row.tokens), 'token')}",
         f"{trained:,} trained",
     ]
     if len(row.pixels):
-        words.append(f"{used} of {html.counted(len(row.pixels), 'image slot')}")
+        counts.append(f"{used} of {html.counted(len(row.pixels), 'image slot')}")
     trained_here = _trained(row)
     segments = (_segment(row, trained_here, s) for s in range(1, len(row.origins) + 1))
     return (
         f"<article class='card inspected'><h3>Row {row.number}</h3>"
-        f"<p class=note>{', '.join(words)}</p>{_pictures(row, int(used))}"
+        f"<p class=note>{', '.join(counts)}</p>{_pictures(row, int(used))}"
         f"{''.join(segments)}{_padding(len(row.tokens) - filled)}</article>\n"
     )
 
@@ -122,12 +122,12 @@ def _trained(row: RowView) -> Bool[np.ndarray, "T"]:
 
 def _segment(row: RowView, trained: Bool[np.ndarray, "T"], number: int) -> str:
     origin = row.origins[number - 1]
-    where = np.flatnonzero(row.segments == number)
+    places = np.flatnonzero(row.segments == number)
     about = [
         html.language_and_code(origin.language),
         f"epoch {origin.epoch}",
-        html.counted(len(where), "token"),
-        f"{int(trained[where].sum()):,} trained",
+        html.counted(len(places), "token"),
+        f"{int(trained[places].sum()):,} trained",
         f"position {origin.position:,} of the mixture",
     ]
     return (
@@ -135,63 +135,63 @@ def _segment(row: RowView, trained: Bool[np.ndarray, "T"], number: int) -> str:
         f"<span class=slash>/</span> {escape(origin.record)}</h4>"
         f"<p class=about>{escape(', '.join(about))}</p>"
         f"<p class=flow lang='{escape(origin.language, quote=True)}'>"
-        f"{''.join(_flow(row, trained, where))}</p></section>"
+        f"{''.join(_flow(row, trained, places))}</p></section>"
     )
 
 
 def _flow(
-    row: RowView, trained: Bool[np.ndarray, "T"], where: Int64[np.ndarray, "n"]
+    row: RowView, trained: Bool[np.ndarray, "T"], places: Int64[np.ndarray, "n"]
 ) -> Iterator[str]:
     """The tokens of a segment, each on a source line; an image is one chip, a turn a new line."""
-    shown = visible_html(
-        "" if row.image_index[place] >= 0 else row.texts[int(row.tokens[place])] for place in where
+    texts = visible_html(
+        "" if row.image_index[place] >= 0 else row.texts[int(row.tokens[place])] for place in places
     )
-    seats: list[int] = []  # places of the image that is being gone through
-    for place, text in zip(where.tolist(), shown, strict=True):
-        if seats and _slot(row, place) != _slot(row, seats[0]):
-            yield _image(row, seats)
-            seats = []
+    placeholders: list[int] = []  # places of the image that is being gone through
+    for place, text in zip(places.tolist(), texts, strict=True):
+        if placeholders and _slot(row, place) != _slot(row, placeholders[0]):
+            yield _image(row, placeholders)
+            placeholders = []
         if _slot(row, place) >= 0:
-            seats.append(place)
+            placeholders.append(place)
         else:
             yield _token(row, place, text, bool(trained[place]))
-    if seats:
-        yield _image(row, seats)
+    if placeholders:
+        yield _image(row, placeholders)
 
 
 def _slot(row: RowView, place: int) -> int:
-    """Image slot of a seat; -1 for text."""
+    """Image slot of a placeholder; -1 for text."""
     return int(row.image_index[place]) // max(row.patches, 1)
 
 
-def _image(row: RowView, seats: list[int]) -> str:
-    name = _slot(row, seats[0]) + 1
-    first = row.positions[seats[0]]
-    said = (
-        f"places {seats[0]} to {seats[-1]} of the row · id {row.tokens[seats[0]]} · "
-        f"example {row.segments[seats[0]]}, positions {first} to {row.positions[seats[-1]]} · "
+def _image(row: RowView, places: list[int]) -> str:
+    name = _slot(row, places[0]) + 1
+    first = row.positions[places[0]]
+    title = (
+        f"places {places[0]} to {places[-1]} of the row · id {row.tokens[places[0]]} · "
+        f"example {row.segments[places[0]]}, positions {first} to {row.positions[places[-1]]} · "
         "weight 0"
     )
-    link = f"href='#row{row.number}-image{name}' title='{said}'"
-    return f"<a class='t image' {link}>image {name} × {len(seats):,}</a>\n"
+    link = f"href='#row{row.number}-image{name}' title='{title}'"
+    return f"<a class='t image' {link}>image {name} × {len(places):,}</a>\n"
 
 
 def _token(row: RowView, place: int, text: str, trained: bool) -> str:
     token, tag = int(row.tokens[place]), "u" if trained else "span"
     css = "'t x'" if token in row.control else "t"
-    said = escape(_said(row, place), quote=True)
+    title = escape(_title(row, place), quote=True)
     end = "<br>" if row.texts[token].endswith("\n") else ""
-    return f"<{tag} class={css} title='{said}'>{text}</{tag}>{end}\n"
+    return f"<{tag} class={css} title='{title}'>{text}</{tag}>{end}\n"
 
 
-def _said(row: RowView, place: int) -> str:
+def _title(row: RowView, place: int) -> str:
     """What is known of a token, in one line."""
-    own = row.weights[place - 1] if row.positions[place] > 0 else 0
+    weight = row.weights[place - 1] if row.positions[place] > 0 else 0
     last = place + 1 == len(row.tokens) or row.segments[place + 1] != row.segments[place]
     target = int(row.targets[place])
     follows = f"“{visible(row.texts[target])}”, id {target}, weight {row.weights[place]:g}"
     return (
         f"place {place} of the row · id {row.tokens[place]} · example {row.segments[place]}, "
-        f"position {row.positions[place]} · weight {own:g} · "
+        f"position {row.positions[place]} · weight {weight:g} · "
         f"target: {'none, the example ends' if last else follows}"
     )

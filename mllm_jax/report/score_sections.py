@@ -29,7 +29,7 @@ def score_table(scores: Scores) -> str:
     ]
     return html.section(
         "Scores",
-        "Exact match on held-out questions; case and final punctuation are ignored. The mark on a "
+        "Exact match; case and final punctuation are ignored. The mark on a "
         "bar is what the most frequent true answer of a kind would get, were it given to every "
         "question; a score at or below the mark shows no skill.",
         html.table(["Question", *map(html.language_name, scores.languages)], rows, css="scores"),

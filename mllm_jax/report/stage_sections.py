@@ -20,6 +20,8 @@ def losses(stages: Sequence[Stage]) -> str:
         charts.append(figure(f"{before}training", _training(stage, names), axes))
         if heldout := _heldout(stage, names):
             charts.append(figure(f"{before}held out", heldout, axes))
+        if streams := _heldout_streams(stage):
+            charts.append(figure(f"{before}held out by stream", streams, axes))
     note = "In nats per trained token; every step faint, the running mean strong."
     if not any(_heldout(stage, names) for stage in stages):
         note += " No held-out loss was measured during training."
@@ -102,16 +104,17 @@ def _training(stage: Stage, names: Sequence[str]) -> list[Curve]:
 
 
 def _heldout(stage: Stage, names: Sequence[str]) -> list[Curve]:
-    curves = stage.metrics.under(f"{HELDOUT}/")
-    by_name = {key.removeprefix("language/"): points for key, points in curves.items()}
-    streams = [name for name in by_name if name.startswith("stream/")]
-    languages = [_curve(name, by_name.get(name, []), dots=True) for name in names]
-    others = [name for name in by_name if name not in names and name not in streams]
-    languages += [_curve(name, by_name[name], dots=True) for name in others]
-    if not any(curve.points for curve in languages):
-        points = stage.metrics.curves.get(HELDOUT, [])
-        return [Curve("all", points, dots=True)] if points else []
-    return languages
+    """Per language, or of all records where no language is told apart; empty if not measured."""
+    of = stage.metrics.under(f"{HELDOUT}/language/")
+    if of:
+        return [_curve(name, of.get(name, []), dots=True) for name in names]
+    points = stage.metrics.curves.get(HELDOUT, [])
+    return [Curve("all", points, dots=True)] if points else []
+
+
+def _heldout_streams(stage: Stage) -> list[Curve]:
+    of = stage.metrics.under(f"{HELDOUT}/stream/")
+    return [Curve(name, points, dots=True) for name, points in of.items()]
 
 
 def _curve(name: str, points: Points, noisy: bool = False, dots: bool = False) -> Curve:

@@ -2,7 +2,7 @@
 
 " da\\n"        ␣da↵
 U+200B         ⟨200B⟩                characters that show nothing, or turn the text around
-f0 9f, 90 88   f0 9f, 90 88 = 🐈     bytes of a character that lies across tokens
+f0 9f, 90 88   f0 9f, 90 88 = 🐈     bytes of a character that spans tokens
 """
 
 import unicodedata

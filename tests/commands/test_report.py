@@ -34,7 +34,7 @@ def make_run(folder: Path, steps: int = 20, streams: Any = None, *changes: tuple
         line: dict[str, Any] = {"step": step, "loss": 2.0 / (step + 1), "step_seconds": 0.5}
         line |= {"loss/language/eu": 2.5 / (step + 1), "real_tokens_per_second": 900.0}
         line |= {"share_records/stream/captions": 0.8, "total_records/stream/captions": 8 * step}
-        line |= {"heldout/loss": 2.0, "heldout/loss/eu": 2.2} if step % 10 == 9 else {}
+        line |= {"heldout/loss": 2.0, "heldout/loss/language/eu": 2.2} if step % 10 == 9 else {}
         lines.append(json.dumps(line) + "\n")
     (folder / "metrics.jsonl").write_text("".join(lines))
     (folder / "data.json").write_text(json.dumps({"order": 2, "streams": streams or STREAMS}))
@@ -96,7 +96,7 @@ def test_a_run_that_is_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"report of {run}: {run / 'report.html'}\n"
     )
     text = (run / "report.html").read_text(encoding="utf-8")
-    for words in ("20 of 40", "held out", "Report of run", "900 tokens/s", "10\xa0s in steps"):
+    for words in ("20 of 40", "held out", "/run</h1>", "900 tokens/s", "10\xa0s in steps"):
         assert words in text, words
     assert "&lt;b&gt;bat&lt;/b&gt; 100" in text
     assert text.index("step 100") < text.index("step 10<"), "the latest first"

@@ -27,7 +27,7 @@ def sample() -> mixture.Sample:
     )
 
 
-WISHED = mixture.Wished({"captions": 3.0, "mixed": 1.0}, ("eu", "xx", "en"), 20, 3)
+TARGET = mixture.Target({"captions": 3.0, "mixed": 1.0}, ("eu", "xx", "en"), 20, 3)
 
 
 def rows(section: str) -> dict[str, list[str]]:
@@ -42,7 +42,7 @@ def rows(section: str) -> dict[str, list[str]]:
 
 
 def test_shares(sample: mixture.Sample):
-    section = mixture.shares(sample, WISHED)
+    section = mixture.shares(sample, TARGET)
     assert rows(section) == {
         "captions": ["75.0%", "60.0%", "60.0%", "60.0%"],
         "mixed": ["25.0%", "40.0%", "40.0%", "40.0%"],
@@ -58,7 +58,7 @@ def test_shares(sample: mixture.Sample):
 
 
 def test_a_mixture_without_images_says_nothing_of_slots(sample: mixture.Sample):
-    assert "slots" not in mixture.shares(sample, WISHED._replace(image_slots=0))
+    assert "slots" not in mixture.shares(sample, TARGET._replace(image_slots=0))
 
 
 def test_left_out_names_languages_and_codes():

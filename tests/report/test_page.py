@@ -42,8 +42,9 @@ def metrics(start: float, end: float, steps: int, heldout: bool) -> Metrics:
     # a step may have no token of a language
     points["loss/language/en"] = [(x, 0.8 * y) for x, y in points["loss"] if x % 5]
     if heldout:
-        for key in ("heldout/loss", "heldout/loss/eu", "heldout/loss/language/en"):
+        for key in ("heldout/loss", "heldout/loss/language/eu", "heldout/loss/language/en"):
             points[key] = points["loss"][:: steps // 5]
+        points["heldout/loss/stream/a_long_name"] = points["heldout/loss"]
     return Metrics(points, {}, steps)
 
 
@@ -131,7 +132,8 @@ def test_the_page_says_what_happened():
         "1.131",
         "1.44\N{NO-BREAK SPACE}million",
         "4\N{NO-BREAK SPACE}min\N{NO-BREAK SPACE}15\N{NO-BREAK SPACE}s",
-        "align, held out",
+        "align, held out<",
+        "align, held out by stream",
         "12.png: no such image file",
         "80,000",
         "12,416",
@@ -141,7 +143,7 @@ def test_the_page_says_what_happened():
     assert text.count("✓ right") + text.count("✗ wrong") == 24 + 8, (
         "right and wrong are said in words, not by colour alone"
     )
-    assert text.count("<svg") == 3 + 2 + 3 * 5
+    assert text.count("<svg") == 3 + 2 * 2 + 3 * 5
 
 
 def test_texts_from_data_stay_text():

@@ -18,7 +18,7 @@ from mllm_jax.data.chat.token_text import TokenTexts
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.report.inspect_page import StepView, inspect_page
-from mllm_jax.report.mixture import Sample, Wished
+from mllm_jax.report.mixture import Sample, Target
 from mllm_jax.report.rows import Origin, RowView
 from mllm_jax.training.run_folder import tokenizer_folder
 
@@ -33,7 +33,7 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
     Args:
         config: the stage.
         out: a folder that does not exist yet, or is empty.
-        step: number of the step, from 0; it may lie behind an end by `train.steps`, as far as
+        step: number of the step, from 0; it may be behind an end by `train.steps`, as far as
             MOST_ROWS rows go.
         rows: how many of its rows are shown, the first ones.
 
@@ -72,7 +72,7 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
             rows=_rows(config, loader, host, TokenTexts(tokenizer), step)[:rows],
             sizes={stream.name: stream.sizes for stream in loader.streams},
             sample=_sample(config, loader, step),
-            wished=Wished(loader.weights(step), data.languages, data.length, data.image_slots),
+            target=Target(loader.weights(step), data.languages, data.length, data.image_slots),
             report=loader.report(),
         )
         (folder / "index.html").write_text(inspect_page(view), encoding="utf-8")
@@ -85,9 +85,9 @@ def _rows(
     config: Config, loader: Loader, host: HostBatch, texts: TokenTexts, step: int
 ) -> list[RowView]:
     """The rows of a step with the origins of their segments."""
-    batch, records, made = host.batch, iter(host.records), []
+    batch, records, views = host.batch, iter(host.records), []
     used = np.union1d(batch.tokens, batch.targets).tolist()
-    words = {token: texts[token] for token in used}
+    token_texts = {token: texts[token] for token in used}
     control = frozenset(token for token in used if texts.is_control(token))
     for n, refs in enumerate(loader.rows(step)):
         origins = []
@@ -107,11 +107,11 @@ def _rows(
             pixels=np.asarray(batch.pixels[n]),
             patches=config.model.patches,
             origins=origins,
-            texts=words,
+            texts=token_texts,
             control=control,
         )
-        made.append(view)
-    return made
+        views.append(view)
+    return views
 
 
 def _language(batch: Batch, row: int, segment: int) -> int:

@@ -16,6 +16,7 @@ from mllm_jax.report.views import Answer, Group, Scores
 
 PER_GROUP = 3  # answers of every kind and language on the page
 CARDS = 60  # at most so many in all
+OTHER = "question"  # kind of the records whose ids name none
 MISSES = 12  # further wrong answers on the page
 KEYS = ("id", "language", "images", "question", "answer", "truth", "correct")
 
@@ -53,7 +54,7 @@ def read_scores(
     scores = Scores(
         languages=languages,
         groups=[group(*key, of) for key, of in groups.items()],
-        kinds=kinds,
+        kinds={OTHER: "All questions"} | dict(kinds),
         answers=[_answer(line, pictures) for line in first],
         misses=[_answer(line, pictures) for line in misses],
         count=len(lines),
@@ -62,9 +63,9 @@ def read_scores(
 
 
 def kind_of(line: Line) -> str:
-    """What a question asks, from its id "<kind>-<language>-<count>"; "question" for other ids."""
+    """What a question asks, from its id "<kind>-<language>-<count>"; OTHER for other ids."""
     match = re.fullmatch(rf"(.+)-{re.escape(line['language'])}-\d+", str(line["id"]))
-    return match[1] if match else "question"
+    return match[1] if match else OTHER
 
 
 def group(kind: str, language: str, lines: Sequence[Line]) -> Group:

@@ -68,7 +68,7 @@ def collect(folder: Path) -> Report:
     facts += [("device", summary["device"])] if "device" in summary else []
     facts += list(summary.get("versions", {}).items())
     return Report(
-        title=summary.get("title", f"Report of {folder.resolve().name}"),
+        title=summary.get("title", f"Report of {'/'.join(folder.resolve().parts[-2:])}"),
         about=_about(stages, scores),
         stages=stages,
         scores=scores,
@@ -118,4 +118,5 @@ def _about(stages: Sequence[Stage], scores: Scores | None) -> str:
     if scores is None:
         return f"{trained}."
     languages = " and ".join(map(html.language_name, scores.languages))
-    return f"{trained}; then {scores.count:,} questions in {languages} that it never saw."
+    questions = html.counted(scores.count, "question")
+    return f"{trained}, then an evaluation by {questions} in {languages}."

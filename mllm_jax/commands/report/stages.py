@@ -93,7 +93,7 @@ def _facts(
 
 def _mesh(config: Config) -> str:
     sizes = dataclasses.asdict(config.mesh)
-    return ", ".join(f"{name} {'the rest' if n == -1 else n}" for name, n in sizes.items())
+    return ", ".join(f"{name} {'all others' if n == -1 else n}" for name, n in sizes.items())
 
 
 def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:

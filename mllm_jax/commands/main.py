@@ -15,6 +15,7 @@ from types import ModuleType
 from mllm_jax import __version__
 from mllm_jax.commands import (
     bench,
+    completion,
     convert,
     evaluate,
     generate,
@@ -57,6 +58,7 @@ VERBS: dict[str, ModuleType] = {
     "generate": generate,
     "evaluate": evaluate,
     "bench": bench,
+    "completion": completion,
 }
 
 
@@ -83,7 +85,7 @@ def _run(words: Sequence[str]) -> int:
     options, rest = parser.parse_known_args(words)
     if rest and not VERBS[options.verb].USAGE.overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides = rest
+    options.overrides, options.parser = rest, parser
     # transformers would say on every call that it found no PyTorch; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     heartbeat = None

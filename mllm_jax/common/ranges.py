@@ -79,6 +79,11 @@ class Text(Bound):
 
 
 @dataclass(frozen=True)
+class PathBound(Text):
+    """Text that is the path of a file or folder."""
+
+
+@dataclass(frozen=True)
 class Name(Text):
     """Text that also names files and metrics, so it must not climb out of a folder."""
 
@@ -99,7 +104,7 @@ class Pattern(Bound):
 
 
 # what several sections use
-PathText = Annotated[str, Text()]
+PathText = Annotated[str, PathBound()]
 NameText = Annotated[str, Name()]
 PatternText = Annotated[str, Pattern()]
 Weight = Annotated[float, Range("(0, 1_000_000_000]", "remove the stream instead")]

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 from mllm_jax.common.markdown import markdown_table
-from mllm_jax.common.ranges import Bound, Pattern, Range, Size, hints, some
+from mllm_jax.common.ranges import Bound, PathBound, Pattern, Range, Size, hints, some
 from mllm_jax.config.stage import Config, FolderConfig, RecipeConfig
 
 REQUIRED = "required"
@@ -117,12 +117,16 @@ def _section_of(kind: Any) -> type | None:
 def _kind(kind: Any) -> str:
     if any(isinstance(bound, Pattern) for bound in _bounds(kind)):
         return "regex"
+    if any(isinstance(bound, PathBound) for bound in _bounds(kind)):
+        return "path"
     plain = _plain(kind)
     origin, args = typing.get_origin(plain), typing.get_args(plain)
     if origin is dict:
         return f"mapping of {_kind(args[0])} to {_kind(args[1])}"
     if origin is tuple:
-        return f"list of {_kind(args[0])}" if args[-1] is Ellipsis else f"{len(args)} numbers"
+        item = _kind(args[0])
+        several = item if item == "text" else f"{item}s"
+        return f"list of {several}" if args[-1] is Ellipsis else f"{len(args)} {several}"
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names.get(plain, "choice")
 

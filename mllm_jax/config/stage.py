@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mllm_jax.common.errors import require
-from mllm_jax.common.ranges import NameText, PathText, PatternText, Range, Section, Size, Step
+from mllm_jax.common.ranges import NameText, PathText, PatternText, Range, Section, Size, Step, Text
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.model import ModelConfig
 
@@ -20,7 +20,7 @@ Rate = Annotated[float, Range("(0, 100]")]  # no optimizer of a network survives
 Beta = Annotated[float, Range("[0, 1)")]
 Shares = Annotated[dict[NameText, Annotated[float, Range("[0, 1]")]], Size("[0, 10_000]")]
 Score = Annotated[float, Range("[-1e300, 1e300]")]
-Scores = Annotated[dict[PathText, Score], Size("[0, 10_000]")]
+Scores = Annotated[dict[Annotated[str, Text()], Score], Size("[0, 10_000]")]
 Axis = Annotated[int, Range("[-1, 1_000_000]")]
 RUN_ROWS = 10**10  # of a run: at 2,048 tokens each a thousand times the text of the largest corpora
 PIXELS = 2**40  # bytes of the images of a batch

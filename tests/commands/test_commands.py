@@ -537,6 +537,7 @@ def test_every_verb_explains_itself(capsys):
         ["quickstart"], ["train"], ["prepare"], ["inspect"], ["recipe"], ["convert"],
         ["convert", "from-hf"],
         ["convert", "join"], ["convert", "to-hf"], ["generate"], ["evaluate"], ["bench"],
+        ["completion"],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             make_parser().parse_args([*words, "--help"])

@@ -1,9 +1,9 @@
 """The command line: finds the verb, runs it, and turns every error into one line and an exit code.
 
-Exit codes: 0 done, 2 bad input, 1 a run that had to end or that the machine failed (a full disk, no
-memory), 75 stopped by SIGTERM, 76 another process of the run was lost or all waited for too long,
-130 interrupted (each with one line on stderr); 141 nobody reads the output; 1 also for a bug in
-mllm-jax (with its traceback).
+Exit codes: 0 done, 2 bad input, 1 a run that was aborted or that the machine failed (a full disk,
+no memory), 75 stopped by SIGTERM, 76 another process of the run was lost or all waited for too
+long, 130 interrupted (each with one line on stderr); 141 nobody reads the output; 1 also for a bug
+in mllm-jax (with its traceback).
 """
 
 import argparse
@@ -62,16 +62,16 @@ VERBS: dict[str, ModuleType] = {
 }
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code. Without `words`, as the process of a command line."""
-    if words is not None:
-        return _run(words)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code. Without `arguments`, those of the process."""
+    if arguments is not None:
+        return _run(arguments)
     failures.open_standard()
     try:
         code = _run(sys.argv[1:])
-    except SystemExit as ended:  # argparse, of --help and of wrong words
+    except SystemExit as ended:  # argparse, of --help and of wrong usage
         code = int(ended.code or 0)
-    interrupts.ignore()  # the work is done, or its end is said
+    interrupts.ignore()  # the work is done, or its error is printed
     failure = failures.flush_standard()
     if failure is not None and failure.line is not None:
         say(failure.line)
@@ -80,13 +80,13 @@ def main(words: Sequence[str] | None = None) -> int:
     return code or (failure.code if failure is not None else 0)
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     parser = make_parser()
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(arguments)
     if rest and not VERBS[options.verb].USAGE.overrides:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides, options.parser = rest, parser
-    # transformers would say on every call that it found no PyTorch; only its tokenizers are used
+    # transformers would warn on every call that PyTorch is missing; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     heartbeat = None
     try:
@@ -95,7 +95,7 @@ def _run(words: Sequence[str]) -> int:
             heartbeat = Heartbeat(int(os.environ[INSIDE]), cluster.timeouts.lost_after)
         with interrupts.watched(None if heartbeat is None else heartbeat.leave):
             if cluster is not None and heartbeat is None:
-                return watch(cluster, [sys.executable, "-m", "mllm_jax", *words])
+                return watch(cluster, [sys.executable, "-m", "mllm_jax", *arguments])
             if cluster is not None:
                 processes.join(cluster)
             VERBS[options.verb].run(options)

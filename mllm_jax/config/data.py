@@ -135,7 +135,7 @@ class DataConfig(Section, at="data"):
     image_fit: Literal["crop", "pad"] = "crop"
     """How an image becomes square: its centre is cropped, or it is padded with the mean colour."""
     max_pixels: Annotated[int, Range("[1, 10_000_000_000]")] = 100_000_000
-    """Pixel limit per image, read off its header; guards against decompression bombs."""
+    """Pixel limit per image, read off its header; protects against decompression bombs."""
     index: PathText | None = None
     """Folder of the indexes of lengths and tokens; by default beside each stream."""
     workers: Count = 0
@@ -200,14 +200,16 @@ class DataConfig(Section, at="data"):
 
     def _check_changes(self) -> None:
         for step, weights in self.changes.items():
-            where = f"data.changes.{step}"
-            require(step.isdecimal(), f"{where}: expected a step, 1 or later")
-            check(Step, int(step), f"{where}: step")
+            location = f"data.changes.{step}"
+            require(step.isdecimal(), f"{location}: expected a step, 1 or later")
+            check(Step, int(step), f"{location}: step")
             for name in weights:
                 known = ", ".join(self.streams)
-                require(name in self.streams, f"{where}.{name}: no such stream; there are {known}")
+                require(
+                    name in self.streams, f"{location}.{name}: no such stream; there are {known}"
+                )
                 require(
                     self.streams[name].epochs is None,
-                    f"{where}.{name}: has no effect on streams that give epochs",
+                    f"{location}.{name}: has no effect on streams that give epochs",
                 )
         self.weight_changes()  # each checks its weights

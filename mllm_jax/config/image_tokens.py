@@ -1,4 +1,4 @@
-"""How many seats an image takes in a row: the one function that counts them.
+"""Counts the placeholders that an image takes in a row.
 
 LLaVA-1.5 gives every image the patches of one square. LLaVA-NeXT cuts large images into tiles:
 
@@ -16,7 +16,7 @@ NEXT_GRIDS: tuple[Size, ...] = ((336, 672), (672, 336), (672, 672), (1008, 336),
 
 
 def image_tokens(size: Size, side: int, patch: int, grids: Sequence[Size] = ()) -> int:
-    """Seats of one image, as Hugging Face's processors count them.
+    """Placeholders of one image, as Hugging Face's processors count them.
 
     Args:
         size: of the image as it is stored and turned upright, in pixels.
@@ -43,14 +43,14 @@ def best_grid(size: Size, grids: Sequence[Size]) -> Size:
 
     def keeps(grid: Size) -> tuple[int, int]:
         scale = min(grid[1] / size[1], grid[0] / size[0])
-        kept = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
-        return kept, kept - grid[0] * grid[1]
+        pixels = min(int(size[1] * scale) * int(size[0] * scale), size[0] * size[1])
+        return pixels, pixels - grid[0] * grid[1]
 
     return max(grids, key=keeps)
 
 
 def unpadded(size: Size, patches: Size) -> Size:
-    """Height and width in patches of what an image of `size` covers on a canvas of `patches`.
+    """Height and width in patches that an image of `size` covers on a canvas of `patches`.
 
     The image is fitted into the canvas and centred; an odd line of padding stays. The rounding to
     seven digits is transformers' (`LlavaNextProcessor._get_unpadded_features`); the original cuts.

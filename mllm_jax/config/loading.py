@@ -1,8 +1,8 @@
 """YAML and flags -> frozen config sections, and back.
 
 The only reader and writer of our YAML. Strict: a misspelt key, a wrong type or a value that is not
-allowed ends in one line that says where it stands, what was found, and what is allowed. (General
-config libraries accept more and say it in several lines.)
+allowed raises one line that names the key, its value and what is allowed. (General config libraries
+accept more and need several lines.)
 """
 
 import copy
@@ -72,13 +72,13 @@ def to_dict(section: Any) -> Any:
     return section
 
 
-def split_words(words: Sequence[str]) -> list[tuple[str, str]]:
+def split_flags(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """["--section.key", "1", "--b=2"] -> [("--section.key", "1"), ("--b", "2")].
 
     Raises:
         ConfigError: a word that is not a flag, or a flag without a value.
     """
-    pairs, rest = [], list(words)
+    pairs, rest = [], list(arguments)
     while rest:
         word = rest.pop(0)
         require(
@@ -94,9 +94,9 @@ def split_words(words: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _flags(words: Sequence[str]) -> list[tuple[str, Any]]:
+def _flags(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     pairs = []
-    for flag, value in split_words(words):
+    for flag, value in split_flags(arguments):
         try:
             pairs.append((flag[2:], parse_yaml(value)))
         except NotYAML as error:
@@ -115,78 +115,78 @@ def _put(tree: dict[Any, Any], keys: list[str], value: Any, full: str) -> None:
     tree[keys[-1]] = value
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
+def _read(kind: Any, value: Any, location: str) -> Any:
     """`value` as `kind`: dataclass, dict[str, X], tuple[X, ...], X | None, Literal or scalar.
 
     `Annotated` bounds are held against it, see `ranges`.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        value = _read(args[0], value, where)
-        check(kind, value, where)
+        value = _read(args[0], value, location)
+        check(kind, value, location)
         return value
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else _read(some(args), value, where)
+        return None if value is None else _read(some(args), value, location)
     if dataclasses.is_dataclass(kind):
-        return _read_section(kind, value, where)
+        return _read_section(kind, value, location)
     if origin is dict:
-        return _read_mapping(args[1], value, where)
+        return _read_mapping(args[1], value, location)
     if origin is tuple:
-        _expect(isinstance(value, list | tuple), where, value, "a list")
+        _expect(isinstance(value, list | tuple), location, value, "a list")
         fixed = args[-1] is not Ellipsis
-        _expect(not fixed or len(value) == len(args), where, value, f"{len(args)} values")
-        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        _expect(not fixed or len(value) == len(args), location, value, f"{len(args)} values")
+        return tuple(_read(args[0], item, f"{location}[{i}]") for i, item in enumerate(value))
     if origin is typing.Literal:
         known = any(type(value) is type(one) and value == one for one in args)
-        _expect(known, where, value, " or ".join(map(str, args)))
+        _expect(known, location, value, " or ".join(map(str, args)))
         return value
-    return _read_scalar(kind, value, where)
+    return _read_scalar(kind, value, location)
 
 
-def _read_mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    _expect(isinstance(value, dict), where, value, "a mapping of names to sections")
+def _read_mapping(kind: Any, value: Any, location: str) -> dict[str, Any]:
+    _expect(isinstance(value, dict), location, value, "a mapping of names to sections")
     for name in value:  # a whole number is a name too: the steps of data.changes
-        _expect(type(name) in (str, int), f"{where}: key", name, "text (put it in quotes)")
-    tree = {str(name): _read(kind, item, _join(where, name)) for name, item in value.items()}
-    require(len(tree) == len(value), f"{where}: a key stands twice, as text and as number")
+        _expect(type(name) in (str, int), f"{location}: key", name, "text (put it in quotes)")
+    tree = {str(name): _read(kind, item, _join(location, name)) for name, item in value.items()}
+    require(len(tree) == len(value), f"{location}: a key is given twice, as text and as number")
     return tree
 
 
-def _read_section(cls: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where or "config", value, "a section (key: value lines)")
+def _read_section(cls: Any, value: Any, location: str) -> Any:
+    _expect(isinstance(value, dict), location or "config", value, "a section (key: value lines)")
     kinds = hints(cls)
     for name in value:
         if name not in kinds:
             near = closest(name, kinds)
             hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(kinds)}"
-            raise ConfigError(f"{_join(where, name)}: unknown key; {hint}")
+            raise ConfigError(f"{_join(location, name)}: unknown key; {hint}")
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         require(
-            f.name in value or not needed, f"{_join(where, f.name)}: missing; it has no default"
+            f.name in value or not needed, f"{_join(location, f.name)}: missing; it has no default"
         )
     return cls(
-        **{name: _read(kinds[name], item, _join(where, name)) for name, item in value.items()}
+        **{name: _read(kinds[name], item, _join(location, name)) for name, item in value.items()}
     )
 
 
-def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+def _read_scalar(kind: Any, value: Any, location: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:  # YAML 1.1 reads 1e-4 as text, and people write it all the time
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        _expect(math.isfinite(number), where, value, "a number")
+        _expect(math.isfinite(number), location, value, "a number")
         return number
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    _expect(type(value) is kind, where, value, names.get(kind, str(kind)))
+    _expect(type(value) is kind, location, value, names.get(kind, str(kind)))
     return value
 
 
-def _expect(condition: bool, where: str, value: Any, allowed: str) -> None:
-    require(condition, f"{where}: expected {allowed}, got {quoted(value)}")
+def _expect(condition: bool, location: str, value: Any, allowed: str) -> None:
+    require(condition, f"{location}: expected {allowed}, got {quoted(value)}")
 
 
-def _join(where: str, name: Any) -> str:
+def _join(location: str, name: Any) -> str:
     name = one_line(str(name), 80)
-    return f"{where}.{name}" if where else name
+    return f"{location}.{name}" if location else name

@@ -7,7 +7,7 @@ from mllm_jax.common.errors import require
 from mllm_jax.common.ranges import Dim, Range, Section
 from mllm_jax.config.image_tokens import image_tokens
 
-# far above the largest models, low enough that a mistyped number is refused before it costs a night
+# far above the largest models, low enough that a mistyped number is refused before a run begins
 Layers = Annotated[int, Range("[1, 10_000]")]
 Heads = Annotated[int, Range("[1, 65_536]")]
 Pixels = Annotated[int, Range("[1, 16_384]")]
@@ -49,31 +49,31 @@ class VisionConfig(Section, at="model.vision"):
 
     def __post_init__(self):
         super().__post_init__()
-        where = "model.vision"
+        location = "model.vision"
         require(
             self.image_size % self.patch_size == 0,
-            f"{where}.image_size={self.image_size} is not a multiple of "
+            f"{location}.image_size={self.image_size} is not a multiple of "
             f"patch_size={self.patch_size}",
         )
         require(
             self.width % self.heads == 0,
-            f"{where}.width={self.width} is not a multiple of heads={self.heads}",
+            f"{location}.width={self.width} is not a multiple of heads={self.heads}",
         )
         require(
             -self.layers - 1 <= self.feature_layer <= self.layers,
-            f"{where}.feature_layer={self.feature_layer} is outside the tower's {self.layers} "
+            f"{location}.feature_layer={self.feature_layer} is outside the tower's {self.layers} "
             f"layers; allowed are {-self.layers - 1}..{self.layers}",
         )
 
     @property
     def patches(self) -> int:
-        """Patches of one image, P: also the number of seats an image takes in a row."""
+        """Patches of one image, P: also the number of placeholders it takes in a row."""
         square = (self.image_size, self.image_size)
         return image_tokens(square, self.image_size, self.patch_size)
 
     @property
     def used_layers(self) -> int:
-        """How many of the tower's layers stand before the hidden state that the connector reads."""
+        """How many of the tower's layers come before the hidden state that the connector reads."""
         chosen = self.feature_layer
         return chosen if chosen >= 0 else self.layers + 1 + chosen
 
@@ -149,14 +149,14 @@ class LanguageConfig(Section, at="model.language"):
 
     def __post_init__(self):
         super().__post_init__()
-        where = "model.language"
+        location = "model.language"
         require(
             self.heads % self.kv_heads == 0,
-            f"{where}.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
+            f"{location}.heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
         )
         require(
             self.head_dim % 2 == 0,
-            f"{where}.head_dim={self.head_dim} is odd; rotary positions need an even width",
+            f"{location}.head_dim={self.head_dim} is odd; rotary positions need an even width",
         )
 
 
@@ -197,5 +197,5 @@ class ModelConfig(Section, at="model"):
 
     @property
     def patches(self) -> int:
-        """Seats of one image in a row; 0 for a model that reads text only."""
+        """Placeholders of one image in a row; 0 for a model that reads text only."""
         return self.vision.patches if self.vision is not None and self.connector is not None else 0

@@ -137,7 +137,7 @@ def test_odd_keys_are_refused_in_one_short_line(tmp_path, text: str, message: st
 def test_a_name_is_text_or_a_whole_number(key: Any):
     with pytest.raises(ConfigError, match=r"^data\.columns: key: expected text \(put it in quotes"):
         loading._read(dict[str, str], {key: "x"}, "data.columns")
-    with pytest.raises(ConfigError, match="stands twice, as text and as number"):
+    with pytest.raises(ConfigError, match="given twice, as text and as number"):
         loading._read(dict[str, str], {1: "x", "1": "y"}, "data.columns")
 
 

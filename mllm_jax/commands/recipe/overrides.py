@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mllm_jax.common.errors import ConfigError, cut, quoted, require
-from mllm_jax.config.loading import split_words
+from mllm_jax.config.loading import split_flags
 from mllm_jax.config.stage import Config
 
 SECTIONS = [field.name for field in dataclasses.fields(Config)]
@@ -46,7 +46,7 @@ def sort_overrides(words: Sequence[str], stages: Sequence[str]) -> Overrides:
     own: list[str] = []
     every: list[str] = []
     single: dict[str, list[str]] = {stage: [] for stage in stages}
-    for flag, value in split_words(words):
+    for flag, value in split_flags(words):
         key = flag.removeprefix("--")
         stage = next((name for name in stages if key.startswith(f"{name}.")), None)
         first = key.split(".")[0]

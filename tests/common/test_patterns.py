@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.patterns import LIMIT, REPEATS, problem, matches
+from mllm_jax.common.patterns import LIMIT, REPEATS, matches, problem
 
 OTHERS = ("vision/patches/bias", "connector/linear_1/kernel", "language/embedding", "")
 PATH = "language/layers/attention/query/kernel_of_a_name_that_is_long_and_longer"

@@ -7,12 +7,14 @@ Dimension letters, the same in annotations and einsum strings everywhere:
     I images in a row  P patches of an image  C channels    L layers (first axis of stacked weights)
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float32, Int32, Int64, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Int64, UInt8
 
 Numbers = np.ndarray | Array
+# RGB bytes, or floats that are normalised already
+Pixels = UInt8[Numbers, "B I height width C"] | Float[Numbers, "B I height width C"]
 
 
 class Example(NamedTuple):
@@ -43,6 +45,16 @@ class Contents(NamedTuple):
     positions: int  # rows x length
 
 
+class ModelInputs(NamedTuple):
+    """What the model reads of a batch; fields as in `Batch`."""
+
+    tokens: Int32[Numbers, "B T"]
+    segments: Int32[Numbers, "B T"]
+    positions: Int32[Numbers, "B T"]
+    image_index: Int32[Numbers, "B T"]
+    pixels: Pixels
+
+
 class Batch(NamedTuple):
     """Rows stacked; the only thing a step sees. Padding: segment 0, weight 0, token 0.
 
@@ -69,6 +81,8 @@ class Batch(NamedTuple):
     pixels: UInt8[Numbers, "B I height width C"]
 
     @property
-    def inputs(self) -> tuple[Any, Any, Any, Any, Any]:
-        """What the model reads: tokens, segments, positions, image index, pixels."""
-        return self.tokens, self.segments, self.positions, self.image_index, self.pixels
+    def inputs(self) -> ModelInputs:
+        """The fields that the model reads; the others are for the loss."""
+        return ModelInputs(
+            self.tokens, self.segments, self.positions, self.image_index, self.pixels
+        )

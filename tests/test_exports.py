@@ -24,7 +24,6 @@ from mllm_jax.checkpoints.hf.tokenizer import special_ids
 from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.commands.convert import conversions
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.model import (
     ConnectorConfig,
     LanguageConfig,
@@ -119,7 +118,7 @@ def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
             return (0.1 * noise).astype(DTYPES[dtype])
         return (noise / np.float32(width**0.5)).astype(DTYPES[dtype])
 
-    shapes = {p: tuple(x.shape) for p, x in flatten(conversions.abstract(model)).items()}
+    shapes = {p: tuple(x.shape) for p, x in conversions.abstract(model).items()}
     arrays = {path: draw(path, shape) for path, shape in shapes.items()}
     leaves = {p: Leaf(x.shape, x.dtype, lambda x=x: x) for p, x in arrays.items()}
     out.mkdir(parents=True)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mllm_jax import __main__ as command_line
+from mllm_jax.batch import ModelInputs
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.images import decode
 from mllm_jax.data.records.parse import user_turn
@@ -67,7 +68,8 @@ def llava(request, oracle) -> Case:
 def all_logits(model, params, tokens, image_index, pixels):
     ones = jnp.ones_like(tokens)
     positions = jnp.arange(tokens.shape[1])[None]
-    hidden = mllm.hidden(model, params, tokens, ones, positions, image_index, pixels)
+    inputs = ModelInputs(tokens, ones, positions, image_index, pixels)
+    hidden = mllm.hidden(model, params, inputs)
     return mllm.logits(hidden, mllm.head(params))
 
 

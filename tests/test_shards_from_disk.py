@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,6 @@ from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.commands.convert import conversions
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.model import LanguageConfig, ModelConfig
 from mllm_jax.config.stage import FolderConfig
 from mllm_jax.distributed import sharding
@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 
 def drawn() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    shapes = flatten(conversions.abstract(MODEL))
+    shapes = conversions.abstract(MODEL)
     return {path: random.standard_normal(x.shape, np.float32) for path, x in shapes.items()}
 
 
@@ -63,7 +63,7 @@ def placed(mesh):
     "axes", [{"data": 8}, {"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"data": 2, "tensor": 4}], ids=str
 )
 def test_every_shard_has_its_numbers(folder: Path, make_mesh, axes: dict[str, int]):
-    loaded = flatten(open_model(folder).load(placed(make_mesh(**axes))))
+    loaded = open_model(folder).load(placed(make_mesh(**axes)))
     for path, array in drawn().items():
         assert np.array_equal(loaded[path], array), path
 
@@ -95,7 +95,7 @@ def test_two_of_eight_devices_read_their_own_bytes(
 ):
     """Of each matrix no byte beside those of the two shards; norms are whole on each device."""
     leaves = open_model(folder).leaves(conversions.abstract(MODEL))
-    wanted = flatten(placed(make_mesh(**axes)))
+    wanted = placed(make_mesh(**axes))
     for path, leaf in leaves.items():
         counted = Counted()
         with monkeypatch.context() as patch:
@@ -127,7 +127,7 @@ def test_any_part_of_a_tensor_equals_the_part_of_the_whole(tmp_path: Path, shape
 def test_a_checkpoint_goes_from_mesh_to_mesh_to_one_device(tmp_path: Path, make_mesh):
     """data 8 -> fsdp 4 x tensor 2 -> one device, parameters and moments, every bit."""
     expected = drawn()
-    before = unflatten(expected)
+    before: Any = expected
     meshes = [make_mesh(data=8), make_mesh(fsdp=4, tensor=2), make_mesh(devices=1)]
     for step, mesh in enumerate(meshes, 1):
         wanted = placed(mesh)
@@ -138,8 +138,8 @@ def test_a_checkpoint_goes_from_mesh_to_mesh_to_one_device(tmp_path: Path, make_
                 before, moments, _ = checkpoints.restore(step - 1, *shapes)
                 assert int(moments["count"]) == step - 1
                 for tree in (before, moments["mu"]):
-                    for path, array in flatten(tree).items():
-                        assert array.sharding == flatten(wanted)[path].sharding
+                    for path, array in tree.items():
+                        assert array.sharding == wanted[path].sharding
                         assert np.asarray(array).tobytes() == expected[path].tobytes(), path
             now = jax.device_put(before, jax.tree.map(lambda x: x.sharding, wanted))
             checkpoints.save(step, now, {"mu": now, "count": jnp.int32(step)}, {})

@@ -13,7 +13,6 @@ import numpy as np
 
 from mllm_jax.checkpoints.hf.tensor_files import DTYPES
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.common.trees import flatten
 
 ROWS = 64  # token tables are padded to a multiple of this, as with pad_to_multiple_of=64
 BLOCK = 8192  # rows of a token table in float32 at the same time
@@ -32,7 +31,7 @@ def fresh_connector(abstract: Mapping[str, Any], dtype: str, seed: int) -> dict[
     are zero.
 
     Args:
-        abstract: the whole model's abstract parameters.
+        abstract: path -> shape, of the whole model.
         dtype: name of a number format.
         seed: of the draws.
     """
@@ -45,7 +44,8 @@ def fresh_connector(abstract: Mapping[str, Any], dtype: str, seed: int) -> dict[
 
     return {
         p: Leaf(tuple(x.shape), DTYPES[dtype], partial(draw, p, tuple(x.shape)))
-        for p, x in flatten({"connector": abstract["connector"]}).items()
+        for p, x in abstract.items()
+        if p.startswith("connector/")
     }
 
 

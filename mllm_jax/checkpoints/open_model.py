@@ -1,9 +1,11 @@
 """open_model: a model folder, a checkpoint of a run or a Hugging Face folder, read alike."""
 
 import functools
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from mllm_jax.checkpoints import frozen, manifest
 from mllm_jax.checkpoints.hf import (
@@ -20,7 +22,6 @@ from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
 from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError, require
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config import loading
 from mllm_jax.config.stage import FolderConfig
 
@@ -47,11 +48,11 @@ class ModelSource:
     left_out: list[str]
     unread: dict[str, dict[str, Any]]
 
-    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+    def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         """Path -> lazy leaf with its stored number format.
 
         Args:
-            abstract: nested dict of shapes (dtypes and shardings are not looked at).
+            abstract: path -> shape (dtypes and shardings are not looked at).
             unread: regex over whole paths: stored parameters that need no place in `abstract`.
 
         Raises:
@@ -60,13 +61,16 @@ class ModelSource:
         raise NotImplementedError
 
     def load(
-        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
-    ) -> Any:
+        self,
+        abstract: Mapping[str, Any],
+        unread: str | None = None,
+        only: Container[str] | None = None,
+    ) -> dict[str, jax.Array]:
         """The parameters, placed by the shardings and cast to the dtypes of `abstract`.
 
         Args:
-            abstract: nested dict of `jax.ShapeDtypeStruct`; without a sharding a leaf lands on the
-                first device.
+            abstract: path -> `jax.ShapeDtypeStruct`; without a sharding a leaf lands on the first
+                device.
             unread: as in `leaves`.
             only: the paths that are read and returned, once all have been compared; all when None.
 
@@ -104,21 +108,23 @@ class OrbaxSource(ModelSource):
         manifest.verify(run / frozen.FOLDER, saved["frozen"])
         return frozen.frozen_leaves(run)
 
-    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+    def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         stored = self._frozen | stored_leaves(self._stored)
-        wanted = flatten(abstract)
-        kept = {path: stored[path] for path in drop_unread(stored, wanted, unread)}
-        compare(str(self.where), wanted, kept)
-        return {path: kept[path] for path in wanted}
+        read = {path: stored[path] for path in drop_unread(stored, abstract, unread)}
+        compare(str(self.where), abstract, read)
+        return {path: read[path] for path in abstract}
 
     def load(
-        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
-    ) -> Any:
-        leaves, wanted = self.leaves(abstract, unread), _some(abstract, only)
-        inside = {path: x for path, x in wanted.items() if path not in self._frozen}
-        loaded = flatten(restore(self._stored, unflatten(inside)))
-        loaded |= {p: place(leaves[p], x) for p, x in wanted.items() if p not in inside}
-        return unflatten({path: loaded[path] for path in wanted})
+        self,
+        abstract: Mapping[str, Any],
+        unread: str | None = None,
+        only: Container[str] | None = None,
+    ) -> dict[str, jax.Array]:
+        leaves, chosen = self.leaves(abstract, unread), _some(abstract, only)
+        inside = {path: x for path, x in chosen.items() if path not in self._frozen}
+        loaded = restore(self._stored, inside)
+        loaded |= {p: place(leaves[p], x) for p, x in chosen.items() if p not in inside}
+        return {path: loaded[path] for path in chosen}
 
 
 class HFSource(ModelSource):
@@ -130,21 +136,22 @@ class HFSource(ModelSource):
         self.image_fit, self.left_out = self._folder.image_fit, self._folder.left_out
         self.ids, self.unread = self._folder.ids, hf_unread.read_unread(where)
 
-    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
+    def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         return self._folder.leaves(abstract, unread)
 
     def load(
-        self, abstract: Any, unread: str | None = None, only: Container[str] | None = None
-    ) -> Any:
+        self,
+        abstract: Mapping[str, Any],
+        unread: str | None = None,
+        only: Container[str] | None = None,
+    ) -> dict[str, jax.Array]:
         leaves = self.leaves(abstract, unread)
-        return unflatten(
-            {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
-        )
+        return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
 
 
-def _some(abstract: Any, only: Container[str] | None) -> dict[str, Any]:
-    """The leaves to be loaded, by path."""
-    return {path: x for path, x in flatten(abstract).items() if only is None or path in only}
+def _some(abstract: Mapping[str, Any], only: Container[str] | None) -> dict[str, Any]:
+    """The leaves to be loaded."""
+    return {path: x for path, x in abstract.items() if only is None or path in only}
 
 
 def open_model(path: str | Path) -> ModelSource:

@@ -182,8 +182,8 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def restore(folder: Path, abstract: Any) -> Any:
-    """What lies in `folder` as `abstract` says, which was compared with it before.
+def restore(folder: Path, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Reads the arrays at the paths of `abstract`, which was compared with `folder` before.
 
     Values are cast to the dtypes of `abstract` (round to nearest even); a leaf without a sharding
     lands on the first device.
@@ -191,16 +191,16 @@ def restore(folder: Path, abstract: Any) -> Any:
     A call of all processes, or of one alone when the shardings name only its devices: process 0
     evaluates alone, while orbax would wait for the others.
     """
-    if not jax.tree.leaves(abstract):
-        return abstract
+    if not abstract:
+        return {}
+    nested = unflatten(abstract)
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = jax.tree.map(lambda x: x.sharding or home, abstract)
-    args = jax.tree.map(
-        lambda x, place: ocp.ArrayRestoreArgs(sharding=place, global_shape=x.shape, dtype=x.dtype),
-        abstract,
-        places,
-    )
-    devices = {device for place in jax.tree.leaves(places) for device in place.device_set}
+    places = {path: x.sharding or home for path, x in abstract.items()}
+    args = {
+        path: ocp.ArrayRestoreArgs(sharding=places[path], global_shape=x.shape, dtype=x.dtype)
+        for path, x in abstract.items()
+    }
+    devices = {device for place in places.values() for device in place.device_set}
     called = {device.process_index for device in devices}
     together = ocp.options.MultiprocessingOptions(min(called), called)
     if len(called) == jax.process_count():
@@ -208,10 +208,13 @@ def restore(folder: Path, abstract: Any) -> Any:
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=together)
     opened = ocp.Checkpointer(handler, multiprocessing_options=together)
     with _reading(folder), opened as checkpointer:
-        return checkpointer.restore(
+        restored = checkpointer.restore(
             folder.absolute(),
-            args=ocp.args.PyTreeRestore(item=abstract, restore_args=args, partial_restore=True),
+            args=ocp.args.PyTreeRestore(
+                item=nested, restore_args=unflatten(args), partial_restore=True
+            ),
         )
+    return flatten(restored)
 
 
 class _Stored:

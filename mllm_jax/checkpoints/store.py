@@ -27,7 +27,7 @@ from mllm_jax.checkpoints.manifest import DamagedCheckpoint, Files
 from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.retention import Keep, kept
 from mllm_jax.common.errors import ConfigError, RunError, require
-from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.common.trees import unflatten
 from mllm_jax.distributed import processes
 
 ITEMS = ("params", "moments")
@@ -100,7 +100,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        params: Any,
+        params: Mapping[str, Any],
         moments: Any,
         extra: dict[str, Any],
         loss: float | None = None,
@@ -112,8 +112,8 @@ class Checkpoints:
 
         Args:
             step: number of finished optimizer steps.
-            params: nested dict of the parameters that the run trains.
-            moments: the optimizer's state, any tree of arrays.
+            params: path -> array, of the parameters that the run trains.
+            moments: the optimizer's state, any tree of arrays; dicts in it may have paths as keys.
             extra: what else a restart needs, as JSON.
             loss: what `keep.best` goes by.
             frozen: the files of the others, from `FrozenParams`; None: there are no others.
@@ -126,7 +126,8 @@ class Checkpoints:
             return
         self._about = {"step": step, "loss": loss, "extra": extra, "frozen": dict(frozen or {})}
         save = ocp.args.PyTreeSave
-        items = {"params": save(params), "moments": save(unflatten(_named(moments)))}
+        trees = {"params": params, "moments": _named(moments)}
+        items = {item: save(unflatten(tree)) for item, tree in trees.items()}
         try:
             self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**items))
         except FAILURES as error:
@@ -200,14 +201,16 @@ class Checkpoints:
                 self._rename(step, DAMAGED)
         return None
 
-    def restore(self, step: int, params: Any, moments: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Reads one checkpoint back to the bit, with the shardings of the abstract trees.
+    def restore(
+        self, step: int, params: Mapping[str, Any], moments: Any
+    ) -> tuple[dict[str, jax.Array], Any, dict[str, Any]]:
+        """Reads one checkpoint back to the bit, with the shardings of the abstract arrays.
 
         Args:
             step: one of `steps()`.
-            params, moments: trees of `jax.ShapeDtypeStruct` as they were saved; shardings may
-                differ, and so may the number of processes. Of a checkpoint of before, which holds
-                frozen parameters and moments of unused layers too, no more than this is read.
+            params, moments: `jax.ShapeDtypeStruct`s as they were saved, by path and as a tree;
+                shardings may differ, and so may the number of processes. Of an old checkpoint,
+                which holds frozen parameters and moments of unused layers too, no more is read.
 
         Returns:
             (params, moments, extra).
@@ -218,7 +221,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
         flat, about = _named(moments), manifest.read(folder)
-        trees = {"params": flatten(params), "moments": flat}
+        trees = {"params": params, "moments": flat}
         for item, tree in trees.items():
             stored = stored_leaves(folder / item)
             if about["frozen"] is None:
@@ -227,7 +230,7 @@ class Checkpoints:
                     trees[item] = tree = _with_unused_layers(tree, stored)
             compare(str(folder / item), tree, stored)
             _same_formats(folder / item, tree, stored)
-        restored = flatten(restore(folder / "moments", unflatten(trees["moments"])))
+        restored = restore(folder / "moments", trees["moments"])
         leaves = [_first_layers(restored[path], leaf) for path, leaf in flat.items()]
         moments = jax.tree.unflatten(jax.tree.structure(moments), leaves)
         return restore(folder / "params", params), moments, about["extra"]
@@ -309,7 +312,10 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def _named(moments: Any) -> dict[str, Any]:
-    """{path: leaf} of an optimizer's state: field names of named tuples, positions in tuples."""
+    """{path: leaf} of an optimizer's state: field names of named tuples, positions in tuples.
+
+    (ScaleByAdamState(mu={"language/norm/scale": x}),)  ->  {"0/mu/language/norm/scale": x}
+    """
     leaves = jax.tree_util.tree_leaves_with_path(moments)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

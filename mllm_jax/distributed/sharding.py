@@ -4,7 +4,7 @@ Models name their dimensions with logical words; this file alone knows the mesh.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.common.errors import require
-from mllm_jax.common.trees import flatten
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -179,15 +178,14 @@ def ways(mesh: Mesh | AbstractMesh, name: str) -> int:
     return math.prod(mesh.shape[axis] for axis in TABLE[name])
 
 
-def check_divides(mesh: Mesh, axes: Any, shapes: Any) -> None:
+def check_divides(mesh: Mesh, axes: Mapping[str, Sequence[str]], shapes: Mapping[str, Any]) -> None:
     """Refuses a parameter whose dimension does not divide over its mesh axes.
 
     Raises:
         ConfigError: with the parameter's path and the numbers.
     """
-    arrays = flatten(shapes)
-    for path, names in flatten(axes).items():
-        for name, size in zip(names, arrays[path].shape, strict=True):
+    for path, names in axes.items():
+        for name, size in zip(names, shapes[path].shape, strict=True):
             require(
                 size % ways(mesh, name) == 0,
                 f"mesh: {path} has {name}={size}, which does not divide over {ways(mesh, name)} "

@@ -70,8 +70,8 @@ class Answerer:
         self.model = mllm.build(self.config, self.compute, platform)
 
     @functools.cached_property
-    def params(self) -> Any:
-        """The parameters in compute format, on the first device.
+    def params(self) -> dict[str, jax.Array]:
+        """The parameters by path in compute format, on the first device.
 
         Raises:
             ConfigError: as `ModelSource.load`.
@@ -281,7 +281,7 @@ def _answer(
             state, *mllm.decode(model, params, state.token, after + state.count - 1, state.cache)
         )
 
-    scores, cache = mllm.prefill(model, params, *prompt.inputs, slots=T + limit)
+    scores, cache = mllm.prefill(model, params, prompt.inputs, slots=T + limit)
     empty = jnp.full((B, limit), -1, jnp.int32)
     start = _State(jnp.int32(0), after, ~wanted.real, empty, None)
     unfinished = lambda state: (state.count < limit) & ~jnp.all(state.ended)  # noqa: E731

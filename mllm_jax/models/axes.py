@@ -5,9 +5,8 @@ replicated by accident.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
-
-from mllm_jax.common.trees import flatten, unflatten
 
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -32,14 +31,14 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def logical_axes(params: Any) -> Any:
-    """A parameter tree (arrays or shapes) -> the same tree of tuples, one name per dimension."""
+def logical_axes(params: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """{path: array or shape} -> {path: the logical name of each dimension}."""
+    return {path: _names(path, leaf) for path, leaf in params.items()}
 
-    def one(path: str, leaf: Any) -> tuple[str, ...]:
-        rows = [names for pattern, names in TABLE if re.fullmatch(pattern, path)]
-        assert len(rows) == 1, f"{path}: claimed by {len(rows)} rows of the axes table"
-        names = (("layers",) if "/layers/" in path else ()) + rows[0]
-        assert len(names) == len(leaf.shape), f"{path}: {names} for shape {leaf.shape}"
-        return names
 
-    return unflatten({path: one(path, leaf) for path, leaf in flatten(params).items()})
+def _names(path: str, leaf: Any) -> tuple[str, ...]:
+    rows = [names for pattern, names in TABLE if re.fullmatch(pattern, path)]
+    assert len(rows) == 1, f"{path}: claimed by {len(rows)} rows of the axes table"
+    names = (("layers",) if "/layers/" in path else ()) + rows[0]
+    assert len(names) == len(leaf.shape), f"{path}: {names} for shape {leaf.shape}"
+    return names

@@ -1,4 +1,4 @@
-"""The three joined: image vectors take the placeholders' seats, then the language model reads on.
+"""Joins the three modules: image vectors replace the placeholders, then the language model reads.
 
     pixels --vision--> image_features --connector--> image_embeddings
                                                            |  one gather over image_index
@@ -11,26 +11,30 @@
 An image index is i * P + p: patch p in image slot i of the row. Several images, several
 conversations, or none: the same program with other indices. A slot that no index names is never
 gathered, so its gradient is exactly zero.
+
+Parameters are one flat dict by path ("language/layers/attention/q/kernel"); they are nested here,
+for Flax's `init` and `apply`, and nowhere else outside of Orbax.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
+from mllm_jax.batch import ModelInputs, Pixels
 from mllm_jax.common.arithmetic import einsum, take_rows
+from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
 from mllm_jax.models.llama import Cache, Llama, empty_cache
 
-Params = dict[str, Any]
-Pixels = UInt8[Array, "B I height width C"] | Float[Array, "B I height width C"]
+Params = Mapping[str, Any]  # path -> array
 
 # platform -> attention backend for `compute.attention: auto`
 AUTO_ATTENTION = {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}
@@ -69,28 +73,25 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
     )
 
 
-def init(model: MLLM, key: jax.Array) -> Params:
-    """Random parameters, float32: a nested dict.
-
-    Its top keys are vision, connector and language, those that exist.
-    """
+def init(model: MLLM, key: jax.Array) -> dict[str, jax.Array]:
+    """Random parameters by path, float32; each path starts with vision, connector or language."""
     vision_key, connector_key, language_key = jax.random.split(key, 3)
-    params: Params = {}
+    nested: dict[str, Any] = {}
     if model.vision is not None:
         size = model.vision.config.image_size
         pixels = jnp.zeros((1, size, size, 3), jnp.uint8)
-        params["vision"] = model.vision.init(vision_key, pixels)["params"]
+        nested["vision"] = model.vision.init(vision_key, pixels)["params"]
     if model.connector is not None:
         features = jnp.zeros((1, 1, model.connector.features), model.compute.compute)
-        params["connector"] = model.connector.init(connector_key, features)["params"]
+        nested["connector"] = model.connector.init(connector_key, features)["params"]
     if model.language is not None:
         x = jnp.zeros((1, 1, model.language.config.width), model.compute.compute)
         ones = jnp.ones((1, 1), jnp.int32)
-        params["language"] = model.language.init(language_key, x, ones, ones)["params"]
-    return params
+        nested["language"] = model.language.init(language_key, x, ones, ones)["params"]
+    return flatten(nested)
 
 
-def abstract_params(model: MLLM) -> Params:
+def abstract_params(model: MLLM) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of `init`, without any array.
 
     Loaders, shardings and converters are checked against them.
@@ -121,51 +122,43 @@ def used_layers(config: ModelConfig, paths: Iterable[str], images: bool) -> dict
 
 def head(params: Params) -> Float[Array, "V D"]:
     """The table that turns hidden states into logits: the output table, or a tied token table."""
-    language = params["language"]
-    return language["head"]["kernel"] if "head" in language else language["embedding"]
+    path = "language/head/kernel"
+    return params[path] if path in params else params["language/embedding"]
 
 
 def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array, "B J D"]:
-    """What the language model reads of the images of each row, slot after slot: J = I * P."""
-    assert model.vision is not None and model.connector is not None
+    """The connector's outputs for the images of each row, slot after slot: J = I * P."""
     B, I = pixels.shape[:2]  # noqa: E741
-    features = _apply(model.vision, params["vision"], pixels.reshape(B * I, *pixels.shape[2:]))
-    vectors = _apply(model.connector, params["connector"], features)
+    features = _apply(model.vision, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
+    vectors = _apply(model.connector, params, "connector", features)
     return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])
 
 
-def embed(
-    model: MLLM,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    image_index: Int[Array, "B T"],
-    pixels: Pixels,
-) -> Float[Array, "B T D"]:
-    """Token embeddings with the image vectors in their seats."""
-    x = _apply(model.language, params["language"], tokens, method="embed")
-    if model.connector is None or pixels.shape[1] == 0:
+def embed(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
+    """Token embeddings, with the image vectors at the placeholders."""
+    x = _apply(model.language, params, "language", inputs.tokens, method="embed")
+    if model.connector is None or inputs.pixels.shape[1] == 0:
         return x
-    vectors = image_embeddings(model, params, pixels)
-    take = functools.partial(take_rows, dtype=vectors.dtype)
-    seated = jax.vmap(take)(vectors, jnp.maximum(image_index, 0))
-    return jnp.where((image_index >= 0)[:, :, None], seated, x)
+    return _replace_placeholders(
+        x, image_embeddings(model, params, inputs.pixels), jnp.asarray(inputs.image_index)
+    )
 
 
-def hidden(
-    model: MLLM,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+def _replace_placeholders(
+    token_embeddings: Float[Array, "B T D"],
+    image_embeddings: Float[Array, "B J D"],
     image_index: Int[Array, "B T"],
-    pixels: Pixels,
 ) -> Float[Array, "B T D"]:
-    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
+    """Takes row `image_index[b, t]` of `image_embeddings[b]` wherever it is not negative."""
+    take = functools.partial(take_rows, dtype=image_embeddings.dtype)
+    taken = jax.vmap(take)(image_embeddings, jnp.maximum(image_index, 0))
+    return jnp.where((image_index >= 0)[:, :, None], taken, token_embeddings)
 
-    Pixels: RGB bytes, or floats that are normalised already.
-    """
-    x = embed(model, params, tokens, image_index, pixels)
-    return _apply(model.language, params["language"], x, segments, positions)[0]
+
+def hidden(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
+    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits."""
+    x = embed(model, params, inputs)
+    return _apply(model.language, params, "language", x, inputs.segments, inputs.positions)[0]
 
 
 def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
@@ -174,14 +167,7 @@ def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[A
 
 
 def prefill(
-    model: MLLM,
-    params: Params,
-    tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    image_index: Int[Array, "B T"],
-    pixels: Pixels,
-    slots: int,
+    model: MLLM, params: Params, inputs: ModelInputs, slots: int
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads left-padded prompts into a new cache of `slots` tokens.
 
@@ -189,9 +175,11 @@ def prefill(
         The logits after the last token, and the cache.
     """
     assert model.language is not None
-    x = embed(model, params, tokens, image_index, pixels)
-    cache = empty_cache(model.language.config, tokens.shape[0], slots, x.dtype)
-    x, cache = _apply(model.language, params["language"], x, segments, positions, cache)
+    x = embed(model, params, inputs)
+    cache = empty_cache(model.language.config, x.shape[0], slots, x.dtype)
+    x, cache = _apply(
+        model.language, params, "language", x, inputs.segments, inputs.positions, cache
+    )
     return logits(x[:, -1:], head(params))[:, 0], cache
 
 
@@ -199,13 +187,14 @@ def decode(
     model: MLLM, params: Params, token: Int[Array, "B"], position: Int[Array, "B"], cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one more token of every row; returns the logits after it and the cache with it."""
-    x = _apply(model.language, params["language"], token[:, None], method="embed")
+    x = _apply(model.language, params, "language", token[:, None], method="embed")
     ones = jnp.ones_like(token)[:, None]
-    x, cache = _apply(model.language, params["language"], x, ones, position[:, None], cache)
+    x, cache = _apply(model.language, params, "language", x, ones, position[:, None], cache)
     return logits(x, head(params))[:, 0], cache
 
 
-def _apply(module: Any, params: Params, *args: Any, **options: Any) -> Any:
-    """One of the three modules with its parameters."""
-    assert module is not None, "the model has no such part"
-    return module.apply({"params": params}, *args, **options)
+def _apply(module: Any, params: Params, name: str, *args: Any, **options: Any) -> Any:
+    """Calls one of the three modules with its part of the parameters, nested as Flax wants them."""
+    assert module is not None, f"the model has no {name} part"
+    own = {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+    return module.apply({"params": unflatten(own)[name]}, *args, **options)

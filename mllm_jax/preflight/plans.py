@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from mllm_jax.batch import Batch
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten
 from mllm_jax.common.versions import installed
 from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import Config
@@ -150,7 +149,7 @@ class Plans:
     def memory(self, setting: Setting) -> Memory:
         """Bytes of one device, by formula."""
         stage, share = self.laid_out(setting.split), self.share(setting)
-        params, trained = flatten(stage.params), flatten(stage.abstract.trainable)
+        params, trained = stage.params, stage.abstract.trainable
         trainable = {path: leaf for path, leaf in params.items() if path in trained}
         frozen = {path: leaf for path, leaf in params.items() if path not in trained}
         rows = setting.rows // (setting.split.data * setting.split.fsdp)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import hardware, hlo, memory, roofline, table
@@ -123,14 +122,14 @@ def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
     """Bytes one device sends in a step, by formula, in the form of `hlo.summary`."""
     stage, share = plans.laid_out(setting.split), plans.share(setting)
     size = memory.width(stage.model.compute)
-    trained = flatten(stage.abstract.trainable)
+    trained = stage.abstract.trainable
     used = flops.matmul_parameters(plans.config.model)
     kinds = roofline.sent_by_formula(
         setting.split,
         setting.microbatches,
         sum(used.values()) * size // share.tensor,
         sum(n for path, n in used.items() if path in trained) * size // share.tensor,
-        memory.float32_bytes({p: x for p, x in flatten(stage.params).items() if p in trained}),
+        memory.float32_bytes({p: x for p, x in stage.params.items() if p in trained}),
         share.rows * share.length * plans.language.width * size,
         plans.language.layers,
     )
@@ -145,7 +144,7 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     """
     config, data = plans.config, plans.config.data
     stage, share = plans.laid_out(setting.split), plans.share(setting)
-    trained = flatten(stage.abstract.trainable)
+    trained = stage.abstract.trainable
     images = setting.rows * data.image_slots if config.model.patches else 0
     useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
     again = _recomputed(config, setting, trained) if setting.remat == "full" else 0.0

@@ -48,7 +48,7 @@ def flops_per_step(
 
     Args:
         model: what the network is.
-        trainable: paths of the trained parameters, as `trees.flatten(state.trainable)` gives them.
+        trainable: paths of the trained parameters.
         rows: of the batch.
         length: of a row, padding included (it is computed).
         images: in the batch: used slots for the useful work, all slots for what is computed.

@@ -16,7 +16,6 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import Preempted, require
 from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.log import Log
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
@@ -220,7 +219,7 @@ class Loop:
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config
-        trained = flatten(self.stage.abstract.trainable)
+        trained = self.stage.abstract.trainable
         rows, length = config.data.rows, config.data.length
         useful = partial(flops.flops_per_step, config.model, trained, rows, length)
         rate = peak_rate(self.stage.mesh.devices.flat[0].device_kind)

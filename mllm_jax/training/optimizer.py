@@ -1,6 +1,6 @@
 """AdamW and its schedules, and which parameters move: parts claim parameters by regex over paths.
 
-Frozen means free: parameters are split into a trainable and a frozen tree before anything is
+Frozen means free: parameters are split into trainable and frozen ones before anything is
 differentiated, so gradients, moments and master copies exist for the trainable ones alone. (AdamW
 followed by a freeze mask keeps moments for all: 64 GB for 8 billion frozen parameters.)
 
@@ -17,29 +17,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Num
 
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.patterns import matches
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.stage import OptimizerConfig, PartConfig
 
 SHOWN = 5  # paths named in a message
 Schedule = Callable[[Num[Array, ""] | int], Float32[Array, ""]]
+Params = Mapping[str, Any]  # path -> array
 
 
 class Optimizer(NamedTuple):
-    """AdamW over the trainable tree, pure functions as in optax; the state's step is handed in."""
+    """AdamW over the trainable parameters, pure functions as in optax; they take the state's step.
+
+    All of them work on flat dicts {path: array}.
+    """
 
     # trainable -> the part of it that gets gradients: unused leaves and layers left out
-    used: Callable[[Any], Any]
-    # trainable -> moments of the used part
-    init: Callable[[Any], Any]
-    # grads, moments, used part of trainable, step -> updates in float32, moments
-    update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    used: Callable[[Params], dict[str, Any]]
+    # trainable -> opt_state of the used part: optax's, with a flat dict per moment
+    init: Callable[[Params], Any]
+    # grads, opt_state, used part of trainable, step -> updates in float32, opt_state
+    update: Callable[[Params, Any, Params, Any], tuple[dict[str, Any], Any]]
     rates: dict[str, Schedule]  # part -> learning rate at a step, for the trained parts
 
 
@@ -73,23 +75,19 @@ def assign(paths: Iterable[str], parts: Mapping[str, PartConfig]) -> dict[str, s
     return {path: names[0] for path, names in claims.items()}
 
 
-def split(
-    params: Mapping[str, Any], parts: Mapping[str, PartConfig]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A tree by parameter paths -> (trainable, frozen); together they hold every leaf once."""
-    flat = flatten(params)
-    owner = assign(flat, parts)
-    trainable = {path: leaf for path, leaf in flat.items() if parts[owner[path]].train}
-    frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
-    return unflatten(trainable), unflatten(frozen)
+def split(params: Params, parts: Mapping[str, PartConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters by path -> (trainable, frozen); together they hold every path once."""
+    owner = assign(params, parts)
+    trainable = {path: leaf for path, leaf in params.items() if parts[owner[path]].train}
+    frozen = {path: leaf for path, leaf in params.items() if path not in trainable}
+    return trainable, frozen
 
 
-def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """(trainable, frozen) -> the whole parameter tree. Raises ValueError if a leaf is in both."""
-    one, two = flatten(trainable), flatten(frozen)
-    if both := sorted(one.keys() & two.keys()):
+def merge(trainable: Params, frozen: Params) -> dict[str, Any]:
+    """(trainable, frozen) -> all parameters. Raises ValueError if a path is in both."""
+    if both := sorted(trainable.keys() & frozen.keys()):
         raise ValueError(f"trainable and frozen both hold {_shorten(both)}")
-    return unflatten({**one, **two})
+    return {**trainable, **frozen}
 
 
 def _shorten(items: list[str]) -> str:
@@ -134,7 +132,7 @@ def make_schedule(config: OptimizerConfig, steps: int, base: float) -> Schedule:
 def make_optimizer(
     config: OptimizerConfig,
     steps: int,
-    trainable: Mapping[str, Any],
+    trainable: Params,
     layers: Mapping[str, int] | None = None,
 ) -> Optimizer:
     """AdamW: clip by global norm, Adam, add weight_decay x parameter, times -rate of the part.
@@ -146,19 +144,19 @@ def make_optimizer(
     Args:
         config: rates, betas, decay, parts.
         steps: updates of the whole run, for the schedule.
-        trainable: the trainable tree (arrays or abstract): its paths decide each leaf's part and
-            decay.
+        trainable: the trainable parameters (arrays or abstract): their paths decide the part and
+            the decay of each.
         layers: {path: leading layers that get gradients} of leaves of which not all do, 0 for none.
 
     Raises:
         ConfigError: nothing that is trained gets a gradient.
     """
     layers = layers or {}
-    paths = [path for path in flatten(trainable) if layers.get(path) != 0]
+    paths = [path for path in trainable if layers.get(path) != 0]
     require(
         len(paths) > 0,
         f"optimizer.parts: no trained parameter is used, so none gets a gradient: "
-        f"{_shorten(list(flatten(trainable)))}; train another part, or give rows image slots "
+        f"{_shorten(list(trainable))}; train another part, or give rows image slots "
         "(data.image_slots)",
     )
     owner = {path: _owner(path, config.parts) for path in paths}
@@ -171,9 +169,7 @@ def make_optimizer(
         for name, part in config.parts.items()
         if part.train and name in owner.values()
     }
-    decayed = unflatten(
-        {path: not matches(config.no_decay, path, "optimizer.no_decay") for path in paths}
-    )
+    decayed = {path: not matches(config.no_decay, path, "optimizer.no_decay") for path in paths}
     clip, decay = optax.identity(), optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
@@ -182,24 +178,24 @@ def make_optimizer(
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     chain = optax.chain(clip, adam, decay)
 
-    def used(trainable: Any) -> Any:
-        flat = flatten(trainable)
-        return unflatten({p: flat[p][: layers[p]] if p in layers else flat[p] for p in paths})
+    def used(trainable: Params) -> dict[str, Any]:
+        return {p: trainable[p][: layers[p]] if p in layers else trainable[p] for p in paths}
 
-    def init(trainable: Any) -> Any:
+    def init(trainable: Params) -> Any:
         return chain.init(_float32(used(trainable)))
 
-    def update(grads: Any, moments: Any, trainable: Any, step: Any) -> tuple[Any, Any]:
+    def update(
+        grads: Params, opt_state: Any, trainable: Params, step: Any
+    ) -> tuple[dict[str, Any], Any]:
         directions: Any
-        directions, moments = chain.update(_float32(grads), moments, _float32(trainable))
+        directions, opt_state = chain.update(_float32(grads), opt_state, _float32(trainable))
         now = {name: rate(step) for name, rate in rates.items()}
-        scaled = {path: -now[owner[path]] * d for path, d in flatten(directions).items()}
-        return unflatten(scaled), moments
+        return {path: -now[owner[path]] * d for path, d in directions.items()}, opt_state
 
     return Optimizer(used, init, update, rates)
 
 
-def apply_updates(trainable: Any, updates: Any, useful: Any = True) -> Any:
+def apply_updates(trainable: Params, updates: Params, useful: Any = True) -> dict[str, Any]:
     """parameter + update, added in float32 and rounded to the parameter's dtype once.
 
     Args:
@@ -207,19 +203,18 @@ def apply_updates(trainable: Any, updates: Any, useful: Any = True) -> Any:
         updates: of its used part (`Optimizer.used`); what has none stays as it is.
         useful: whether anything moves at all.
     """
-    flat, moves = flatten(trainable), flatten(updates)
 
     def moved(p: Any, u: Any) -> Any:
         # one choice between two sums: choosing between u and 0 first keeps an array of zeros
         return jnp.where(useful, (p.astype(jnp.float32) + u).astype(p.dtype), p)
 
     def one(path: str, p: Any) -> Any:
-        if path not in moves:
+        if path not in updates:
             return p
-        u = moves[path]
+        u = updates[path]
         return moved(p, u) if u.shape == p.shape else p.at[: len(u)].set(moved(p[: len(u)], u))
 
-    return unflatten({path: one(path, p) for path, p in flat.items()})
+    return {path: one(path, p) for path, p in trainable.items()}
 
 
 def _claimants(path: str, parts: Mapping[str, PartConfig]) -> list[str]:
@@ -231,7 +226,7 @@ def _claimants(path: str, parts: Mapping[str, PartConfig]) -> list[str]:
 
 
 def _owner(path: str, parts: Mapping[str, PartConfig]) -> str:
-    # not `assign`: here the trainable tree alone is at hand, and frozen parts claim nothing of it
+    # not `assign`: only the trainable parameters are known here; frozen parts claim none of them
     names = _claimants(path, parts)
     if len(names) != 1 or not parts[names[0]].train:
         raise ValueError(
@@ -241,5 +236,5 @@ def _owner(path: str, parts: Mapping[str, PartConfig]) -> str:
     return names[0]
 
 
-def _float32(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+def _float32(params: Params) -> dict[str, Any]:
+    return {path: x.astype(jnp.float32) for path, x in params.items()}

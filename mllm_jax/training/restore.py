@@ -20,7 +20,6 @@ from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import ModelSource
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common.errors import require
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.stage import Config
 from mllm_jax.training import run_folder, state
 from mllm_jax.training.setup import Stage, draw
@@ -43,24 +42,24 @@ def first_params(stage: Stage, source: ModelSource | None, config: Config) -> Fi
     Raises:
         ConfigError: the source lacks parameters or has others, or `init.fresh` matches none.
     """
-    shapes, trainable = flatten(stage.params), flatten(stage.trainable)
+    shapes, trainable = stage.params, stage.trainable
     fresh = _fresh_paths(list(shapes), source, config)
     drawn = {path: leaf for path, leaf in trainable.items() if path in fresh}
-    params = flatten(draw(stage, unflatten(drawn), config.seed)) if drawn else {}
+    params = draw(stage, drawn, config.seed) if drawn else {}
     if source is not None:
-        wanted = unflatten({path: x for path, x in shapes.items() if path not in fresh})
-        params |= flatten(source.load(wanted, config.init.fresh, only=trainable))
+        stored = {path: x for path, x in shapes.items() if path not in fresh}
+        params |= source.load(stored, config.init.fresh, only=trainable)
     return FirstParams(params, _frozen_leaves(stage, source, config))
 
 
 def _frozen_leaves(stage: Stage, source: ModelSource | None, config: Config) -> dict[str, Leaf]:
     """The frozen parameters as lazy leaves; none is read yet, and no other process is needed."""
-    shapes, frozen = flatten(stage.params), flatten(stage.frozen)
+    shapes, frozen = stage.params, stage.frozen
     fresh = _fresh_paths(list(shapes), source, config)
     leaves = _drawn(stage, [path for path in frozen if path in fresh], config)
     if source is not None and len(leaves) < len(frozen):
-        wanted = unflatten({path: x for path, x in shapes.items() if path not in fresh})
-        stored = source.leaves(wanted, config.init.fresh)
+        rest = {path: x for path, x in shapes.items() if path not in fresh}
+        stored = source.leaves(rest, config.init.fresh)
         leaves |= {path: stored[path] for path in frozen if path not in fresh}
     return leaves
 
@@ -76,7 +75,7 @@ def _fresh_paths(paths: list[str], source: ModelSource | None, config: Config) -
 
 def _drawn(stage: Stage, paths: Sequence[str], config: Config) -> dict[str, Leaf]:
     """Frozen parameters that this process alone draws when they are read."""
-    shapes, dtype = flatten(stage.params), np.dtype(config.compute.parameters)
+    shapes, dtype = stage.params, np.dtype(config.compute.parameters)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     groups: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
     for path in paths:
@@ -95,7 +94,7 @@ def _drawn_together(
 
     def read(path: str) -> np.ndarray:
         if path not in drawn:
-            drawn.update(flatten(draw(stage, unflatten(group), config.seed)))
+            drawn.update(draw(stage, group, config.seed))
         return np.asarray(drawn.pop(path))
 
     for path, leaf in group.items():
@@ -109,7 +108,7 @@ def first_state(stage: Stage, first: FirstParams, frozen: FrozenParams) -> state
 
 
 def _state(stage: Stage, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
-    params = unflatten(trainable | frozen.load(flatten(stage.frozen)))
+    params = trainable | frozen.load(stage.frozen)
     return state.birth(params, stage.optimizer, stage.abstract, stage.shardings)
 
 
@@ -134,9 +133,9 @@ def restored_state(
         f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
     )
     assert last is not None
-    folder, paths = checkpoints.folder / str(last), list(flatten(stage.frozen))
+    folder, paths = checkpoints.folder / str(last), list(stage.frozen)
     frozen.resume(folder, paths, lambda: _frozen_leaves(stage, source, config), on_damage)
     trainable, moments, _ = checkpoints.restore(last, stage.trainable, stage.moments)
-    first = _state(stage, flatten(trainable), frozen)
+    first = _state(stage, trainable, frozen)
     number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), stage.shardings.step)
     return first._replace(step=number, moments=moments)

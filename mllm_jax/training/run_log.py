@@ -2,14 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import Config
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
@@ -55,9 +54,9 @@ def parameters(abstract: TrainState) -> str:
     return f"parameters: {'; '.join(parts)}"
 
 
-def _by_module(params: Any) -> Counter[str]:
+def _by_module(params: Mapping[str, Any]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for path, leaf in flatten(params).items():
+    for path, leaf in params.items():
         counts[path.split("/")[0]] += math.prod(leaf.shape)
     return counts
 

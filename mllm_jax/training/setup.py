@@ -4,14 +4,13 @@ What every door that takes steps begins with. Everything here is abstract until 
 checkpoint puts numbers in, so an 8B stage is planned on a laptop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
@@ -29,17 +28,17 @@ class Stage(NamedTuple):
     shardings: state.TrainState  # NamedShardings
 
     @property
-    def params(self) -> Any:
-        """The whole parameter tree as ShapeDtypeStructs with shardings."""
+    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """All parameters by path, as ShapeDtypeStructs with shardings."""
         return _placed(self.abstract.params, self.shardings.params)
 
     @property
-    def trainable(self) -> Any:
+    def trainable(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Those that are trained, likewise."""
         return _placed(self.abstract.trainable, self.shardings.trainable)
 
     @property
-    def frozen(self) -> Any:
+    def frozen(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Those that are not, likewise; in the number format in which devices hold them."""
         return _placed(self.abstract.frozen, self.shardings.frozen)
 
@@ -80,30 +79,34 @@ def plan(
     built = mllm.build(model, compute, mesh.devices.flat[0].platform)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
-    used = mllm.used_layers(model, flatten(trainable), images)
+    used = mllm.used_layers(model, trainable, images)
     made = optimizer.make_optimizer(config, steps, trainable, used)
     abstract = state.abstract_state(params, config.parts, compute, made)
     places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
     return Stage(built, mesh, made, abstract, places)
 
 
-def draw(stage: Stage, wanted: Any, seed: int) -> Any:
-    """Random parameters for `wanted` (a part of `stage.params`), made where they will lie."""
-    flat = flatten(wanted)
+def draw(
+    stage: Stage, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int
+) -> dict[str, jax.Array]:
+    """Random parameters of the paths, dtypes and shardings of `abstract`, made in place.
+
+    A parameter's numbers depend on the seed alone, not on which others are asked for.
+    """
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        drawn = flatten(mllm.init(stage.model, key))
-        return {path: drawn[path].astype(leaf.dtype) for path, leaf in flat.items()}
+        random = mllm.init(stage.model, key)
+        return {path: random[path].astype(leaf.dtype) for path, leaf in abstract.items()}
 
-    places = {path: leaf.sharding for path, leaf in flat.items()}
-    return unflatten(jax.jit(make, out_shardings=places)(jax.random.key(seed)))
+    places = {path: leaf.sharding for path, leaf in abstract.items()}
+    return jax.jit(make, out_shardings=places)(jax.random.key(seed))
 
 
 def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
     """(params, batch) -> (hidden [B, T, D], head [V, D] as it is held): for a step."""
 
     def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return mllm.hidden(model, params, *batch.inputs), mllm.head(params)
+        return mllm.hidden(model, params, batch.inputs), mllm.head(params)
 
     return apply
 

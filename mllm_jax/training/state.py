@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.stage import ComputeConfig, PartConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training.optimizer import Optimizer, assign, merge, split
@@ -25,32 +24,32 @@ class TrainState(NamedTuple):
     """All that a step needs besides the batch; also holds abstract arrays, or shardings."""
 
     step: Any  # int32 scalar: updates done so far
-    trainable: Any  # nested dict, in `compute.parameters`
-    # nested dict, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
+    trainable: dict[str, Any]  # path -> array, in `compute.parameters`
+    # path -> array, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
     # kept on the disk has the number formats of its source (`checkpoints/frozen.py`)
-    frozen: Any
+    frozen: dict[str, Any]
     moments: Any  # the optimizer's, float32, shaped like the used part of `trainable`
 
     @property
     def params(self) -> dict[str, Any]:
-        """The whole parameter tree, trainable and frozen together."""
+        """All parameters, trainable and frozen together."""
         return merge(self.trainable, self.frozen)
 
 
 def param_dtypes(
     params: Mapping[str, Any], parts: Mapping[str, PartConfig], compute: ComputeConfig
-) -> dict[str, Any]:
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Abstract parameters as they are held: trainable in `parameters`, frozen in `compute` dtype.
 
     Hand this to whatever reads or draws the parameters, so that they are cast leaf by leaf on the
     way in.
     """
-    flat = flatten(params)
-    owner = assign(flat, parts)
+    owner = assign(params, parts)
     dtypes = {True: jnp.dtype(compute.parameters), False: jnp.dtype(compute.compute)}
-    return unflatten(
-        {k: jax.ShapeDtypeStruct(p.shape, dtypes[parts[owner[k]].train]) for k, p in flat.items()}
-    )
+    return {
+        path: jax.ShapeDtypeStruct(x.shape, dtypes[parts[owner[path]].train])
+        for path, x in params.items()
+    }
 
 
 def abstract_state(
@@ -65,27 +64,29 @@ def abstract_state(
     return TrainState(step, trainable, frozen, jax.eval_shape(optimizer.init, trainable))
 
 
-def state_shardings(mesh: Mesh, abstract: TrainState, axes: Mapping[str, Any]) -> TrainState:
+def state_shardings(
+    mesh: Mesh, abstract: TrainState, axes: Mapping[str, tuple[str, ...]]
+) -> TrainState:
     """Where every leaf lies: parameters by logical axes, moments like them, scalars everywhere.
 
     Args:
         mesh: the mesh.
         abstract: from `abstract_state`.
-        axes: tree of logical-name tuples for the whole model.
+        axes: path -> logical names of the dimensions, for the whole model.
 
     Raises:
         ConfigError: a dimension does not divide over its mesh axes.
     """
-    compare(flatten(abstract.params), flatten(axes), "logical axes")
+    compare(abstract.params, axes, "logical axes")
     sharding.check_divides(mesh, axes, abstract.params)
-    placed = flatten(sharding.shardings(mesh, axes))
+    placed = sharding.shardings(mesh, axes)
 
-    def like(tree: Any) -> Any:
-        return unflatten({path: placed[path] for path in flatten(tree)})
+    def like(params: dict[str, Any]) -> dict[str, Any]:
+        return {path: placed[path] for path in params}
 
     whole = NamedSharding(mesh, P())
     moments = jax.tree.map(
-        # optax holds a tree per moment, of the used parameters, and counts beside them
+        # optax holds a dict per moment, of the used parameters, and counts beside them
         lambda node: like(node) if isinstance(node, dict) else whole,
         abstract.moments,
         is_leaf=lambda node: isinstance(node, dict),
@@ -102,28 +103,27 @@ def birth(
         ValueError: parameters that are missing, too many, misshapen, of another dtype or placed
             elsewhere, by path.
     """
-    given, wanted = flatten(params), flatten(abstract.params)
-    compare(wanted, given, "given parameters")
-    places = flatten(shardings.params)
+    expected, places = abstract.params, shardings.params
+    compare(expected, params, "given parameters")
     wrong = [
         f"{path} is {leaf.dtype}{list(leaf.shape)} on {leaf.sharding}, "
         f"expected {want.dtype}{list(want.shape)} on {place}"
-        for path, leaf in given.items()
-        for want, place in [(wanted[path], places[path])]
+        for path, leaf in params.items()
+        for want, place in [(expected[path], places[path])]
         if (leaf.shape, leaf.dtype) != (want.shape, want.dtype)
         or not leaf.sharding.is_equivalent_to(place, leaf.ndim)
     ]
     if wrong:
         raise ValueError(f"{len(wrong)} parameters do not fit the state: {'; '.join(wrong[:5])}")
-    trainable = unflatten({path: given[path] for path in flatten(abstract.trainable)})
-    frozen = unflatten({path: given[path] for path in flatten(abstract.frozen)})
+    trainable = {path: params[path] for path in abstract.trainable}
+    frozen = {path: params[path] for path in abstract.frozen}
     moments = jax.jit(optimizer.init, out_shardings=shardings.moments)(trainable)
     step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
     return TrainState(step, trainable, frozen, moments)
 
 
 def compare(wanted: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError listing paths that are missing from `given` or too many (flat trees)."""
+    """Raises ValueError listing paths that are missing from `given` or too many."""
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
 from mllm_jax.common.errors import require
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.distributed.collectives import summed_at_the_end
 from mllm_jax.distributed.sharding import TABLE, constrain, ways
 from mllm_jax.training.loss import weighted_loss
@@ -73,8 +72,7 @@ def make_train_step(
         grads, sums = jax.grad(loss_of, has_aux=True)(*params, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         if shardings is not None:
-            places = flatten(shardings.trainable)
-            specs = unflatten({path: places[path].spec for path in flatten(grads)})
+            specs = {path: shardings.trainable[path].spec for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, specs)
         return sums, grads
 

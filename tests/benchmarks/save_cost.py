@@ -79,7 +79,7 @@ def measure_steps(out: Path, width: int, layers: int, rounds: int) -> dict[str, 
     """Step times beside a save, and what the save itself takes."""
     keys = jax.random.split(jax.random.key(0), layers)
     state = {
-        "language": {f"l{i}": jax.random.normal(k, (width, width)) / 50 for i, k in enumerate(keys)}
+        f"language/l{i}": jax.random.normal(k, (width, width)) / 50 for i, k in enumerate(keys)
     }
     x = jax.random.normal(jax.random.key(1), (512, width))
     compiled = jax.jit(update, donate_argnums=0)
@@ -122,7 +122,7 @@ def update(params: dict, x: jax.Array) -> dict:
 
 def loss(params: dict, x: jax.Array) -> jax.Array:
     """Of a pass through all layers."""
-    for layer in params["language"].values():
+    for layer in params.values():
         x = jnp.tanh(x @ layer)
     return jnp.mean(x**2)
 
@@ -149,11 +149,11 @@ def measure_frozen(out: Path, width: int, layers: int, rounds: int) -> dict[str,
         "peak_resident_megabytes": round(peak, 1),
     }
     on_devices = {
-        path.removeprefix("language/"): jnp.asarray(leaf.read()).astype(jnp.bfloat16)
+        path: jnp.asarray(leaf.read()).astype(jnp.bfloat16)
         for path, leaf in frozen_leaves(out / "once").items()
     }
-    trained = {"connector": {"kernel": jax.random.normal(jax.random.key(0), shape)}}
-    everything, none = {**trained, "language": on_devices}, FrozenParams(out / "each")
+    trained = {"connector/kernel": jax.random.normal(jax.random.key(0), shape)}
+    everything, none = {**trained, **on_devices}, FrozenParams(out / "each")
     return {
         "write_at_the_start": at_the_start,
         "in_each_save": measure_saves(out / "each", everything, trained, none, rounds),

@@ -48,7 +48,7 @@ def main(verb: str, folder: Path, number: int, count: int, port: str) -> None:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, number)
     mesh = sharding.make_mesh((1, -1, 1))
     spec = P("fsdp") if verb == "save" else P(None, "fsdp")
-    params = {"language": {"embedding": place(NUMBERS, mesh, spec)}}
+    params = {"language/embedding": place(NUMBERS, mesh, spec)}
     moments = {"mu": params, "count": place(np.asarray(7, np.int32), mesh, P())}
     frozen, source = FrozenParams(folder), place(NUMBERS.astype(ml_dtypes.bfloat16), mesh, spec)
     with jax.set_mesh(mesh), Checkpoints(folder, Keep(2)) as checkpoints:

@@ -188,9 +188,10 @@ def test_deleted_checkpoints_take_none_along(saved):
 
 def test_a_checkpoint_of_before_gives_its_own(tmp_path: Path):
     """It has no word on frozen files, and all parameters."""
-    tree = {"vision": {"a": jnp.arange(6.0)}, "connector": {"bias": jnp.ones(8)}}
+    params = {"vision/a": jnp.arange(6.0), "connector/bias": jnp.ones(8)}
+    trained = {"connector/bias": params["connector/bias"]}
     with Checkpoints(tmp_path, Keep(1)) as checkpoints:
-        checkpoints.save(4, tree, {"mu": tree["connector"]}, {"seed": 1})
+        checkpoints.save(4, params, {"mu": trained}, {"seed": 1})
         checkpoints.wait()
         folder = checkpoints.folder / "4"
         about = manifest.read(folder)
@@ -201,6 +202,6 @@ def test_a_checkpoint_of_before_gives_its_own(tmp_path: Path):
         made.resume(folder, ["vision/a"], dict, "fail")
         assert_holds(tmp_path, {"vision/a": np.arange(6, dtype=np.float32)})
         assert set(made.files) == {"model.safetensors"}
-        trained = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree["connector"])
-        params, _, extra = checkpoints.restore(4, {"connector": trained}, {"mu": trained})
-        assert params.keys() == {"connector"} and extra == {"seed": 1}
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trained)
+        restored, _, extra = checkpoints.restore(4, shapes, {"mu": shapes})
+        assert restored.keys() == trained.keys() and extra == {"seed": 1}

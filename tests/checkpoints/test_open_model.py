@@ -15,7 +15,6 @@ from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.distributed.sharding import shardings
 from mllm_jax.models.axes import logical_axes
@@ -46,7 +45,6 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(a, b, scale: float = 1.0) -> None:
-    a, b = flatten(a), flatten(b)
     assert a.keys() == b.keys()
     for path in a:
         assert np.array_equal(
@@ -79,8 +77,8 @@ def test_load_places_and_casts(kind: str, oracle: Path, model: Path, make_mesh) 
     )
     with jax.set_mesh(mesh):
         placed = source.load(wanted)
-    for path, x in flatten(placed).items():
-        assert (x.sharding, x.dtype) == (flatten(where)[path], jnp.bfloat16), path
+    for path, x in placed.items():
+        assert (x.sharding, x.dtype) == (where[path], jnp.bfloat16), path
         assert isinstance(x.sharding, NamedSharding)
     whole = source.load(shapes)
     same(jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), whole), placed)
@@ -89,11 +87,11 @@ def test_load_places_and_casts(kind: str, oracle: Path, model: Path, make_mesh) 
 @pytest.mark.parametrize("kind", ["hf", "model"])
 def test_a_part_can_stay_unread(kind: str, oracle: Path, model: Path) -> None:
     source = open_model(oracle / "llava_linear" if kind == "hf" else model)
-    shapes = conversions.abstract(source.config.model)
-    del shapes["connector"]
+    every = conversions.abstract(source.config.model)
+    shapes = {path: x for path, x in every.items() if not path.startswith("connector/")}
     with pytest.raises(ConfigError, match="extra 2"):
         source.load(shapes)
-    assert source.load(shapes, unread="connector/.*").keys() == {"vision", "language"}
+    assert source.load(shapes, unread="connector/.*").keys() == shapes.keys()
 
 
 def test_what_is_no_model(tmp_path: Path, run: Path) -> None:
@@ -116,9 +114,7 @@ def test_a_checkpoint_of_another_architecture(model: Path, tmp_path: Path) -> No
     (tmp_path / "x").symlink_to(model)
     source = open_model(tmp_path / "x")
     shapes = conversions.abstract(source.config.model)
-    shapes["language"]["layers"]["mlp"]["up"]["kernel"] = jax.ShapeDtypeStruct(
-        (3, 64, 161), jnp.float32
-    )
+    shapes["language/layers/mlp/up/kernel"] = jax.ShapeDtypeStruct((3, 64, 161), jnp.float32)
     with pytest.raises(
         ConfigError, match=r"another architecture: misshapen 1 \(language/layers/mlp/up/kernel is"
     ):

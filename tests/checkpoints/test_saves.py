@@ -28,12 +28,12 @@ def describe(tree):
 
 
 def tree(numbers: int = 1000, value: float = 0.0) -> dict:
-    return {"language": {"embedding": jnp.full((numbers,), value, jnp.float32)}}
+    return {"language/embedding": jnp.full((numbers,), value, jnp.float32)}
 
 
 def incompressible(numbers: int) -> dict:
     words = np.random.default_rng(0).standard_normal(numbers, np.float32)
-    return {"language": {"embedding": jnp.asarray(words)}}
+    return {"language/embedding": jnp.asarray(words)}
 
 
 @pytest.mark.parametrize("axes", [{"devices": 1}, {"data": 8}, {"fsdp": 8}], ids=str)
@@ -43,7 +43,7 @@ def test_steps_go_on_while_the_state_of_the_save_is_written(tmp_path, make_mesh,
     where = NamedSharding(mesh, P("fsdp"))
     step = jax.jit(lambda x: jax.tree.map(lambda a: a * 3 + 1, x), donate_argnums=0)
     start = np.arange(8 * MB, dtype=np.uint32).reshape(8, MB)
-    now = {"language": {"embedding": jax.device_put(start, where)}}
+    now = {"language/embedding": jax.device_put(start, where)}
     shapes, expected = describe(now), start
     with jax.set_mesh(mesh), Checkpoints(tmp_path, Keep(9)) as checkpoints:
         for number in range(1, 4):
@@ -58,7 +58,7 @@ def test_steps_go_on_while_the_state_of_the_save_is_written(tmp_path, make_mesh,
         for number in range(1, 4):
             expected = expected * 3 + 1
             for part in checkpoints.restore(number, shapes, shapes)[:2]:
-                assert np.array_equal(part["language"]["embedding"], expected)
+                assert np.array_equal(part["language/embedding"], expected)
             expected = expected * 3**5 + (3**5 - 1) // 2
 
 
@@ -89,7 +89,7 @@ def test_a_step_is_saved_once(tmp_path):
         checkpoints.save(4, tree(value=1.0), tree(), {})
         checkpoints.save(4, tree(value=2.0), tree(), {})
         shapes = describe(tree())
-        saved = checkpoints.restore(4, shapes, shapes)[0]["language"]["embedding"]
+        saved = checkpoints.restore(4, shapes, shapes)[0]["language/embedding"]
     assert np.array_equal(saved, np.ones(1000))
 
 
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_said_in_one_line(small_dis
     assert shutil.disk_usage(small_disk).free > 20e6  # nothing of the torn save is left
     with Checkpoints(small_disk, Keep(1)) as again:
         assert again.verified("fail") == 1
-        saved = again.restore(1, shapes, shapes)[0]["language"]["embedding"]
+        saved = again.restore(1, shapes, shapes)[0]["language/embedding"]
         assert np.array_equal(saved, np.full(1000, 7.0))
         fits = incompressible(MB)
         again.save(2, fits, tree(), {})

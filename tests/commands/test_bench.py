@@ -95,8 +95,9 @@ def test_every_stage_claims_every_parameter(stage):
     work = bench.from_size("8b", stage, 2048, 8, "bfloat16", "full")
     planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10)
     frozen = {"align": {"vision", "language"}, "instruct": {"vision"}, "full": set()}[stage]
-    assert set(planned.abstract.frozen) == frozen
-    assert set(planned.abstract.trainable) == {"vision", "connector", "language"} - frozen
+    assert {path.split("/")[0] for path in planned.abstract.frozen} == frozen
+    trained = {path.split("/")[0] for path in planned.abstract.trainable}
+    assert trained == {"vision", "connector", "language"} - frozen
 
 
 def test_rows_are_an_image_and_trained_text():

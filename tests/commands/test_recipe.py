@@ -19,7 +19,6 @@ from mllm_jax.checkpoints.store import Checkpoints, checkpoint_steps
 from mllm_jax.commands.recipe import stages as recipe
 from mllm_jax.commands.recipe.checks import Checked
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
@@ -105,17 +104,17 @@ def save(config: Config, step: int, spoil: str = "") -> None:
     """
     parts = config.optimizer.parts
     shapes = mllm.abstract_params(mllm.build(config.model, ComputeConfig()))
-    old = {path: jnp.full(x.shape, len(path) / 8) for path, x in flatten(shapes).items()}
+    old = {path: jnp.full(x.shape, len(path) / 8) for path, x in shapes.items()}
     if config.init.weights is not None:
-        kept = {p: x for p, x in flatten(shapes).items() if not run_folder.is_fresh(config.init, p)}
-        old |= flatten(open_model(config.init.weights).load(unflatten(kept), config.init.fresh))
+        read = {p: x for p, x in shapes.items() if not run_folder.is_fresh(config.init, p)}
+        old |= open_model(config.init.weights).load(read, config.init.fresh)
     owner = assign(old, parts)
     new = {
         p: x + 1 if parts[owner[p]].train or (spoil and p.startswith(spoil)) else x
         for p, x in old.items()
     }
     checkpoints = Checkpoints(config.out, Keep(1))
-    checkpoints.save(step, unflatten(new), {"count": jnp.zeros(())}, {})
+    checkpoints.save(step, new, {"count": jnp.zeros(())}, {})
     checkpoints.close()
 
 

@@ -8,7 +8,6 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config, RecipeConfig
 from mllm_jax.training.setup import plan
@@ -73,7 +72,7 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
     """Over eight devices: parameters are claimed, dimensions divide, the frozen cost nothing."""
     config = load(file)
     stage = plan(config.model, config.compute, config.optimizer, make_mesh(fsdp=8, data=1), 100)
-    params = flatten(stage.params)
+    params = stage.params
     sizes = {
         part: sum(x.size for path, x in params.items() if path.startswith(part))
         for part in ("vision", "connector", "language")
@@ -82,7 +81,7 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
         assert sizes == BASQUE
     else:
         assert 1_000_000 < sum(sizes.values()) < 3_000_000
-    trained = {path.split("/")[0] for path in flatten(stage.abstract.trainable)}
+    trained = {path.split("/")[0] for path in stage.abstract.trainable}
     wanted = {
         "backbone": {"vision", "connector", "language"},
         "align": {"connector"},
@@ -96,9 +95,7 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
         norm = [x.size for path, x in params.items() if path.startswith("vision/post_norm/")]
         idle = sum(layers) // config.model.vision.layers + sum(norm)
     assert moments == 2 * (sum(sizes[part] for part in trained) - idle)
-    assert {str(x.dtype) for x in flatten(stage.abstract.frozen).values()} <= {
-        config.compute.compute
-    }
+    assert {str(x.dtype) for x in stage.abstract.frozen.values()} <= {config.compute.compute}
 
 
 @pytest.mark.parametrize("file", [s for s in STAGES if s.startswith("basque")])

@@ -134,8 +134,8 @@ def test_dimensions_that_divide_pass(make_mesh):
 
 
 def test_a_dimension_that_does_not_divide_is_named(make_mesh):
-    axes = {"language": {"embedding": ("vocab", "embed")}}
-    shapes = {"language": {"embedding": jax.ShapeDtypeStruct((103, 64), jnp.float32)}}
+    axes = {"language/embedding": ("vocab", "embed")}
+    shapes = {"language/embedding": jax.ShapeDtypeStruct((103, 64), jnp.float32)}
     with pytest.raises(ConfigError) as error:
         sharding.check_divides(make_mesh(fsdp=4, tensor=2), axes, shapes)
     message = str(error.value)

@@ -90,11 +90,11 @@ def scores(out: Path) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def negative_log_likelihoods(model, params, tokens, segments, positions, image_index, pixels):
+def negative_log_likelihoods(model, params, inputs):
     """Of every token but the first, from the whole row's logits."""
-    hidden = mllm.hidden(model, params, tokens, segments, positions, image_index, pixels)
+    hidden = mllm.hidden(model, params, inputs)
     log_shares = jax.nn.log_softmax(mllm.logits(hidden, mllm.head(params)))[0, :-1]
-    return -jnp.take_along_axis(log_shares, tokens[0, 1:, None], axis=1)[:, 0]
+    return -jnp.take_along_axis(log_shares, inputs.tokens[0, 1:, None], axis=1)[:, 0]
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -150,7 +150,7 @@ def test_losses_equal_those_of_whole_conversations(done, run, data):
     for r in load_records("heldout", stream(data), ("eu", "en")):
         whole = opened.chat.encode(r.turns)
         batch = opened.batch([whole], [opened.pictures(r.images)], rows=1, slots=len(r.images))
-        losses = negative_log_likelihoods(opened.model, opened.params, *batch.inputs)
+        losses = negative_log_likelihoods(opened.model, opened.params, batch.inputs)
         own = [line for line in lines if line["id"] == r.id]
         size = len(whole.tokens)
         total = float(np.sum(np.asarray(losses)[: size - 1] * whole.weights[1:]))

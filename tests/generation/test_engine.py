@@ -46,7 +46,7 @@ def opened(run) -> Answerer:
     """The model with wider weights: its answers depend on all of the prompt, far from ties."""
     opened = Answerer(run)
     wide = jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x, opened.params)
-    wide["language"]["embedding"] *= 50
+    wide["language/embedding"] *= 50
     opened.__dict__["params"] = wide
     return opened
 
@@ -77,8 +77,8 @@ def test_each_token_is_the_likeliest_of_the_whole_row(opened, asked):
     """No cache, no padding on the left: prompt and answer read at once give the same tokens."""
 
     @functools.partial(jax.jit, static_argnums=0)
-    def likeliest(model, params, *row):
-        return jnp.argmax(mllm.logits(mllm.hidden(model, params, *row), mllm.head(params)), axis=-1)
+    def likeliest(model, params, row):
+        return jnp.argmax(mllm.logits(mllm.hidden(model, params, row), mllm.head(params)), axis=-1)
 
     prompts, pictures = asked
     for prompt, own in zip(prompts[:3], pictures[:3], strict=True):
@@ -90,7 +90,7 @@ def test_each_token_is_the_likeliest_of_the_whole_row(opened, asked):
             seats=np.append(prompt.seats, np.full(16, -1)).astype(np.int32),
         )
         row = opened.batch([whole], [own], rows=1, slots=len(own)).inputs
-        found = likeliest(opened.model, opened.params, *row)[0, size - 1 : size + 15]
+        found = likeliest(opened.model, opened.params, row)[0, size - 1 : size + 15]
         assert found.tolist() == tokens
 
 
@@ -138,11 +138,8 @@ def test_the_coldest_draw_of_large_logits_is_the_likeliest(opened, asked, monkey
     """Divided by the smallest temperature, several of them would be infinite."""
     prompts, pictures = [asked[0][1]], [asked[1][1]]
     expected = opened.answer(prompts, pictures, 16, ends=())
-    language = opened.params["language"]
-    head = {"kernel": language["head"]["kernel"] * 1e4}
-    monkeypatch.setitem(
-        vars(opened), "params", opened.params | {"language": language | {"head": head}}
-    )
+    head = {"language/head/kernel": opened.params["language/head/kernel"] * 1e4}
+    monkeypatch.setitem(vars(opened), "params", opened.params | head)
     assert opened.answer(prompts, pictures, 16, ends=(), temperature=1e-45) == expected
 
 
@@ -169,9 +166,9 @@ def test_draws_follow_the_temperature(opened, asked):
     """2,000 draws of one token: shares as softmax(logits / temperature) says."""
     prompt, temperature = asked[0][4], 20.0
     row = opened.batch([prompt], [[]], rows=1, slots=0, left=True).inputs
-    slots = row[0].shape[1] + 1
+    slots = row.tokens.shape[1] + 1
     prefill = jax.jit(functools.partial(mllm.prefill, opened.model, slots=slots))
-    expected = jax.nn.softmax(prefill(opened.params, *row)[0][0] / temperature)
+    expected = jax.nn.softmax(prefill(opened.params, row)[0][0] / temperature)
     drawn = opened.answer([prompt] * 2000, [[]] * 2000, 1, ends=(), temperature=temperature)
     counts = np.bincount([tokens[0] for tokens in drawn], minlength=len(expected))
     # total variation of 2,000 fair draws from V classes is about sqrt(V / (2 pi n)) = 0.16 at most

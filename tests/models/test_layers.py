@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllm_jax.batch import ModelInputs
 from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
@@ -67,7 +68,7 @@ def test_gelu_is_exact():
 
 def test_initial_weights_have_the_scale_they_are_said_to_have():
     config = ModelConfig(VISION, ConnectorConfig("mlp"), LANGUAGE, image_token=511)
-    drawn = flatten(mllm.init(mllm.build(config, COMPUTE), jax.random.key(0)))
+    drawn = mllm.init(mllm.build(config, COMPUTE), jax.random.key(0))
     deviations = {
         "language/embedding": 0.02,
         "language/head/kernel": 64**-0.5,
@@ -101,7 +102,7 @@ def test_every_norm_of_the_decoder_has_the_configs_eps():
         params = mllm.init(model, jax.random.key(0))
         tokens, ones = jnp.arange(8)[None], jnp.ones((1, 8), jnp.int32)
         pixels = jnp.zeros((1, 0, 1, 1, 3), jnp.uint8)
-        return mllm.hidden(model, params, tokens, ones, tokens, -ones, pixels)
+        return mllm.hidden(model, params, ModelInputs(tokens, ones, tokens, -ones, pixels))
 
     assert float(jnp.sqrt(jnp.mean(last(1e-5) ** 2))) > 0.9
     assert float(jnp.sqrt(jnp.mean(last(100.0) ** 2))) < 0.1

@@ -1,5 +1,6 @@
 """The join: packed = unpacked, empty slots, several images, the cache, and the axes table."""
 
+import collections
 import dataclasses
 import functools
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllm_jax.batch import ModelInputs
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import axes, mllm
@@ -60,9 +62,12 @@ def row(conversations, length, slots):
     return arrays | {"pixels": jnp.asarray(pixels)[None], "weights": jnp.asarray(weights)[None]}
 
 
+def inputs_of(row):
+    return ModelInputs(**{name: row[name] for name in ModelInputs._fields})
+
+
 def summed_loss(params, model, row):
-    names = ("tokens", "segments", "positions", "image_index", "pixels")
-    x = mllm.hidden(model, params, *(row[name] for name in names))
+    x = mllm.hidden(model, params, inputs_of(row))
     logp = jax.nn.log_softmax(mllm.logits(x, mllm.head(params)))
     nll = -jnp.take_along_axis(logp, row["targets"][:, :, None], axis=-1)[:, :, 0]
     return jnp.sum(nll * row["weights"])
@@ -100,25 +105,25 @@ def test_an_unused_slot_has_exactly_zero_gradient(params):
     text = row([conversation(2, 0, 30)], 40, 2)
     text["pixels"] = jnp.full_like(text["pixels"], 77)
     _, grads = loss_and_grads(params, model, text)
-    for part in ("vision", "connector"):
-        assert all(not np.any(g) for g in jax.tree.leaves(grads[part]))
-    assert np.any(grads["language"]["embedding"])
+    images = [g for path, g in grads.items() if path.startswith(("vision/", "connector/"))]
+    assert images and not any(np.any(g) for g in images)
+    assert np.any(grads["language/embedding"])
 
 
 def test_the_placeholder_row_of_the_token_table_gets_no_gradient(params):
     _, grads = loss_and_grads(
         params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1)
     )
-    assert not np.any(grads["language"]["embedding"][100])
+    assert not np.any(grads["language/embedding"][100])
 
 
 def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
     _, grads = loss_and_grads(
         params, mllm.build(CONFIG, COMPUTE), row([conversation(1, 1, 5)], 40, 1)
     )
-    kernel = grads["vision"]["layers"]["mlp"]["in"]["kernel"]
+    kernel = grads["vision/layers/mlp/in/kernel"]
     assert np.any(kernel[1]) and not np.any(kernel[2])
-    assert not np.any(grads["vision"]["post_norm"]["scale"])
+    assert not np.any(grads["vision/post_norm/scale"])
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -144,7 +149,8 @@ def test_remat_decides_what_is_kept():
         model = mllm.build(ModelConfig(None, None, language), compute)
 
         def pull(params, x):
-            return jax.vjp(lambda p: mllm.hidden(model, p, x, x, x, x, none), params)[1]
+            inputs = ModelInputs(x, x, x, x, none)
+            return jax.vjp(lambda p: mllm.hidden(model, p, inputs), params)[1]
 
         made = jax.eval_shape(pull, mllm.abstract_params(model), text)
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
@@ -153,13 +159,16 @@ def test_remat_decides_what_is_kept():
     assert kept("full") + products < kept("dots") < kept("none")
 
 
+NAMES = ModelInputs._fields
+
+
 def test_cache_equals_whole_row_left_padded(params):
     """Two left-padded prompts of different lengths, token by token = the whole rows at once."""
     model = mllm.build(CONFIG, COMPUTE)
     long, short = row([conversation(1, 1, 8)], 32, 1), row([conversation(4, 0, 20)], 20, 1)
     whole = [
-        jax.jit(lambda p, *r: mllm.logits(mllm.hidden(model, p, *r), mllm.head(p)))(
-            params, *(r[n] for n in NAMES)
+        jax.jit(lambda p, r: mllm.logits(mllm.hidden(model, p, r), mllm.head(p)))(
+            params, inputs_of(r)
         )[0]
         for r in (long, short)
     ]
@@ -170,10 +179,10 @@ def test_cache_equals_whole_row_left_padded(params):
     }
     both = {n: jnp.concatenate([long[n], left[n]]) for n in NAMES[:4]}
     pixels = jnp.concatenate([long["pixels"], short["pixels"]])
-    prompt = [both[n][:, :28] for n in NAMES[:4]]
+    prompt = ModelInputs(**{n: both[n][:, :28] for n in NAMES[:4]}, pixels=pixels)
     prefill = jax.jit(functools.partial(mllm.prefill, model, slots=40))
     decode = jax.jit(functools.partial(mllm.decode, model))
-    scores, cache = prefill(params, *prompt, pixels)
+    scores, cache = prefill(params, prompt)
     for t in range(28, 32):
         np.testing.assert_allclose(
             scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5
@@ -182,40 +191,38 @@ def test_cache_equals_whole_row_left_padded(params):
     np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
 
 
-NAMES = ("tokens", "segments", "positions", "image_index", "pixels")
-
-
 @pytest.mark.parametrize(
     ("kind", "bias"), [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)]
 )
 def test_connector_parameters(kind, bias):
     model = mllm.build(dataclasses.replace(CONFIG, connector=ConnectorConfig(kind, bias)), COMPUTE)
-    tree = mllm.abstract_params(model)["connector"]
-    assert set(tree) == ({"linear_1"} if kind == "linear" else {"linear_1", "linear_2"})
-    assert all(("bias" in layer) == bias for layer in tree.values())
+    layers = ("linear_1",) if kind == "linear" else ("linear_1", "linear_2")
+    names = ("kernel", "bias") if bias else ("kernel",)
+    expected = {f"connector/{layer}/{name}" for layer in layers for name in names}
+    assert {p for p in mllm.abstract_params(model) if p.startswith("connector/")} == expected
 
 
 def test_backbones_alone():
     assert CONFIG.language is not None
     language = ModelConfig(language=dataclasses.replace(CONFIG.language, tied=True))
-    tree = mllm.abstract_params(mllm.build(language, COMPUTE))
-    assert set(tree) == {"language"} and "head" not in tree["language"]
-    assert set(mllm.abstract_params(mllm.build(ModelConfig(vision=CONFIG.vision), COMPUTE))) == {
-        "vision"
-    }
+    paths = mllm.abstract_params(mllm.build(language, COMPUTE))
+    assert all(path.startswith("language/") for path in paths)
+    assert "language/head/kernel" not in paths
+    tower = mllm.abstract_params(mllm.build(ModelConfig(vision=CONFIG.vision), COMPUTE))
+    assert all(path.startswith("vision/") for path in tower)
 
 
 def test_every_parameter_has_axes(params):
     names = axes.logical_axes(params)
-    assert names["language"]["layers"]["attention"]["k"]["kernel"] == (
+    assert names["language/layers/attention/k/kernel"] == (
         "layers",
         "embed",
         "kv_heads",
         "head_dim",
     )
-    assert names["vision"]["layers"]["norm1"]["scale"] == ("layers", "none")
+    assert names["vision/layers/norm1/scale"] == ("layers", "none")
     with pytest.raises(AssertionError, match="other/thing: claimed by 0 rows"):
-        axes.logical_axes({"other": {"thing": jnp.zeros(3)}})
+        axes.logical_axes({"other/thing": jnp.zeros(3)})
 
 
 def test_accelerators_take_blocks_and_processors_the_loop():
@@ -247,10 +254,9 @@ def test_full_size_counts():
         ),
         COMPUTE,
     )
-    sizes = {
-        part: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-        for part, tree in mllm.abstract_params(model).items()
-    }
+    sizes = collections.Counter()
+    for path, leaf in mllm.abstract_params(model).items():
+        sizes[path.split("/")[0]] += int(np.prod(leaf.shape))
     assert sizes["language"] == 8_030_261_248  # transformers' count for Meta-Llama-3.1-8B
     assert sizes["connector"] == 4_198_400
     assert sizes["vision"] == 303_507_456  # CLIPVisionModel of openai/clip-vit-large-patch14-336

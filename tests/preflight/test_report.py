@@ -12,7 +12,6 @@ import pytest
 
 from mllm_jax.__main__ import main
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import hardware, table
@@ -65,7 +64,7 @@ def test_held_by_hand(tmp_path: Path):
     """One device: float32 parameters that learn, their two moments, bfloat16 ones that do not."""
     here = plans(tmp_path, "cpu:1", *ROWS)
     memory = here.memory(here.given)
-    params = flatten(here.stage("full").params)
+    params = here.stage("full").params
     learn = sum(leaf.size for path, leaf in params.items() if not path.startswith("vision/"))
     still = sum(leaf.size for path, leaf in params.items() if path.startswith("vision/"))
     assert (memory.trainable, memory.frozen) == (4 * learn, 2 * still)
@@ -127,7 +126,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert memory["fits"] is True
     assert result["bound"] is None  # nobody publishes rates of pretended devices
     assert result["nearest"] is None
-    paths = flatten(wide.stage("full").abstract.trainable)
+    paths = wide.stage("full").abstract.trainable
     useful = flops_per_step(wide.config.model, paths, 16, 512, 32)
     assert result["work"]["useful"] == useful
     assert useful < result["work"]["done"] < 4 / 3 * useful

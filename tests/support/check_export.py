@@ -19,6 +19,7 @@ import torch  # pyright: ignore[reportMissingImports]  # torch is a test extra o
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from mllm_jax.batch import ModelInputs
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.stage import ComputeConfig
@@ -42,8 +43,8 @@ class Ours:
         self.model = mllm.build(self.config, ComputeConfig(compute="float32", remat="none"))
         self.params = self.source.load(mllm.abstract_params(self.model))
         self.forward = jax.jit(
-            lambda params, *inputs: mllm.logits(
-                mllm.hidden(self.model, params, *inputs), mllm.head(params)
+            lambda params, inputs: mllm.logits(
+                mllm.hidden(self.model, params, inputs), mllm.head(params)
             )
         )
 
@@ -55,15 +56,14 @@ class Ours:
         pixels = np.stack([load_pixels(path, size, fit) for path in record.images])
         values = normalise(pixels, self.config.vision.image_mean, self.config.vision.image_std)
         length = len(prompt.tokens)
-        rows = (
+        row = ModelInputs(
             prompt.tokens,
             np.ones(length, np.int32),
             np.arange(length, dtype=np.int32),
             prompt.seats,
+            pixels,
         )
-        logits = self.forward(
-            self.params, *(jnp.asarray(row)[None] for row in rows), jnp.asarray(pixels)[None]
-        )
+        logits = self.forward(self.params, jax.tree.map(lambda x: jnp.asarray(x)[None], row))
         return prompt.tokens, values, np.asarray(logits[0])
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_jax.common.trees import flatten
 from mllm_jax.distributed import sharding
 from mllm_jax.models.axes import logical_axes
 
@@ -199,8 +198,8 @@ def assert_crosses_in_no_loop(text: str, mesh: Mesh, axis: str) -> None:
 
 def _each(params: Any, one_layer: Sequence[bool]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
     """(shape, logical names) of every parameter; of one layer of it, all layers, or both."""
-    for path, names in flatten(logical_axes(params)).items():
-        shape = flatten(params)[path].shape
+    for path, names in logical_axes(params).items():
+        shape = params[path].shape
         for one in one_layer if names and names[0] == "layers" else (False,):
             yield (shape[1:], names[1:]) if one else (shape, names)
 

@@ -9,7 +9,6 @@ from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.params import save_params
 from mllm_jax.commands.convert import conversions
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.stage import FolderConfig
 from tests.support import tiny
@@ -19,7 +18,7 @@ def arrays(data: Path) -> dict[str, np.ndarray]:
     """Path -> numbers: the tower in float32, the language model in bfloat16 and float16."""
     model, random = tiny.config(data, data).model, np.random.default_rng(0)
     found = {}
-    for path, x in flatten(conversions.abstract(model)).items():
+    for path, x in conversions.abstract(model).items():
         numbers = random.standard_normal(x.shape, np.float32) * 0.1
         half = np.float16 if "attention" in path else ml_dtypes.bfloat16
         found[path] = numbers.astype(half) if path.startswith("language/") else numbers

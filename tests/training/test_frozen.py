@@ -20,7 +20,6 @@ from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.commands.convert import conversions
 from mllm_jax.common.json_file import read_json, write_json
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import Config
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.distributed import sharding
@@ -222,7 +221,7 @@ def test_random_frozen_parameters_are_what_devices_compute_with(data, tmp_path):
     made = planned(config)
     first = restore.first_params(made, None, config)
     now = restore.first_state(made, first, FrozenParams(tmp_path))
-    held = flatten(jax.tree.map(np.asarray, now.frozen))
+    held = jax.tree.map(np.asarray, now.frozen)
     stored = {path: leaf.read() for path, leaf in frozen_leaves(tmp_path).items()}
     assert stored.keys() == held.keys()
     for path, x in stored.items():

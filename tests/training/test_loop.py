@@ -197,9 +197,10 @@ def test_frozen_parts_do_not_move_and_are_not_copied(data, straight, tmp_path):
     )
     run = one_device(config)
     before, after = final_params(straight), final_params(run)
-    assert set(after["connector"]) == {"linear_1"}
-    for part in ("vision", "language"):
-        jax.tree.map(np.testing.assert_array_equal, after[part], before[part])
+    assert {path for path in after if "linear_2" in path} == set()
+    for path in after:
+        if not path.startswith("connector/"):
+            np.testing.assert_array_equal(after[path], before[path])
     moments = run / "checkpoints" / "4" / "moments"
     stored = (moments / "_METADATA").read_text()
     assert "connector" in stored and "language" not in stored

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.stage import OptimizerConfig, PartConfig
 from mllm_jax.training import optimizer
 
@@ -50,13 +49,13 @@ def test_long_lists_are_shortened_with_a_count():
 
 
 def test_split_and_merge_are_inverse():
-    tree = {"vision": {"a": 1}, "connector": {"b": {"kernel": 2}}, "language": {"c": 3}}
-    trainable, frozen = optimizer.split(tree, PARTS)
-    assert trainable == {"connector": {"b": {"kernel": 2}}, "language": {"c": 3}}
-    assert frozen == {"vision": {"a": 1}}
-    assert optimizer.merge(trainable, frozen) == tree
+    params = {"vision/a": 1, "connector/b/kernel": 2, "language/c": 3}
+    trainable, frozen = optimizer.split(params, PARTS)
+    assert trainable == {"connector/b/kernel": 2, "language/c": 3}
+    assert frozen == {"vision/a": 1}
+    assert optimizer.merge(trainable, frozen) == params
     with pytest.raises(ValueError, match="both hold vision/a"):
-        optimizer.merge(frozen, tree)
+        optimizer.merge(frozen, params)
 
 
 # 100 updates, 10 of warmup: rises by a tenth per step; half way between 10 and 100 is 55
@@ -99,13 +98,12 @@ def test_no_warmup_starts_at_the_full_rate():
     )
 
 
-SHAPES = {"language": {"a": {"kernel": (5, 3)}, "norm": {"scale": (3,)}}, "connector": {"b": (7,)}}
-is_shape = {"is_leaf": lambda x: isinstance(x, tuple)}
+SHAPES = {"connector/b": (7,), "language/a/kernel": (5, 3), "language/norm/scale": (3,)}
 
 
-def random_tree(seed, scale):
+def random_params(seed, scale):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: scale * rng.normal(size=s).astype(np.float32), SHAPES, **is_shape)
+    return {p: jnp.asarray(scale * rng.normal(size=s), jnp.float32) for p, s in SHAPES.items()}
 
 
 @pytest.mark.parametrize("clip", [0.7, None])
@@ -130,13 +128,11 @@ def test_equals_torch_adamw(clip):
         warmup_ratio=0.2,
         floor=0.33,
     )
-    params = jax.tree.map(jnp.asarray, random_tree(0, 1.0))
+    params = random_params(0, 1.0)
     made = optimizer.make_optimizer(config, 20, params)
     assert set(made.rates) == {"connector", "language"}
     moments = made.init(params)
-    theirs = {
-        p: torch.nn.Parameter(torch.tensor(np.asarray(x))) for p, x in flatten(params).items()
-    }
+    theirs = {p: torch.nn.Parameter(torch.tensor(np.asarray(x))) for p, x in params.items()}
     groups = [
         {"params": [theirs["connector/b"]], "lr": 3e-2, "weight_decay": 0.1},
         {"params": [theirs["language/a/kernel"]], "lr": 1e-2, "weight_decay": 0.1},
@@ -147,71 +143,71 @@ def test_equals_torch_adamw(clip):
     factor = optimizer.make_schedule(config, 20, 1.0)
     update = jax.jit(made.update)
     for step in range(20):
-        grads = random_tree(step + 1, 0.1 if step % 2 else 2.0)
-        updates, moments = update(jax.tree.map(jnp.asarray, grads), moments, params, step)
+        grads = random_params(step + 1, 0.1 if step % 2 else 2.0)
+        updates, moments = update(grads, moments, params, step)
         params = optimizer.apply_updates(params, updates)
-        for path, grad in flatten(grads).items():
-            theirs[path].grad = torch.tensor(grad)
+        for path, grad in grads.items():
+            theirs[path].grad = torch.tensor(np.asarray(grad))
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(theirs.values(), clip)
         for group, base in zip(adamw.param_groups, bases, strict=True):
             group["lr"] = base * float(factor(step))
         adamw.step()
-    for path, ours in flatten(params).items():
+    for path, ours in params.items():
         np.testing.assert_allclose(ours, theirs[path].detach().numpy(), rtol=1e-6, atol=2e-6)
 
 
 def test_bfloat16_parameters_keep_float32_moments_and_round_once():
-    params = {"connector": {"b": jnp.ones((4,), jnp.bfloat16)}}
+    params = {"connector/b": jnp.ones((4,), jnp.bfloat16)}
     config = OptimizerConfig({"c": PartConfig("connector/.*")}, learning_rate=0.3, warmup_ratio=0.0)
     made = optimizer.make_optimizer(config, 10, params)
     moments = made.init(params)
     floats = [x for x in jax.tree.leaves(moments) if x.ndim]
     assert len(floats) == 2
     assert all(x.dtype == jnp.float32 for x in floats)
-    updates, _ = made.update({"connector": {"b": jnp.ones((4,))}}, moments, params, 0)
-    assert updates["connector"]["b"].dtype == jnp.float32
-    moved = optimizer.apply_updates(params, updates)["connector"]["b"]
+    updates, _ = made.update({"connector/b": jnp.ones((4,))}, moments, params, 0)
+    assert updates["connector/b"].dtype == jnp.float32
+    moved = optimizer.apply_updates(params, updates)["connector/b"]
     assert moved.dtype == jnp.bfloat16
-    expected = (1 + updates["connector"]["b"]).astype(jnp.bfloat16)
+    expected = (1 + updates["connector/b"]).astype(jnp.bfloat16)
     assert (moved == expected).all()
 
 
 def test_an_update_is_added_before_it_is_rounded():
     """1 + 2^-8 is half-way to the next bfloat16: what an update has beside that decides."""
-    params, update = {"a": {"b": jnp.ones(1, jnp.bfloat16)}}, {"a": {"b": jnp.full(1, 2.0**-8)}}
-    more = {"a": {"b": update["a"]["b"] + 2.0**-17}}
-    assert optimizer.apply_updates(params, update)["a"]["b"] == 1
-    assert optimizer.apply_updates(params, more)["a"]["b"] == 1 + 2.0**-7
+    params, update = {"a/b": jnp.ones(1, jnp.bfloat16)}, {"a/b": jnp.full(1, 2.0**-8)}
+    more = {"a/b": update["a/b"] + 2.0**-17}
+    assert optimizer.apply_updates(params, update)["a/b"] == 1
+    assert optimizer.apply_updates(params, more)["a/b"] == 1 + 2.0**-7
 
 
 TOWER = {
-    "vision": {"layers": {"kernel": (3, 2)}, "post_norm": {"scale": (2,)}},
-    "language": {"head": {"kernel": (4, 2)}},
+    "vision/layers/kernel": (3, 2),
+    "vision/post_norm/scale": (2,),
+    "language/head/kernel": (4, 2),
 }
 USED = {"vision/layers/kernel": 2, "vision/post_norm/scale": 0}  # of three layers; nothing of it
 
 
 def test_what_never_gets_a_gradient_stays_and_has_no_moments():
     """As torch leaves a parameter whose grad is None: no decay, no state; the rest moves."""
-    tree = jax.tree.map(jnp.ones, TOWER, **is_shape)
+    fresh = {path: jnp.ones(shape) for path, shape in TOWER.items()}
     config = OptimizerConfig(
         {"all": PartConfig(".*")}, learning_rate=1e-2, weight_decay=0.5, warmup_ratio=0.0
     )
-    made = optimizer.make_optimizer(config, 10, tree, USED)
-    moments, params = made.init(tree), tree
-    shapes = {path: x.shape for path, x in flatten(moments[1].mu).items()}
+    made = optimizer.make_optimizer(config, 10, fresh, USED)
+    moments, params = made.init(fresh), fresh
+    shapes = {path: x.shape for path, x in moments[1].mu.items()}
     assert shapes == {"vision/layers/kernel": (2, 2), "language/head/kernel": (4, 2)}
     for number in range(10):
         used = made.used(params)
         grads = jax.tree.map(lambda x: 0.1 * jnp.ones_like(x), used)
         updates, moments = made.update(grads, moments, used, number)
         params = optimizer.apply_updates(params, updates)
-    flat = flatten(params)
-    assert (flat["vision/layers/kernel"][2] == 1).all()
-    assert (flat["vision/post_norm/scale"] == 1).all()
-    assert (flat["vision/layers/kernel"][:2] < 0.95).all()
-    assert (flat["language/head/kernel"] < 0.95).all()
+    assert (params["vision/layers/kernel"][2] == 1).all()
+    assert (params["vision/post_norm/scale"] == 1).all()
+    assert (params["vision/layers/kernel"][:2] < 0.95).all()
+    assert (params["language/head/kernel"] < 0.95).all()
     still = optimizer.apply_updates(params, updates, jnp.bool_(False))
     jax.tree.map(np.testing.assert_array_equal, still, params)
 
@@ -220,10 +216,10 @@ def test_a_stage_that_trains_what_no_row_uses_is_refused():
     """The connector alone, but rows without images."""
     with pytest.raises(ConfigError, match=r"no trained parameter is used.*connector/b.*image_slo"):
         optimizer.make_optimizer(
-            OptimizerConfig(PARTS), 10, {"connector": {"b": jnp.zeros(2)}}, {"connector/b": 0}
+            OptimizerConfig(PARTS), 10, {"connector/b": jnp.zeros(2)}, {"connector/b": 0}
         )
 
 
 def test_a_frozen_path_in_the_trainable_tree_is_refused():
     with pytest.raises(ValueError, match="vision/a"):
-        optimizer.make_optimizer(OptimizerConfig(PARTS), 10, {"vision": {"a": jnp.zeros(2)}})
+        optimizer.make_optimizer(OptimizerConfig(PARTS), 10, {"vision/a": jnp.zeros(2)})

@@ -6,7 +6,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.training import state
 from tests.training import toy
@@ -15,7 +14,7 @@ MIXED = ComputeConfig(compute="bfloat16", parameters="float32")
 
 
 def test_dtypes_by_part():
-    dtypes = flatten(state.param_dtypes(toy.abstract_params(), toy.ALIGN, MIXED))
+    dtypes = state.param_dtypes(toy.abstract_params(), toy.ALIGN, MIXED)
     for path, leaf in dtypes.items():
         assert leaf.dtype == (jnp.float32 if path.startswith("connector") else jnp.bfloat16), path
         assert leaf.shape == toy.SHAPES[path]
@@ -29,7 +28,7 @@ def test_frozen_leaves_have_no_moments():
     assert sum(x.size for x in moments if x.ndim) == 2 * trainable
     assert sum(x.ndim == 0 for x in moments) == 1  # Adam's count
     assert all(x.dtype == jnp.float32 for x in moments if x.ndim)
-    assert set(flatten(abstract.params)) == set(toy.SHAPES)
+    assert set(abstract.params) == set(toy.SHAPES)
 
 
 TABLE = {  # on fsdp=4, tensor=2
@@ -48,11 +47,11 @@ def test_born_by_the_table(make_mesh, parts):
     made, abstract = toy.plan(parts, MIXED)
     born, places = toy.born(made, abstract, make_mesh(fsdp=4, tensor=2))
     for tree in (born.params, places.params):
-        for path, leaf in flatten(tree).items():
+        for path, leaf in tree.items():
             spec = getattr(leaf, "sharding", leaf).spec
             assert spec == TABLE[path], path
     for moments in (born.moments[1].mu, born.moments[1].nu):
-        for path, leaf in flatten(moments).items():
+        for path, leaf in moments.items():
             assert leaf.sharding.spec == TABLE[path], path
             assert leaf.dtype == jnp.float32
             assert not leaf.any()
@@ -75,23 +74,20 @@ def test_moments_are_never_made_whole(make_mesh):
 
 
 def test_a_single_trainable_leaf_is_placed_too(make_mesh):
-    """Its tree is a dict like Adam's own containers could be: structure decides, not luck."""
+    """Its dict is like Adam's own containers could be: structure decides, not luck."""
     parts = {
         "bias": toy.PartConfig(".*bias"),
         "rest": toy.PartConfig("(?!.*bias).*", train=False),
     }
     _, abstract = toy.plan(parts)
     places = state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
-    assert places.moments[1].mu["connector"]["linear_1"]["bias"].spec == P("fsdp")
+    assert places.moments[1].mu["connector/linear_1/bias"].spec == P("fsdp")
     assert places.moments[1].count.spec == P()
 
 
 def test_refuses_dimensions_that_do_not_divide(make_mesh):
     _, abstract = toy.plan()
-    wide = dict(
-        abstract.trainable["connector"]["linear_1"], bias=jax.ShapeDtypeStruct((9,), "float32")
-    )
-    abstract.trainable["connector"]["linear_1"] = wide
+    abstract.trainable["connector/linear_1/bias"] = jax.ShapeDtypeStruct((9,), "float32")
     with pytest.raises(ConfigError, match=r"bias.*embed=9"):
         state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
 
@@ -100,14 +96,13 @@ def test_birth_refuses_wrong_parameters(make_mesh):
     made, abstract = toy.plan()
     mesh = make_mesh(fsdp=8)
     born, places = toy.born(made, abstract, mesh)
-    flat = flatten(born.params)
 
     def attempt(**changes):
-        changed = {**flat, **{path.replace(".", "/"): leaf for path, leaf in changes.items()}}
-        kept = {path: leaf for path, leaf in changed.items() if leaf is not None}
-        return state.birth(unflatten(kept), made, abstract, places)
+        changed = {**born.params, **{path.replace(".", "/"): x for path, x in changes.items()}}
+        params = {path: leaf for path, leaf in changed.items() if leaf is not None}
+        return state.birth(params, made, abstract, places)
 
-    bias = flat["connector/linear_1/bias"]
+    bias = born.params["connector/linear_1/bias"]
     with pytest.raises(ValueError, match=r"missing \['connector/linear_1/bias'\] \(1\)"):
         attempt(**{"connector.linear_1.bias": None})
     with pytest.raises(ValueError, match=r"too many \['connector/lora'\]"):

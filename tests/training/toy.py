@@ -7,18 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax.batch import Batch
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.training import optimizer, state
 
 V, D, F = 32, 8, 16
 AXES = {
-    "language": {
-        "embedding": ("vocab", "embed"),
-        "head": {"kernel": ("vocab", "embed")},
-        "mlp": {"up": {"kernel": ("embed", "mlp")}, "down": {"kernel": ("mlp", "embed")}},
-    },
-    "connector": {"linear_1": {"kernel": ("none", "embed"), "bias": ("embed",)}},
+    "language/embedding": ("vocab", "embed"),
+    "language/head/kernel": ("vocab", "embed"),
+    "language/mlp/up/kernel": ("embed", "mlp"),
+    "language/mlp/down/kernel": ("mlp", "embed"),
+    "connector/linear_1/kernel": ("none", "embed"),
+    "connector/linear_1/bias": ("embed",),
 }
 SHAPES = {
     "language/embedding": (V, D),
@@ -37,26 +36,24 @@ FLOAT32 = ComputeConfig(compute="float32")
 
 
 def abstract_params():
-    flat = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()}
-    return unflatten(flat)
+    return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()}
 
 
-def draw(wanted):
-    """Parameters in the dtypes of `wanted`, the same numbers every time."""
+def draw(abstract):
+    """Parameters in the dtypes of `abstract`, the same numbers every time."""
     rng = np.random.default_rng(0)
-    flat = flatten(wanted)
-    drawn = {path: 0.3 * rng.normal(size=flat[path].shape) for path in sorted(flat)}
-    return unflatten({path: drawn[path].astype(flat[path].dtype) for path in flat})
+    random = {path: 0.3 * rng.normal(size=abstract[path].shape) for path in sorted(abstract)}
+    return {path: random[path].astype(x.dtype) for path, x in abstract.items()}
 
 
 def apply(params, batch):
     """(params, batch) -> (hidden [B, T, D], head [V, D])."""
-    language, connector = params["language"], params["connector"]["linear_1"]
-    x = jnp.take(language["embedding"], batch.tokens, axis=0)
-    x = x + jnp.einsum("btd,de->bte", x, connector["kernel"]) + connector["bias"][None, None]
-    up = jax.nn.gelu(jnp.einsum("btd,df->btf", x, language["mlp"]["up"]["kernel"]))
-    hidden = x + jnp.einsum("btf,fd->btd", up, language["mlp"]["down"]["kernel"])
-    return hidden, language["head"]["kernel"]
+    x = jnp.take(params["language/embedding"], batch.tokens, axis=0)
+    x = x + jnp.einsum("btd,de->bte", x, params["connector/linear_1/kernel"])
+    x = x + params["connector/linear_1/bias"][None, None]
+    up = jax.nn.gelu(jnp.einsum("btd,df->btf", x, params["language/mlp/up/kernel"]))
+    hidden = x + jnp.einsum("btf,fd->btd", up, params["language/mlp/down/kernel"])
+    return hidden, params["language/head/kernel"]
 
 
 def batch(rows=16, length=12, seed=0):

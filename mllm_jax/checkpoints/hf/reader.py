@@ -49,7 +49,6 @@ from mllm_jax.checkpoints.leaves import Index, Leaf, compare, drop_unread, size_
 from mllm_jax.common.errors import require
 from mllm_jax.common.fields import Fields
 from mllm_jax.common.json_file import read_json
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import FolderConfig
 
@@ -147,11 +146,11 @@ class HFFolder:
             sizes[tensor.format] = sizes.get(tensor.format, 0) + tensor.nbytes
         return FORMATS[max(sizes, key=lambda key: sizes[key])].name if sizes else "float32"
 
-    def leaves(self, abstract: Any, unread: str | None = None) -> dict[str, Leaf]:
-        """Lazy leaves for the abstract parameter tree.
+    def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
+        """Lazy leaves of the abstract parameters.
 
         Args:
-            abstract: nested dict of shapes.
+            abstract: path -> shape.
             unread: regex over our paths: parameters that the folder holds and `abstract` does not
                 need.
 
@@ -159,7 +158,7 @@ class HFFolder:
             ConfigError: missing, extra or misshapen tensors, or layers of one parameter in
                 different number formats.
         """
-        shapes = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+        shapes = {path: tuple(leaf.shape) for path, leaf in abstract.items()}
         parts = frozenset(path.split("/")[0] for path in shapes)
         found = {
             name: tensor

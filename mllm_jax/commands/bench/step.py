@@ -24,7 +24,6 @@ from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import check_file, whole_file
 from mllm_jax.common.hardware import peak_rate
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
@@ -222,7 +221,7 @@ def report(
 ) -> dict[str, Any]:
     """The figures of a run, field names as the PyTorch baseline's where both have them."""
     device = stage.mesh.devices.flat[0]
-    trainable = flatten(stage.abstract.trainable)
+    trainable = stage.abstract.trainable
     config, compute = stage.model.config, stage.model.compute
     useful = flops.flops_per_step(config, trainable, rows, length, rows if config.patches else 0)
     peak = peak_rate(device.device_kind)

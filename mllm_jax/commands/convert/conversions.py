@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from mllm_jax.checkpoints import join as join_parts
@@ -189,8 +190,8 @@ def _part(source: ModelSource, part: str) -> dict[str, Leaf]:
     return {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
 
 
-def abstract(model: ModelConfig) -> Any:
-    """The abstract parameter tree of a model."""
+def abstract(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a model's parameters, by path."""
     return mllm.abstract_params(mllm.build(model, ComputeConfig()))
 
 

@@ -18,7 +18,6 @@ from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError, require
-from mllm_jax.common.trees import flatten
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, EvaluateConfig
@@ -180,7 +179,7 @@ def _check_stage(
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     fresh = config.init.fresh
     require(
-        fresh is None or any(run_folder.is_fresh(config.init, p) for p in flatten(stage.params)),
+        fresh is None or any(run_folder.is_fresh(config.init, p) for p in stage.params),
         f"init.fresh={fresh!r} matches no parameter path",
     )
     return steps, run_folder.chat_template(config.data.streams, loader.shares(steps))

@@ -31,7 +31,6 @@ from mllm_jax.commands.report import pages
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
 from mllm_jax.common.json_file import read_json, write_json
-from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
@@ -211,9 +210,9 @@ def module_table(config: Config) -> list[Module]:
     shapes, init = _shapes(config.model), config.init
     before = {}
     if init.weights is not None:
-        kept = {path: x for path, x in shapes.items() if not run_folder.is_fresh(init, path)}
-        before = open_model(init.weights).leaves(unflatten(kept), init.fresh)
-    after = open_model(config.out).leaves(unflatten(shapes))
+        read = {path: x for path, x in shapes.items() if not run_folder.is_fresh(init, path)}
+        before = open_model(init.weights).leaves(read, init.fresh)
+    after = open_model(config.out).leaves(shapes)
     owner = assign(shapes, config.optimizer.parts)
     trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}
     return compare_modules(before, after, trained)
@@ -222,7 +221,7 @@ def module_table(config: Config) -> list[Module]:
 @functools.cache
 def _shapes(model: ModelConfig) -> dict[str, Any]:
     """Path -> shape of every parameter."""
-    return flatten(conversions.abstract(model))
+    return conversions.abstract(model)
 
 
 def _print_modules(stage: str, modules: list[Module]) -> None:

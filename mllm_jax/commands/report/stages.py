@@ -13,7 +13,6 @@ from jaxtyping import Float64
 
 from mllm_jax.commands.convert import conversions
 from mllm_jax.common.json_file import read_json
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.data.mixture.weights import record_weights
@@ -98,7 +97,7 @@ def _mesh(config: Config) -> str:
 
 def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:
     """Parameters of each module and how many of them are trained; no weights are read."""
-    shapes = flatten(conversions.abstract(config.model))
+    shapes = conversions.abstract(config.model)
     owner = assign(shapes, config.optimizer.parts)
     compared = {of["module"]: of for of in entry["modules"]} if entry else {}
     modules = []

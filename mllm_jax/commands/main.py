@@ -20,6 +20,7 @@ from mllm_jax.commands import (
     evaluate,
     generate,
     inspect,
+    new,
     preflight,
     prepare,
     quickstart,
@@ -48,6 +49,7 @@ from mllm_jax.distributed.watchdog.run import watch
 # in the order of `mllm-jax --help`: that of a first project
 VERBS: dict[str, ModuleType] = {
     "quickstart": quickstart,
+    "new": new,
     "prepare": prepare,
     "inspect": inspect,
     "preflight": preflight,

@@ -462,8 +462,8 @@ def ends(folder: Path) -> list[str]:
     ("chosen", "name", "words"),
     [
         (None, "llama31", "chat template: llama31, since {source} has none; --chat-format chooses"),
-        ("llama3", "llama3", "chat template: llama3, by --chat-format\n"),
-        ("plain", "plain", "chat template: plain, by --chat-format\n"),
+        ("llama3", "llama3", "chat template: llama3\n"),
+        ("plain", "plain", "chat template: plain\n"),
     ],
 )
 def test_a_backbone_without_a_template_gets_one(

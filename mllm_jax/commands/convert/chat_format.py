@@ -42,15 +42,15 @@ def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> st
     )
     (folder / hf_files.TEMPLATE).write_text(TEMPLATES[name], encoding="utf-8")
     hf_files.add_end_tokens(folder, [end for end in END_TOKENS if end in special_tokens(name)])
-    if chat_format is not None:
-        return f"chat template: {name}, by --chat-format" + (", not the backbone's" if own else "")
-    return f"chat template: {name}, since {backbone} has none; --chat-format chooses another"
+    if chat_format is None:
+        return f"chat template: {name}, since {backbone} has none; --chat-format chooses another"
+    return f"chat template: {name}" + (", instead of the backbone's own" if own else "")
 
 
-def warn_without_template(folder: Path) -> None:
-    """Says in one line that a model cannot be asked anything."""
+def warn_without_template(folder: Path, name: str | Path) -> None:
+    """Says in one line that a model cannot be asked anything; `name` is the folder's in it."""
     if not (folder / hf_files.TEMPLATE).is_file():
         print(
-            f"{folder}: no chat template, so generate, chat and evaluate cannot ask this model; "
+            f"{name}: no chat template, so generate, chat and evaluate cannot ask this model; "
             "join it with --chat-format, or train it on conversations"
         )

@@ -98,7 +98,7 @@ def to_hf(
         (folder / "README.md").write_text(card, encoding="utf-8")
     _report(out, leaves, source.left_out, source.unread, dtype)
     if source.config.model.language is not None:
-        warn_without_template(Path(out))
+        warn_without_template(Path(out), out)
 
 
 def join(
@@ -108,6 +108,7 @@ def join(
     connector: str = "linear",
     seed: int = 0,
     chat_format: str | None = None,
+    name: str | Path | None = None,
 ) -> None:
     """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
 
@@ -124,6 +125,7 @@ def join(
         seed: of the connector and of the new rows.
         chat_format: a key of `templates.TEMPLATES`; None: the language model's own template, or one
             that fits its tokenizer where it has none.
+        name: what OUT will be called, for messages; default: OUT.
 
     Raises:
         ConfigError: a folder is not what is needed, the chat format does not fit the tokenizer, or
@@ -159,10 +161,10 @@ def join(
         hf_unread.write_unread(folder, unread)
         hf_files.write_processor(folder, config.model, tower.image_fit)
         _write_params(folder, config, leaves)
-    _report(out, leaves, tower.left_out + llama.left_out, unread)
+    _report(name or out, leaves, tower.left_out + llama.left_out, unread)
     if note is not None:
         print(note)
-    warn_without_template(Path(out))
+    warn_without_template(Path(out), name or out)
 
 
 def _joined(

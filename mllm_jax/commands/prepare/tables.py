@@ -106,6 +106,8 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     plan.count(steps)
     reports = {s.name: _report(s, data.languages) for s in streams}
     print(_table(reports))
+    if any(of["near_duplicates"] for of in reports.values()):
+        print("alike: images that look like an earlier one of their stream, by a perceptual hash")
     print(_tokens_per_word(reports, data.languages))
     print(_fill(plan.fill(SAMPLE)))
     for stream in streams:

@@ -1,0 +1,50 @@
+"""`mllm-jax new`: a recipe, its data and its first weights for a language of one's own."""
+
+import argparse
+from pathlib import Path
+
+from mllm_jax.commands.flags import CHAT_FORMATS, Usage
+
+USAGE = Usage("a recipe, its data and its first weights for a language of your own")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="DIR")
+    parser.add_argument("--language", required=True, metavar="CODE", help="for example gl")
+    parser.add_argument("--name", metavar="NAME", help="of the language, for example Galician")
+    parser.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
+    parser.add_argument("--llm", type=Path, required=True, metavar="LLAMA_DIR")
+    parser.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="captions, conversations or texts: .json, .jsonl, or a file or folder of Parquet, "
+        "Arrow, ArrayRecord, WebDataset or .txt",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="where image paths start; default: the folder of each FILE",
+    )
+    parser.add_argument(
+        "--chat-format",
+        choices=CHAT_FORMATS[:2],
+        help="of questions; default: that of LLAMA_DIR's chat template",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from mllm_jax.commands.new import languages
+
+    languages.check(options.language)
+
+    from mllm_jax.commands.new import project
+
+    o = options
+    backbones = project.Backbones(o.vision, o.llm, o.connector, o.chat_format)
+    language = languages.Language(o.language, o.name or languages.name(o.language))
+    project.run(o.out, language, backbones, o.data, o.images)

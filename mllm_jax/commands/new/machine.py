@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
+import re
 from typing import NamedTuple
 
 import jax
 
 from mllm_jax.commands.new.choices import Choice
+from mllm_jax.common.hardware import CHIPS, Chip
 from mllm_jax.config.stage import Config
-from mllm_jax.preflight.hardware import CHIPS, Chip, Devices, Hardware
+from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.plans import Plans
 from mllm_jax.preflight.settings import Setting
 
@@ -86,9 +88,10 @@ def _chosen(
 
 def _hardware() -> Hardware:
     devices = jax.devices()
-    kind, platform = devices[0].device_kind, devices[0].platform
-    for name, chip in CHIPS.items():
-        if chip.platform == platform and (platform == "cpu" or chip.kind in kind):
-            return Hardware(f"{name}:{len(devices)}", name, chip, len(devices))
-    unknown = Chip(platform, kind, memory(), None, None)  # type: ignore[arg-type]
-    return Hardware(f"{kind}:{len(devices)}", kind, unknown, len(devices))
+    kind, platform, count = devices[0].device_kind, devices[0].platform, len(devices)
+    known = (name for name, chip in CHIPS.items() if re.search(chip.pattern, kind))
+    name = "cpu" if platform == "cpu" else next(known, None)
+    if name is not None:
+        return Hardware(f"{name}:{count}", name, CHIPS[name], count)
+    unknown = Chip(platform, kind, re.escape(kind), None, memory())  # type: ignore[arg-type]
+    return Hardware(f"{kind}:{count}", kind, unknown, count)

@@ -6,11 +6,10 @@
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from mllm_jax.common.errors import ConfigError, cut, quoted, require
+from mllm_jax.common.errors import ConfigError, closest, cut, quoted, require
 from mllm_jax.config.loading import split_flags
 from mllm_jax.config.stage import Config
 
@@ -74,6 +73,6 @@ def _check_stage_key(flag: str, first: str) -> None:
 
 
 def _unknown(flag: str, first: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(first[:80], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(names)}"
+    near = closest(first, names)
+    hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(names)}"
     return f"{cut(flag, 80)}: {quoted(first, 60)} is not a section or a stage; {hint}"

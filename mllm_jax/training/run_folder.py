@@ -115,6 +115,11 @@ def check(config: Config, resume: Resume) -> Beginning:
     if last is not None and last < (config.train.steps or last + 1):  # steps are left to plan
         _check_order(run)
     notes = [words for key, words in differ.items() if key in free]
+    if differ.keys() & {"train.steps", "train.epochs"}:
+        notes.append(
+            "the learning rates now follow another length; to keep them, stop, and continue with "
+            "the train options that the run began with"
+        )
     if last is None:
         notes.append("the run was stopped before its first checkpoint; it begins again")
     return Beginning(True, last, notes)

@@ -353,7 +353,7 @@ def test_the_published_values_at_the_published_size():
 
 def test_a_small_set_for_a_small_model():
     shape = choices.shape("instruct", measured(785, 40), 512, 16, large=False)
-    assert shape.length.value == 256 and shape.image_slots.value == 6
+    assert shape.length.value == 256 and shape.image_slots.value == 5
     assert shape.epochs.value == 10 and 300 < shape.steps < 1000
     assert choices.shape("align", measured(785, 300), 512, 16, False).length.value == 512
 

@@ -206,12 +206,14 @@ def check_faults(name: str, stream: StreamConfig, faults: list[FaultLine], total
         return
     shares = {c: f"{counts[c] / total:.2g}" for c in sorted(over - set(NEVER_SKIPPED))}
     hint = ", ".join(f"{code}: {share}" for code, share in shares.items())
-    allow = f"; mend them, or leave them out by data.streams.{name}.skip: {{{hint}}}"
+    allow = ""
+    if hint and len(refused) < total:  # without all of them nothing would be left
+        allow = f"; fix them, or leave them out by data.streams.{name}.skip: {{{hint}}}"
     keys = keys_in(line.reason for line in refused if line.code == "unread_key")
     if keys:
         names = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
         allow += f"; to train without these keys: data.streams.{name}.ignore: [{names}]"
-    raise ConfigError(refusal(stream.path, refused, total) + (allow if hint else ""))
+    raise ConfigError(refusal(stream.path, refused, total) + allow)
 
 
 def _lengths(store: Store, records: Int64[np.ndarray, "n"], patches: int) -> packing.Lengths:

@@ -57,6 +57,9 @@ def test_a_public_name_explains_itself(name: str):
     for function in functions:
         text = inspect.getdoc(function) or ""
         assert "Raises:" in text and "ConfigError" in text, function
+        example = re.search(rf"^    .*\b{function.__name__}\(.*\)", text, re.MULTILINE)
+        assert example is not None, f"{function} has no example"
+        assert ast.parse(example.group().strip())
     assert name in dir(mllm_jax) and f"`{name}" in PAGE
 
 

@@ -157,6 +157,8 @@ def _some(abstract: Mapping[str, Any], only: Container[str] | None) -> dict[str,
 def open_model(path: str | Path) -> ModelSource:
     """Opens a model folder, a run folder (its last checkpoint) or a Hugging Face folder.
 
+        open_model("runs/instruct").config.model.language.vocab
+
     Another checkpoint of a run is RUN/checkpoints/STEP.
 
     Raises:

@@ -74,6 +74,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answers every question of a file greedily, and scores the answers.
 
+        evaluate("runs/instruct", "held-out.json")["languages"]["eu"]["exact_match"]
+
     Args:
         model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
         data: LLaVA JSON or JSONL; every record names its language.

@@ -33,6 +33,8 @@ def generate(
 ) -> Answer:
     """Answers one user's turn, images first.
 
+        generate("runs/align", "Zer ikusten da?", images=["1.png"]).text
+
     Args:
         model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
         prompt: text; an `<image>` in it is text like any other.

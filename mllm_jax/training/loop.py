@@ -36,6 +36,8 @@ def train(
 ) -> Path:
     """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
 
+        run = train(load_config("align.yaml"))
+
     Args:
         config: the stage.
         resume: go on from the last checkpoint in `config.out`; batches and losses are those of an

@@ -46,6 +46,8 @@ from mllm_jax.models import mllm
 def from_hf(src: str | Path, out: str | Path) -> None:
     """Writes the model folder OUT from the Hugging Face folder SRC, in the same number formats.
 
+        from_hf("weights/llava", "models/llava")
+
     Raises:
         ConfigError: SRC is no supported folder, a tensor is missing, extra or misshapen, or OUT is
             not empty.
@@ -67,6 +69,8 @@ def to_hf(
     model: str | Path, out: str | Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
 ) -> None:
     """Writes the folder OUT that stock transformers opens.
+
+        to_hf("runs/instruct", "my-llava", dtype="bfloat16")
 
     Args:
         model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
@@ -111,6 +115,8 @@ def join(
     name: str | Path | None = None,
 ) -> None:
     """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
+
+        join("models/start", vision="weights/clip", language="weights/llama", connector="mlp")
 
     `<image>` joins the tokenizer if it is not there; the token tables grow to a multiple of 64
     rows, the new ones drawn from the normal distribution with the mean and covariance of the old

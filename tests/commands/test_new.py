@@ -28,6 +28,7 @@ from mllm_jax.evaluation.questions import load_records
 from tests.checkpoints.folders import make_clip, rewrite
 
 START = ["--init.weights", "gl/models/start"]  # the weights of the stage before are yet to come
+ANSWER = {"from": "gpt", "value": "Un selo."}
 COLOURS = {"vermello": (200, 30, 30), "verde": (30, 160, 60), "azul": (40, 60, 200)}
 
 
@@ -218,6 +219,11 @@ def test_a_file_of_several_kinds_is_several_streams(backbones: Path, data: Path)
         (["--data", "empty.jsonl"], "--data empty.jsonl: no records"),
         (["--data", "selos.jsonl"], "60 of 60 records refused: record 'c0' (selos.jsonl:1)"),
         (["--data", "selos.jsonl", "--images", "none"], "--images none: no such folder"),
+        (["--data", "english.jsonl"], "--language gl: no record is in it; the records name en"),
+        (
+            ["--data", "mixed.jsonl", "mixed_captions.jsonl", "--images", "images"],
+            "mixed_captions.jsonl: its stream mixed_captions has the name of another one",
+        ),
         ([*BOTH, "--llm", "images"], "images: not a model"),
         ([*BOTH, "--vision", "images"], "images: not a model"),
     ],
@@ -229,6 +235,11 @@ def test_bad_input_is_refused_and_leaves_nothing(
     write(data / "text.jsonl", [{"id": "1", "messages": said}])
     write(data / "odd.jsonl", [{"one": 1, "two": 2}])
     (data / "empty.jsonl").touch()
+    english = [caption(n) | {"language": "en", "image": f"images/{n}.png"} for n in range(9)]
+    write(data / "english.jsonl", english)
+    silent = question(1) | {"conversations": [{"from": "human", "value": "<image>"}, ANSWER]}
+    write(data / "mixed.jsonl", [question(n) for n in range(9)] + [silent | {"image": "9.png"}])
+    write(data / "mixed_captions.jsonl", [caption(n) for n in range(9)])
     assert new(backbones, *words) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1

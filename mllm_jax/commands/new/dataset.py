@@ -113,6 +113,7 @@ class _Sorting:
             "--data: no record has a picture; a multimodal model is trained on some that have",
         )
         self._counts: Counter[tuple[str, str, str]] = Counter()  # side, kind, language
+        self._names: set[str] = set()  # of all streams
 
     def write(self, out: Path) -> None:
         """Writes all files; tells the data set their names under OUT."""
@@ -148,6 +149,12 @@ class _Sorting:
         for name, group in streams.items():
             path = out / "data" / "train" / f"{name}.jsonl"
             stream = Stream(path, self._format(group.kind), group.language, sizes[name])
+            require(
+                name not in self._names,
+                f"--data {data.stream.path}: its stream {name} has the name of another one; rename "
+                "the file",
+            )
+            self._names.add(name)
             self._dataset.stages.setdefault(STAGES[group.kind], {})[name] = stream
 
     def _format(self, kind: str) -> str:

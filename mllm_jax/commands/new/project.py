@@ -24,7 +24,6 @@ from mllm_jax.commands.new.stages import Model, recipe_tree, stage_tree
 from mllm_jax.commands.new.yaml_text import chosen, yaml_text
 from mllm_jax.common.errors import one_line, require
 from mllm_jax.common.folders import check_new, new_folder
-from mllm_jax.common.trees import flatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 
@@ -69,6 +68,11 @@ def run(
     with new_folder(out) as folder:
         dataset = write_dataset(folder, out, opened, chat)
         _say(dataset.notes)
+        require(
+            language.code in dataset.languages,
+            f"--language {language.code}: no record is in it; the records name "
+            f"{', '.join(dataset.languages)}",
+        )
         conversions.join(
             folder / "models" / "start",
             vision=backbones.vision,
@@ -128,8 +132,8 @@ def _chat_format(files: Path, asked: str | None) -> str:
 
 def _parameters(model: ModelConfig) -> int:
     """Parameters of the language model."""
-    leaves = conversions.abstract(model)["language"]
-    return sum(leaf.size for leaf in flatten(leaves).values())
+    leaves = conversions.abstract(model).items()
+    return sum(leaf.size for path, leaf in leaves if path.startswith("language/"))
 
 
 def _write(path: Path, text: str) -> None:

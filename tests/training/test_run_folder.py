@@ -99,6 +99,13 @@ def test_weights_may_change_from_a_step_on_that_lies_ahead(begun, monkeypatch):
         run_folder.check(behind, resume=True)
 
 
+def test_another_length_is_said_to_change_the_learning_rates(begun):
+    longer = dataclasses.replace(begun, train=dataclasses.replace(begun.train, steps=999))
+    first, second = run_folder.check(longer, resume=True).notes[:2]
+    assert first.startswith("train.steps was ") and first.endswith(", is 999")
+    assert second.startswith("the learning rates now follow another length")
+
+
 def test_what_only_says_how_batches_are_made_may_change(begun, monkeypatch):
     monkeypatch.setattr(run_folder, "checkpoint_steps", lambda _: [5, 10])
     said = run_folder.check(changed(begun, workers=2, image_cache=0), resume=True).notes

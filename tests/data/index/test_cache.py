@@ -384,6 +384,10 @@ def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):
     assert "2 of 24 records refused" in message and "\n" not in message
     assert "record 'empty'" in message and "s.jsonl:23" in message
     assert "data.streams.s.skip: {duplicate_id: 0.042, empty_answer: 0.042}" in message
+    with pytest.raises(ConfigError) as error:
+        open_mixture(mixture([empty]))
+    assert "1 of 1 records refused" in str(error.value)
+    assert "skip" not in str(error.value), "nothing would be left"
     skip = {"empty_answer": 0.05, "duplicate_id": 0.05}
     (stream,) = open_mixture(mixture(records, {"skip": skip}))
     found = report(stream, ("eu", "en"))

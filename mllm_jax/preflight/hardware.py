@@ -26,9 +26,9 @@ EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8 or cpu:8"
 
 
 class Hardware(NamedTuple):
-    """Chips that a step shall run on."""
+    """The chips that a step is planned for."""
 
-    word: str  # as given
+    word: str  # as typed
     name: str  # a key of CHIPS
     chip: Chip
     count: int
@@ -92,7 +92,7 @@ def find_devices(hardware: Hardware) -> Devices:
 
 
 def _pretend(hardware: Hardware) -> None:
-    """Asks for as many CPU devices; too late when JAX has begun, and then those it has must do."""
+    """Asks for as many CPU devices; once JAX has started, the devices it has must suffice."""
     if hardware.chip.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -106,7 +106,7 @@ def _tpu_devices(hardware: Hardware) -> list[Any]:
     # nothing is run: no other platform is needed, and no TPU is looked for on this machine
     jax.config.update("jax_platforms", "cpu")
     quiet = {
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock guards chips, and none is used
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock protects chips, and none is used
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5e-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -117,11 +117,11 @@ def _tpu_devices(hardware: Hardware) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=hardware.word)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=hardware.word)
     except jax.errors.JaxRuntimeError as error:
         what = str(error).splitlines()[0]
         raise ConfigError(f"--hardware {hardware.word}: libtpu refuses it: {what}") from error
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def _check_libtpu(hardware: Hardware) -> None:
@@ -129,18 +129,18 @@ def _check_libtpu(hardware: Hardware) -> None:
 
     (Seen: JAX 0.10.2 with libtpu 0.0.52 compiles, but cannot print what it compiled.)
     """
-    wanted = next(
+    requirement = next(
         (r for r in metadata.requires("jax") or () if re.match(r"libtpu\b", r)), "libtpu"
     ).partition(";")[0]
-    wanted = wanted.strip()
-    install = f"pip install 'mllm-jax[tpu]' (here: pip install '{wanted}')"
+    requirement = requirement.strip()
+    install = f"pip install 'mllm-jax[tpu]' (here: pip install '{requirement}')"
     require(
         importlib.util.find_spec("libtpu") is not None,
         f"--hardware {hardware.word}: compiling for TPUs needs libtpu, which is not installed: "
         f"{install}",
     )
     have = metadata.version("libtpu")
-    pin = re.fullmatch(r"libtpu==([\d.]+)\.\*", wanted)
+    pin = re.fullmatch(r"libtpu==([\d.]+)\.\*", requirement)
     require(
         pin is None or have.startswith(f"{pin[1]}."),
         f"--hardware {hardware.word}: libtpu {have} does not belong to JAX {jax.__version__}: "

@@ -1,7 +1,7 @@
-"""Collectives of a compiled step: a program's text -> bytes per kind, loops counted by their turns.
+"""Counts the collectives of a compiled step, with every iteration of its loops, from its text.
 
-A scan over layers, microbatches or chunks of the loss is a `while` of the program: what stands in
-its body runs once per turn, and loops stand in loops. The compiler's own figures count a body once.
+A scan over layers, microbatches or chunks of the loss is a `while` of the program: its body runs
+once per iteration, and loops are nested. The compiler's own figures count a body once.
 
     ENTRY            all-reduce                              1 x
       while x 16       (microbatches)
@@ -29,8 +29,8 @@ from mllm_jax.common.errors import RunError
 from mllm_jax.preflight.program import Instruction, Program, called, parse, shape_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# how often a kind sends (n - 1) / n of its array, where not once
-TURNS = {"all-reduce": 2.0}
+# how many times a kind sends (n - 1) / n of its array, if not once
+PASSES = {"all-reduce": 2.0}
 
 
 class Collective(NamedTuple):
@@ -40,7 +40,7 @@ class Collective(NamedTuple):
     shape: str  # of what is moved, as the program writes it: "bf16[4096,14336]"
     payload: int  # bytes of the whole array, on one device
     group: int  # devices that take part
-    count: int  # how often a step runs it
+    count: int  # how many times a step runs it
     where: str  # the operation of the source it comes from
 
     @property
@@ -48,7 +48,7 @@ class Collective(NamedTuple):
         """Bytes that one device sends for it in a step."""
         share = 1.0
         if self.kind != "collective-permute":
-            share = TURNS.get(self.kind, 1.0) * (self.group - 1) / self.group
+            share = PASSES.get(self.kind, 1.0) * (self.group - 1) / self.group
         return round(self.payload * share) * self.count
 
 
@@ -56,39 +56,39 @@ def collectives(text: str) -> list[Collective]:
     """All collectives that a step runs, of a program's text (`compiled.as_text()`).
 
     Raises:
-        RunError: a loop with collectives in it whose number of turns cannot be read.
+        RunError: a loop with collectives in it whose number of iterations cannot be read.
     """
     program, entry = parse(text)
-    found: dict[str, Collective] = {}
-    for computation, turns in _running(program, entry):
-        for key, one in _of(program, computation, turns).items():
-            if key not in found or one.count < found[key].count:
-                found[key] = one
-    return list(found.values())
+    by_key: dict[str, Collective] = {}
+    for computation, iterations in _running(program, entry):
+        for key, one in _of(program, computation, iterations).items():
+            if key not in by_key or one.count < by_key[key].count:
+                by_key[key] = one
+    return list(by_key.values())
 
 
 # --------------------------------------------------------------------------------------------- walk
 
 
 def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
-    """(computation, how often a step runs it) for what runs by itself: not fused, no reducer."""
+    """(computation, runs in a step) for what runs by itself: not fused, not a reducer."""
     waiting = [(entry, 1)]
     while waiting:
-        computation, turns = waiting.pop()
-        yield computation, turns
+        computation, iterations = waiting.pop()
+        yield computation, iterations
         for line in program[computation]:
             if line.opcode == "while":
                 body = called(line, "body")[0]
                 once = trips(program, line, computation)
                 if once is None and _any(program, body):
                     raise RunError(
-                        f"{line.name}: a loop with collectives whose turns are not known; "
+                        f"{line.name}: a loop with collectives whose iterations are not known; "
                         "the program cannot be counted"
                     )
-                waiting.append((body, turns * (1 if once is None else once)))
+                waiting.append((body, iterations * (1 if once is None else once)))
             elif line.opcode in ("call", "conditional", "async-start"):
                 names = ("to_apply", "calls", "branch_computations", "true_computation")
-                waiting += [(c, turns) for c in called(line, *names, "false_computation")]
+                waiting += [(c, iterations) for c in called(line, *names, "false_computation")]
 
 
 def _any(program: Program, entry: str) -> bool:
@@ -107,7 +107,7 @@ def _any(program: Program, entry: str) -> bool:
 
 
 def trips(program: Program, loop: Instruction, home: str) -> int | None:
-    """Turns of a `while`: as the compiler notes them, else from its counter; None if unread.
+    """Iterations of a `while`: as the compiler notes them, else from its counter; None if unknown.
 
     The counter starts at a constant, rises by one, and is held against a bound. A loop that the
     compiler unrolled twice rises by two.
@@ -134,7 +134,7 @@ def trips(program: Program, loop: Instruction, home: str) -> int | None:
 
 
 def _step(program: Program, loop: Instruction, home: str, body: str, index: int) -> int | None:
-    """By how much a turn raises the loop's number `index`: the constants added to it."""
+    """By how much an iteration raises the loop's number `index`: the constants added to it."""
     total, name = 0, _root(program, body).operands[index]
     while (line := _line(program, body, name)) is not None and line.opcode != "get-tuple-element":
         if line.opcode == "copy":
@@ -156,7 +156,7 @@ def _step(program: Program, loop: Instruction, home: str, body: str, index: int)
 
 
 def _is_number(program: Program, body: str, name: str, index: int) -> bool:
-    """Whether a name is the loop's number `index` itself, as the turn finds it."""
+    """Whether a name is the loop's number `index` itself, before the iteration changes it."""
     line = _line(program, body, name)
     return (
         line is not None
@@ -192,14 +192,14 @@ def _root(program: Program, computation: str) -> Instruction:
 # -------------------------------------------------------------------------------------- collectives
 
 
-def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]:
+def _of(program: Program, computation: str, iterations: int) -> dict[str, Collective]:
     """Those of one computation and of what is fused in it, each channel once.
 
-    TPU programs spread one collective over several fusions, all with its channel's number: begin,
-    go on beside a product, end. What begins before a loop may go on in its body: the place that
-    runs least often says how often it is run.
+    TPU programs spread one collective over several fusions, all with its channel's number: start,
+    progress beside a product, end. It may start before a loop and progress in its body: the
+    computation that runs least often tells how many times it is run.
     """
-    found: dict[str, Collective] = {}
+    by_name: dict[str, Collective] = {}
     for place, line, around in _flat(program, computation, ""):
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
@@ -207,13 +207,13 @@ def _of(program: Program, computation: str, turns: int) -> dict[str, Collective]
         if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
             kind = "reduce-scatter"
         source = _source(line) or around or line.name
-        one = _collective(program[place], line, kind, turns, source)
+        one = _collective(program[place], line, kind, iterations, source)
         channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
         # all that shard_map writes have the channel 1; they are not spread
         alone = channel is None or (channel == "1" and place == computation)
         name = f"{place} {line.name}" if alone else f"{channel} {one.shape} {one.group}"
-        found.setdefault(f"{kind} {name}", one)
-    return found
+        by_name.setdefault(f"{kind} {name}", one)
+    return by_name
 
 
 def _flat(
@@ -229,12 +229,12 @@ def _flat(
 
 def _source(line: Instruction) -> str:
     """The operation of our code that a line comes from; empty if it does not say."""
-    found = re.search(r'op_name="([^"]*)"', line.text)
-    return found[1] if found else ""
+    match = re.search(r'op_name="([^"]*)"', line.text)
+    return match[1] if match else ""
 
 
 def _collective(
-    place: list[Instruction], line: Instruction, kind: str, turns: int, where: str
+    place: list[Instruction], line: Instruction, kind: str, iterations: int, where: str
 ) -> Collective:
     moved = shape_bytes(line.shape)
     shape = line.shape
@@ -244,7 +244,7 @@ def _collective(
         inputs = [next((x for x in place if x.name == name), None) for name in line.operands]
         shape = ", ".join(x.shape for x in inputs if x is not None) or line.inside
         moved = shape_bytes(shape)
-    return Collective(kind, _plain(shape), sum(moved), _group(line.text), turns, where)
+    return Collective(kind, _plain(shape), sum(moved), _group(line.text), iterations, where)
 
 
 def _plain(shape: str) -> str:
@@ -260,23 +260,23 @@ def _group(text: str) -> int:
     Raises:
         RunError: another way to write it.
     """
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
-        return int(found[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(match[1])
     mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}"
-    if found := re.search(mesh, text):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", found[1])}
-        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", found[2]))
+    if match := re.search(mesh, text):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", match[2]))
     if "source_target_pairs" in text:
         return 2
     raise RunError(f"the compiled program groups devices in a way that is not known: {text:.200}")
 
 
-def summary(found: list[Collective]) -> dict[str, dict[str, int]]:
+def summary(operations: list[Collective]) -> dict[str, dict[str, int]]:
     """{kind: {"operations": how many run in a step, "bytes": what one device sends}}."""
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"operations": 0, "bytes": 0})
-    for one in found:
+    for one in operations:
         kinds[one.kind]["operations"] += one.count
         kinds[one.kind]["bytes"] += one.sent
     return {kind: kinds[kind] for kind in KINDS if kind in kinds}

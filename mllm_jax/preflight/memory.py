@@ -1,7 +1,7 @@
-"""Bytes that one device needs for a step, by formula.
+"""Estimates the bytes that one device needs for a step, by formula.
 
 Held between steps, exact to the byte: parameters, moments, and the batch. While a step runs, an
-estimate: the two moments at which most is alive are the loss (logits, the head and its gradient)
+estimate: memory use has two peaks, in the loss (logits, the head and its gradient)
 and the backward pass of a layer (its weights gathered, their gradients, what is recomputed);
 
     temporary = gradients that are added up + activations kept + the larger of the two moments
@@ -84,8 +84,8 @@ def kept_per_row(backward: Callable[[int], Any]) -> int:
 
 def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
     """Logits of a chunk in float32, and their gradient in the compute dtype (2 bytes or 4)."""
-    turns = -(-share.length // chunk)
-    positions = -(-share.length // turns)
+    chunks = -(-share.length // chunk)
+    positions = -(-share.length // chunks)
     return share.rows * positions * language.vocab // share.tensor * 8
 
 

@@ -1,4 +1,4 @@
-"""A stage under any setting of remat, rows and mesh: laid out, estimated, compiled.
+"""Lays out, estimates and compiles a stage under any setting of remat, rows and mesh.
 
 For preflight. Nothing here holds numbers: parameters, moments and batch are shapes with shardings.
 """
@@ -31,7 +31,7 @@ STEPS = 1_000  # of a run whose length only its data tells: constants of the sch
 
 
 class Program(NamedTuple):
-    """A compiled step, or what the compiler said when it refused."""
+    """A compiled step, or the compiler's error."""
 
     seconds: float
     memory: dict[str, int]  # bytes: arguments, temporary, outputs (not given back), code
@@ -50,13 +50,13 @@ class Program(NamedTuple):
 class Plans:
     """One stage on one kind of hardware, under any setting."""
 
-    def __init__(self, config: Config, hardware: Hardware, found: Devices):
-        self.config, self.hardware, self._found = config, hardware, found
-        mesh = sharding.make_mesh(config.mesh.axes, found.devices)
+    def __init__(self, config: Config, hardware: Hardware, devices: Devices):
+        self.config, self.hardware, self._devices = config, hardware, devices
+        mesh = sharding.make_mesh(config.mesh.axes, devices.devices)
         split = Split(*(mesh.shape[axis] for axis in sharding.AXES))
-        rows, turns = config.data.rows, config.train.microbatches
-        self.given = Setting(config.compute.remat, rows, turns, split)
-        self.compiles = found.compiles
+        rows, microbatches = config.data.rows, config.train.microbatches
+        self.configured = Setting(config.compute.remat, rows, microbatches, split)
+        self.compiles = devices.compiles
         assert config.model.language is not None  # Config refuses a stage without one
         self.language: LanguageConfig = config.model.language
 
@@ -71,7 +71,7 @@ class Plans:
     def basis(self) -> str:
         """Where the numbers come from."""
         if not self.compiles:
-            return f"estimated by formula: no {self.hardware.chip.kind} is at hand to compile for"
+            return f"estimated by formula: no {self.hardware.chip.kind} is available to compile for"
         if self.hardware.chip.platform == "tpu":
             return f"compiled by libtpu {installed('libtpu')['libtpu']}"
         return f"compiled for this machine's {self.hardware.chip.platform} devices"
@@ -96,18 +96,18 @@ class Plans:
         config = self.config
         compute = dataclasses.replace(config.compute, remat=remat)
         steps = config.train.steps or STEPS
-        mesh = sharding.make_mesh(config.mesh.axes, self._found.devices)
+        mesh = sharding.make_mesh(config.mesh.axes, self._devices.devices)
         images = config.data.image_slots > 0
         return plan(config.model, compute, config.optimizer, mesh, steps, images)
 
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> Stage:
         """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
-        given = self.stage(self.given.remat)
-        mesh = sharding.make_mesh(split, self._found.devices)
-        names = axes.logical_axes(given.abstract.params)
-        return given._replace(
-            mesh=mesh, shardings=state.state_shardings(mesh, given.abstract, names)
+        stage = self.stage(self.configured.remat)
+        mesh = sharding.make_mesh(split, self._devices.devices)
+        names = axes.logical_axes(stage.abstract.params)
+        return stage._replace(
+            mesh=mesh, shardings=state.state_shardings(mesh, stage.abstract, names)
         )
 
     def check_rows(self, setting: Setting) -> None:
@@ -142,7 +142,7 @@ class Plans:
         return Share(rows, setting.microbatches, data.length, images, setting.split.tensor)
 
     def state_bytes(self, split: Split) -> int:
-        """Parameters and moments of one device: what no other knob makes smaller."""
+        """Parameters and moments of one device: what no other option makes smaller."""
         there = self.laid_out(split)
         return memory.bytes_of(there.params) + memory.bytes_of(there.moments)
 
@@ -216,19 +216,21 @@ class Plans:
         batch, data = self.batch(setting.rows), self.config.data
         counts = setting.microbatches, len(data.streams), len(data.languages)
         try:
-            made = compile_train_step(stage, stage.abstract, batch, *counts)
+            compiled = compile_train_step(stage, stage.abstract, batch, *counts)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return Program(0.0, {}, [], str(error).splitlines()[0])
-        found = made.call.memory_analysis()
-        sizes = {
-            "arguments": found.argument_size_in_bytes,
-            "temporary": found.temp_size_in_bytes,
-            "outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
-            "code": found.generated_code_size_in_bytes,
+        sizes = compiled.call.memory_analysis()
+        byte_counts = {
+            "arguments": sizes.argument_size_in_bytes,
+            "temporary": sizes.temp_size_in_bytes,
+            "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+            "code": sizes.generated_code_size_in_bytes,
         }
-        return Program(made.seconds, sizes, hlo.collectives(made.call.as_text()), None)
+        return Program(
+            compiled.seconds, byte_counts, hlo.collectives(compiled.call.as_text()), None
+        )
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The text of a compiled program, as XLA prints it -> computations and their instructions."""
+"""Parses the text of a compiled program, as XLA prints it, into computations and instructions."""
 
 import math
 import re
@@ -31,8 +31,8 @@ def parse(text: str) -> tuple[Program, str]:
             head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
             lines = program.setdefault(head[2], []) if head else None
             entry = head[2] if head and head[1] else entry
-        elif lines is not None and (made := _instruction(line)) is not None:
-            lines.append(made)
+        elif lines is not None and (instruction := _instruction(line)) is not None:
+            lines.append(instruction)
     return program, entry
 
 
@@ -62,13 +62,13 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
-def called(line: Instruction, *names: str) -> list[str]:
+def called(line: Instruction, *attributes: str) -> list[str]:
     """Computations named by these attributes: body=%x, branch_computations={%x, %y}."""
-    found = []
-    for name in names:
+    names = []
+    for name in attributes:
         for one, several in re.findall(rf"\b{name}=(?:%?([\w.\-]+)|\{{([^}}]*)\}})", line.text):
-            found += [one] if one else re.findall(r"%?([\w.\-]+)", several)
-    return found
+            names += [one] if one else re.findall(r"%?([\w.\-]+)", several)
+    return names
 
 
 def shape_bytes(shape: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Does a stage fit on hardware that is not here, how fast may it be.
+"""Estimates whether a stage fits on hardware that is not here, and how fast it can be.
 
 From shapes alone: no weights, no data, no tokenizer. libtpu compiles the real train step for TPUs
 on any machine, JAX for this machine's devices. For GPUs that are not here the numbers are estimates
@@ -40,35 +40,35 @@ def main(config: Config, word: str, as_json: bool = False) -> None:
     Raises:
         ConfigError: unknown hardware, no compiler for it, or a stage that cannot be laid out on it.
     """
-    result = forecast(config, word)
+    result = estimate(config, word)
     print(json.dumps(result) if as_json else table.render(result))
 
 
-def forecast(config: Config, word: str) -> dict[str, Any]:
+def estimate(config: Config, word: str) -> dict[str, Any]:
     """What `preflight` prints, as plain numbers; the names are those of `--json`."""
-    wanted = hardware.parse(word)
-    found = hardware.find_devices(wanted)
-    plans = Plans(config, wanted, found)
+    target = hardware.parse(word)
+    devices = hardware.find_devices(target)
+    plans = Plans(config, target, devices)
     _check_rows(plans)
-    given = plans.given
+    configured = plans.configured
     program = None
-    if found.compiles:
+    if devices.compiles:
         with _progress(f"compiling the train step for {word}"):
-            program = plans.compiled(given)
-    result = _describe(plans, given, program)
+            program = plans.compiled(configured)
+    result = _describe(plans, configured, program)
     if result["memory"]["fits"] is False:
-        result["nearest"] = _nearest(plans, given)
+        result["nearest"] = _nearest(plans, configured)
     return result
 
 
 def _check_rows(plans: Plans) -> None:
-    given = plans.given
+    configured = plans.configured
     try:
-        plans.check_rows(given)
+        plans.check_rows(configured)
     except ConfigError as error:
-        parts = given.split.data * given.split.fsdp
-        rows, turns = whole_rows(given.rows, given.microbatches, parts)
-        flags = given._replace(rows=rows, microbatches=turns).flags(given)
+        parts = configured.split.data * configured.split.fsdp
+        rows, microbatches = whole_rows(configured.rows, configured.microbatches, parts)
+        flags = configured._replace(rows=rows, microbatches=microbatches).flags(configured)
         raise ConfigError(f"{error}; for example {flags}") from error
 
 
@@ -76,17 +76,17 @@ def _check_rows(plans: Plans) -> None:
 
 
 def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[str, Any]:
-    wanted, formula = plans.hardware, plans.memory(setting)
+    target, formula = plans.hardware, plans.memory(setting)
     limit = plans.limit
     total = formula.total if program is None else program.total
     traffic = sent(plans, setting) if program is None or program.refused else program.sent
     asked = work(plans, setting, sum(kind["bytes"] for kind in traffic.values()))
-    rate = wanted.chip.flops
-    bound = roofline.bound(asked, wanted.chip, rate, wanted.count)
+    rate = target.chip.flops
+    bound = roofline.bound(asked, target.chip, rate, target.count)
     return {
-        "hardware": wanted.word,
-        "chip": wanted.chip._asdict(),
-        "chips": wanted.count,
+        "hardware": target.word,
+        "chip": target.chip._asdict(),
+        "chips": target.count,
         "basis": plans.basis,
         "versions": planning.versions(),
         "compile_seconds": round(program.seconds, 1) if program is not None else None,
@@ -110,8 +110,8 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
     }
 
 
-def _largest(found: list[hlo.Collective]) -> list[dict[str, Any]]:
-    ordered = sorted(found, key=lambda one: -one.sent)[:LARGEST]
+def _largest(operations: list[hlo.Collective]) -> list[dict[str, Any]]:
+    ordered = sorted(operations, key=lambda one: -one.sent)[:LARGEST]
     return [one._asdict() | {"sent": one.sent} for one in ordered]
 
 
@@ -176,17 +176,17 @@ def _recomputed(config: Config, setting: Setting, trained: Collection[str]) -> f
 # ---------------------------------------------------------------------------------- what would fit
 
 
-def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
+def _nearest(plans: Plans, configured: Setting) -> list[dict[str, Any]]:
     """At most SHOWN settings that fit, no two of the same kinds of change, nearest first."""
     kinds: set[tuple[str, ...]] = set()
-    shown: list[dict[str, Any]] = []
+    fitting: list[dict[str, Any]] = []
     tried = 0
-    candidates = near(given, plans.hardware.count)
+    candidates = near(configured, plans.hardware.count)
     _say(f"it does not fit; looking through {len(candidates)} settings near it")
     for setting in candidates:
-        if len(shown) == SHOWN or tried == TRIED:
+        if len(fitting) == SHOWN or tried == TRIED:
             break
-        if setting.changed(given) in kinds or not plans.possible(setting):
+        if setting.changed(configured) in kinds or not plans.possible(setting):
             continue
         if plans.state_bytes(setting.split) > plans.limit:
             continue
@@ -195,21 +195,21 @@ def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
             continue
         if plans.compiles:
             tried += 1
-            with _progress(f"compiling with {setting.flags(given)}"):
+            with _progress(f"compiling with {setting.flags(configured)}"):
                 program = plans.compiled(setting)
             if program.refused or program.total > plans.limit:
                 continue
             total, verified = program.total, True
-        kinds.add(setting.changed(given))
-        shown.append(
+        kinds.add(setting.changed(configured))
+        fitting.append(
             {
-                "flags": setting.flags(given),
+                "flags": setting.flags(configured),
                 "total": total,
                 "margin": plans.limit - total,
                 "compiled": verified,
             }
         )
-    return shown
+    return fitting
 
 
 # ----------------------------------------------------------------------------------------- progress
@@ -217,7 +217,7 @@ def _nearest(plans: Plans, given: Setting) -> list[dict[str, Any]]:
 
 @contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Says on stderr what goes on, and every 15 seconds for how long."""
+    """Prints to stderr what is running, and every 15 seconds for how long."""
     start, done = time.perf_counter(), threading.Event()
 
     def tick() -> None:

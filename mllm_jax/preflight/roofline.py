@@ -1,4 +1,4 @@
-"""The least time a step can take: arithmetic, memory and links, each by the chip's published rate.
+"""Bounds the time of a step from below: arithmetic, memory and links at the chip's published rates.
 
     bound = max(FLOPs done / (chips x rate), bytes of memory / bandwidth, bytes sent / links)
 
@@ -76,12 +76,12 @@ def sent_by_formula(
     """Bytes one device sends in a step, by kind, as the layout asks for; rings as in `hlo`.
 
     Weights are gathered for the forward and for the backward pass of every microbatch; gradients
-    go home in the compute dtype; slices of the data axis exchange theirs in float32; a layer under
-    tensor parallelism sums its output twice in each direction, and twice more when recomputed.
+    are scattered in the compute dtype; slices of the data axis exchange theirs in float32; a layer
+    under tensor parallelism sums its output twice in each direction, twice more when recomputed.
 
     Args:
         split: the mesh.
-        microbatches: turns of a step.
+        microbatches: of a step.
         weights: bytes in the compute dtype of one tensor part of all weights that a step uses.
         trained: likewise of those that are trained.
         float32_shard: bytes of the gradients one device keeps.

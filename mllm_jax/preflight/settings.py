@@ -1,8 +1,8 @@
-"""When a step does not fit: the settings near the given one, nearest first.
+"""Lists the settings near one that does not fit, nearest first.
 
-Three kinds of knob change nothing of the result: remat, microbatches (rows in a turn), and how the
-mesh is split; the rows of a batch come last, since they do. Near means: few kinds of knob changed,
-then small changes (in doublings).
+Three kinds of option do not change the result: remat, microbatches, and how the mesh is split; the
+rows of a batch come last, since they do. Near means: few kinds of option changed, then small
+changes (in doublings).
 """
 
 import math
@@ -16,7 +16,7 @@ MOST_TENSOR = 16  # devices: beyond that a layer's products are too small
 
 
 class Setting(NamedTuple):
-    """The knobs that decide about memory."""
+    """The options that decide about memory."""
 
     remat: str
     rows: int
@@ -24,7 +24,7 @@ class Setting(NamedTuple):
     split: Split
 
     def changed(self, other: "Setting") -> tuple[str, ...]:
-        """Which kinds of knob differ."""
+        """Which kinds of option differ."""
         kinds = {
             "remat": self.remat != other.remat,
             "microbatches": self.rows == other.rows and self.microbatches != other.microbatches,
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
             "--mesh.fsdp": (self.split.fsdp, other.split.fsdp),
             "--mesh.tensor": (self.split.tensor, other.split.tensor),
         }
-        # a mesh is written whole: one of its numbers may stand as "what remains" in the file
+        # a mesh is written completely: one of its numbers may be -1, what remains, in the file
         whole = self.split != other.split
         return " ".join(
             f"{flag} {new}"
@@ -52,35 +52,35 @@ class Setting(NamedTuple):
         )
 
 
-def near(given: Setting, devices: int) -> list[Setting]:
+def near(base: Setting, devices: int) -> list[Setting]:
     """Settings that may need less memory, nearest first; their rows divide over the devices."""
-    found = [
+    settings = [
         setting
-        for split in _splits(given.split, devices)
-        for remat in REMAT[REMAT.index(given.remat) :]
-        for rows in _halves(given.rows)
-        for setting in _turns(Setting(remat, rows, given.microbatches, split), given.rows)
-        if setting != given
+        for split in _splits(base.split, devices)
+        for remat in REMAT[REMAT.index(base.remat) :]
+        for rows in _halves(base.rows)
+        for setting in _microbatches(Setting(remat, rows, base.microbatches, split), base.rows)
+        if setting != base
     ]
-    return sorted(found, key=lambda setting: _distance(setting, given))
+    return sorted(settings, key=lambda setting: _distance(setting, base))
 
 
 def whole_rows(rows: int, microbatches: int, parts: int) -> tuple[int, int]:
-    """The nearest (rows, microbatches) that divide over `parts` devices: more rows, fewer turns.
+    """The nearest (rows, microbatches) that divide over `parts` devices.
 
-    128 rows in 16 turns, 256 parts -> 256 rows in one turn; 64 parts -> 128 rows in two.
+    More rows, fewer microbatches: 128 rows in 16, 256 parts -> 256 rows in 1; 64 parts -> 128 in 2.
     """
     rows = -(-rows // parts) * parts
     each = rows // parts
     return rows, max(m for m in range(1, microbatches + 1) if each % m == 0)
 
 
-def _splits(given: Split, devices: int) -> Iterator[Split]:
-    yield given
+def _splits(base: Split, devices: int) -> Iterator[Split]:
+    yield base
     for tensor in (n for n in range(1, MOST_TENSOR + 1) if devices % n == 0):
         for fsdp in (n for n in range(1, devices + 1) if (devices // tensor) % n == 0):
             split = Split(devices // tensor // fsdp, fsdp, tensor)
-            if split != given:
+            if split != base:
                 yield split
 
 
@@ -91,29 +91,29 @@ def _halves(rows: int) -> Iterator[int]:
         yield rows
 
 
-def _turns(setting: Setting, rows: int) -> Iterator[Setting]:
+def _microbatches(setting: Setting, rows: int) -> Iterator[Setting]:
     """Any number of microbatches for the same rows; for fewer rows the given number, or one.
 
-    One turn needs no second copy of the gradients to add up in.
+    One microbatch needs no second copy of the gradients to add up in.
     """
     each, rest = divmod(setting.rows, setting.split.data * setting.split.fsdp)
     if rest:
         return
-    turns = {setting.microbatches, 1} if setting.rows != rows else set(range(1, each + 1))
-    for turn in sorted(turns):
-        if each % turn == 0:
-            yield setting._replace(microbatches=turn)
+    counts = {setting.microbatches, 1} if setting.rows != rows else set(range(1, each + 1))
+    for count in sorted(counts):
+        if each % count == 0:
+            yield setting._replace(microbatches=count)
 
 
-def _distance(setting: Setting, given: Setting) -> tuple[int, float, int]:
-    changed = setting.changed(given)
+def _distance(setting: Setting, base: Setting) -> tuple[int, float, int]:
+    changed = setting.changed(base)
     doublings = sum(
         abs(math.log2(new / old))
         for new, old in (
-            (setting.rows, given.rows),
-            (setting.microbatches, given.microbatches),
-            *zip(setting.split, given.split, strict=True),
+            (setting.rows, base.rows),
+            (setting.microbatches, base.microbatches),
+            *zip(setting.split, base.split, strict=True),
         )
     )
-    doublings += REMAT.index(setting.remat) - REMAT.index(given.remat)
+    doublings += REMAT.index(setting.remat) - REMAT.index(base.remat)
     return len(changed) + ("rows" in changed), doublings, setting.split.tensor

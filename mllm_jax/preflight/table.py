@@ -1,4 +1,4 @@
-"""What preflight found, as a person reads it."""
+"""Formats what preflight estimated as a table for a terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ HELD = ("trainable", "frozen", "moments", "batch", "images")
 
 
 def render(result: dict[str, Any]) -> str:
-    """The whole page; `result` as `preflight.forecast` makes it."""
+    """The whole page; `result` as `report.estimate` returns it."""
     parts = (_head(result), _memory(result), _collectives(result), _bound(result), _nearest(result))
     return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -56,13 +56,15 @@ def _head(result: dict[str, Any]) -> list[str]:
     chip, setting, mesh = result["chip"], result["setting"], result["setting"]["mesh"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     compiled = result["compile_seconds"]
+    count = setting["microbatches"]
+    microbatches = f"{count} microbatch" + ("es" if count > 1 else "")
     return [
         f"{result['hardware']}: {result['chips']} x {chip['kind']} ({chip['source']})",
         f"  {result['basis']}" + (f" in {compiled} s" if compiled else ""),
         f"  {versions}",
         f"  mesh data {mesh['data']} x fsdp {mesh['fsdp']} x tensor {mesh['tensor']}; "
         f"{setting['rows']} rows of {setting['length']} tokens and {setting['image_slots']} image "
-        f"slots in {setting['microbatches']} turns; {setting['compute']}, parameters "
+        f"slots in {microbatches}; {setting['compute']}, parameters "
         f"{setting['parameters']}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",
     ]
 
@@ -71,10 +73,10 @@ def _memory(result: dict[str, Any]) -> list[str]:
     memory = result["memory"]
     formula, compiler = memory["formula"], memory["compiler"]
     held = sum(formula[name] for name in HELD)
-    made = compiler or {}
+    compiled_sizes = compiler or {}
 
     def by_compiler(name: str) -> str:
-        return size(made[name]) if name in made else ""
+        return size(compiled_sizes[name]) if name in compiled_sizes else ""
 
     rows = [("", "by formula", "by compiler")]
     rows += [(NAMES[name], size(formula[name]), "") for name in HELD]
@@ -82,9 +84,9 @@ def _memory(result: dict[str, Any]) -> list[str]:
     rows += [(NAMES[name], size(formula[name]), "") for name in NAMES if name not in HELD]
     rows += [("= temporary", size(formula["temporary"]), by_compiler("temporary"))]
     if compiler:
-        rows += [("results not in the old state's place", "", by_compiler("outputs"))]
+        rows += [("outputs that reuse no donated buffer", "", by_compiler("outputs"))]
         rows += [("program", "", by_compiler("code"))]
-    total = size(sum(made.values())) if compiler else ""
+    total = size(sum(compiled_sizes.values())) if compiler else ""
     rows += [("= total", size(formula["total"]), total)]
     lines = ["memory of one device", *_rows(rows)]
     lines += ["  temporary = gradients + activations + the larger of (logits + table) and (layer)"]
@@ -93,7 +95,7 @@ def _memory(result: dict[str, Any]) -> list[str]:
     margin = f"{size(abs(memory['margin']))} {'free' if memory['margin'] >= 0 else 'too much'}"
     verdict = "FITS" if memory["fits"] else "DOES NOT FIT"
     if memory["refused"] and memory["margin"] >= 0:
-        margin = "the compiler's word counts, not the formula's"
+        margin = "the compiler's figure takes precedence"
     return [*lines, f"  {verdict}: {size(memory['total'])} of {size(memory['limit'])}, {margin}"]
 
 
@@ -107,7 +109,7 @@ def _collectives(result: dict[str, Any]) -> list[str]:
         for name, kind in kinds.items()
     ]
     rows += [("= total", "", size(sum(kind["bytes"] for kind in kinds.values())))]
-    counted = "loops counted by their turns" if result["largest_collectives"] else "by formula"
+    counted = "every iteration of a loop counted" if result["largest_collectives"] else "by formula"
     lines = [f"collectives of a step, {counted}", *_rows(rows)]
     if result["largest_collectives"]:
         lines += ["  the largest"]
@@ -139,16 +141,16 @@ def _bound(result: dict[str, Any]) -> list[str]:
 
 
 def _nearest(result: dict[str, Any]) -> list[str]:
-    found = result["nearest"]
-    if found is None:
+    settings = result["nearest"]
+    if settings is None:
         return []
-    if not found:
+    if not settings:
         return ["no setting of remat, rows, microbatches and mesh was found that fits here"]
     return [
         "the nearest settings that fit",
         *(
             f"  {one['flags']}\n    {size(one['total'])}, {size(one['margin'])} free, "
             + ("compiled" if one["compiled"] else "by formula")
-            for one in found
+            for one in settings
         ),
     ]

@@ -135,7 +135,7 @@ def test_a_comparison_in_a_fusion_of_its_own():
 
 def test_unknown_turns_are_refused_only_where_they_matter():
     unread = loop("layers", 5, REDUCE).replace("direction=LT", "direction=NE")
-    with pytest.raises(RunError, match="layers_loop: a loop with collectives whose turns"):
+    with pytest.raises(RunError, match="layers_loop: a loop with collectives whose iterations"):
         hlo.collectives(ADD + unread + entry(call("layers")))
     assert hlo.collectives(unread.replace(REDUCE, "") + entry(call("layers"))) == []
 

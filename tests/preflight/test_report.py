@@ -49,7 +49,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Plans:
 
 def test_what_is_held_is_exact(wide: Plans):
     """Parameters, moments and batch to the byte; the step's number is the four bytes beside."""
-    assert wide.compiled(wide.given).memory["arguments"] == wide.memory(wide.given).held + 4
+    assert (
+        wide.compiled(wide.configured).memory["arguments"] == wide.memory(wide.configured).held + 4
+    )
 
 
 @pytest.mark.slow
@@ -57,13 +59,15 @@ def test_what_is_held_is_exact(wide: Plans):
 def test_what_is_held_is_exact_on_every_mesh(tmp_path: Path, mesh: tuple[int, int, int]):
     words = zip(("--mesh.data", "--mesh.fsdp", "--mesh.tensor"), map(str, mesh), strict=True)
     here = plans(tmp_path, "cpu:8", *ROWS, *(word for pair in words for word in pair))
-    assert here.compiled(here.given).memory["arguments"] == here.memory(here.given).held + 4
+    assert (
+        here.compiled(here.configured).memory["arguments"] == here.memory(here.configured).held + 4
+    )
 
 
 def test_held_by_hand(tmp_path: Path):
     """One device: float32 parameters that learn, their two moments, bfloat16 ones that do not."""
     here = plans(tmp_path, "cpu:1", *ROWS)
-    memory = here.memory(here.given)
+    memory = here.memory(here.configured)
     params = here.stage("full").params
     learn = sum(leaf.size for path, leaf in params.items() if not path.startswith("vision/"))
     still = sum(leaf.size for path, leaf in params.items() if path.startswith("vision/"))
@@ -75,8 +79,8 @@ def test_held_by_hand(tmp_path: Path):
 
 def near_the_compiler(here: Plans) -> None:
     """Within a third: the compiler shares buffers, fuses, and keeps copies as it likes."""
-    said = here.compiled(here.given).memory["temporary"]
-    assert here.memory(here.given).temporary == pytest.approx(said, rel=1 / 3)
+    said = here.compiled(here.configured).memory["temporary"]
+    assert here.memory(here.configured).temporary == pytest.approx(said, rel=1 / 3)
 
 
 def test_temporary_memory_is_near_what_the_compiler_says(wide: Plans):
@@ -92,7 +96,7 @@ def test_activations_follow_remat_rows_and_tensor(tmp_path: Path):
     """Bytes kept: with remat a layer's input, 4 x 512 x 64 each; without, what is split too."""
     mesh = ("--mesh.data", "1", "--mesh.fsdp", "4", "--mesh.tensor", "2")
     here = plans(tmp_path, "cpu:8", *WIDE, *mesh)
-    given, inputs = here.given, 4 * 8 * 512 * 64 * 4  # rows, layers, length, width, float32
+    given, inputs = here.configured, 4 * 8 * 512 * 64 * 4  # rows, layers, length, width, float32
     full = here.memory(given).activations
     assert inputs < full < 1.5 * inputs
     assert here.memory(given._replace(microbatches=2)).activations == full // 2
@@ -105,7 +109,7 @@ def test_activations_follow_remat_rows_and_tensor(tmp_path: Path):
 
 def test_collectives_of_a_compiled_step(wide: Plans):
     """Every layer's weights are gathered for both passes, whatever else the compiler sends."""
-    sent, formula = wide.compiled(wide.given).sent, preflight.sent(wide, wide.given)
+    sent, formula = wide.compiled(wide.configured).sent, preflight.sent(wide, wide.configured)
     assert sent["all-gather"]["bytes"] >= 0.9 * formula["all-gather"]["bytes"]
     total = sum(kind["bytes"] for kind in sent.values())
     assert total < 5 * sum(kind["bytes"] for kind in formula.values())
@@ -116,7 +120,7 @@ def test_collectives_of_a_compiled_step(wide: Plans):
 
 def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preflight, "Plans", lambda *_: wide)
-    result = preflight.forecast(wide.config, "cpu:8")
+    result = preflight.estimate(wide.config, "cpu:8")
     assert json.loads(json.dumps(result)) == result
     assert result["basis"] == "compiled for this machine's cpu devices"
     assert result["setting"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
@@ -140,7 +144,7 @@ def test_a_gpu_that_is_not_here_is_estimated_and_says_so(tmp_path: Path, capsys)
     words = ["preflight", "--config", str(path), "--hardware", "h200:8", "--json", *ROWS, *FSDP]
     assert main(words) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["basis"] == "estimated by formula: no H200 is at hand to compile for"
+    assert result["basis"] == "estimated by formula: no H200 is available to compile for"
     assert result["memory"]["compiler"] is None
     assert result["memory"]["total"] == result["memory"]["formula"]["total"]
     assert result["bound"]["seconds"] > 0
@@ -152,16 +156,16 @@ def test_a_gpu_that_is_not_here_is_estimated_and_says_so(tmp_path: Path, capsys)
 def test_what_does_not_fit_gets_the_nearest_that_do(tmp_path: Path, monkeypatch):
     """Estimates only: half of what the step needs is there; remat, turns or mesh bring it down."""
     words = (*WIDE, *FSDP, "--data.rows", "64", "--compute.remat", "none")
-    needed = preflight.forecast(load(tmp_path, *words), "h200:8")["memory"]["total"]
+    needed = preflight.estimate(load(tmp_path, *words), "h200:8")["memory"]["total"]
     small = hardware.CHIPS["h200"]._replace(memory=needed // 2)
     monkeypatch.setitem(hardware.CHIPS, "h200", small)
-    result = preflight.forecast(load(tmp_path, *words), "h200:8")
+    result = preflight.estimate(load(tmp_path, *words), "h200:8")
     assert result["memory"]["fits"] is False
     found = result["nearest"]
     assert len(found) == 3
     assert all(one["total"] <= needed // 2 and not one["compiled"] for one in found)
     for one in found:  # the flags do what they say
-        again = preflight.forecast(load(tmp_path, *words, *one["flags"].split()), "h200:8")
+        again = preflight.estimate(load(tmp_path, *words, *one["flags"].split()), "h200:8")
         assert again["memory"]["total"] == one["total"]
         assert again["memory"]["fits"] is True
     page = table.render(result)
@@ -172,7 +176,7 @@ def test_what_does_not_fit_gets_the_nearest_that_do(tmp_path: Path, monkeypatch)
 def test_nearest_settings_are_compiled_where_that_is_possible(tmp_path: Path, monkeypatch):
     """One that the compiler refuses is left out; one it takes is shown with its own figure."""
     here = plans(tmp_path, "cpu:8", *WIDE, *FSDP, "--compute.remat", "none")
-    limit = here.memory(here.given).total // 2
+    limit = here.memory(here.configured).total // 2
     monkeypatch.setattr(Plans, "limit", property(lambda self: limit))
     asked: list[Any] = []
 
@@ -183,7 +187,7 @@ def test_nearest_settings_are_compiled_where_that_is_possible(tmp_path: Path, mo
         return Program(1.0, {"temporary": 7}, [], None)
 
     monkeypatch.setattr(Plans, "compiled", compiled)
-    result = preflight.forecast(here.config, "cpu:8")
+    result = preflight.estimate(here.config, "cpu:8")
     assert result["memory"]["refused"] == "RESOURCE_EXHAUSTED: out of memory"
     assert result["memory"]["fits"] is False
     assert [one["total"] for one in result["nearest"]] == [7] * len(asked[1:])
@@ -193,7 +197,7 @@ def test_nearest_settings_are_compiled_where_that_is_possible(tmp_path: Path, mo
 
 def test_nothing_fits(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(hardware.CHIPS, "h200", hardware.CHIPS["h200"]._replace(memory=1000))
-    result = preflight.forecast(load(tmp_path, *ROWS, *FSDP), "h200:8")
+    result = preflight.estimate(load(tmp_path, *ROWS, *FSDP), "h200:8")
     assert result["nearest"] == []
     assert "no setting of remat, rows, microbatches and mesh" in table.render(result)
 
@@ -239,7 +243,7 @@ def test_no_data_no_weights_no_tokenizer(tmp_path: Path):
     config = load(tmp_path, *ROWS)
     assert config.init.weights is not None
     assert not Path(config.init.weights).exists()
-    assert preflight.forecast(config, "h200:8")["memory"]["total"] > 0
+    assert preflight.estimate(config, "h200:8")["memory"]["total"] > 0
 
 
 def test_pretended_devices_in_a_process_of_its_own(tmp_path: Path):
@@ -315,9 +319,9 @@ def test_the_compilers_other_faults_are_not_taken_for_a_lack_of_memory(tmp_path:
     monkeypatch.setattr(planning.step, "compile_step", fails)
     here = plans(tmp_path, "cpu:8", *ROWS)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        here.compiled(here.given)
+        here.compiled(here.configured)
 
 
 def test_more_cpu_devices_than_this_process_has(tmp_path: Path):
     with pytest.raises(ConfigError, match="already has 8 CPU devices"):
-        preflight.forecast(load(tmp_path, *ROWS), "cpu:16")
+        preflight.estimate(load(tmp_path, *ROWS), "cpu:16")

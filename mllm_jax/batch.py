@@ -27,7 +27,7 @@ class Example(NamedTuple):
 
     tokens: Int32[np.ndarray, "T"]
     weights: Float32[np.ndarray, "T"]
-    seats: Int32[np.ndarray, "T"]
+    placeholders: Int32[np.ndarray, "T"]
     images: tuple[str | bytes, ...]  # paths or encoded bytes, in order of their seats
     stream: int  # number of the stream in the mixture
     language: int  # number of the language in the config's list

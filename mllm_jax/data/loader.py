@@ -25,7 +25,7 @@ from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.mixture import order, packing
 from mllm_jax.data.mixture.order import Ref
 from mllm_jax.data.mixture.plan import Plan
-from mllm_jax.data.workers import Words, Workers
+from mllm_jax.data.workers import WorkerMessages, Workers
 
 MOST_PIXELS = 2**34  # of a step, in all processes: 48 GiB
 
@@ -160,7 +160,7 @@ class Loader:
             return iter(())
         if self._config.workers:
             self._plan.row(start * self._config.rows)  # counted once, not in every worker
-            pool = Workers(self.batch, self._config.workers, _WORDS)
+            pool = Workers(self.batch, self._config.workers, _MESSAGES)
             return pool.iterate(range(start, stop), self._config.prefetch)
         ahead = self._config.prefetch
         options = grain.ReadOptions(
@@ -216,7 +216,9 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
         )
 
 
-_WORDS = Words("data-worker", "made batch {}".format, "lower data.workers", "go on with --resume")
+_MESSAGES = WorkerMessages(
+    "data-worker", "made batch {}".format, "lower data.workers", "go on with --resume"
+)
 
 
 class _ImageCache:
@@ -231,7 +233,7 @@ class _ImageCache:
         if vision is not None:
             shape = (vision.image_size, config.image_fit, vision.image_mean)
             self._args = (*shape, config.max_pixels)
-        self._kept: dict[str, UInt8[np.ndarray, "height width C"]] = {}
+        self._pixels: dict[str, UInt8[np.ndarray, "height width C"]] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -243,14 +245,14 @@ class _ImageCache:
         assert self._args is not None, "an image reached a model without a vision tower"
         if isinstance(path, bytes):
             return decode.load_pixels(path, *self._args)
-        if path in self._kept:
-            return self._kept[path]
+        if path in self._pixels:
+            return self._pixels[path]
         pixels = decode.load_pixels(path, *self._args)
         with self._lock:
             if (
-                path not in self._kept
+                path not in self._pixels
                 and self._bytes + pixels.nbytes <= self._config.image_cache * 2**20
             ):
-                self._kept[path] = pixels
+                self._pixels[path] = pixels
                 self._bytes += pixels.nbytes
         return pixels

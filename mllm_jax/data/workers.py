@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
 
-TURN = 0.2  # seconds between two looks whether the run is to end
+POLL = 0.2  # seconds between two looks whether the run is to end
 T = TypeVar("T")
 
 
@@ -24,7 +24,7 @@ def _nothing() -> None:
     pass
 
 
-class Words(NamedTuple):
+class WorkerMessages(NamedTuple):
     """What is said about a worker process that has ended."""
 
     name: str  # of each process, before its number
@@ -40,7 +40,7 @@ class Workers(Generic[T]):
         self,
         make: Callable[[int], T],
         count: int,
-        words: Words,
+        messages: WorkerMessages,
         begin: Callable[[], None] = _nothing,
     ):
         """Starts `count` processes.
@@ -59,13 +59,13 @@ class Workers(Generic[T]):
         sent = ForkingPickler.dumps(make)
         # spawned, not forked: this process runs the threads of an accelerator
         context = multiprocessing.get_context("spawn")
-        self._words = words
+        self._messages = messages
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         atexit.register(self.close)  # they ignore what multiprocessing would end them by
         for number in range(count):
             ours, theirs = context.Pipe()
-            name = f"{words.name}-{number}"
+            name = f"{messages.name}-{number}"
             process = context.Process(target=_serve, args=(theirs, begin), name=name, daemon=True)
             with interrupts.blocked():  # the run decides what Ctrl-C ends, also while they start
                 process.start()
@@ -117,29 +117,27 @@ class Workers(Generic[T]):
 
     def _receive(self, number: int) -> T:
         pipe, process = self._pipe(number), self._processes[number % len(self._pipes)]
-        while not (ready := wait([pipe, process.sentinel], TURN)):
+        while not (ready := wait([pipe, process.sentinel], POLL)):
             interrupts.check()
         if pipe not in ready:
-            self._ended(process, self._words.doing(number))
+            self._ended(process, self._messages.doing(number))
         try:
             good, value = pipe.recv()
         except (EOFError, ConnectionResetError):  # it ended in the middle of an item
-            self._ended(process, self._words.doing(number))
+            self._ended(process, self._messages.doing(number))
         if not good:
             raise value
         return value
 
     def _ended(self, process: Any, doing: str) -> NoReturn:
         process.join()
-        code, words = process.exitcode, self._words
-        how, why = f"ended with code {code}", "its error stands above"
+        code, fewer = process.exitcode, self._messages.fewer
+        how, why = f"ended with code {code}", "its error is printed above"
         if code < 0:
-            how, why = (
-                f"was killed by {signal.Signals(-code).name}",
-                f"out of memory? {words.fewer}",
-            )
+            how, why = f"was killed by {signal.Signals(-code).name}", f"out of memory? {fewer}"
         raise RunError(
-            f"{process.name} (process {process.pid}) {how} while it {doing} ({why}); {words.then}"
+            f"{process.name} (process {process.pid}) {how} while it {doing} ({why}); "
+            f"{self._messages.then}"
         )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.faults import Fault, FaultLine, refusal
 from mllm_jax.data.images import decode
 from mllm_jax.data.index.stream import image_folder
+from mllm_jax.data.record_errors import RecordError, RefusedRow, refusal
 from mllm_jax.data.records.fields import ImageFolder, is_name
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import Record, read_record
@@ -42,7 +42,7 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
 
     unread: list[str] = []  # keys, as often as they hold something
 
-    def read(row: int) -> Record | FaultLine:
+    def read(row: int) -> Record | RefusedRow:
         values = None
         try:
             values = source[row]
@@ -50,15 +50,15 @@ def load_records(name: str, stream: StreamConfig, languages: tuple[str, ...]) ->
             record = read_record(raw, str(raw["id"]), inside, stream.language, languages)
             for image in record.images:
                 decode.check(image)
-        except Fault as fault:
+        except RecordError as error:
             key = columns.key(values or {}, row)
-            return FaultLine(row, key, source.location(row), fault.code, fault.reason)
+            return RefusedRow(row, key, source.location(row), error.code, error.reason)
         unread.extend(raw.get("unread", ()))
         return record
 
     with ThreadPoolExecutor(READERS) as pool:
         items = list(pool.map(read, range(len(source))))
-    refused = [item for item in items if isinstance(item, FaultLine)]
+    refused = [item for item in items if isinstance(item, RefusedRow)]
     if refused:
         raise ConfigError(refusal(stream.path, refused, len(items)))
     if unread:
@@ -81,7 +81,7 @@ def languages_in(path: str | Path) -> tuple[str, ...]:
     for row in range(len(source)):
         try:
             named.append(source[row].get("language"))
-        except Fault:  # `load_records` names it
+        except RecordError:  # `load_records` names it
             continue
     names = (name for name in named if isinstance(name, str) and is_name(name))
     return tuple(dict.fromkeys(names))

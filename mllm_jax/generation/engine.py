@@ -148,7 +148,7 @@ class Answerer:
         for one, own in zip(encoded, pictures, strict=True):
             names = tuple("" for _ in own)
             example = Example(
-                one.tokens, one.weights, one.seats, names, stream=0, language=0, record=""
+                one.tokens, one.weights, one.placeholders, names, stream=0, language=0, record=""
             )
             made.append(packing.assemble([example], own, length, slots, self.config.patches, size))
             if left:

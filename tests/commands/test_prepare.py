@@ -35,7 +35,7 @@ def test_the_report_says_what_there_is(config, tmp_path, capsys):
 
 def test_afterwards_nothing_is_read_anew(config, tmp_path, monkeypatch):
     prepare.run(config, workers=1)
-    monkeypatch.setattr(build, "read_part", None)
+    monkeypatch.setattr(build, "read_chunk", None)
     tokenizer = load_tokenizer(tmp_path / "data" / "tokenizer")
     Loader(config.data, config.model, tokenizer, config.seed, share=[1]).batch(3)
     prepare.run(config, workers=1)

@@ -217,7 +217,7 @@ def test_prepare_makes_the_indexes_of_all_stages(files: Files, monkeypatch, caps
     }
     table = capsys.readouterr().out
     assert table.index("stage align:") < table.index("stage instruct:")
-    monkeypatch.setattr(build, "read_part", None)
+    monkeypatch.setattr(build, "read_chunk", None)
     with pytest.raises(Begun):
         files.run()
 

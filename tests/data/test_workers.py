@@ -15,7 +15,7 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError, RunError
 from mllm_jax.data import workers as workers_module
-from mllm_jax.data.workers import Words, Workers
+from mllm_jax.data.workers import WorkerMessages, Workers
 
 
 def square(number: int) -> int:
@@ -42,7 +42,7 @@ def refused_by_the_machine(number: int) -> int:
     return number
 
 
-WORDS = Words("helper", "made number {}".format, "take fewer", "start again")
+WORDS = WorkerMessages("helper", "made number {}".format, "take fewer", "start again")
 
 
 def workers(make: Callable[[int], int], count: int) -> Workers[int]:
@@ -130,7 +130,7 @@ def test_the_item_that_was_made_is_named_not_one_that_was_asked_for_later():
 
 
 LEAVES = """
-from mllm_jax.data.workers import Words, Workers
+from mllm_jax.data.workers import WorkerMessages, Workers
 from tests.data.test_workers import WORDS, square
 if __name__ == "__main__":
     items = Workers(square, 2, WORDS).iterate(range(100), 4)

@@ -76,7 +76,7 @@ def test_a_conversation_is_short(folder: Path):
     chat = Chat(load_tokenizer(folder), TEMPLATES["llama3"], VOCAB - 1, 16)
     turns = [user_turn("Zein zenbaki da hau?", 1), Turn("assistant", ("hirurogeita hamazazpi",))]
     encoded = chat.encode(turns)
-    assert (encoded.seats >= 0).sum() == 16
+    assert (encoded.placeholders >= 0).sum() == 16
     assert encoded.weights.sum() == 3  # two words and the end of the turn
     assert len(encoded.tokens) <= 38
     prompt = chat.prompt(turns[:1]).tokens

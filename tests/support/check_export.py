@@ -60,7 +60,7 @@ class Ours:
             prompt.tokens,
             np.ones(length, np.int32),
             np.arange(length, dtype=np.int32),
-            prompt.seats,
+            prompt.placeholders,
             pixels,
         )
         logits = self.forward(self.params, jax.tree.map(lambda x: jnp.asarray(x)[None], row))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from mllm_jax.checkpoints import join as join_parts
+from mllm_jax.checkpoints import join as join_chunks
 from mllm_jax.checkpoints.hf import (
     files as hf_files,
 )
@@ -158,8 +158,8 @@ def join(
         first = image_token if added else None
         leaves = {
             **_part(tower, "vision"),
-            **join_parts.fresh_connector(abstract(config.model), config.dtype, seed),
-            **join_parts.grown(old, rows, first, seed),
+            **join_chunks.fresh_connector(abstract(config.model), config.dtype, seed),
+            **join_chunks.grown(old, rows, first, seed),
         }
         hf_files.write_generation_config(folder, llama.ids)
         note = choose_template(folder, llama.where, chat_format)
@@ -178,7 +178,7 @@ def _joined(
 ) -> tuple[FolderConfig, int]:
     language = llama.config.model.language
     assert language is not None
-    rows = -(-max(language.vocab, tokens) // join_parts.ROWS) * join_parts.ROWS
+    rows = -(-max(language.vocab, tokens) // join_chunks.ROWS) * join_chunks.ROWS
     model = ModelConfig(
         vision=tower.config.model.vision,
         connector=loading.build(ConnectorConfig, {"kind": connector}),

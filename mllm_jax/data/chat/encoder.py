@@ -31,7 +31,7 @@ from mllm_jax.data.chat import literal_tokenizer as private
 from mllm_jax.data.chat import messages as msg
 from mllm_jax.data.chat import rendering
 from mllm_jax.data.chat.messages import Messages
-from mllm_jax.data.chat.prompt_template import Form, Items, Run
+from mllm_jax.data.chat.prompt_template import Items, PromptTemplate, Run
 from mllm_jax.data.chat.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, SPECIAL, TEMPLATES
 from mllm_jax.data.chat.tokens import (
     NO_TOKEN,
@@ -46,7 +46,7 @@ from mllm_jax.data.chat.tokens import (
 )
 from mllm_jax.data.records.parse import IMAGE, Turn
 
-_KEPT = 4096  # forms that are remembered
+_REMEMBERED = 4096  # forms that are remembered
 _LONG = 1000  # items of a form that is not: it hardly comes twice
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
@@ -96,7 +96,7 @@ class Chat:
         self._literal = private.LiteralTokenizer(
             tokenizer.backend_tokenizer, frozenset(self._control)
         )
-        self._forms: dict[tuple[Any, ...], Form] = {}
+        self._prompts: dict[tuple[Any, ...], PromptTemplate] = {}
         self._no_strings = self._refusal(typed=False)
         self._no_parts = self._refusal(typed=True)
         self._check_probe()
@@ -134,11 +134,11 @@ class Chat:
         plans, images = [], []
         for n, turns in enumerate(conversations):
             try:
-                form, texts = self._as_strings(turns, generate=False)
+                prompt, texts = self._as_strings(turns, generate=False)
             except ConfigError as error:
                 raise named(names, n, error) from error
-            plans.append(form.fill(texts))
-            images.append(form.images)
+            plans.append(prompt.fill(texts))
+            images.append(prompt.images)
         return self._encode(plans, images, names)
 
     def completions(self, texts: Sequence[str]) -> Flat:
@@ -151,9 +151,9 @@ class Chat:
         """
         end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
         require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
-        ids = [[self._bos, *own, end] for own in self._literal.ids(list(texts))]
+        ids = [[self._bos, *text_ids, end] for text_ids in self._literal.ids(list(texts))]
         tokens = np.fromiter(chain.from_iterable(ids), np.int32)
-        ends = np.cumsum([len(own) for own in ids], dtype=np.int64)
+        ends = np.cumsum([len(text_ids) for text_ids in ids], dtype=np.int64)
         trained = np.ones(len(tokens), np.bool_)
         trained[starts(ends)] = False
         return Flat(tokens, trained, ends)
@@ -169,14 +169,14 @@ class Chat:
         images = msg.count_images(turns)
         typed = self._no_parts is None and all(map(msg.says_the_same_typed, turns))
         if typed and (images or self._no_strings is not None):
-            form, texts = self._as_parts(turns)
+            prompt, texts = self._as_parts(turns)
         else:
             require(
                 self._no_strings is None,
                 "the chat template takes typed parts only: put a line break after every image",
             )
-            form, texts = self._as_strings(turns, generate=True)
-        flat = self._encode([form.fill(texts)], [images], ())
+            prompt, texts = self._as_strings(turns, generate=True)
+        flat = self._encode([prompt.fill(texts)], [images], ())
         return expand_all(flat, self.image_token, self._patches)[0]
 
     def check_answers(self) -> None:
@@ -216,67 +216,71 @@ class Chat:
             Turn("user", ("c",)),
         )
         try:
-            form, texts = self._as_parts(turns) if typed else self._as_strings(turns, generate=True)
+            prompt, texts = (
+                self._as_parts(turns) if typed else self._as_strings(turns, generate=True)
+            )
         except rendering.TooMuchWork:
             raise
         except ConfigError as error:
             return str(error)
-        items = form.fill(texts)
+        items = prompt.fill(texts)
         if any(isinstance(item, Run) and "'type'" in item.text for item in items):
             return "the chat template prints the list of parts itself"
         if items.count(self.image_token) != msg.count_images(turns):
             return f"the chat template does not write {self._mark!r} for an image"
         return None
 
-    def _as_strings(self, turns: Sequence[Turn], generate: bool) -> tuple[Form, Sequence[str]]:
+    def _as_strings(
+        self, turns: Sequence[Turn], generate: bool
+    ) -> tuple[PromptTemplate, Sequence[str]]:
         """The form of a conversation whose contents are strings, and its texts."""
         shape, texts = msg.take_texts(turns)
-        form = self._forms.get((shape, generate))
-        if form is None:
-            form = self._form_of_strings(shape, generate)
-            form.check_ends(self.image_token)
-            self._remember((shape, generate), form)
+        prompt = self._prompts.get((shape, generate))
+        if prompt is None:
+            prompt = self._prompt_of_strings(shape, generate)
+            prompt.check_ends(self.image_token)
+            self._remember((shape, generate), prompt)
         if not self._is_ours:
-            self._check_texts(form, msg.as_strings(shape, self._mark), texts, generate)
-        return form, form.whole(texts)
+            self._check_texts(prompt, msg.as_strings(shape, self._mark), texts, generate)
+        return prompt, prompt.with_space(texts)
 
-    def _form_of_strings(self, shape: msg.Shape, generate: bool) -> Form:
+    def _prompt_of_strings(self, shape: msg.Shape, generate: bool) -> PromptTemplate:
         images = sum(piece is IMAGE for _, *pieces in shape for piece in pieces)
         roles, space = msg.roles_of_texts(shape), msg.outer_space(shape)
         bare = msg.as_strings(msg.without_space(shape), self._mark)
-        form = self._form(bare, roles, generate, images)
+        prompt = self._prompt_template(bare, roles, generate, images)
         if any(a or b for a, b in space):
             spaced = self._render(msg.as_strings(shape, self._mark), generate)
-            left = msg.kept_space(form.rendered, spaced, space)
+            left = msg.kept_space(prompt.rendered, spaced, space)
             if left is None:
                 raise ConfigError(
                     "the chat template writes more than white space otherwise where a text begins "
                     "or ends with it"
                 )
             if any(a or b for a, b in left):
-                return form._replace(space=left)
-        return form
+                return prompt._replace(space=left)
+        return prompt
 
-    def _as_parts(self, turns: Sequence[Turn]) -> tuple[Form, list[str]]:
+    def _as_parts(self, turns: Sequence[Turn]) -> tuple[PromptTemplate, list[str]]:
         """The form of a prompt whose contents are typed parts, and its texts."""
         messages, texts, roles = msg.as_parts(turns)
-        form = self._forms.get((repr(messages),))
-        if form is None:
-            form = self._form(messages, roles, True, msg.count_images(turns))
-            self._remember((repr(messages),), form)
+        prompt = self._prompts.get((repr(messages),))
+        if prompt is None:
+            prompt = self._prompt_template(messages, roles, True, msg.count_images(turns))
+            self._remember((repr(messages),), prompt)
         if not self._is_ours:
-            self._check_texts(form, messages, texts, True)
-        return form, texts
+            self._check_texts(prompt, messages, texts, True)
+        return prompt, texts
 
     def _check_texts(
-        self, form: Form, messages: Messages, texts: Sequence[str], generate: bool
+        self, prompt: PromptTemplate, messages: Messages, texts: Sequence[str], generate: bool
     ) -> None:
         """The texts themselves must be rendered as the form says.
 
         Templates look at texts: they cut an answer at `</think>`, or take an empty one for none.
         """
-        table = {msg.FIRST + n: text for n, text in enumerate(form.whole(texts))}
-        expected = form.rendered.translate(table)
+        table = {msg.FIRST + n: text for n, text in enumerate(prompt.with_space(texts))}
+        expected = prompt.rendered.translate(table)
         rendered = self._render(msg.with_texts(messages, texts), generate)
         if rendered == expected:
             return
@@ -290,11 +294,13 @@ class Chat:
             f"place would stand as {place}; leave out what it treats apart, or use another template"
         )
 
-    def _remember(self, key: tuple[Any, ...], form: Form) -> None:
-        if len(self._forms) < _KEPT and len(form.items) < _LONG:
-            self._forms[key] = form
+    def _remember(self, key: tuple[Any, ...], prompt: PromptTemplate) -> None:
+        if len(self._prompts) < _REMEMBERED and len(prompt.items) < _LONG:
+            self._prompts[key] = prompt
 
-    def _form(self, messages: Messages, roles: list[str], generate: bool, images: int) -> Form:
+    def _prompt_template(
+        self, messages: Messages, roles: list[str], generate: bool, images: int
+    ) -> PromptTemplate:
         """Renders, and cuts the rendering at special tokens and sentinels."""
         items: list[Any] = []
         seen: list[int] = []
@@ -320,7 +326,7 @@ class Chat:
                 "the chat template does not render every text exactly once",
             )
         answers = () if generate else (n for n, role in enumerate(roles) if role == "assistant")
-        return Form(tuple(items), frozenset(answers), images, rendered)
+        return PromptTemplate(tuple(items), frozenset(answers), images, rendered)
 
     def _check_tokens(self) -> None:
         """Our formats write special tokens by name."""
@@ -349,13 +355,13 @@ class Chat:
             rendered = rendered.replace(chr(msg.FIRST + n), text)
         bos_is_ours = self._adds_bos and self._tokenizer.bos_token not in rendered
         stock = list(self._tokenizer(rendered, add_special_tokens=bos_is_ours)["input_ids"])
-        form = self._form(messages, roles, False, 0)
-        found = self._encode([form.fill(texts)], [0], ()).tokens.tolist()
+        prompt = self._prompt_template(messages, roles, False, 0)
+        encoded = self._encode([prompt.fill(texts)], [0], ()).tokens.tolist()
         require(
-            found == stock,
+            encoded == stock,
             "this tokenizer joins text and special tokens in a way that is not supported: it "
             f"encodes {quoted(rendered, 80)} as {quoted(stock, 80)}, piece by piece it is "
-            f"{quoted(found, 80)}",
+            f"{quoted(encoded, 80)}",
         )
 
     # ------------------------------------------------------------------------------- encoding

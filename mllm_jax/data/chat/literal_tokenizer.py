@@ -31,16 +31,16 @@ def control_tokens(tokenizer: Any, mark: str) -> dict[str, int]:
     Raises:
         ConfigError: the image token is an ordinary word, or there are no special tokens.
     """
-    found = {}
+    tokens = {}
     for token, added in tokenizer.added_tokens_decoder.items():
         if added.special or added.content == mark:
-            found[added.content] = token
+            tokens[added.content] = token
     require(
-        mark == "" or mark in found,
+        mark == "" or mark in tokens,
         f"model.image_token: {mark!r} is an ordinary word of the tokenizer, not an added token",
     )
-    require(len(found) > 0, "the tokenizer has no special tokens")
-    return found
+    require(len(tokens) > 0, "the tokenizer has no special tokens")
+    return tokens
 
 
 class LiteralTokenizer:
@@ -87,16 +87,16 @@ class LiteralTokenizer:
         """Token ids of many texts, on all cores. Raises ConfigError for a NUL character."""
         step = self._together
         joined = [_BETWEEN.join(texts[i : i + step]) for i in range(0, len(texts), step)]
-        found = self._copy.encode_batch_fast(joined, add_special_tokens=False)
-        split = [ids for encoding in found for ids in _split(encoding.ids, self._between)]
+        encodings = self._copy.encode_batch_fast(joined, add_special_tokens=False)
+        split = [ids for encoding in encodings for ids in _split(encoding.ids, self._between)]
         require(len(split) == len(texts), _NUL)
         return split
 
     def ids_and_offsets(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids of many texts and the characters of each token, on all cores. Raises as `ids`."""
         require(not any(_BETWEEN in text for text in texts), _NUL)
-        found = self._copy.encode_batch(texts, add_special_tokens=False)
-        return [(encoding.ids, encoding.offsets) for encoding in found]
+        encodings = self._copy.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
 
 
 def _split(ids: list[int], between: int) -> list[list[int]]:

@@ -23,16 +23,16 @@ _SENTINEL = re.compile(f"({SENTINELS})")
 Messages = list[dict[str, Any]]
 
 
-class Hole(enum.Enum):
+class Placeholder(enum.Enum):
     """The place of a text in a shape."""
 
     TEXT = "text"
 
 
-TEXT = Hole.TEXT
+TEXT = Placeholder.TEXT
 _PICTURE = (IMAGE, "\n")  # see `records.user_turn`
 # of every turn its role, then images, texts and the white space around the whole
-Shape = tuple[tuple[str | Mark | Hole, ...], ...]
+Shape = tuple[tuple[str | Mark | Placeholder, ...], ...]
 
 
 def take_texts(turns: Sequence[Turn]) -> tuple[Shape, list[str]]:
@@ -107,7 +107,7 @@ def without_space(shape: Shape) -> Shape:
     """The shape of the same turns, trimmed."""
     bare = []
     for role, *pieces in shape:
-        bare.append((role, *(p if isinstance(p, Mark | Hole) else "" for p in pieces)))
+        bare.append((role, *(p if isinstance(p, Mark | Placeholder) else "" for p in pieces)))
     return tuple(bare)
 
 

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 Items = list[int | Run]  # ids of special tokens, and the text between them
 
 
-class Form(NamedTuple):
+class PromptTemplate(NamedTuple):
     """A rendering with holes."""
 
     items: tuple[int | tuple[str | int, ...], ...]  # an id, or a run: template texts, text numbers
@@ -37,7 +37,7 @@ class Form(NamedTuple):
     rendered: str = ""  # by the template, with sentinels (`messages`) in the holes
     space: tuple[tuple[str, str], ...] = ()  # around each text, where the template leaves it there
 
-    def whole(self, texts: Sequence[str]) -> Sequence[str]:
+    def with_space(self, texts: Sequence[str]) -> Sequence[str]:
         """The texts as they stand in a rendering, with the white space that is not trimmed."""
         if not self.space:
             return texts

@@ -43,8 +43,8 @@ class TokenTexts:
     def _bytes(self, piece: str) -> bytes:
         if self._alphabet:
             return b"".join(self._alphabet.get(c) or c.encode("utf-8") for c in piece)
-        if found := _BYTE.fullmatch(piece):
-            return bytes.fromhex(found[1])
+        if match := _BYTE.fullmatch(piece):
+            return bytes.fromhex(match[1])
         return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode("utf-8")
 
 
@@ -53,7 +53,7 @@ def _byte_alphabet() -> dict[str, bytes]:
 
     Printable bytes are themselves, all others follow each other from U+0100 on.
     """
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    letters = {chr(byte): bytes([byte]) for byte in shown}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): bytes([byte]) for byte in printable}
     return letters | {chr(0x100 + n): bytes([byte]) for n, byte in enumerate(hidden)}

@@ -18,7 +18,7 @@ class Encoded(NamedTuple):
 
     tokens: Int32[np.ndarray, "T"]
     weights: Float32[np.ndarray, "T"]
-    seats: Int32[np.ndarray, "T"]
+    placeholders: Int32[np.ndarray, "T"]
 
 
 class Flat(NamedTuple):
@@ -68,7 +68,7 @@ def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) 
                     trained += _ALL[answered] * len(ids)
                     continue
                 try:
-                    trained += marks(item, offsets)
+                    trained += loss_mask(item, offsets)
                 except ConfigError as error:
                     raise named(names, n, error) from error
             else:
@@ -83,7 +83,7 @@ def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) 
 _ALL = (b"\0", b"\1")
 
 
-def marks(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
+def loss_mask(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
     """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
     trained = bytearray(len(offsets))
     for start, end in run.spans:
@@ -132,8 +132,8 @@ def expand(
     if patches > 1:
         copies = np.where(is_image, patches, 1)
         tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
-    seats = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, np.int32(-1))
-    return Encoded(tokens, weights, seats)
+    placeholders = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, np.int32(-1))
+    return Encoded(tokens, weights, placeholders)
 
 
 def expand_all(flat: Flat, image_token: int, patches: int) -> list[Encoded]:

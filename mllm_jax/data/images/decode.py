@@ -28,8 +28,8 @@ from PIL import ExifTags, Image
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.images.resize import to_square
+from mllm_jax.data.record_errors import RecordError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
 MAX_PIXELS = DataConfig.max_pixels  # for those who read no data section
@@ -58,7 +58,7 @@ _BROKEN = (
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
-class BadImage(Fault, ConfigError):
+class BadImage(RecordError, ConfigError):
     """An image that cannot be used: a fault of its record, bad input of a person who named it."""
 
     def __reduce__(self):
@@ -168,10 +168,10 @@ def _file(image: str | Path | bytes, name: str) -> io.BytesIO | io.BufferedReade
         size, file = len(image), io.BytesIO(image)
     else:
         try:
-            found = os.stat(image)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.stat(image)
+            if not stat.S_ISREG(status.st_mode):
                 raise BadImage("image_missing", f"{name}: no such image file")
-            size, file = found.st_size, open(image, "rb")  # noqa: SIM115  _opened closes it
+            size, file = status.st_size, open(image, "rb")  # noqa: SIM115  _opened closes it
         except OSError as error:
             if error.errno not in _NO_FILE:
                 raise _broken(name, error) from error

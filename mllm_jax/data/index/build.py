@@ -13,12 +13,12 @@ from pathlib import Path
 
 from mllm_jax.common import failures
 from mllm_jax.common.errors import RunError
-from mllm_jax.data.index.chunk import Look, Reader, looks, read_part
-from mllm_jax.data.index.storage import Part, is_part, join_parts, load_part, save_part
+from mllm_jax.data.index.chunk import Look, Reader, looks, read_chunk
+from mllm_jax.data.index.storage import Chunk, is_chunk, join_chunks, load_chunk, save_chunk
 from mllm_jax.data.progress import bar
-from mllm_jax.data.workers import Words, Workers
+from mllm_jax.data.workers import WorkerMessages, Workers
 
-CHUNK = 4096  # rows of a part
+CHUNK_ROWS = 4096  # rows of a part
 
 
 def build(reader: Reader, folder: Path, workers: int) -> None:
@@ -36,11 +36,11 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     ranges = [
-        range(start, min(start + CHUNK, len(reader.source)))
-        for start in range(0, len(reader.source), CHUNK)
+        range(start, min(start + CHUNK_ROWS, len(reader.source)))
+        for start in range(0, len(reader.source), CHUNK_ROWS)
     ]
     files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
-    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not is_part(f)]
+    missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not is_chunk(f)]
     done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
     if len(missing) > 1:  # long enough to be told, also where there is no terminal
         left = len(reader.source) - done
@@ -48,17 +48,17 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
             f"reading data.streams.{reader.name}: {left:,} rows, into {folder.parent}", flush=True
         )
     new = {file for _, file in missing}
-    made = _work(reader, missing, min(workers, len(missing)))
-    shown = bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}")
+    row_counts = _work(reader, missing, min(workers, len(missing)))
+    progress = bar(total=len(reader.source), initial=done, desc=f"reading {reader.name}")
 
-    def whole() -> Iterator[Part]:
+    def whole() -> Iterator[Chunk]:
         for file in files:  # joined while the next ones are made
             if file in new:
-                shown.update(next(made))
-            yield load_part(file)
+                progress.update(next(row_counts))
+            yield load_chunk(file)
 
-    with shown, contextlib.closing(made), _written(reader.name, folder):
-        join_parts(whole(), folder)
+    with progress, contextlib.closing(row_counts), _written(reader.name, folder):
+        join_chunks(whole(), folder)
     shutil.rmtree(parts)
 
 
@@ -86,8 +86,10 @@ def _work(
     def doing(number: int) -> str:
         return f"read data.streams.{reader.name} from row {todo[number][0].start} on"
 
-    words = Words("index-worker", doing, "take fewer workers", "start again to go on from here")
-    yield from Workers(make, workers, words, _begin).iterate(numbers, ahead=2 * workers)
+    messages = WorkerMessages(
+        "index-worker", doing, "take fewer workers", "start again to go on from here"
+    )
+    yield from Workers(make, workers, messages, _begin).iterate(numbers, ahead=2 * workers)
 
 
 class _Maker:
@@ -102,9 +104,9 @@ class _Maker:
         if self._look is None:
             self._look = looks(self._reader)
         rows, file = self._todo[number]
-        part = read_part(self._reader, rows, self._look)
+        chunk = read_chunk(self._reader, rows, self._look)
         with _written(self._reader.name, file.parent.parent):
-            save_part(part, file)
+            save_chunk(chunk, file)
         if not gc.isenabled():  # see `_begin`
             gc.collect()
         return len(rows)

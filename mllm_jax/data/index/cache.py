@@ -26,7 +26,6 @@ from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.templates import TEMPLATES
-from mllm_jax.data.faults import CODES, NEVER_SKIPPED
 from mllm_jax.data.index.build import Reader, build
 from mllm_jax.data.index.freshness import (
     changed,
@@ -38,6 +37,7 @@ from mllm_jax.data.index.freshness import (
 )
 from mllm_jax.data.index.storage import Store, mark_duplicates
 from mllm_jax.data.index.stream import StreamIndex, image_folder
+from mllm_jax.data.record_errors import CODES, NEVER_SKIPPED
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import read_record

@@ -12,9 +12,9 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, cut
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.tokens import Flat
-from mllm_jax.data.faults import Fault, FaultLine
 from mllm_jax.data.images import decode as images
-from mllm_jax.data.index.storage import RECORD, Part, count_keys, digest
+from mllm_jax.data.index.storage import RECORD, Chunk, count_keys, digest
+from mllm_jax.data.record_errors import RecordError, RefusedRow
 from mllm_jax.data.records.fields import REMEMBERED, ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import IMAGE, Record, read_record
@@ -47,7 +47,7 @@ class _Good(NamedTuple):
 
 
 def looks(reader: Reader) -> Look:
-    """What gives an image's hash, or 0 where only its header is looked at. Raises Fault.
+    """What gives an image's hash, or 0 where only its header is looked at. Raises RecordError.
 
     It remembers the files that it has seen, so it must not outlive a build.
     """
@@ -62,10 +62,10 @@ def looks(reader: Reader) -> Look:
     return lambda image: remembered(image) if isinstance(image, str) else look(image)
 
 
-def read_part(reader: Reader, rows: range, look: Look) -> Part:
+def read_chunk(reader: Reader, rows: range, look: Look) -> Chunk:
     """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
     good: list[_Good] = []
-    faults: list[FaultLine] = []
+    faults: list[RefusedRow] = []
     unread: Counter[str] = Counter()
     for row in rows:
         interrupts.check()
@@ -76,26 +76,26 @@ def read_part(reader: Reader, rows: range, look: Look) -> Part:
             key = str(raw["id"])
             record = read_record(raw, key, reader.folder, reader.language, reader.languages)
             hashes = [look(image) for image in record.images]
-        except Fault as fault:
+        except RecordError as error:
             key = reader.columns.key(values or {}, row)
-            faults.append(_line(reader, row, key, fault))
+            faults.append(_line(reader, row, key, error))
         else:
             good.append(_Good(row, record, hashes, _content(record)))
             if "unread" in raw:
                 count_keys(unread, Counter(raw["unread"]))
-    kept, flats = [], []
+    usable, flats = [], []
     for batch in _batches(good):
         encoded, flat, refused = _encode(reader.chat, batch)
-        kept += encoded
+        usable += encoded
         flats.append(flat)
         for item, reason in refused:
-            faults.append(_line(reader, item.row, item.record.id, Fault("template", reason)))
+            faults.append(_line(reader, item.row, item.record.id, RecordError("template", reason)))
     flat = flats[0] if len(flats) == 1 else Flat.join(flats)
-    return _part(reader, kept, flat, sorted(faults), unread)
+    return _chunk(reader, usable, flat, sorted(faults), unread)
 
 
-def _line(reader: Reader, row: int, key: str, fault: Fault) -> FaultLine:
-    return FaultLine(row, cut(key, NAME), reader.source.location(row), fault.code, fault.reason)
+def _line(reader: Reader, row: int, key: str, error: RecordError) -> RefusedRow:
+    return RefusedRow(row, cut(key, NAME), reader.source.location(row), error.code, error.reason)
 
 
 def _batches(good: list[_Good]) -> Iterator[list[_Good]]:
@@ -117,37 +117,37 @@ def _encode(chat: Chat, good: list[_Good]) -> tuple[list[_Good], Flat, list[tupl
     try:
         return good, chat.encode_flat([item.record.turns for item in good]), []
     except ConfigError:  # one of them is refused: which?
-        kept, flats, refused = [], [], []
+        usable, flats, refused = [], [], []
         for item in good:
             try:
                 flats.append(chat.encode_flat([item.record.turns]))
-                kept.append(item)
+                usable.append(item)
             except ConfigError as error:
                 refused.append((item, str(error)))
-        return kept, Flat.join(flats), refused
+        return usable, Flat.join(flats), refused
 
 
-def _part(
-    reader: Reader, kept: list[_Good], flat: Flat, faults: list[FaultLine], unread: Counter[str]
-) -> Part:
-    ids = [item.record.id for item in kept]
+def _chunk(
+    reader: Reader, usable: list[_Good], flat: Flat, faults: list[RefusedRow], unread: Counter[str]
+) -> Chunk:
+    ids = [item.record.id for item in usable]
     start = len(str(reader.folder.root / "x")) - 1  # of pictures' names in their paths
-    pictures = [_paths(item.record, start) for item in kept]
-    records = np.zeros(len(kept), RECORD)
+    pictures = [_paths(item.record, start) for item in usable]
+    records = np.zeros(len(usable), RECORD)
     records["size"] = np.diff(flat.ends, prepend=0)
-    records["images"] = [len(item.hashes) for item in kept]
-    records["row"] = [item.row for item in kept]
-    records["language"] = [reader.languages.index(item.record.language) for item in kept]
-    words = [_words(item.record) for item in kept]
-    records["words"], records["answers"] = np.array(words, np.int32).reshape(-1, 2).T
+    records["images"] = [len(item.hashes) for item in usable]
+    records["row"] = [item.row for item in usable]
+    records["language"] = [reader.languages.index(item.record.language) for item in usable]
+    word_counts = [_count_words(item.record) for item in usable]
+    records["words"], records["answers"] = np.array(word_counts, np.int32).reshape(-1, 2).T
     records["tokens"] = flat.ends
     records["hashes"] = np.cumsum(records["images"])
     records["id"] = np.cumsum([_bytes(key) for key in ids])
     records["pictures"] = np.cumsum([_bytes(paths) for paths in pictures])
     _measure(records, flat.trained, flat.tokens == reader.chat.image_token)
-    hashes = np.array([h for item in kept for h in item.hashes], np.uint64)
-    digests = b"".join([digest(i.record.id.encode()) + digest(i.content) for i in kept])
-    return Part(
+    hashes = np.array([h for item in usable for h in item.hashes], np.uint64)
+    digests = b"".join([digest(i.record.id.encode()) + digest(i.content) for i in usable])
+    return Chunk(
         records,
         flat.tokens,
         flat.trained,
@@ -173,7 +173,7 @@ def _content(record: Record) -> bytes:
 
 
 def _measure(
-    records: np.ndarray, weights: Bool[np.ndarray, "t"], seats: Bool[np.ndarray, "t"]
+    records: np.ndarray, weights: Bool[np.ndarray, "t"], is_image: Bool[np.ndarray, "t"]
 ) -> None:
     """Fills in `first`, `before`, `last` and `trained`, see RECORD.
 
@@ -189,9 +189,9 @@ def _measure(
         return
     records["first"] = np.minimum.reduceat(np.where(targets, position, len(weights)), start)
     records["first"] = np.minimum(records["first"], size)
-    records["last"] = np.maximum.reduceat(np.where(seats, position, -1), start)
+    records["last"] = np.maximum.reduceat(np.where(is_image, position, -1), start)
     records["trained"] = np.add.reduceat(weights, start, dtype=np.int32)
-    early = seats & (position < np.repeat(records["first"], size))
+    early = is_image & (position < np.repeat(records["first"], size))
     records["before"] = np.add.reduceat(early, start, dtype=np.int32)
 
 
@@ -206,14 +206,14 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _words(record: Record) -> tuple[int, int]:
+def _count_words(record: Record) -> tuple[int, int]:
     """(words, answers) of what is trained."""
     if not record.turns:
         return len(record.text.split()), 1
-    words = answers = 0
+    word_count = answers = 0
     for role, parts in record.turns:
         if role == "assistant":
             answers += 1
             for part in parts:
-                words += len(part.split()) if isinstance(part, str) else 0
-    return words, answers
+                word_count += len(part.split()) if isinstance(part, str) else 0
+    return word_count, answers

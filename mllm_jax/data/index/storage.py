@@ -35,7 +35,7 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 from mllm_jax.common.errors import quoted
 from mllm_jax.common.failures import naming
 from mllm_jax.common.folders import whole_file
-from mllm_jax.data.faults import FaultLine
+from mllm_jax.data.record_errors import RefusedRow
 
 RECORD = np.dtype(
     [
@@ -60,7 +60,7 @@ MOST_KEYS = 1000  # unread keys that are counted by name
 OTHER_KEYS = "..."  # all others
 
 
-class Part(NamedTuple):
+class Chunk(NamedTuple):
     """Some rows of a stream, read and tokenised."""
 
     records: np.ndarray  # RECORD; ends count from the part's own beginning
@@ -70,22 +70,22 @@ class Part(NamedTuple):
     ids: bytes
     digests: UInt64[np.ndarray, "n 2"]  # of the ids and of the contents
     pictures: bytes
-    faults: list[FaultLine]
+    faults: list[RefusedRow]
     unread: dict[str, int]  # keys that nothing read -> how often they held something
 
 
-def save_part(part: Part, path: Path) -> None:
+def save_chunk(chunk: Chunk, path: Path) -> None:
     """Writes a part; the file is whole or not there."""
     arrays = {
-        "records": part.records,
-        "tokens": part.tokens,
-        "weights": part.weights,
-        "hashes": part.hashes,
-        "ids": np.frombuffer(part.ids, np.uint8),
-        "digests": part.digests,
-        "pictures": np.frombuffer(part.pictures, np.uint8),
-        "faults": np.frombuffer(json.dumps(part.faults).encode(), np.uint8),
-        "unread": np.frombuffer(json.dumps(part.unread).encode(), np.uint8),
+        "records": chunk.records,
+        "tokens": chunk.tokens,
+        "weights": chunk.weights,
+        "hashes": chunk.hashes,
+        "ids": np.frombuffer(chunk.ids, np.uint8),
+        "digests": chunk.digests,
+        "pictures": np.frombuffer(chunk.pictures, np.uint8),
+        "faults": np.frombuffer(json.dumps(chunk.faults).encode(), np.uint8),
+        "unread": np.frombuffer(json.dumps(chunk.unread).encode(), np.uint8),
     }
     with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -97,11 +97,11 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)  # pyright: ignore
 
 
-def load_part(path: Path) -> Part:
-    """A part as `save_part` wrote it."""
+def load_chunk(path: Path) -> Chunk:
+    """A part as `save_chunk` wrote it."""
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        faults = [FaultLine(*line) for line in json.loads(file["faults"].tobytes())]
-        return Part(
+        faults = [RefusedRow(*line) for line in json.loads(file["faults"].tobytes())]
+        return Chunk(
             file["records"],
             file["tokens"],
             file["weights"],
@@ -114,16 +114,16 @@ def load_part(path: Path) -> Part:
         )
 
 
-def is_part(path: Path) -> bool:
+def is_chunk(path: Path) -> bool:
     """Whether a part is there and can be read: a disk may have lost it after it was written."""
     try:
-        load_part(path)
+        load_chunk(path)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return False
     return True
 
 
-def join_parts(parts: Iterable[Part], folder: Path) -> None:
+def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
     """Writes the arrays of a folder from its parts, one in memory at a time."""
     records: list[np.ndarray] = []
     unread: Counter[str] = Counter()
@@ -137,21 +137,21 @@ def join_parts(parts: Iterable[Part], folder: Path) -> None:
         (folder / "pictures.bin").open("wb") as pictures,
         (folder / "faults.jsonl").open("w", encoding="utf-8") as faults,
     ):
-        for part in parts:
-            moved = part.records.copy()
+        for chunk in chunks:
+            moved = chunk.records.copy()
             for name in ENDS:
                 moved[name] += ends[name]
             records.append(moved)
-            sizes = (len(part.tokens), len(part.ids), len(part.pictures), len(part.hashes))
+            sizes = (len(chunk.tokens), len(chunk.ids), len(chunk.pictures), len(chunk.hashes))
             ends = {name: ends[name] + size for name, size in zip(ENDS, sizes, strict=True)}
-            tokens.write(part.tokens.tobytes())
-            weights.write(part.weights.tobytes())
-            hashes.write(part.hashes.tobytes())
-            ids.write(part.ids)
-            digest.write(part.digests.tobytes())
-            pictures.write(part.pictures)
-            count_keys(unread, part.unread)
-            for line in part.faults:
+            tokens.write(chunk.tokens.tobytes())
+            weights.write(chunk.weights.tobytes())
+            hashes.write(chunk.hashes.tobytes())
+            ids.write(chunk.ids)
+            digest.write(chunk.digests.tobytes())
+            pictures.write(chunk.pictures)
+            count_keys(unread, chunk.unread)
+            for line in chunk.faults:
                 faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     joined = np.concatenate(records) if records else np.zeros(0, RECORD)
     save_array(folder / "records.npy", joined)
@@ -177,7 +177,7 @@ def mark_duplicates(folder: Path, location: Callable[[int], str]) -> list[str]:
     set may begin at 000000: such records are different ones.
 
     Args:
-        folder: as `join_parts` wrote it.
+        folder: as `join_chunks` wrote it.
         location: names a row for messages.
 
     Returns:
@@ -193,7 +193,7 @@ def mark_duplicates(folder: Path, location: Callable[[int], str]) -> list[str]:
         for record in again.tolist():
             row, name = int(store.records["row"][record]), quoted(store.id(record))
             reason = "an earlier record of the stream has this id and content"
-            line = FaultLine(row, name, location(row), "duplicate_id", reason)
+            line = RefusedRow(row, name, location(row), "duplicate_id", reason)
             file.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     numbers = _numbers(ids, np.setdiff1d(np.arange(len(store)), again, assume_unique=True))
     names = _free_names(store, ids, numbers)
@@ -237,7 +237,7 @@ class Store:
     """An index folder, opened: nothing is read before it is asked for."""
 
     def __init__(self, folder: Path, marked: bool = True):
-        """`folder` as `join_parts` and, where it says so, `mark_duplicates` wrote it."""
+        """`folder` as `join_chunks` and, where it says so, `mark_duplicates` wrote it."""
         self._folder = folder
         self.duplicates, self.numbers = np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
         if marked:
@@ -279,11 +279,11 @@ class Store:
         joined = self._pictures[self._span(record, "pictures")].tobytes().decode("utf-8")
         return joined.split("\0")[:-1]
 
-    def faults(self) -> Iterator[FaultLine]:
+    def faults(self) -> Iterator[RefusedRow]:
         """What is wrong with the rows that are no records."""
         with (self._folder / "faults.jsonl").open(encoding="utf-8") as file:
             for line in file:
-                yield FaultLine(**json.loads(line))
+                yield RefusedRow(**json.loads(line))
 
     def _span(self, record: int, name: str) -> slice:
         start = 0 if record == 0 else int(self.records[name][record - 1])

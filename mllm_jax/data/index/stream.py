@@ -21,9 +21,9 @@ from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.tokens import NO_TOKEN, Encoded, expand
-from mllm_jax.data.faults import NAMED, NEVER_SKIPPED, FaultLine, refusal
 from mllm_jax.data.index.storage import Store
 from mllm_jax.data.mixture import packing
+from mllm_jax.data.record_errors import NAMED, NEVER_SKIPPED, RefusedRow, refusal
 from mllm_jax.data.records.unread import keys_in
 
 
@@ -141,14 +141,14 @@ class StreamIndex:
     def tokens_per_word(self, languages: tuple[str, ...]) -> dict[str, float]:
         """Trained tokens without the ends of answers, by the words between white space."""
         table = self._store.records
-        found = {}
+        ratios = {}
         for code, language in enumerate(languages):
-            own = table["language"] == code
-            words = int(table["words"][own].sum())
-            if words:
-                tokens = int(table["trained"][own].sum()) - int(table["answers"][own].sum())
-                found[language] = tokens / words
-        return found
+            rows = table["language"] == code
+            word_count = int(table["words"][rows].sum())
+            if word_count:
+                tokens = int(table["trained"][rows].sum()) - int(table["answers"][rows].sum())
+                ratios[language] = tokens / word_count
+        return ratios
 
     def _images(self, record: int) -> tuple[str | bytes, ...]:
         paths = self._store.pictures(record)
@@ -189,7 +189,7 @@ def image_folder(stream: StreamConfig) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def check_faults(name: str, stream: StreamConfig, faults: list[FaultLine], total: int) -> None:
+def check_faults(name: str, stream: StreamConfig, faults: list[RefusedRow], total: int) -> None:
     """Refuses a stream in which more is wrong than its config allows.
 
     Raises:
@@ -224,7 +224,7 @@ def _lengths(store: Store, records: Int64[np.ndarray, "n"], patches: int) -> pac
         size=table["size"] + images * more,
         images=images,
         first_trained=table["first"] + table["before"].astype(np.int64) * more,
-        last_seat=np.where(images > 0, table["last"] + images * more, -1),
+        last_placeholder=np.where(images > 0, table["last"] + images * more, -1),
     )
 
 

@@ -48,10 +48,10 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
     # rows by free image slots; each list in order of free tokens: (tokens, number of the row)
     free: list[list[tuple[int, int]]] = [[] for _ in range(image_slots + 1)]
     for i in np.lexsort((-pictures, -tokens)).tolist():
-        size, wanted = int(tokens[i]), int(pictures[i])
-        assert size <= length and wanted <= image_slots, "an example above the limits"
+        size, image_count = int(tokens[i]), int(pictures[i])
+        assert size <= length and image_count <= image_slots, "an example above the limits"
         best: tuple[int, int, int] | None = None  # free tokens, row, free slots
-        for slots in range(wanted, image_slots + 1):
+        for slots in range(image_count, image_slots + 1):
             at = bisect.bisect_left(free[slots], (size,))
             if at < len(free[slots]) and (best is None or free[slots][at] < best[:2]):
                 best = (*free[slots][at], slots)
@@ -63,7 +63,7 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
             free[slots].pop(bisect.bisect_left(free[slots], (room, row)))
             rows[row].append(i)
         if room > size:
-            bisect.insort(free[slots - wanted], (room - size, row))
+            bisect.insort(free[slots - image_count], (room - size, row))
     return sorted(sorted(row) for row in rows)
 
 
@@ -71,14 +71,16 @@ def first_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> W
     """Each example in its turn, into the first row that has room: what many trainers do."""
     rows: Window = []
     free: list[tuple[int, int]] = []
-    for i, (size, wanted) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
-        fits = (row for row, (room, slots) in enumerate(free) if room >= size and slots >= wanted)
+    for i, (size, image_count) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
+        fits = (
+            row for row, (room, slots) in enumerate(free) if room >= size and slots >= image_count
+        )
         row = next(fits, len(rows))
         if row == len(rows):
             rows.append([])
             free.append((length, image_slots))
         rows[row].append(i)
-        free[row] = (free[row][0] - size, free[row][1] - wanted)
+        free[row] = (free[row][0] - size, free[row][1] - image_count)
     return rows
 
 
@@ -128,7 +130,7 @@ class Lengths(NamedTuple):
     images: Int64[np.ndarray, "n"]
     # first token that is a target (never token 0); `size` if there is none
     first_trained: Int64[np.ndarray, "n"]
-    last_seat: Int64[np.ndarray, "n"]  # last token of an image span; -1 without images
+    last_placeholder: Int64[np.ndarray, "n"]  # last token of an image span; -1 without images
 
 
 def fate(
@@ -143,7 +145,7 @@ def fate(
                       q q q i i i i a     -> LONG    an image would be cut
     """
     too_long = lengths.size > length
-    cuttable = (lengths.first_trained < length) & (lengths.last_seat < length)
+    cuttable = (lengths.first_trained < length) & (lengths.last_placeholder < length)
     result = np.where(too_long, LONG, FITS)
     if policy == "cut":
         result = np.where(too_long & cuttable, CUT, result)
@@ -201,18 +203,18 @@ def assemble(
     for segment, example in enumerate(examples, start=1):
         size, images = len(example.tokens), len(example.images)
         span, inner = slice(start, start + size), slice(start, start + size - 1)
-        seated = example.seats >= 0
-        if not np.array_equal(example.seats[seated], np.arange(images * patches)):
-            seats = int(seated.sum())
+        is_image = example.placeholders >= 0
+        if not np.array_equal(example.placeholders[is_image], np.arange(images * patches)):
+            placeholders = int(is_image.sum())
             raise ValueError(
-                f"{example.record}: {seats} seats, {images} images of {patches} patches"
+                f"{example.record}: {placeholders} seats, {images} images of {patches} patches"
             )
         row.tokens[span] = example.tokens
         row.targets[inner] = example.tokens[1:]
         row.weights[inner] = example.weights[1:]
         row.segments[span] = segment
         row.positions[span] = np.arange(size)
-        row.image_index[span] = np.where(seated, example.seats + slot * patches, -1)
+        row.image_index[span] = np.where(is_image, example.placeholders + slot * patches, -1)
         row.streams[span] = example.stream
         row.languages[span] = example.language
         start, slot = start + size, slot + images

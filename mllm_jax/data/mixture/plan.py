@@ -221,22 +221,22 @@ class Phase:
 
     def fill(self, windows: int) -> dict[str, tuple[float, float]]:
         """See `Plan.fill`."""
-        data, lengths, found = self._data, self._lengths, {}
+        data, lengths, shares = self._data, self._lengths, {}
         ends = [0]
         for _ in range(windows):
             ends.append(self._cut(ends[-1]))
-        _, where = self._examples(range(ends[-1]))
-        sizes, images = lengths.sizes[where], lengths.images[where]
+        _, index = self._examples(range(ends[-1]))
+        sizes, images = lengths.sizes[index], lengths.images[index]
         for way, pack in WAYS.items():
             rows = 0
             for part in map(slice, ends, ends[1:]):
                 rows += len(pack(sizes[part], images[part], data.length, data.image_slots))
             slots = max(1, data.image_slots)
-            found[way] = (
+            shares[way] = (
                 float(sizes.sum() / (rows * data.length)),
                 float(images.sum() / (rows * slots)),
             )
-        return found
+        return shares
 
     def _cut(self, start: int) -> int:
         """The end of the window that begins at a position."""
@@ -246,8 +246,8 @@ class Phase:
         data, lengths = self._data, self._lengths
         if not data.pack:
             return [[i] for i in range(len(positions))]
-        streams, where = self._examples(positions)
-        sizes, images = lengths.sizes[where], lengths.images[where]
+        streams, index = self._examples(positions)
+        sizes, images = lengths.sizes[index], lengths.images[index]
         rows = best_fit(sizes, images, data.length, data.image_slots)
         return spread(rows, streams, [self._order.seed, self.first_row, positions.start])
 

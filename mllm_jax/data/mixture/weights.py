@@ -121,8 +121,8 @@ def _factors(
         )
         languages.append(stream.languages[0])
     shares = {
-        language: sum(w for w, own in zip(weights, languages, strict=True) if own == language)
+        language: sum(w for w, code in zip(weights, languages, strict=True) if code == language)
         for language in dict.fromkeys(languages)
     }
     total = sum(shares.values())
-    return np.array([(shares[own] / total) ** (1 / data.temperature - 1) for own in languages])
+    return np.array([(shares[code] / total) ** (1 / data.temperature - 1) for code in languages])

@@ -9,7 +9,7 @@ from typing import Any
 
 from mllm_jax.common.errors import closest, quoted
 from mllm_jax.common.links import is_inside, link_roots
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 
 _ALLOW = "name the folder that it leads to in data.streams.*.links"
 REMEMBERED = 2**16  # pictures: records about one need not stand side by side
@@ -21,12 +21,12 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,9}://", re.IGNORECASE)
 
 
 def expect(condition: bool, code: str, reason: str) -> None:
-    """Raises Fault(code, reason) unless `condition` holds.
+    """Raises RecordError(code, reason) unless `condition` holds.
 
     For reasons that cost nothing to write; where one shows a value, `if` and `raise`.
     """
     if not condition:
-        raise Fault(code, reason)
+        raise RecordError(code, reason)
 
 
 def is_text(text: str) -> bool:
@@ -41,17 +41,17 @@ def is_text(text: str) -> bool:
 
 
 def check_text(text: str, location: str) -> None:
-    """Refuses what is no text, or would end it for others. Raises Fault "text"."""
+    """Refuses what is no text, or would end it for others. Raises RecordError "text"."""
     if not is_text(text):
-        raise Fault("text", f"{location}: holds half of a surrogate pair, which is no text")
+        raise RecordError("text", f"{location}: holds half of a surrogate pair, which is no text")
     if "\0" in text:
-        raise Fault("text", f"{location}: holds a NUL character")
+        raise RecordError("text", f"{location}: holds a NUL character")
 
 
 def check_id(value: Any) -> None:
-    """Raises Fault unless it is text, a number or None."""
+    """Raises RecordError unless it is text, a number or None."""
     if type(value) not in (str, int, float, type(None)):
-        raise Fault("field", f"id {quoted(value, 60)} is neither text nor a number")
+        raise RecordError("field", f"id {quoted(value, 60)} is neither text nor a number")
     if isinstance(value, str):
         check_text(value, "id")
 
@@ -61,20 +61,22 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= LONGEST_NAME and text.isprintable()
 
 
-def read_language(own: Any, default: str | None, languages: tuple[str, ...]) -> str:
-    """The record's own language, else the stream's. Raises Fault "language"."""
-    value = own if own is not None else default
+def read_language(stated: Any, default: str | None, languages: tuple[str, ...]) -> str:
+    """The record's own language, else the stream's. Raises RecordError "language"."""
+    value = stated if stated is not None else default
     expect(value is not None, "language", "no language: give the record one, or the stream")
     if not isinstance(value, str):
-        raise Fault("language", f"language {quoted(value, 60)} is not text")
+        raise RecordError("language", f"language {quoted(value, 60)} is not text")
     if value not in languages:
         if not is_name(value):
             what = f"is no name of 1 to {LONGEST_NAME} printable characters"
-            raise Fault("language", f"language {quoted(value, 60)} {what}")
+            raise RecordError("language", f"language {quoted(value, 60)} {what}")
         near = closest(value, languages)
         allowed = ", ".join(languages) or "none"
         hint = f"did you mean {near!r}?" if near else f"allowed are {allowed}"
-        raise Fault("language", f"language {quoted(value, 60)} is not in data.languages; {hint}")
+        raise RecordError(
+            "language", f"language {quoted(value, 60)} is not in data.languages; {hint}"
+        )
     return value
 
 
@@ -96,19 +98,19 @@ class ImageFolder:
         return ImageFolder, (self.root, self._links)
 
     def _path(self, name: str) -> str:
-        """The path of an image of this name. Raises Fault where it leaves the folder."""
+        """The path of an image of this name. Raises RecordError where it leaves the folder."""
         _check_path(name)
         inside = next((name[len(p) :] for p in self._prefixes if name.startswith(p)), name)
         parts = [part for part in inside.split("/") if part not in ("", ".")]
         path = os.path.join("" if self._root == "." else self._root, *parts)
         if inside.startswith("/") or not parts:
             reason = f"leaves the image folder; paths start in it, in {self.root}"
-            raise Fault("image_path", f"image {quoted(name)} {reason}")
+            raise RecordError("image_path", f"image {quoted(name)} {reason}")
         linked = self._has_link(parts)
         if (linked or ".." in parts) and not is_inside(path, self._roots):
             way = " by a symbolic link" if linked else ""
             reason = f"leaves the image folder{way}; if that is meant, {_ALLOW}"
-            raise Fault("image_path", f"image {quoted(name)} {reason}")
+            raise RecordError("image_path", f"image {quoted(name)} {reason}")
         return path
 
     def _has_link(self, parts: list[str]) -> bool:
@@ -122,19 +124,19 @@ class ImageFolder:
 
 
 def _check_path(name: str) -> None:
-    """Refuses what cannot be a path, with bounded work. Raises Fault "field" or "image_missing"."""
+    """Raises RecordError "field" or "image_missing" for what cannot be a path; bounded work."""
     if _ENCODED.match(name) or len(name) > LONGEST_PATH:
-        raise Fault(
+        raise RecordError(
             "field",
             f"image {quoted(name, 40)} is encoded text of {len(name)} characters, not a path: "
             "decode it into a file, or into a column of bytes (parquet, arrow, webdataset)",
         )
     if name.strip() == "" or "\0" in name or not is_text(name):
         reason = "is not a path; leave image out where there is none"
-        raise Fault("field", f"image {quoted(name)} {reason}")
+        raise RecordError("field", f"image {quoted(name)} {reason}")
     if _ADDRESS.match(name):
         reason = "is an address, not a path: fetch the pictures first"
-        raise Fault("image_missing", f"image {quoted(name)} {reason}")
+        raise RecordError("image_missing", f"image {quoted(name)} {reason}")
 
 
 def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
@@ -148,16 +150,16 @@ def read_images(value: Any, folder: ImageFolder) -> tuple[str | bytes, ...]:
         Paths that start with `folder`, and bytes, in their order.
 
     Raises:
-        Fault: "field", "image_path" or "image_missing".
+        RecordError: "field", "image_path" or "image_missing".
     """
     items = [] if value is None else value if isinstance(value, list) else [value]
     images = []
     for item in items:
-        found = _source(item)
-        if found is None:
+        image = _source(item)
+        if image is None:
             reason = "is neither a path nor a list of paths, nor bytes"
-            raise Fault("field", f"image {quoted(value)} {reason}")
-        images.append(folder.path(found) if isinstance(found, str) else found)
+            raise RecordError("field", f"image {quoted(value)} {reason}")
+        images.append(folder.path(image) if isinstance(image, str) else image)
     return tuple(images)
 
 

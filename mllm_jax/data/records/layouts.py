@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.common.errors import closest, cut, quoted, require
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.fields import check_id
 from mllm_jax.data.records.unread import Unread
 
@@ -125,7 +125,7 @@ class Columns:
             With the names of keys that nothing read under `unread`, if there are any.
 
         Raises:
-            Fault: "field" for a column that is not there or an id that is neither text nor a
+            RecordError: "field" for a column that is not there or an id that is neither text nor a
                 number, "text" for bytes that are not UTF-8 or an id that is no text,
                 "image_missing" for a caption or question without an image, "unread_key" for a key
                 whose content would be lost.
@@ -138,10 +138,12 @@ class Columns:
             elif value is not _ABSENT:
                 values[name] = _listed(value) if name == "image" else _plain(value, column)
             elif name in self._needed:
-                raise Fault("field", f"no column {column!r} for {name}; the row has {_names(row)}")
+                raise RecordError(
+                    "field", f"no column {column!r} for {name}; the row has {_names(row)}"
+                )
         raw = _MAKERS[self._layout](values)
         if self._layout == "llava" and len(raw) == 1:
-            raise Fault("field", _no_turns(row, self._columns.values()))
+            raise RecordError("field", _no_turns(row, self._columns.values()))
         if unread := self._unread_keys(row, values):
             raw["unread"] = unread
         raw["id"] = number if values.get("id") is None else values["id"]
@@ -152,9 +154,9 @@ class Columns:
 
     def key(self, row: dict[str, Any], number: int) -> str:
         """The id of a row, for messages; its number where it has none that can be one."""
-        own = row.get(self._columns.get("id", "id"))
-        is_id = type(own) in (str, int, float) and own == own
-        return cut(str(own), 200) if is_id else str(number)
+        value = row.get(self._columns.get("id", "id"))
+        is_id = type(value) in (str, int, float) and value == value
+        return cut(str(value), 200) if is_id else str(number)
 
     def _unread_keys(self, row: dict[str, Any], values: Values) -> list[str]:
         names = self._unread.of_row(row, bool(values.get("image")))
@@ -188,7 +190,9 @@ def _question(values: Values) -> Values:
 def _cauldron(values: Values) -> Values:
     texts = _structs(values["texts"])
     if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
-        raise Fault("field", f"texts {quoted(texts, 60)} is not a list of {{user, assistant}}")
+        raise RecordError(
+            "field", f"texts {quoted(texts, 60)} is not a list of {{user, assistant}}"
+        )
     rounds = [(text.get("user"), _answer(text.get("assistant"))) for text in texts]
     return {"image": values["image"], "rounds": rounds}
 
@@ -196,7 +200,9 @@ def _cauldron(values: Values) -> Values:
 def _magpie(values: Values) -> Values:
     turns = _structs(values["conversations"])
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Fault("field", f"conversations {quoted(turns, 60)} is not a list of {{from, value}}")
+        raise RecordError(
+            "field", f"conversations {quoted(turns, 60)} is not a list of {{from, value}}"
+        )
     messages = []
     for turn in turns:
         who = turn.get("from")
@@ -237,7 +243,7 @@ def _no_turns(row: dict[str, Any], read: Iterable[str]) -> str:
 def _needs_image(values: Values) -> Any:
     image = values["image"]
     if image is None or image == []:
-        raise Fault("image_missing", "no image is stored with the text")
+        raise RecordError("image_missing", "no image is stored with the text")
     return image
 
 
@@ -252,7 +258,9 @@ def _plain(value: Any, column: str) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Fault("text", f"column {column!r}: not UTF-8 text ({error.reason})") from error
+            raise RecordError(
+                "text", f"column {column!r}: not UTF-8 text ({error.reason})"
+            ) from error
     value = _listed(value)
     if isinstance(value, list):
         return [_plain(item, column) for item in value]

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mllm_jax.common.errors import quoted
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.fields import ImageFolder, check_text, expect, read_images, read_language
 from mllm_jax.data.records.fields import is_text as is_text  # for doors
 
@@ -83,10 +83,10 @@ def read_record(
         languages: every language a record may have.
 
     Raises:
-        Fault: with the first thing that is wrong. Image files are not looked at.
+        RecordError: with the first thing that is wrong. Image files are not looked at.
     """
     if not isinstance(raw, dict):
-        raise Fault("field", f"expected an object, found {type(raw).__name__}")
+        raise RecordError("field", f"expected an object, found {type(raw).__name__}")
     if "text" in raw:
         return _document(raw["text"], key, read_language(raw.get("language"), language, languages))
     images = read_images(raw.get("image"), folder)
@@ -113,7 +113,7 @@ def _check_marks(raw: dict[str, Any], turns: tuple[Turn, ...], images: int) -> N
         hint = f"; write its path under `image`, or, where {MARK} is a word, typed parts of text"
     elif marks == 0:
         hint = f"; write {MARK} where each stands"
-    raise Fault("image_count", f"{marks} {MARK} in user turns, but {images} images{hint}")
+    raise RecordError("image_count", f"{marks} {MARK} in user turns, but {images} images{hint}")
 
 
 def _check_size(turns: tuple[Turn, ...]) -> None:
@@ -122,15 +122,17 @@ def _check_size(turns: tuple[Turn, ...]) -> None:
         for part in parts:
             size += 0 if part is IMAGE else len(part)  # type: ignore[arg-type]
     if size > MOST_TALKED:
-        raise Fault("too_long", f"{size} characters in one conversation, more than {MOST_TALKED}")
+        raise RecordError(
+            "too_long", f"{size} characters in one conversation, more than {MOST_TALKED}"
+        )
 
 
 def _document(text: Any, key: str, language: str) -> Record:
     if not isinstance(text, str):
-        raise Fault("field", f"text {quoted(text, 60)} is not text")
+        raise RecordError("field", f"text {quoted(text, 60)} is not text")
     if len(text) > MOST_WRITTEN:
         reason = f"{len(text)} characters in one document, more than {MOST_WRITTEN}; split it"
-        raise Fault("too_long", reason)
+        raise RecordError("too_long", reason)
     check_text(text, "text")
     expect(text.strip() != "", "empty_answer", "the text is empty")
     return Record(key, (), (), language, text)
@@ -140,33 +142,33 @@ def _rounds(rounds: Sequence[tuple[Any, Any]], images: int) -> tuple[Turn, ...]:
     """Turns of questions and answers. A question may be empty where there is an image."""
     expect(len(rounds) > 0, "field", "no question and no answer")
     turns: list[Turn] = []
-    shown: tuple[str | Mark, ...] = (IMAGE, "\n") * images
+    image_parts: tuple[str | Mark, ...] = (IMAGE, "\n") * images
     for question, answer in rounds:
         number = len(turns) + 1
-        _check_said(question, "question", number)
-        _check_said(answer, "answer", number + 1)
+        _check_string(question, "question", number)
+        _check_string(answer, "answer", number + 1)
         if not answer.strip():
-            raise Fault("empty_answer", f"turn {number + 1}: the answer is empty")
-        asked = (*shown, question) if question or not shown else shown
+            raise RecordError("empty_answer", f"turn {number + 1}: the answer is empty")
+        asked = (*image_parts, question) if question or not image_parts else image_parts
         turns += Turn("user", asked), Turn("assistant", (answer,))
-        shown = ()
+        image_parts = ()
     return tuple(turns)
 
 
-def _check_said(text: Any, name: str, number: int) -> None:
+def _check_string(text: Any, name: str, number: int) -> None:
     if not isinstance(text, str):
-        raise Fault("field", f"turn {number}: {name} {quoted(text, 60)} is not text")
+        raise RecordError("field", f"turn {number}: {name} {quoted(text, 60)} is not text")
     check_text(text, f"turn {number}")
 
 
 def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:
-    given = [field for field in ("conversations", "messages") if field in raw]
-    reason = "give either conversations or messages" + (", not both" if given else "")
-    expect(len(given) == 1, "field", reason)
-    items = raw[given[0]]
+    present = [field for field in ("conversations", "messages") if field in raw]
+    reason = "give either conversations or messages" + (", not both" if present else "")
+    expect(len(present) == 1, "field", reason)
+    items = raw[present[0]]
     is_list = isinstance(items, list) and len(items) > 0
-    expect(is_list, "field", f"{given[0]} is not a list of turns")
-    if given[0] == "conversations":
+    expect(is_list, "field", f"{present[0]} is not a list of turns")
+    if present[0] == "conversations":
         roles = {"human": "user", "gpt": "assistant", "system": "system"}
         return tuple(
             _turn(item, "from", "value", roles, n) for n, item in enumerate(items, start=1)
@@ -178,7 +180,7 @@ def _turns(raw: dict[str, Any]) -> tuple[Turn, ...]:
 def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) -> Turn:
     location = f"turn {number}"
     if not isinstance(item, dict):
-        raise Fault("field", f"{location}: expected an object, found {type(item).__name__}")
+        raise RecordError("field", f"{location}: expected an object, found {type(item).__name__}")
     name = item.get(who)
     if not (isinstance(name, str) and name in roles):
         raise _no_role(item, who, name, roles, location)
@@ -188,7 +190,7 @@ def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) ->
     elif what == "content" and isinstance(content, list):
         parts = _typed(content, role, location)
     else:
-        raise Fault("field", f"{location}: {what} {quoted(content, 60)} is not text")
+        raise RecordError("field", f"{location}: {what} {quoted(content, 60)} is not text")
     for part in parts:
         if part is not IMAGE:
             check_text(part, location)
@@ -197,16 +199,19 @@ def _turn(item: Any, who: str, what: str, roles: dict[str, str], number: int) ->
 
 def _no_role(
     item: dict[str, Any], who: str, name: Any, roles: dict[str, str], location: str
-) -> Fault:
+) -> RecordError:
     """Names the role, or the list under which turns with these keys are read."""
-    for other, (theirs, said) in {
+    for other, (role_key, text_key) in {
         "messages": ("role", "content"),
         "conversations": ("from", "value"),
     }.items():
-        if name is None and theirs != who and theirs in item and said in item:
-            reason = f"{location}: no {who!r}; turns of {theirs!r} and {said!r} stand under {other}"
-            return Fault("role", reason)
-    return Fault("role", f"{location}: {who} {quoted(name, 60)}; allowed are {', '.join(roles)}")
+        if name is None and role_key != who and role_key in item and text_key in item:
+            keys = f"{role_key!r} and {text_key!r}"
+            reason = f"{location}: no {who!r}; turns of {keys} belong under {other}"
+            return RecordError("role", reason)
+    return RecordError(
+        "role", f"{location}: {who} {quoted(name, 60)}; allowed are {', '.join(roles)}"
+    )
 
 
 def _split(text: str) -> tuple[str | Mark, ...]:
@@ -230,7 +235,7 @@ def _typed(content: list[Any], role: str, location: str) -> tuple[str | Mark, ..
         elif kind == "text" and isinstance(item.get("text"), str):
             parts.append(item["text"])
         else:
-            raise Fault(
+            raise RecordError(
                 "field", f"{location}: part {quoted(item, 60)} is neither an image nor text"
             )
     return tuple(parts)
@@ -242,10 +247,12 @@ def _check_order(turns: tuple[Turn, ...]) -> None:
     expect(len(spoken) > 0, "role_order", "only a system turn")
     skipped = len(turns) - len(spoken)
     for n, turn in enumerate(spoken, start=1):
-        wanted = "user" if n % 2 else "assistant"
-        if turn.role != wanted:
-            reason = f"turn {n + skipped}: found {turn.role}, expected {wanted}"
-            raise Fault("role_order", reason)
-        if wanted == "assistant" and not any(isinstance(p, str) and p.strip() for p in turn.parts):
-            raise Fault("empty_answer", f"turn {n + skipped}: the answer is empty")
+        expected = "user" if n % 2 else "assistant"
+        if turn.role != expected:
+            reason = f"turn {n + skipped}: found {turn.role}, expected {expected}"
+            raise RecordError("role_order", reason)
+        if expected == "assistant" and not any(
+            isinstance(p, str) and p.strip() for p in turn.parts
+        ):
+            raise RecordError("empty_answer", f"turn {n + skipped}: the answer is empty")
     expect(spoken[-1].role == "assistant", "role_order", "the last turn is not an answer")

@@ -5,7 +5,7 @@ their pictures, system texts or loss masks would be gone without a word. So a ke
 carry such a thing ends the record, with the way to write it here, and every other one is counted:
 
     {"id": "1", "source": "wiki", "text": "Kaixo."}    ->  ("source",)
-    {"id": "1", "images": ["a.png"], "messages": ...}  ->  Fault "unread_key"
+    {"id": "1", "images": ["a.png"], "messages": ...}  ->  RecordError "unread_key"
 
 `data.streams.*.ignore` lists keys that are knowingly left aside: `weight` at all levels, or
 `turn.weight` and `part.detail` at one.
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mllm_jax.common.errors import quoted
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 
 _NAMES: dict[str, tuple[str, ...]] = {
     # LLaMA-Factory, ms-swift and Qwen: images, videos, audios; ShareGPT-4V and others: the rest
@@ -91,7 +91,7 @@ class Unread:
         self._converses = converses
 
     def of_row(self, row: dict[str, Any], has_image: bool) -> list[str]:
-        """Names of unread columns that hold something. Raises Fault "unread_key"."""
+        """Names of unread columns that hold something. Raises RecordError "unread_key"."""
         if row.keys() <= self._expected:  # nearly always
             return []
         names = []
@@ -123,7 +123,7 @@ class Unread:
             read: keys of a turn that are read: of who speaks, and of what is said.
 
         Raises:
-            Fault: "unread_key".
+            RecordError: "unread_key".
         """
         names: list[str] = []
         for number, turn in enumerate(turns if isinstance(turns, list) else [], start=1):
@@ -170,17 +170,17 @@ class Unread:
 
 def keys_in(reasons: Iterable[str]) -> list[str]:
     """The keys that reasons of faults "unread_key" name, in order and once."""
-    found = (_KEY.match(reason) for reason in reasons)
+    matches = (_KEY.match(reason) for reason in reasons)
     names = [
         ("part." if match[2] else "turn." if match[1] else "") + match[3]
-        for match in found
+        for match in matches
         if match
     ]
     return list(dict.fromkeys(names))
 
 
-def _unread(name: str, hint: str, location: str = "") -> Fault:
-    return Fault("unread_key", f"{location}{_BEGIN}{quoted(name, 60)} is not read: {hint}")
+def _unread(name: str, hint: str, location: str = "") -> RecordError:
+    return RecordError("unread_key", f"{location}{_BEGIN}{quoted(name, 60)} is not read: {hint}")
 
 
 def _is_empty(value: Any) -> bool:

@@ -23,8 +23,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from mllm_jax.common.errors import ConfigError, one_line, require
 from mllm_jax.common.folders import whole_file
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.base import Row, json_row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 
@@ -149,7 +149,7 @@ def _decoded(value: Any, column: str) -> Any:
         try:
             return value | {"bytes": base64.b64decode(value["bytes"], validate=True)}
         except (binascii.Error, ValueError) as error:
-            raise Fault("field", f"{column}: bytes are not base64 text ({error})") from error
+            raise RecordError("field", f"{column}: bytes are not base64 text ({error})") from error
     return value
 
 

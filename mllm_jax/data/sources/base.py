@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 
 LONG_INTEGER = "an integer of more digits than can be read"
 _decode = json.JSONDecoder().raw_decode
@@ -29,7 +29,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Row:
-        """One row. Raises Fault when it cannot be read."""
+        """One row. Raises RecordError when it cannot be read."""
         ...
 
     def location(self, number: int) -> str:
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 def json_row(data: bytes) -> Row:
-    """A row that is stored as a JSON object. Raises Fault for anything else."""
+    """A row that is stored as a JSON object. Raises RecordError for anything else."""
     try:
         text = data.decode("utf-8")
         # nearly always an object and nothing around it: half the time of `loads`, which judges else
@@ -46,13 +46,13 @@ def json_row(data: bytes) -> Row:
         if end != len(text):
             row = json.loads(text)
     except UnicodeDecodeError as error:
-        raise Fault("json", f"not UTF-8 text ({error.reason})") from error
+        raise RecordError("json", f"not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
-        raise Fault("json", f"not JSON: {error.msg} (column {error.colno})") from error
+        raise RecordError("json", f"not JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
-        raise Fault("json", "not JSON we can read: nested too deeply") from error
+        raise RecordError("json", "not JSON we can read: nested too deeply") from error
     except ValueError as error:  # Python's limit on the digits of an integer
-        raise Fault("json", f"not JSON we can read: {LONG_INTEGER}") from error
+        raise RecordError("json", f"not JSON we can read: {LONG_INTEGER}") from error
     if not isinstance(row, dict):
-        raise Fault("field", f"expected an object, found {type(row).__name__}")
+        raise RecordError("field", f"expected an object, found {type(row).__name__}")
     return row

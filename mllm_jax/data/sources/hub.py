@@ -26,23 +26,24 @@ def fetch(name: str, stream: StreamConfig) -> None:
     """
     if stream.hub is None:
         return
-    folder, wanted = Path(stream.path), {"hub": stream.hub, "revision": stream.revision}
+    folder, expected = Path(stream.path), {"hub": stream.hub, "revision": stream.revision}
     if in_use(folder):
         note = folder / NOTE
-        found = read_json(note) if note.is_file() else None
+        stored = read_json(note) if note.is_file() else None
         location = f"data.streams.{name}.path={stream.path}"
         require(
-            found == wanted, f"{location}: holds {quoted(found)}, not {wanted}; give another folder"
+            stored == expected,
+            f"{location}: holds {quoted(stored)}, not {expected}; give another folder",
         )
         return
     location = f"data.streams.{name}.hub={stream.hub}"
     print(f"fetching {stream.hub} ({stream.revision}) -> {folder}", flush=True)
     try:
-        with new_folder(folder) as made:
+        with new_folder(folder) as temporary:
             snapshot_download(
-                stream.hub, repo_type="dataset", revision=stream.revision, local_dir=made
+                stream.hub, repo_type="dataset", revision=stream.revision, local_dir=temporary
             )
-            write_json(made / NOTE, wanted)
+            write_json(temporary / NOTE, expected)
     except HFValidationError as error:
         raise ConfigError(f"{location}: {one_line(str(error))}") from error
     except (HTTPError, XetDownloadError, OSError) as error:

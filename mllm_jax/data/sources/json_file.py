@@ -70,8 +70,8 @@ class JsonSource:
         if not first <= start <= stop <= first + len(held):
             if self._file is None:
                 self._file = os.open(self.path, os.O_RDONLY)
-            wanted = stop - start if number != self._next else max(stop - start, AHEAD)
-            first, held = self._held = start, os.pread(self._file, wanted, start)
+            count = stop - start if number != self._next else max(stop - start, AHEAD)
+            first, held = self._held = start, os.pread(self._file, count, start)
         self._next = number + 1
         return json_row(held[start - first : stop - first])
 
@@ -79,8 +79,8 @@ class JsonSource:
         return f"{self.path}:{int(self._places[number])}"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_file", "_held", "_next")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        transient = ("_file", "_held", "_next")
+        return {name: value for name, value in self.__dict__.items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -114,10 +114,10 @@ def _elements(path: Path) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "
     at = _skip(text, 0)
     try:
         if text[at : at + 1] != "[":
-            found, stop = decode(text, at)
+            value, stop = decode(text, at)
             if (end := _skip(text, stop)) != len(text):
                 raise json.JSONDecodeError("Extra data", text, end)
-            raise ConfigError(f"{path}: expected a list of records, found {type(found).__name__}")
+            raise ConfigError(f"{path}: expected a list of records, found {type(value).__name__}")
         at = _skip(text, at + 1)
         while text[at : at + 1] != "]" or spans:
             stop = decode(text, at)[1]
@@ -160,13 +160,13 @@ def _byte_spans(
     """Spans of characters -> spans of bytes in the file, and lines."""
     with path.open("rb") as file:
         byte = 3 if file.read(3) == _BOM else 0
-    at, line, made, lines = 0, 1, [], []
+    at, line, byte_spans, lines = 0, 1, [], []
     for start, stop in spans:
         gap = text[at:start]
         byte, line = byte + len(gap.encode()), line + gap.count("\n")
         inside = text[start:stop]
         size = len(inside.encode())
-        made.append((byte, byte + size))
+        byte_spans.append((byte, byte + size))
         lines.append(line)
         byte, line, at = byte + size, line + inside.count("\n"), stop
-    return np.array(made, np.int64).reshape(-1, 2), np.array(lines, np.int64)
+    return np.array(byte_spans, np.int64).reshape(-1, 2), np.array(lines, np.int64)

@@ -21,7 +21,7 @@ KEYWORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 ALL = "all"  # every file, whatever its name says
-_SPLIT = {word: split for split, words in KEYWORDS.items() for word in words}
+_SPLIT = {word: split for split, synonyms in KEYWORDS.items() for word in synonyms}
 _BETWEEN = "[-._ 0-9]"
 _WORD = re.compile(rf"(?:^|{_BETWEEN})({'|'.join(_SPLIT)})(?={_BETWEEN}|$)", re.IGNORECASE)
 _COUNTED = re.compile(r"(\w+(?:\.\w+)*)-[0-9]{5,}-of-[0-9]{5,}")
@@ -44,14 +44,14 @@ def split_of(name: str) -> str | None:
     counted = _COUNTED.match(base) if folders == "data" else None
     if counted:
         return _SPLIT.get(counted[1].lower(), counted[1])
-    said = {_SPLIT[word.lower()] for part in folders.split("/") for word in _WORD.findall(part)}
-    said = said or {_SPLIT[word.lower()] for word in _WORD.findall(base)}
-    if len(said) > 1:
+    stated = {_SPLIT[word.lower()] for part in folders.split("/") for word in _WORD.findall(part)}
+    stated = stated or {_SPLIT[word.lower()] for word in _WORD.findall(base)}
+    if len(stated) > 1:
         raise ConfigError(
-            f"{name}: its name says the splits {' and '.join(sorted(said))}; rename it, name the "
+            f"{name}: its name says the splits {' and '.join(sorted(stated))}; rename it, name the "
             f"file itself as the path, or read every file by data.streams.*.split={ALL}"
         )
-    return min(said, default=None)
+    return min(stated, default=None)
 
 
 def choose(names: list[str], root: Path, split: str | None) -> Chosen:
@@ -76,8 +76,8 @@ def choose(names: list[str], root: Path, split: str | None) -> Chosen:
     label = _SPLIT.get(split.lower(), split)
     chosen = {name for name in names if label in (splits[name], _prefix(name))}
     if not chosen:
-        said = sorted({one for one in splits.values() if one})
-        there = f"there are {', '.join(said)}" if said else "no name of a file says its split"
+        stated = sorted({one for one in splits.values() if one})
+        there = f"there are {', '.join(stated)}" if stated else "no name of a file says its split"
         raise ConfigError(f"{root}: no file of split {quoted(split)}; {there}")
     others: dict[str, list[str]] = {}
     for name in names:
@@ -89,16 +89,16 @@ def choose(names: list[str], root: Path, split: str | None) -> Chosen:
 def _check_one(root: Path, splits: dict[str, str | None]) -> None:
     """Refuses what is not clearly one split."""
     first = {split: name for name, split in reversed(splits.items())}
-    said = sorted(split for split in first if split)
+    stated = sorted(split for split in first if split)
     require(
-        len(said) < 2,
-        f"{root}: holds files of {' and '.join(said)}, and a stream reads one split; choose by "
+        len(stated) < 2,
+        f"{root}: holds files of {' and '.join(stated)}, and a stream reads one split; choose by "
         "data.streams.*.split",
     )
-    if said and None in first:
+    if stated and None in first:
         raise ConfigError(
-            f"{root}: {first[said[0]]} says that it is of split {said[0]}, {first[None]} says no "
-            f"split; choose by data.streams.*.split: {said[0]}, or {ALL} for every file"
+            f"{root}: {first[stated[0]]} says that it is of split {stated[0]}, {first[None]} says "
+            f"no split; choose by data.streams.*.split: {stated[0]}, or {ALL} for every file"
         )
 
 

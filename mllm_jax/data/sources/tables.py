@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm_jax.common.errors import ConfigError, one_line, require
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.saved import list_arrow
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 
-KEPT = 256 * 2**20  # bytes of decoded groups that a source keeps in a process; always the last one
+CACHE_BYTES = 256 * 2**20  # of decoded groups in a process; the last one is always kept
 OPEN = 64  # shards that are open at a time, far below the usual limit of 1024 files
 ROWS_A_BYTE = 2**16  # of a file; no encoding packs more, so a larger count is not believed
 _BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last: names of columns
@@ -85,12 +85,12 @@ class _Shards:
         """What a process has of its own: open shards and decoded groups. Never pickled."""
         self._opened = lru_cache(OPEN)(self._open)
         self._lock = Lock()
-        self._kept: OrderedDict[int, tuple[pa.Table | pa.RecordBatch, int]] = OrderedDict()
+        self._groups: OrderedDict[int, tuple[pa.Table | pa.RecordBatch, int]] = OrderedDict()
         self._bytes = 0  # of what is kept
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_opened", "_lock", "_kept", "_bytes")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        transient = ("_opened", "_lock", "_groups", "_bytes")
+        return {name: value for name, value in self.__dict__.items() if name not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -108,9 +108,11 @@ class _Shards:
         try:
             return table.slice(number - int(self._starts[group]), 1).to_pylist()[0]
         except UnicodeDecodeError as error:
-            raise Fault("text", f"not UTF-8 text ({error.reason})") from error
+            raise RecordError("text", f"not UTF-8 text ({error.reason})") from error
         except (ValueError, OverflowError, pa.ArrowException) as error:  # as a date of year 99999
-            raise Fault("field", f"a value that cannot be read: {one_line(str(error))}") from error
+            raise RecordError(
+                "field", f"a value that cannot be read: {one_line(str(error))}"
+            ) from error
 
     def location(self, number: int) -> str:
         """The file and the row in it, from 0: "train-00001.parquet[12]"."""
@@ -131,9 +133,9 @@ class _Shards:
 
     def _group(self, group: int) -> pa.Table | pa.RecordBatch:
         with self._lock:  # threads that want the same group decode it once
-            if group in self._kept:
-                self._kept.move_to_end(group)
-                return self._kept[group][0]
+            if group in self._groups:
+                self._groups.move_to_end(group)
+                return self._groups[group][0]
             file = self.files[self._shard_of(group)]
             try:
                 table = self._decode(self._opened(file), int(self._places[group]))
@@ -145,10 +147,10 @@ class _Shards:
                 f"{file}: {self._broken}: group {int(self._places[group])} should have {rows} "
                 f"rows and has {table.num_rows}",
             )
-            self._kept[group] = table, table.nbytes
+            self._groups[group] = table, table.nbytes
             self._bytes += table.nbytes
-            while self._bytes > KEPT and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1][1]
+            while self._bytes > CACHE_BYTES and len(self._groups) > 1:
+                self._bytes -= self._groups.popitem(last=False)[1][1]
             return table
 
 
@@ -310,12 +312,12 @@ def _same_columns(files: list[Path], columns: list[list[str]]) -> None:
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"{file}: several columns are called {', '.join(twice)}")
         missing, more = sorted(set(columns[0]) - set(names)), sorted(set(names) - set(columns[0]))
-        found = [f"lacks {', '.join(missing)}"] * bool(missing)
-        found += [f"has {', '.join(more)} besides"] * bool(more)
+        differences = [f"lacks {', '.join(missing)}"] * bool(missing)
+        differences += [f"has {', '.join(more)} besides"] * bool(more)
         require(
-            not found,
-            f"{file}: {' and '.join(found)}, compared with {files[0]}; all shards of a stream "
-            "need the same columns",
+            not differences,
+            f"{file}: {' and '.join(differences)}, compared with {files[0]}; all shards of a "
+            "stream need the same columns",
         )
 
 

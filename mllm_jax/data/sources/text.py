@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from mllm_jax.common.errors import require
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 
@@ -70,9 +70,9 @@ class TextSource:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             line += data[: error.start].count(b"\n")
-            raise Fault("text", f"{file}:{line}: not UTF-8 text ({error.reason})") from error
+            raise RecordError("text", f"{file}:{line}: not UTF-8 text ({error.reason})") from error
         if not text.strip():
-            raise Fault("field", f"{file}:{line}: nothing but space")
+            raise RecordError("field", f"{file}:{line}: nothing but space")
         if self._lines is None:
             return {"id": file.relative_to(self.path).as_posix(), "text": text}
         return {"id": f"{file.name}:{line}", "text": text}
@@ -100,7 +100,7 @@ def _find_lines(path: Path) -> _Lines:
     bom = len(_BOM) if data[:3].tobytes() == _BOM else 0
     parts: list[_Lines] = []
     start, line, written = bom, 1, False  # of the line in which a block begins
-    with bar(total=size, desc=f"lines of {path}", unit="B", unit_scale=True) as shown:
+    with bar(total=size, desc=f"lines of {path}", unit="B", unit_scale=True) as progress:
         for at in range(bom, size, BLOCK):
             block = data[at : at + BLOCK]
             ends = np.flatnonzero(block == ord("\n")) + at
@@ -110,7 +110,7 @@ def _find_lines(path: Path) -> _Lines:
             keep = np.flatnonzero(filled[:-1])
             parts.append(_Lines(starts[keep], ends[keep], keep + line))
             start, line, written = int(starts[-1]), line + len(ends), bool(filled[-1])
-            shown.update(len(block))
+            progress.update(len(block))
     if written:  # the last line has no break
         parts.append(_Lines(*(np.array([value]) for value in (start, size, line))))
     if not parts:
@@ -127,6 +127,6 @@ def _has_text(
     """
     text = ~_IS_SPACE[block]
     inside = starts < len(block)  # a line may begin where the next block does
-    found = np.zeros(len(starts), bool)
-    found[inside] = np.logical_or.reduceat(text, starts[inside])
-    return found
+    has_text = np.zeros(len(starts), bool)
+    has_text[inside] = np.logical_or.reduceat(text, starts[inside])
+    return has_text

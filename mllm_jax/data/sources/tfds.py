@@ -12,7 +12,7 @@ import numpy as np
 
 from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.json_file import read_json
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.array_record_file import count_records
 from mllm_jax.data.sources.base import Row
 from mllm_jax.data.sources.shards import OPTIONS, Options
@@ -197,8 +197,8 @@ def _decoders(feature: Any, kinds: Any, encoded: type) -> Any:
     if isinstance(feature, kinds.Image):
         return encoded()
     if isinstance(feature, kinds.FeaturesDict):
-        found = {name: _decoders(feature[name], kinds, encoded) for name in feature}
-        return {name: decoder for name, decoder in found.items() if decoder is not None} or None
+        decoders = {name: _decoders(feature[name], kinds, encoded) for name in feature}
+        return {name: decoder for name, decoder in decoders.items() if decoder is not None} or None
     if isinstance(feature, kinds.Sequence):
         return _decoders(feature.feature, kinds, encoded)
     return None
@@ -218,5 +218,5 @@ def _plain(value: Any, feature: Any, kinds: Any) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Fault("text", f"not UTF-8 text ({error.reason})") from error
+            raise RecordError("text", f"not UTF-8 text ({error.reason})") from error
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.progress import bar
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.base import LONG_INTEGER, Row
 from mllm_jax.data.sources.shards import OPTIONS, Listing, Options, list_shards
 
@@ -64,12 +64,12 @@ class WebDatasetSource:
         self.files = self.listing(path, options).files
         samples, self.notes = _Samples(), []
         total = sum(file.stat().st_size for file in self.files)
-        with bar(total=total, desc=f"scanning {path}", unit="B", unit_scale=True) as shown:
+        with bar(total=total, desc=f"scanning {path}", unit="B", unit_scale=True) as progress:
             for file in self.files:
                 samples.begin(file)
                 for member in scan(file):
                     samples.add(member)
-                shown.update(file.stat().st_size)
+                progress.update(file.stat().st_size)
         if samples.others:
             self.notes = [f"{path}: {samples.others} members that belong to no sample are not read"]
         self._shards = np.array(samples.shards, np.int64)  # first sample of each shard
@@ -164,13 +164,13 @@ def _decode(value: bytes, extension: str) -> Any:
         return json.loads(text) if extension == "json" else text
     except UnicodeDecodeError as error:
         code = "json" if extension == "json" else "text"
-        raise Fault(code, f"{extension}: not UTF-8 text ({error.reason})") from error
+        raise RecordError(code, f"{extension}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
-        raise Fault("json", f"json: not JSON: {error.msg} (line {error.lineno})") from error
+        raise RecordError("json", f"json: not JSON: {error.msg} (line {error.lineno})") from error
     except RecursionError as error:
-        raise Fault("json", "json: not JSON we can read: nested too deeply") from error
+        raise RecordError("json", "json: not JSON we can read: nested too deeply") from error
     except ValueError as error:  # Python's limit on the digits of an integer
-        raise Fault("json", f"json: not JSON we can read: {LONG_INTEGER}") from error
+        raise RecordError("json", f"json: not JSON we can read: {LONG_INTEGER}") from error
 
 
 # ------------------------------------------------------------------------------------ tar headers

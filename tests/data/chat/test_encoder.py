@@ -138,8 +138,8 @@ def test_masks(what, format, turns, expected, tokenizer, image_token):
     encoded = chat.encode(turns)
     assert show(tokenizer, encoded) == expected
     seated = encoded.tokens == image_token
-    assert encoded.seats[seated].tolist() == list(range(int(seated.sum())))
-    assert (encoded.seats[~seated] == -1).all()
+    assert encoded.placeholders[seated].tolist() == list(range(int(seated.sum())))
+    assert (encoded.placeholders[~seated] == -1).all()
     assert not encoded.weights[seated].any()
 
 
@@ -227,7 +227,7 @@ def test_a_prompt_is_the_beginning_of_the_training_text(format, asked, tokenizer
     whole = chat.encode((*before, asked, answer("Katu.")))
     n = len(prompt.tokens)
     assert prompt.tokens.tolist() == whole.tokens[:n].tolist()
-    assert prompt.seats.tolist() == whole.seats[:n].tolist()
+    assert prompt.placeholders.tolist() == whole.placeholders[:n].tolist()
     assert not prompt.weights.any()
     assert whole.weights[n] == 1
     assert not whole.weights[n - 1]

@@ -3,11 +3,11 @@
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.chat.prompt_template import Form, Run
+from mllm_jax.data.chat.prompt_template import PromptTemplate, Run
 
 
 def test_fill():
-    form = Form((7, ("u: ", 0), 5, (1,), 8, ("a: ", 2), 8, (3,), 8), frozenset({2, 3}), 1)
+    form = PromptTemplate((7, ("u: ", 0), 5, (1,), 8, ("a: ", 2), 8, (3,), 8), frozenset({2, 3}), 1)
     assert form.fill(["Zer", " da?", "Katu", "Bi"]) == [
         *(7, Run("u: Zer", ()), 5, Run(" da?", ()), 8),
         *(Run("a: Katu", ((3, 7),)), 8, Run("Bi", ((0, 2),)), 8),
@@ -19,8 +19,8 @@ def test_only_a_run_that_is_trained_in_part_has_borders():
     assert [run.has_borders for run in trained] == [False, False, True, True]
 
 
-def form(*items) -> Form:
-    return Form(items, frozenset({0, 1}), 0)
+def form(*items) -> PromptTemplate:
+    return PromptTemplate(items, frozenset({0, 1}), 0)
 
 
 def test_what_follows_an_answer():

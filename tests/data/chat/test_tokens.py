@@ -5,7 +5,7 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.chat.prompt_template import Run
-from mllm_jax.data.chat.tokens import Flat, counts, expand, expand_all, flatten, marks, starts
+from mllm_jax.data.chat.tokens import Flat, counts, expand, expand_all, flatten, loss_mask, starts
 
 
 def test_expand():
@@ -13,7 +13,7 @@ def test_expand():
     wide = expand(tokens, weights, 9, 3)
     assert wide.tokens.tolist() == [5, 9, 9, 9, 6, 9, 9, 9, 7]
     assert wide.weights.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1]
-    assert wide.seats.tolist() == [-1, 0, 1, 2, -1, 3, 4, 5, -1]
+    assert wide.placeholders.tolist() == [-1, 0, 1, 2, -1, 3, 4, 5, -1]
 
 
 def flat(tokens: list[int], trained: list[int], ends: list[int]) -> Flat:
@@ -64,12 +64,12 @@ def test_join():
 
 def test_marks_of_a_span():
     run = Run("\n\nKatu bat", ((2, 10),))
-    assert list(marks(run, [(0, 2), (2, 4), (4, 6), (6, 10)])) == [0, 1, 1, 1]
+    assert list(loss_mask(run, [(0, 2), (2, 4), (4, 6), (6, 10)])) == [0, 1, 1, 1]
     with pytest.raises(ConfigError, match="lies across the border of the answer 'Katu bat'"):
-        marks(run, [(0, 3), (3, 10)])
+        loss_mask(run, [(0, 3), (3, 10)])
 
 
 def test_parts_of_one_letter_are_all_trained():
     """A letter of several bytes may be several tokens with the same place."""
     run = Run("ab", ((1, 2),))
-    assert list(marks(run, [(0, 1), (1, 2), (1, 2)])) == [0, 1, 1]
+    assert list(loss_mask(run, [(0, 1), (1, 2), (1, 2)])) == [0, 1, 1]

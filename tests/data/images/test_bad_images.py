@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.images import decode as images
 from mllm_jax.data.images.decode import FORMATS, MAX_SIDE, BadImage, check, decode, load_pixels
+from mllm_jax.data.record_errors import RecordError
 from tests.data.pictures import encoded, noise
 
 
@@ -176,14 +176,14 @@ def test_a_failing_file_system_is_no_fault_of_the_image(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(ConfigError) as error:
         decode(path)
-    assert not isinstance(error.value, Fault)
+    assert not isinstance(error.value, RecordError)
     assert str(error.value) == f"{path}: cannot be read: Input/output error"
 
 
 def test_faults_travel_between_processes():
     bad = pickle.loads(pickle.dumps(refused(b"")))
     assert (type(bad), bad.code, str(bad)) == (BadImage, "image_empty", str(refused(b"")))
-    assert isinstance(bad, Fault) and isinstance(bad, ConfigError)
+    assert isinstance(bad, RecordError) and isinstance(bad, ConfigError)
 
 
 @settings(max_examples=150, deadline=None)

@@ -16,8 +16,7 @@ from mllm_jax.common.errors import ConfigError, RunError
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.images import decode as images
-from mllm_jax.data.index import build, cache
-from mllm_jax.data.index import chunk as part
+from mllm_jax.data.index import build, cache, chunk
 from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.index.stream import report
 from mllm_jax.data.records.parse import Record
@@ -50,13 +49,13 @@ def mixture(write, model, tokenizer, make_data):
 def reads(monkeypatch):
     """The rows read from sources since it was asked for."""
     seen: list[int] = []
-    old = build.read_part
+    old = build.read_chunk
 
-    def read_part(reader, rows, look):
+    def read_chunk(reader, rows, look):
         seen.extend(rows)
         return old(reader, rows, look)
 
-    monkeypatch.setattr(build, "read_part", read_part)
+    monkeypatch.setattr(build, "read_chunk", read_chunk)
     return seen
 
 
@@ -179,7 +178,7 @@ def test_a_damaged_index_is_noticed_and_built_again(
 
 def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
     (whole,) = open_mixture(mixture(index="elsewhere"))
-    monkeypatch.setattr(build, "CHUNK", 5)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 5)
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -194,7 +193,7 @@ def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
     parts = sorted((partial / "parts").iterdir())
     for part_file, data in zip(parts[:3], (b"", b"PK", parts[2].read_bytes()[:-30]), strict=True):
         part_file.write_bytes(data)
-    monkeypatch.setattr(build, "CHUNK", 5)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 5)
     (again,) = open_mixture(mixture())
     assert same(whole, again)
 
@@ -269,8 +268,8 @@ def test_decoding_is_deeper_than_looking(mixture, reads):
 def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch, decode):
     """With what it had read, unless images are to be looked at more deeply now."""
     (whole,) = open_mixture(mixture(index="elsewhere"))
-    monkeypatch.setattr(build, "CHUNK", 5)
-    save, count = build.save_part, []
+    monkeypatch.setattr(build, "CHUNK_ROWS", 5)
+    save, count = build.save_chunk, []
 
     def stop(part, file):
         count.append(file)
@@ -278,12 +277,12 @@ def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch, decode):
             raise KeyboardInterrupt
         save(part, file)
 
-    monkeypatch.setattr(build, "save_part", stop)
+    monkeypatch.setattr(build, "save_chunk", stop)
     reads.clear()
     with pytest.raises(KeyboardInterrupt):
         open_mixture(mixture())
     reads.clear()
-    monkeypatch.setattr(build, "save_part", save)
+    monkeypatch.setattr(build, "save_chunk", save)
     (joined,) = open_mixture(mixture(decode=decode))
     assert reads == list(range(0 if decode else 15, 22)) and same(whole, joined)
 
@@ -299,7 +298,7 @@ def test_processes_build_the_same(format, mixture, monkeypatch):
     marked = [talk("m1", "<|eot_id|> a <image>"), talk("m2", "<|begin_of_text|>"), *TALKS]
     stream = {"format": format}
     (alone,) = open_mixture(mixture(marked, stream, index="alone"))
-    monkeypatch.setattr(build, "CHUNK", 6)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 6)
     (joined,) = open_mixture(mixture(marked, stream, workers=2))
     assert same(alone, joined)
 
@@ -324,7 +323,7 @@ class Deadly:
 
 def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
     monkeypatch.setattr(cache, "open_source", lambda stream: Deadly(stream.path))
-    monkeypatch.setattr(build, "CHUNK", 10)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 10)
     said = (
         r"index-worker-0 \(process \d+\) was killed by SIGKILL while it read data\.streams\.s from "
     )
@@ -333,15 +332,15 @@ def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("what", ["load_part", "save_part"])
+@pytest.mark.parametrize("what", ["load_chunk", "save_chunk"])
 def test_a_disk_that_is_full_ends_the_build_with_one_line(what, workers, mixture, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if what == "save_part" and workers == 2:  # in the processes
+    if what == "save_chunk" and workers == 2:  # in the processes
         monkeypatch.setattr(build, "_Maker", FullMaker)
     monkeypatch.setattr(build, what, full)
-    monkeypatch.setattr(build, "CHUNK", 6)
+    monkeypatch.setattr(build, "CHUNK_ROWS", 6)
     with pytest.raises(
         RunError,
         match=r"data\.streams\.s: its index cannot be written to [^ ]*\.index: the disk is",
@@ -356,7 +355,7 @@ class FullMaker(build._Maker):
         def full(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        build.save_part = full
+        build.save_chunk = full
         return super().__call__(number)
 
 
@@ -370,9 +369,9 @@ def test_a_tokenizer_that_cannot_end_documents_ends_the_build():
         def completions(self, texts):
             raise ConfigError("no eos_token")
 
-    item = part._Good(0, Record("a", (), (), "eu", "Kaixo."), [], b"")
+    item = chunk._Good(0, Record("a", (), (), "eu", "Kaixo."), [], b"")
     with pytest.raises(ConfigError, match="no eos_token"):
-        part._encode(Endless(), [item])
+        chunk._encode(Endless(), [item])
 
 
 def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):
@@ -477,7 +476,7 @@ def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monke
     seen = []
     decode = images.decode
     monkeypatch.setattr(images, "decode", lambda i, m: seen.append(i) or decode(i, m))
-    monkeypatch.setattr(build, "CHUNK", 2)  # remembered from part to part
+    monkeypatch.setattr(build, "CHUNK_ROWS", 2)  # remembered from part to part
     talks = [talk(f"k{n}", image=f"{n // 3}.png") for n in range(6)]
     for one in talks:
         one["conversations"][0]["value"] = "<image>\nZer da?"

@@ -67,7 +67,7 @@ def test_cut(build, tokenizer, image_token):
     whole = Chat(tokenizer, TEMPLATES["llama3"], image_token, 4).encode(turns)
     np.testing.assert_array_equal(cut.tokens, whole.tokens[:48])
     np.testing.assert_array_equal(cut.weights, whole.weights[:48])
-    np.testing.assert_array_equal(cut.seats, whole.seats[:48])
+    np.testing.assert_array_equal(cut.placeholders, whole.placeholders[:48])
     assert [path.rsplit("/", 1)[-1] for path in cut.images] == ["0.png"]
     assert cut.language == 1
 
@@ -116,4 +116,4 @@ def test_a_model_without_eyes_refuses_images(build, model):
     with pytest.raises(ConfigError, match=r"record 'whole' .*the model reads no images"):
         build(RECORDS, blind, image_slots=0)
     index = build([record("t", "Zer?", "<image>")], blind, image_slots=0)
-    assert (index[0].seats == -1).all()
+    assert (index[0].placeholders == -1).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import LAYOUTS, Columns
 from mllm_jax.data.records.parse import IMAGE, Record, Turn, read_record, user_turn
@@ -272,7 +272,7 @@ BAD = [
     ("code", "layout", "row", "renamed", "reason"), BAD, ids=[case[-1] for case in BAD]
 )
 def test_bad_rows(code, layout, row, renamed, reason, read):
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         read(layout, row, renamed)
     assert (fault.value.code, fault.value.reason) == (code, reason)
 

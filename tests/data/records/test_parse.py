@@ -9,7 +9,7 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import (
@@ -180,7 +180,7 @@ def test_refused_records(code, bad, reason, write, picture, tmp_path):
         load_records("s", stream, LANGUAGES)
     assert "\n" not in str(error.value)
     if code not in ("image_missing", "image_type"):  # files are looked at later
-        with pytest.raises(Fault, match=reason) as fault:
+        with pytest.raises(RecordError, match=reason) as fault:
             read(Columns("llava", {})(bad, 1) if isinstance(bad, dict) else bad, tmp_path)
         assert fault.value.code == code
 
@@ -213,7 +213,7 @@ EXACT = [
 
 @pytest.mark.parametrize(("code", "raw", "reason"), EXACT, ids=[reason for *_, reason in EXACT])
 def test_messages_word_for_word(code, raw, reason):
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         read(raw)
     assert (fault.value.code, fault.value.reason) == (code, reason)
 
@@ -231,14 +231,14 @@ def test_images_of_all_kinds(tmp_path):
     empty = {"bytes": b"", "path": "b.png"}
     assert read(chat("<image>", "Bai.", image=empty)).images == ("b.png",)
     for wrong in ({"bytes": 7}, {"url": "a.png"}, {"bytes": None, "path": b"a"} | {"x": 1}, [None]):
-        with pytest.raises(Fault, match="neither a path nor a list of paths") as fault:
+        with pytest.raises(RecordError, match="neither a path nor a list of paths") as fault:
             read(chat("<image>", "Bai.", image=wrong))
         assert fault.value.code == "field"
 
 
 @pytest.mark.parametrize("path", ["../a.png", "b/../../a.png", "/etc/a.png"])
 def test_stored_paths_that_leave_the_folder(path, tmp_path):
-    with pytest.raises(Fault, match="leaves the image folder") as fault:
+    with pytest.raises(RecordError, match="leaves the image folder") as fault:
         read(chat("<image>", "Bai.", image={"bytes": None, "path": path}), tmp_path)
     assert fault.value.code == "image_path"
 
@@ -257,7 +257,7 @@ def test_links_that_lead_out_of_the_image_folder(tmp_path):
     (tmp_path / "link").symlink_to(inside)
     for root in (inside, tmp_path / "link"):  # the folder itself may be a link
         for name in ("file.png", "folder/a.png", "broken.png", "beside.png"):
-            with pytest.raises(Fault) as fault:
+            with pytest.raises(RecordError) as fault:
                 read(chat("<image>", "Bai.", image=name), root)
             assert fault.value.code == "image_path"
             said = f"image {name!r} leaves the image folder by a symbolic link; if that is meant, "
@@ -276,7 +276,7 @@ def test_links_may_lead_to_folders_that_the_config_names(tmp_path):
     folder = pickle.loads(pickle.dumps(ImageFolder(inside, (str(disk2),))))
     for name in ("a.png", "more/a.png", "../disk2/a.png"):
         assert folder.path(name) == f"{inside}/{name}"
-    with pytest.raises(Fault, match="leaves the image folder"):
+    with pytest.raises(RecordError, match="leaves the image folder"):
         folder.path("../a.json")
 
 
@@ -291,7 +291,7 @@ def test_the_hub_cache_holds_images_as_links_to_its_blobs(tmp_path):
     (tmp_path / "mine").symlink_to(revision)
     for root in (revision / "images", tmp_path / "mine" / "images"):
         assert ImageFolder(root).path("a.png") == str(root / "a.png")
-        with pytest.raises(Fault, match="leaves the image folder by a symbolic link"):
+        with pytest.raises(RecordError, match="leaves the image folder by a symbolic link"):
             ImageFolder(root).path("b.png")
 
 
@@ -304,7 +304,7 @@ def test_a_path_that_stays_in_the_folder_is_read_however_it_is_written(tmp_path,
         assert folder.path(f"{tmp_path}/images/sub/a.png") == str(root / "sub" / "a.png")
         assert folder.path("sub/../a.png") == f"{root}/sub/../a.png"
         for name in (f"{tmp_path}/images2/a.png", f"{tmp_path}/images/../a.png", "/", "."):
-            with pytest.raises(Fault, match="leaves the image folder"):
+            with pytest.raises(RecordError, match="leaves the image folder"):
                 folder.path(name)
     assert ImageFolder(Path("/")).path("/a.png") == "/a.png"
 
@@ -323,7 +323,7 @@ def test_documents():
     raw = {"id": 3, "text": "Kaixo <image>,\nmundua!", "language": None}
     record = read_record(raw, "3", ImageFolder(Path()), "eu", LANGUAGES)
     assert record == Record("3", (), (), "eu", "Kaixo <image>,\nmundua!")
-    with pytest.raises(Fault, match="text 7 is not text") as fault:
+    with pytest.raises(RecordError, match="text 7 is not text") as fault:
         read({"text": 7, "language": "eu"})
     assert fault.value.code == "field"
 
@@ -394,7 +394,7 @@ def test_turns_are_counted_with_the_system_turn():
         ([("system", "s"), asked, empty], "turn 3: the answer is empty"),
         ([asked, empty], "turn 2: the answer is empty"),
     ):
-        with pytest.raises(Fault) as fault:
+        with pytest.raises(RecordError) as fault:
             read(messages(*turns))
         assert fault.value.reason == reason
 
@@ -410,12 +410,12 @@ HINTS = [
     (
         {"language": "eu", "conversations": [{"role": "user", "content": "a"}]},
         "role",
-        "turn 1: no 'from'; turns of 'role' and 'content' stand under messages",
+        "turn 1: no 'from'; turns of 'role' and 'content' belong under messages",
     ),
     (
         {"language": "eu", "messages": [{"from": "human", "value": "a"}]},
         "role",
-        "turn 1: no 'role'; turns of 'from' and 'value' stand under conversations",
+        "turn 1: no 'role'; turns of 'from' and 'value' belong under conversations",
     ),
     (chat("a", "b", language="e" * 10**6), "language", "is no name of 1 to 100"),
     (chat("<image>", "b", image="https://example.org/a.png"), "image_missing", "is an address"),
@@ -424,7 +424,7 @@ HINTS = [
 
 @pytest.mark.parametrize(("raw", "code", "hint"), HINTS)
 def test_a_reason_names_the_way_to_write_it(raw, code, hint):
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         read(raw)
     assert fault.value.code == code and hint in fault.value.reason
     assert len(fault.value.reason) <= 400
@@ -439,7 +439,7 @@ PICTURES = [ENCODED, f"data:image/png;base64,{ENCODED}", "/9j/" + "4AAQ/" * 30, 
 def test_a_picture_as_text_is_refused_at_once(image, wrap):
     begin = time.process_time()
     with pytest.raises(
-        Fault, match=r"is encoded text of \d+ characters, not a path: decode"
+        RecordError, match=r"is encoded text of \d+ characters, not a path: decode"
     ) as fault:
         read(chat("<image>", "b", image=wrap(image)))
     assert fault.value.code == "field" and len(fault.value.reason) <= 400
@@ -449,17 +449,19 @@ def test_a_picture_as_text_is_refused_at_once(image, wrap):
 def test_texts_of_megabytes_are_refused_before_work():
     half = "a" * (MOST_TALKED // 2)
     read(chat(half, half))
-    with pytest.raises(Fault, match="1048577 characters in one conversation") as fault:
+    with pytest.raises(RecordError, match="1048577 characters in one conversation") as fault:
         read(chat(half + "b", half))
     assert fault.value.code == "too_long"
     assert len(read({"text": "a" * MOST_WRITTEN, "language": "eu"}).text) == MOST_WRITTEN
-    with pytest.raises(Fault, match=r"characters in one document, more than .*; split it") as fault:
+    with pytest.raises(
+        RecordError, match=r"characters in one document, more than .*; split it"
+    ) as fault:
         read({"text": "a" * (MOST_WRITTEN + 1), "language": "eu"})
     assert fault.value.code == "too_long"
 
 
 def test_a_name_of_a_language_has_at_most_a_hundred_characters():
-    with pytest.raises(Fault, match=r"is not in data\.languages"):
+    with pytest.raises(RecordError, match=r"is not in data\.languages"):
         read(chat("a", "b", language="x" * 100))
-    with pytest.raises(Fault, match="is no name of 1 to 100 printable characters"):
+    with pytest.raises(RecordError, match="is no name of 1 to 100 printable characters"):
         read(chat("a", "b", language="x" * 101))

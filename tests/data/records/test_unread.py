@@ -7,10 +7,10 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.faults import Fault
 from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.index.storage import MOST_KEYS, count_keys
 from mllm_jax.data.index.stream import report
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.layouts import Columns
 
 ASKED = {"role": "user", "content": "Zer da?"}
@@ -59,7 +59,7 @@ LOST = [  # what another tool reads -> how the reason names it
 
 @pytest.mark.parametrize(("row", "reason"), LOST, ids=[reason for _, reason in LOST])
 def test_what_would_be_lost_is_refused_by_its_key(row, reason):
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         Columns("llava", {})(row, 0)
     assert fault.value.code == "unread_key"
     assert fault.value.reason.startswith(reason)
@@ -91,7 +91,7 @@ def test_captions_and_documents_have_no_turns_but_may_lose_pictures(layout):
     if layout == "caption":
         assert Columns(layout, {})(row, 0)["unread"] == ["text", "weight", "system"]
         row["images"] = ["b.png"]
-    with pytest.raises(Fault, match=r"key 'images?' is not read"):
+    with pytest.raises(RecordError, match=r"key 'images?' is not read"):
         Columns(layout, {})(row, 0)
 
 
@@ -99,7 +99,7 @@ def test_where_a_picture_came_from_is_no_loss():
     row = {"image": PNG, "image_url": "https://example.org", "question": "Zer?", "answer": "Katu."}
     assert Columns("pixmo_ama", {})(row, 0)["unread"] == ["image_url"]
     row = {"image": PNG, "caption": "Katu bat.", "image_path": "a/b.png", "images": ["b.png"]}
-    with pytest.raises(Fault, match="key 'images' is not read"):
+    with pytest.raises(RecordError, match="key 'images' is not read"):
         Columns("caption", {})(row, 0)
     assert Columns("caption", {}, ["images"])(row, 0)["unread"] == ["image_path"]
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource, write_array_record
 
 ROWS: list[dict[str, Any]] = [
@@ -104,7 +104,7 @@ def test_records_made_elsewhere_are_read(tmp_path: Path):
 def test_a_record_that_cannot_be_read_is_a_fault(tmp_path, record, code, reason):
     source = ArrayRecordSource(write_records(tmp_path / "a.array_record", b"{}", record))
     assert source[0] == {}
-    with pytest.raises(Fault, match=reason) as fault:
+    with pytest.raises(RecordError, match=reason) as fault:
         source[1]
     assert fault.value.code == code
 

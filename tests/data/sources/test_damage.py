@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource, write_array_record
 from mllm_jax.data.sources.json_file import JsonSource
 from mllm_jax.data.sources.tables import ArrowSource, ParquetSource
@@ -102,8 +102,8 @@ def row(source: Any, number: int, path: Path) -> Any:
     assert str(path) in source.location(number)
     try:
         return source[number]
-    except Fault as fault:
-        reason = fault.reason
+    except RecordError as error:
+        reason = error.reason
     assert "\n" not in reason
     return None
 
@@ -229,7 +229,9 @@ def test_integers_of_many_digits_are_named(tmp_path: Path, kind: str):
         writer.close()
     else:
         (tmp_path / name).write_text(f"[{row}]" if kind == "json" else row)
-    with pytest.raises((ConfigError, Fault), match="an integer of more digits than can be read"):
+    with pytest.raises(
+        (ConfigError, RecordError), match="an integer of more digits than can be read"
+    ):
         open_source(tmp_path / name)[0]
 
 
@@ -238,6 +240,6 @@ def test_a_value_that_python_cannot_hold_is_a_fault_of_its_row(tmp_path: Path):
     pq.write_table(pa.table({"day": days}), tmp_path / "a.parquet")
     source = ParquetSource(tmp_path / "a.parquet")
     assert source[0]["day"].year == 1970
-    with pytest.raises(Fault, match="a value that cannot be read") as fault:
+    with pytest.raises(RecordError, match="a value that cannot be read") as fault:
         source[1]
     assert fault.value.code == "field"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources import json_file
 from mllm_jax.data.sources.base import LONG_INTEGER
 from mllm_jax.data.sources.json_file import JsonSource
@@ -72,7 +72,7 @@ LONG = "7" * 5000
 
 def test_an_integer_that_python_does_not_read_ends_its_own_record(write):
     source = JsonSource(write("a.json", f'[{{"a": 1}}, {{"b": [{LONG}]}}, {{"a": 3}}]'))
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         source[1]
     assert (fault.value.code, fault.value.reason) == (
         "json",
@@ -93,7 +93,7 @@ def test_an_integer_that_python_does_not_read_ends_its_own_record(write):
 )
 def test_a_broken_line_is_a_fault_of_its_own(write, line, code, reason):
     source = JsonSource(write("a.jsonl", f'{{"a": 1}}\n{line}\n{{"a": 3}}\n'))
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         source[1]
     assert (fault.value.code, fault.value.reason) == (code, reason)
     assert source[2] == {"a": 3}
@@ -101,7 +101,7 @@ def test_a_broken_line_is_a_fault_of_its_own(write, line, code, reason):
 
 def test_bytes_that_are_no_utf8(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(Fault, match=r"not UTF-8 text \(invalid start byte\)"):
+    with pytest.raises(RecordError, match=r"not UTF-8 text \(invalid start byte\)"):
         JsonSource(tmp_path / "a.jsonl")[0]
     (tmp_path / "a.json").write_bytes(b'[\n{"a": "\xff"}]')
     with pytest.raises(ConfigError, match=r"a\.json:2: not UTF-8 text \(invalid start byte\)"):

@@ -89,7 +89,7 @@ def test_examples_and_pixels(make, tmp_path, model, tokenizer, make_data):
         assert example.record == f"s/r{n}"
         trained = example.tokens[example.weights > 0]
         assert tokenizer.decode(trained[:-1]) == CAPTIONS[n]
-        assert (example.seats >= 0).sum() == 4
+        assert (example.placeholders >= 0).sum() == 4
         (image,) = example.images
         pixels = load_pixels(image, 4, "crop")
         np.testing.assert_array_equal(pixels, load_pixels(row["image"]["bytes"], 4, "crop"))

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources import tables
 from mllm_jax.data.sources.saved import list_arrow
 from mllm_jax.data.sources.shards import Options
@@ -115,7 +115,7 @@ def test_a_copy_in_another_process_reads_the_same(tmp_path: Path, kind):
 )
 def test_random_access_equals_sequential(tmp_path, monkeypatch, kind, shards, group, kept, data):
     open_source, suffix, write = kind
-    monkeypatch.setattr(tables, "KEPT", kept)
+    monkeypatch.setattr(tables, "CACHE_BYTES", kept)
     for old in tmp_path.iterdir():
         old.unlink()
     expected: list[Any] = []
@@ -134,7 +134,7 @@ def test_random_access_equals_sequential(tmp_path, monkeypatch, kind, shards, gr
 def test_a_pass_by_row_groups_decodes_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_parquet(tmp_path / "a.parquet", ROWS)
     write_parquet(tmp_path / "b.parquet", ROWS)
-    monkeypatch.setattr(tables, "KEPT", 0)  # only the last group is kept
+    monkeypatch.setattr(tables, "CACHE_BYTES", 0)  # only the last group is kept
     decoded = []
     decode = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
@@ -156,12 +156,12 @@ def test_kept_groups_are_bounded_by_bytes_and_the_oldest_go(
     write_parquet(tmp_path / "a.parquet", ROWS, group=1)
     source = ParquetSource(tmp_path)
     size = pq.ParquetFile(tmp_path / "a.parquet").read_row_group(11).nbytes
-    monkeypatch.setattr(tables, "KEPT", 2 * size)
+    monkeypatch.setattr(tables, "CACHE_BYTES", 2 * size)
     for number in range(12):
         source[number]
-    kept = [source._kept[group][1] for group in source._kept]
+    kept = [source._groups[group][1] for group in source._groups]
     assert sum(kept) <= 2 * size and len(kept) >= 2
-    assert next(reversed(source._kept)) == 11
+    assert next(reversed(source._groups)) == 11
 
 
 def test_a_row_of_a_mapped_file_takes_no_memory(tmp_path: Path):
@@ -374,6 +374,6 @@ def test_text_that_is_not_utf8_is_a_fault(tmp_path: Path):
         writer.write_table(broken)
     source = ArrowSource(tmp_path)
     assert source[1] == {"text": "bai"}
-    with pytest.raises(Fault, match="not UTF-8 text") as fault:
+    with pytest.raises(RecordError, match="not UTF-8 text") as fault:
         source[0]
     assert fault.value.code == "text"

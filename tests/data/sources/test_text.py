@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources import text
 from mllm_jax.data.sources.text import TextSource
 
@@ -76,17 +76,17 @@ def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path: Path):
     path.write_bytes(b"bat\n\nbi\xff\nhiru\n")
     source = TextSource(path)
     assert source[2]["text"] == "hiru"
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(RecordError) as fault:
         source[1]
     assert fault.value.code == "text"
     assert str(fault.value) == f"{path}:3: not UTF-8 text (invalid start byte)"
-    with pytest.raises(Fault, match=r"a\.txt:3: not UTF-8 text"):
+    with pytest.raises(RecordError, match=r"a\.txt:3: not UTF-8 text"):
         TextSource(tmp_path)[0]
 
 
 def test_a_file_without_text_is_a_fault(tmp_path: Path):
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(Fault, match="nothing but space") as fault:
+    with pytest.raises(RecordError, match="nothing but space") as fault:
         TextSource(tmp_path)[0]
     assert fault.value.code == "field"
 

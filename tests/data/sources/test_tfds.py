@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.shards import Options
 from mllm_jax.data.sources.tfds import TfdsSource
 
@@ -152,7 +152,7 @@ def test_a_copy_in_another_process_reads_the_same(prepared: Path):
 def test_text_that_is_not_utf8_is_a_fault(prepared: Path):
     source = TfdsSource(prepared, Options("test"))
     assert source[0]["caption"] == "Kaixo 0 ñ"
-    with pytest.raises(Fault, match=r"not UTF-8 text \(invalid start byte\)") as fault:
+    with pytest.raises(RecordError, match=r"not UTF-8 text \(invalid start byte\)") as fault:
         source[1]
     assert fault.value.code == "text"
 

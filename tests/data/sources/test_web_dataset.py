@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.data.faults import Fault
+from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.sources.web_dataset import Member, WebDatasetSource, scan
 
 FORMATS: dict[str, Any] = {
@@ -168,7 +168,7 @@ def test_sizes_beyond_eight_gibibytes(tmp_path: Path, kind: str):
 def test_a_member_that_cannot_be_read_is_a_fault(tmp_path, name, content, code, reason):
     source = WebDatasetSource(write_tar(tmp_path / "a.tar", {name: content, "b.txt": b"ondo"}))
     assert source[1]["txt"] == "ondo"
-    with pytest.raises(Fault, match=reason) as fault:
+    with pytest.raises(RecordError, match=reason) as fault:
         source[0]
     assert fault.value.code == code
 

@@ -36,7 +36,7 @@ REASON = 400  # characters of a reason that are kept: what it quotes may be mega
 _SHORT = 200  # and that a message about several shows
 
 
-class FaultLine(NamedTuple):
+class RefusedRow(NamedTuple):
     """A row that cannot be used."""
 
     row: int
@@ -46,7 +46,7 @@ class FaultLine(NamedTuple):
     reason: str
 
 
-def refusal(path: str, refused: Sequence[FaultLine], total: int) -> str:
+def refusal(path: str, refused: Sequence[RefusedRow], total: int) -> str:
     """One line that counts the refused rows of a stream and names the first few."""
     named = "; ".join(
         f"record {quoted(f.id, 60)} ({cut(f.where, 120)}): {cut(f.reason, _SHORT)}"
@@ -56,7 +56,7 @@ def refusal(path: str, refused: Sequence[FaultLine], total: int) -> str:
     return f"{path}: {len(refused)} of {total} records refused: {named}{more}"
 
 
-class Fault(Exception):
+class RecordError(Exception):
     """A record cannot be used."""
 
     def __init__(self, code: str, reason: str):
@@ -66,4 +66,4 @@ class Fault(Exception):
         super().__init__(self.reason)
 
     def __reduce__(self):
-        return Fault, (self.code, self.reason)  # travels from worker processes
+        return RecordError, (self.code, self.reason)  # travels from worker processes

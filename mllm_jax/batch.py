@@ -1,4 +1,4 @@
-"""The values that travel: examples are packed into rows, rows stacked into a Batch.
+"""Defines what travels to the device: examples are packed into rows, rows stacked into a Batch.
 
 Dimension letters, the same in annotations and einsum strings everywhere:
 
@@ -20,15 +20,15 @@ Pixels = UInt8[Numbers, "B I height width C"] | Float[Numbers, "B I height width
 class Example(NamedTuple):
     """One tokenised record: what packing places in a row, never split.
 
-    `weights[t]` says how much token t counts as a target (1 for trained tokens, 0 otherwise).
-    `seats[t]` is -1 for text; in an image span it is k * P + p: patch p of the example's k-th
-    image.
+    `weights[t]` is the weight of token t as a target (1 for trained tokens, 0 otherwise).
+    `placeholders[t]` is -1 for text; in an image span it is k * P + p: patch p of the example's
+    k-th image.
     """
 
     tokens: Int32[np.ndarray, "T"]
     weights: Float32[np.ndarray, "T"]
     placeholders: Int32[np.ndarray, "T"]
-    images: tuple[str | bytes, ...]  # paths or encoded bytes, in order of their seats
+    images: tuple[str | bytes, ...]  # paths or encoded bytes, in order of their placeholders
     stream: int  # number of the stream in the mixture
     language: int  # number of the language in the config's list
     record: str  # "stream/id", to find the record again
@@ -40,7 +40,7 @@ class Contents(NamedTuple):
     records: list[str]  # "stream/id"
     streams: Int64[np.ndarray, "n"]  # number of the stream
     languages: Int64[np.ndarray, "n"]  # number of the language
-    tokens: Int64[np.ndarray, "n"]  # image seats included
+    tokens: Int64[np.ndarray, "n"]  # image placeholders included
     images: Int64[np.ndarray, "n"]
     positions: int  # rows x length
 

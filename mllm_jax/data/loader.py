@@ -1,7 +1,7 @@
-"""Streams -> batches, any step at any time, in threads ahead of the device. The host's last stop.
+"""Loads the batch of any step, in threads or processes ahead of the device.
 
-Which examples stand in which row of which step depends on (config, seed, step) alone. A process
-takes its slice of the rows, so resuming is a number, and another number of processes sees the same
+Which examples are in which row of which step depends on (config, seed, step) alone. A process takes
+its slice of the rows, so resuming is a number, and another number of processes sees the same
 batches.
 """
 
@@ -67,7 +67,7 @@ class Loader:
         self._patches = model.patches
         self._size = model.vision.image_size if model.vision is not None and self._patches else 1
         self._share = range(config.rows) if share is None else share
-        # several processes would write one index: they need it prepared
+        # several processes would write the same index: they need it prepared
         workers = os.cpu_count() or 1
         mixture = Mixture(config, model, tokenizer, workers=workers, build=share is None)
         self._streams = open_mixture(mixture)
@@ -133,9 +133,9 @@ class Loader:
         row = packing.assemble(
             examples, pixels, data.length, data.image_slots, self._patches, self._size
         )
-        tokens, places = row.tokens == self._model.image_token, row.image_index >= 0
-        if self._patches and not np.array_equal(places, tokens):
-            raise ValueError(f"image tokens and their places differ in the row of {records[:5]}")
+        tokens, placeholders = row.tokens == self._model.image_token, row.image_index >= 0
+        if self._patches and not np.array_equal(placeholders, tokens):
+            raise ValueError(f"image tokens and placeholders differ in the row of {records[:5]}")
         return row, records
 
     def _contents(self, planned: list[list[Ref]]) -> Contents:
@@ -217,7 +217,7 @@ def _check(config: DataConfig, model: ModelConfig, tokenizer: Any) -> None:
 
 
 _MESSAGES = WorkerMessages(
-    "data-worker", "made batch {}".format, "lower data.workers", "go on with --resume"
+    "data-worker", "made batch {}".format, "lower data.workers", "continue with --resume"
 )
 
 

@@ -1,4 +1,4 @@
-"""Progress of work that may be long: said on a terminal only, and only if it takes a while."""
+"""Shows progress bars for work that may take long: on a terminal only, and only after a while."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a record: every kind has a code, counted and allowed (or not) by name.
+"""Names the errors that a record can have; each code is counted, and allowed or not by the config.
 
 `data.streams.*.skip` maps codes to the share of a stream's records that may be left out for that
 reason; everything else ends the run with the record's name. `image_path` can never be allowed.
@@ -18,30 +18,30 @@ CODES = {
     "text": "half a surrogate pair, or a NUL character",
     "language": "no language, or one that is not in data.languages",
     "duplicate_id": "id and content that an earlier record of the stream has",
-    "unread_key": "a key that nothing reads, though a picture, a text or a loss mask stands there",
+    "unread_key": "a key that nothing reads, though it holds a picture, a text or a loss mask",
     "too_long": "a conversation of more characters than a row could ever hold",
     "image_count": "the number of <image> and of images differ",
     "image_path": "a path that leaves the image folder: always refused",
     "image_missing": "no such image file",
     "image_empty": "an image of zero bytes",
-    "image_type": "the file is no image",
+    "image_type": "the file is not an image",
     "image_broken": "an image that cannot be decoded to its end",
     "image_pixels": "more pixels than data.max_pixels",
     "image_animated": "an image of several frames",
     "template": "the chat template refuses the conversation",
 }
 NEVER_SKIPPED = ("image_path",)
-NAMED = 5  # faults that a message names
+NAMED = 5  # records that a message names
 REASON = 400  # characters of a reason that are kept: what it quotes may be megabytes
 _SHORT = 200  # and that a message about several shows
 
 
 class RefusedRow(NamedTuple):
-    """A row that cannot be used."""
+    """A row that cannot be used; a line of faults.jsonl."""
 
     row: int
     id: str
-    where: str
+    where: str  # its location; the name of the key in the file
     code: str
     reason: str
 

@@ -1,4 +1,4 @@
-"""Worker processes that make numbered items ahead of time, in order; a killed one is named.
+"""Runs worker processes that make numbered items ahead of time, in order; names one that died.
 
 Item n is made by worker n % count, which takes its next number as soon as its last item was sent,
 so each holds one item and waits for the reader: memory is bounded by the number of workers.
@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
 
-POLL = 0.2  # seconds between two looks whether the run is to end
+POLL = 0.2  # seconds between two checks whether the run must end
 T = TypeVar("T")
 
 
@@ -25,7 +25,7 @@ def _nothing() -> None:
 
 
 class WorkerMessages(NamedTuple):
-    """What is said about a worker process that has ended."""
+    """Text fragments for the error message about a dead worker."""
 
     name: str  # of each process, before its number
     doing: Callable[[int], str]  # item -> "made batch 7"
@@ -48,7 +48,7 @@ class Workers(Generic[T]):
         Args:
             make: sent to each process once; must survive that.
             count: of the processes.
-            words: for the message about one that ended.
+            words: for the error message about a dead worker.
             begin: called by each process before its first item.
 
         Raises:

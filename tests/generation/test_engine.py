@@ -87,7 +87,7 @@ def test_each_token_is_the_likeliest_of_the_whole_row(opened, asked):
         whole = prompt._replace(
             tokens=np.append(prompt.tokens, tokens).astype(np.int32),
             weights=np.append(prompt.weights, np.zeros(16)).astype(np.float32),
-            seats=np.append(prompt.placeholders, np.full(16, -1)).astype(np.int32),
+            placeholders=np.append(prompt.placeholders, np.full(16, -1)).astype(np.int32),
         )
         row = opened.batch([whole], [own], rows=1, slots=len(own)).inputs
         found = likeliest(opened.model, opened.params, row)[0, size - 1 : size + 15]

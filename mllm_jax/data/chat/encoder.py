@@ -1,8 +1,8 @@
-"""Conversation -> token ids, loss weights, image seats: ONE renderer for every template.
+"""Encodes conversations: token ids, loss weights and image placeholders, for every chat template.
 
 A conversation is rendered once and tokenised once, for training and generation alike. The template
-sees each text as one private-use character (`messages`), so afterwards it is known what is template
-and what is content, and nothing in a content can turn into a control token:
+sees each text as one private-use character (`messages`), so template and content can be told apart
+afterwards, and nothing in a content can become a control token:
 
     turns      user (IMAGE, "\\nZer da?")              assistant ("Katu bat.",)
     rendered   <|bos|> <|user|> \\n\\n <image> ① <|eot|>  <|assistant|> \\n\\n ② <|eot|>
@@ -11,12 +11,13 @@ and what is content, and nothing in a content can turn into a control token:
                "\\n\\nKatu bat." <|eot|>
                  0    1  1 1      1
 
-What a template of a stranger makes of other texts may differ in more than the texts: it is rendered
-once more with the texts themselves, and a difference is refused.
+Other templates than ours may treat some texts specially: they are rendered again with the texts
+themselves, and a difference is refused.
 
 Special tokens of the template become ids directly. Runs of text between them are encoded whole, so
 "\\n\\n" and the content merge as in the stock tokenizer, and character offsets say which tokens are
-trained: those of an answer, and the token that ends its turn. `<image>` becomes P seats, weight 0.
+trained: those of an answer, and the token that ends its turn. `<image>` becomes P placeholders of
+weight 0.
 """
 
 import re
@@ -46,8 +47,8 @@ from mllm_jax.data.chat.tokens import (
 )
 from mllm_jax.data.records.parse import IMAGE, Turn
 
-_REMEMBERED = 4096  # forms that are remembered
-_LONG = 1000  # items of a form that is not: it hardly comes twice
+_REMEMBERED = 4096  # prompt templates that are cached
+_LONG = 1000  # items of one that is not cached: it hardly occurs twice
 _SENTINEL = re.compile(f"({msg.SENTINELS})")
 _PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
 
@@ -69,7 +70,7 @@ class Chat:
             tokenizer: as `load_tokenizer` gives it; not changed.
             template: Jinja source, a value of TEMPLATES or a folder's own.
             image_token: id of the image token; None for a model that reads text only.
-            patches: seats of one image.
+            patches: placeholders of one image.
             variables: further names for the template, e.g. {"date_string": "1 Jan 2026"}.
 
         Raises:
@@ -122,9 +123,9 @@ class Chat:
             names: what messages call them.
 
         Raises:
-            ConfigError: the template loses a text, writes more than its place for it, does not end
-                an answer by a special token, a token lies across the border of an answer, or
-                there is not exactly one beginning token.
+            ConfigError: the template loses a text, changes one, does not end an answer by a special
+                token, a token crosses the border of an answer, or there is not exactly one
+                beginning token.
         """
         require(
             self._no_strings is None or not conversations,
@@ -162,8 +163,8 @@ class Chat:
         """A conversation that ends with a user turn, and the header that asks for an answer.
 
         Images go to the template as typed parts where it takes them (so do transformers'
-        processors) and a line break follows each (`records.user_turn`); otherwise `<image>` stands
-        in the string where the image stood. All weights are 0.
+        processors) and a line break follows each (`records.user_turn`); otherwise the string has
+        `<image>` in place of the image. All weights are 0.
         """
         require(len(turns) > 0 and turns[-1].role == "user", "a prompt ends with a user turn")
         images = msg.count_images(turns)
@@ -180,24 +181,25 @@ class Chat:
         return expand_all(flat, self.image_token, self._patches)[0]
 
     def check_answers(self) -> None:
-        """Refuses a template by which nobody could tell where an answer ends: none to train with.
+        """Refuses a template that does not mark the end of an answer: it cannot be trained with.
 
         LLaVA-1.5's of the Hugging Face Hub takes typed parts alone and ends answers by a space.
         """
         self.encode(_PROBE)
 
     def check_prompts(self) -> None:
-        """Refuses a tokenizer for which a prompt is not the beginning of what was trained.
+        """Refuses a tokenizer for which a prompt is not a prefix of the trained tokens.
 
-        GPT-2's way to split text takes two line breaks before an answer for two tokens, and at the
-        end of a prompt for one: the model would be asked in a way that it never saw.
+        GPT-2's pre-tokenization makes two tokens of two line breaks before an answer, and one at
+        the end of a prompt: training and generation would disagree.
         """
         prompt = self.prompt(_PROBE[:1]).tokens.tolist()
         whole = self.encode(_PROBE).tokens.tolist()
         require(
             whole[: len(prompt)] == prompt,
-            "the tokenizer splits the end of a prompt in another way when an answer follows: "
-            f"{prompt} is not the beginning of {whole}; use Llama-3's way to split text",
+            f"the prompt's tokens change when an answer is appended ({prompt} is not a prefix of "
+            f"{whole}), so training and generation would disagree; use a tokenizer with Llama-3 "
+            "pre-tokenization",
         )
 
     # ------------------------------------------------------------------------------ rendering
@@ -233,7 +235,7 @@ class Chat:
     def _as_strings(
         self, turns: Sequence[Turn], generate: bool
     ) -> tuple[PromptTemplate, Sequence[str]]:
-        """The form of a conversation whose contents are strings, and its texts."""
+        """The prompt template of a conversation whose contents are strings, and its texts."""
         shape, texts = msg.take_texts(turns)
         prompt = self._prompts.get((shape, generate))
         if prompt is None:
@@ -254,15 +256,15 @@ class Chat:
             left = msg.kept_space(prompt.rendered, spaced, space)
             if left is None:
                 raise ConfigError(
-                    "the chat template writes more than white space otherwise where a text begins "
-                    "or ends with it"
+                    "the chat template changes more than white space if a text begins or ends with "
+                    "it"
                 )
             if any(a or b for a, b in left):
                 return prompt._replace(space=left)
         return prompt
 
     def _as_parts(self, turns: Sequence[Turn]) -> tuple[PromptTemplate, list[str]]:
-        """The form of a prompt whose contents are typed parts, and its texts."""
+        """The prompt template of a prompt whose contents are typed parts, and its texts."""
         messages, texts, roles = msg.as_parts(turns)
         prompt = self._prompts.get((repr(messages),))
         if prompt is None:
@@ -275,9 +277,9 @@ class Chat:
     def _check_texts(
         self, prompt: PromptTemplate, messages: Messages, texts: Sequence[str], generate: bool
     ) -> None:
-        """The texts themselves must be rendered as the form says.
+        """Refuses a chat template that renders these texts otherwise than the prompt template.
 
-        Templates look at texts: they cut an answer at `</think>`, or take an empty one for none.
+        Some depend on the texts: they cut an answer at `</think>`, or omit an empty one.
         """
         table = {msg.FIRST + n: text for n, text in enumerate(prompt.with_space(texts))}
         expected = prompt.rendered.translate(table)
@@ -290,8 +292,8 @@ class Chat:
         begin = max(0, n - 10)
         written, place = (quoted(text[begin : n + 30], 60) for text in (rendered, expected))
         raise ConfigError(
-            f"the chat template looks at the texts: it writes {written} where other texts in their "
-            f"place would stand as {place}; leave out what it treats apart, or use another template"
+            f"the chat template depends on the texts: it writes {written} where other texts would "
+            f"be written as {place}; leave out what it treats specially, or use another template"
         )
 
     def _remember(self, key: tuple[Any, ...], prompt: PromptTemplate) -> None:
@@ -334,8 +336,8 @@ class Chat:
         if self._is_ours and missing:
             name = next(name for name, source in TEMPLATES.items() if source == self._template)
             raise ConfigError(
-                f"format {name} writes {missing[0]}, which the tokenizer has not as a special "
-                "token; choose a format of its own tokens, or another tokenizer"
+                f"format {name} writes {missing[0]}, which is not a special token of this "
+                "tokenizer; choose a format of its own tokens, or another tokenizer"
             )
 
     def _check_probe(self) -> None:
@@ -367,7 +369,7 @@ class Chat:
     # ------------------------------------------------------------------------------- encoding
 
     def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
-        """Filled forms -> tokens; `images` is how many each has to have."""
+        """Filled prompt templates -> tokens; `images` is how many each must have."""
         cut: dict[str, None] = {}  # texts, in order and once
         whole: dict[str, None] = {}
         for run in chain.from_iterable(plans):

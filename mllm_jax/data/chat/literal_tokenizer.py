@@ -1,4 +1,4 @@
-"""A copy of a tokenizer for which text is only text: no string in it becomes a control token."""
+"""Copies a tokenizer so that text is only text: no string in it becomes a control token."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from mllm_jax.common.errors import require
 
-# Texts are encoded several at a time, since a call costs as much as some words; what stands between
-# them is no part of any text (`records` refuses it).
+# Texts are encoded several at a time, since a call costs as much as some words; the separator
+# between them cannot be part of a text (`records` refuses it).
 _BETWEEN = "\0"
 _TOGETHER = 16  # beyond this nothing is gained
 _NUL = "a text holds a NUL character"
@@ -20,7 +20,7 @@ def token_text(tokenizer: Any, token: int) -> str:
     text = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None
     require(
         text is not None,
-        f"model.image_token={token} is no token of the tokenizer, which has {len(tokenizer)}",
+        f"model.image_token={token} is not a token id of the tokenizer, which has {len(tokenizer)}",
     )
     return str(text)
 

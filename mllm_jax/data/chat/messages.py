@@ -1,4 +1,4 @@
-"""Turns -> messages for a chat template, in which one private-use character stands for each text.
+"""Converts turns to messages for a chat template, with one private-use character for each text.
 
     turns      user (IMAGE, "\\n Zer da? ")         assistant ("Katu bat.",)
     messages   user "<image>①"                      assistant "②"              as strings
@@ -144,7 +144,7 @@ def kept_space(
 
 
 def with_texts(messages: Messages, texts: Sequence[str]) -> Messages:
-    """Messages with the texts themselves where their sentinels stand."""
+    """Messages with the texts themselves in place of their sentinels."""
     table = {FIRST + n: text for n, text in enumerate(texts)}
     filled: Messages = []
     for message in messages:

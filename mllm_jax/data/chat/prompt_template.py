@@ -1,10 +1,10 @@
-"""What all conversations of one shape share: their rendering, with holes where their texts stand.
+"""Holds the rendering that all conversations of one shape share, with placeholders for their texts.
 
     rendered   <|bos|> <|user|> \\n\\n <image> ① <|eot|>  <|assistant|> \\n\\n ② <|eot|>
-    form       7 9 ("\\n\\n",) 5 (0,) 8               9 ("\\n\\n", 1) 8             answers {1}
+    template   7 9 ("\\n\\n",) 5 (0,) 8               9 ("\\n\\n", 1) 8             answers {1}
     filled     7 9 "\\n\\n" 5 "\\nZer da?" 8           9 "\\n\\nKatu bat." 8         trained [2, 11)
 
-So a template is rendered once for a form; afterwards texts are put in.
+So a chat template is rendered once for each shape of conversation; afterwards texts are filled in.
 """
 
 from collections.abc import Sequence
@@ -29,22 +29,22 @@ Items = list[int | Run]  # ids of special tokens, and the text between them
 
 
 class PromptTemplate(NamedTuple):
-    """A rendering with holes."""
+    """A rendering with placeholders for texts."""
 
     items: tuple[int | tuple[str | int, ...], ...]  # an id, or a run: template texts, text numbers
     answers: frozenset[int]  # numbers of the texts that are trained
     images: int  # of every conversation
-    rendered: str = ""  # by the template, with sentinels (`messages`) in the holes
+    rendered: str = ""  # by the chat template, with sentinels (`messages`) as placeholders
     space: tuple[tuple[str, str], ...] = ()  # around each text, where the template leaves it there
 
     def with_space(self, texts: Sequence[str]) -> Sequence[str]:
-        """The texts as they stand in a rendering, with the white space that is not trimmed."""
+        """The texts as they are rendered, with the white space that the template does not trim."""
         if not self.space:
             return texts
         return [f"{a}{text}{b}" for (a, b), text in zip(self.space, texts, strict=True)]
 
     def fill(self, texts: Sequence[str]) -> Items:
-        """The form with these texts, see `whole`, in its holes."""
+        """The template with these texts, see `with_space`, in its placeholders."""
         items: Items = []
         for item in self.items:
             if not isinstance(item, tuple):

@@ -1,7 +1,7 @@
-"""Messages -> text by a chat template: ours in this process, a stranger's in one of its own.
+"""Renders messages by a chat template: ours in this process, any other in a process of its own.
 
-Behind `chat`. One process of `template_process` serves all of this process's templates; it is begun
-when it is first needed, and ends with us.
+One process of `template_process` serves all templates of this process; it starts when it is first
+needed, and ends with this process.
 """
 
 import atexit
@@ -27,7 +27,7 @@ _REFUSES = "the chat template refuses the conversation: "
 
 
 class TooMuchWork(ConfigError):
-    """A template that does not come to an end within the limits."""
+    """A template that exceeds the limits of time or memory."""
 
 
 def is_ours(template: str) -> bool:
@@ -83,7 +83,7 @@ def _process(_: int) -> "_Process":
 
 
 class _Process:
-    """A running `template_process`, begun again after it was ended by a template."""
+    """A running `template_process`, restarted after a template has ended it."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -120,8 +120,8 @@ def _begin() -> "subprocess.Popen[str]":
     assert running.stdout is not None
     if running.stdout.readline() != '"ready"\n':
         raise ConfigError(
-            "the process that renders chat templates could not begin (exit code "
-            f"{running.wait()}); its message stands above"
+            "the process that renders chat templates did not start (exit code "
+            f"{running.wait()}); its message is printed above"
         )
     return running
 

@@ -1,7 +1,7 @@
 """Renders chat templates of model folders in a process of its own, within limits of work.
 
-Run as a file by `rendering`, with lines of JSON in and out. A template is a program that a stranger
-wrote: loops in loops, 9**9**9 or a text that doubles fifty times end this process, not the run.
+Run as a file by `rendering`, with lines of JSON in and out. A template is an untrusted program:
+nested loops, 9**9**9 or a text that doubles fifty times end this process, not the run.
 """
 
 import json

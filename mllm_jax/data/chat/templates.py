@@ -1,4 +1,4 @@
-"""The chat formats as Jinja templates: what trains is what an export holds and others render.
+"""Defines the chat formats as Jinja templates: the same for training, exports and other runtimes.
 
     plain     <|begin_of_text|><image>a caption<|end_of_text|>
               LLaVA's alignment format: of the user's turn only the images stay.

@@ -1,6 +1,6 @@
-"""Token ids -> the text that each stands for, byte by byte. Beside the way of the data, for eyes.
+"""Converts token ids to the text of each, byte by byte, for people to read.
 
-A tokenizer's `decode` of one token loses what is no whole character; here those bytes stay:
+A tokenizer's `decode` of one token loses incomplete characters; here their bytes are kept:
 
     ids      312   77    104   101     98    97    265
     texts    "Zer" "\\udcf0" "\\udc9f" "\\udc90" "\\udc88"  " da" "<|eot_id|>"
@@ -25,7 +25,7 @@ class TokenTexts:
         self._alphabet = _byte_alphabet() if "ByteLevel" in repr(decoder) else {}
 
     def __getitem__(self, token: int) -> str:
-        """The text; bytes that are no whole character are lone surrogates U+DC80 to U+DCFF.
+        """The text; bytes of incomplete characters are lone surrogates U+DC80 to U+DCFF.
 
         An id outside the vocabulary is "[id]": embedding tables are longer than tokenizers.
         """
@@ -37,7 +37,7 @@ class TokenTexts:
         return self._bytes(piece).decode("utf-8", "surrogateescape")
 
     def is_control(self, token: int) -> bool:
-        """Whether it stands beside the ordinary vocabulary: what templates write between texts."""
+        """Whether it is an added token, as templates write between texts."""
         return token in self._added
 
     def _bytes(self, piece: str) -> bytes:

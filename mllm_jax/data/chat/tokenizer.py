@@ -1,4 +1,4 @@
-"""Tokenizer files of a model folder, opened offline.
+"""Opens the tokenizer files of a model folder, offline.
 
 `tokenizer.json` is taken as it is: nothing rebuilds it from parts, no code of the folder runs.
 """
@@ -80,7 +80,9 @@ def _check_model(path: Path) -> None:
         pieces = merge.split(" ") if isinstance(merge, str) else merge
         whole = isinstance(pieces, list) and len(pieces) == 2 and isinstance(pieces[1], str)
         if not (whole and pieces[1].startswith(prefix)):
-            raise ConfigError(f"{path}: merge {quoted(merge)} does not go on with {quoted(prefix)}")
+            raise ConfigError(
+                f"{path}: the second piece of merge {quoted(merge)} lacks {quoted(prefix)}"
+            )
 
 
 def _check_config(folder: Path) -> None:
@@ -158,7 +160,7 @@ def end_ids(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]
             does.
 
     Raises:
-        ConfigError: no id is found anywhere, or what stands for one is none.
+        ConfigError: there is no id anywhere, or it is not a valid one.
     """
     for name in ("generation_config.json", "config.json"):
         path = Path(folder or ".") / name

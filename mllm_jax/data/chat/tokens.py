@@ -1,4 +1,4 @@
-"""Filled forms -> tokens, what of them is trained, and the seats of images."""
+"""Joins filled prompt templates to tokens, with the loss mask and the placeholders of images."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +14,10 @@ NO_TOKEN = -1  # the image token of a model that reads no images
 
 
 class Encoded(NamedTuple):
-    """A conversation as tokens. `seats[t]`: -1 for text, k * P + p for patch p of image k."""
+    """A conversation as tokens.
+
+    `placeholders[t]` is -1 for text, k * P + p for patch p of image k.
+    """
 
     tokens: Int32[np.ndarray, "T"]
     weights: Float32[np.ndarray, "T"]
@@ -47,12 +50,12 @@ def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) 
     """Ids and encoded texts, end to end. Trained are answers, and the token after each.
 
     Args:
-        plans: filled forms.
+        plans: filled prompt templates.
         encodings: of every run's text; offsets where one has borders.
         names: what messages call the conversations; may be empty.
 
     Raises:
-        ConfigError: a token lies across the border of an answer.
+        ConfigError: a token crosses the border of an answer.
     """
     tokens: list[int] = []
     trained = bytearray()
@@ -94,19 +97,19 @@ def loss_mask(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
                 answer = run.text[start:end]
                 spaced = answer != answer.strip()
                 raise ConfigError(
-                    f"a token lies across the border of the answer {quoted(answer, 60)}"
+                    f"a token crosses the border of the answer {quoted(answer, 60)}"
                     + ("; trim the white space around it" if spaced else "")
                 )
     return bytes(trained)
 
 
 def starts(ends: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
-    """Where things that stand end to end begin."""
+    """Where things that are stored end to end begin."""
     return np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
 
 
 def counts(flat: Flat, token: int) -> Int64[np.ndarray, "n"]:
-    """How often each conversation has the token."""
+    """How many times each conversation has the token."""
     if not len(flat.ends):  # reduceat wants one
         return np.zeros(0, np.int64)
     return np.add.reduceat(flat.tokens == token, starts(flat.ends), dtype=np.int64)
@@ -123,9 +126,9 @@ def expand(
     image_token: int,
     patches: int,
 ) -> Encoded:
-    """Gives every image token of a record its seats, untrained.
+    """Widens every image token of a record to its placeholders, untrained.
 
-    With P = 3:  a <image> b  ->  a <image> <image> <image> b, seats -1 0 1 2 -1
+    With P = 3:  a <image> b  ->  a <image> <image> <image> b, placeholders -1 0 1 2 -1
     """
     is_image = tokens == image_token
     weights = weights * ~is_image

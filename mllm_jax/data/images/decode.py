@@ -1,7 +1,7 @@
-"""Image files -> pixels as CLIP wants them, equal to Hugging Face's PIL processor.
+"""Decodes image files to the pixels that CLIP expects, equal to Hugging Face's PIL processor.
 
-An image is a path, or the encoded bytes that a shard holds. It is judged by its header before
-anything is decoded: kind, pixels, frames. One resize everywhere (PIL, bicubic), in training,
+An image is a path, or the encoded bytes that a shard holds. Its header is checked before anything
+is decoded: kind, pixels, frames. One resize everywhere (PIL, bicubic), in training,
 generation and evaluation alike:
 
     crop   shortest edge to `size`, then the central square         (CLIP, LLaVA pretraining)
@@ -59,14 +59,14 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class BadImage(RecordError, ConfigError):
-    """An image that cannot be used: a fault of its record, bad input of a person who named it."""
+    """An image that cannot be used: a record error, or bad input if a person named the file."""
 
     def __reduce__(self):
         return BadImage, (self.code, self.reason)
 
 
 def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
-    """Judges an image by its header.
+    """Checks an image by its header.
 
     Args:
         image: a path, or the bytes of an image file.
@@ -75,7 +75,7 @@ def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
     Raises:
         BadImage: image_missing, image_empty, image_type, image_pixels or image_animated; a header
             that is broken is image_broken.
-        ConfigError: the file system does not let us read the file; that is no fault of a record.
+        ConfigError: the file system does not let us read the file; that is not a record error.
     """
     with _opened(image, max_pixels):
         pass
@@ -144,7 +144,7 @@ def normalise(
 
 @contextmanager
 def _opened(image: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and judged."""
+    """The image with its header read and checked."""
     name = _name(image)
     with _file(image, name) as file:
         opened = _identified(file, name)
@@ -262,7 +262,7 @@ def _name(image: str | Path | bytes) -> str:
 
 def _broken(name: str, error: Exception) -> BadImage | ConfigError:
     if isinstance(error, OSError) and error.errno is not None:
-        # the file system failed, not PIL: no fault of the record, so none that may be skipped
+        # the file system failed, not PIL: not a record error, so it may not be skipped
         return ConfigError(f"{name}: cannot be read: {error.strerror}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return BadImage("image_broken", f"{name}: the image is broken: {reason}")

@@ -1,4 +1,4 @@
-"""RGB picture -> square of pixels, by cropping or padding. Behind `images`, before the batch."""
+"""Resizes RGB pictures to squares of pixels, by cropping or padding."""
 
 import math
 from typing import Literal

@@ -1,7 +1,7 @@
-"""Source -> index folder: every row read, checked and tokenised once, on all cores.
+"""Builds an index folder from a source: reads, checks and tokenises every row once, on all cores.
 
-The rows are read in parts of CHUNK by worker processes; a part that is on disk is not made again,
-so a build that was stopped goes on. One writer, bounded memory: a part travels as arrays.
+Worker processes read the rows in chunks; a chunk that is on disk is not read again, so an
+interrupted build continues. One writer, bounded memory: a chunk travels as arrays.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from mllm_jax.data.index.storage import Chunk, is_chunk, join_chunks, load_chunk
 from mllm_jax.data.progress import bar
 from mllm_jax.data.workers import WorkerMessages, Workers
 
-CHUNK_ROWS = 4096  # rows of a part
+CHUNK_ROWS = 4096
 
 
 def build(reader: Reader, folder: Path, workers: int) -> None:
-    """Writes the arrays of an index into `folder`; its parts stand in `folder/parts` meanwhile.
+    """Writes the arrays of an index into `folder`; its chunks are in `folder/parts` meanwhile.
 
     Args:
         reader: the stream.
-        folder: of the index; parts of an earlier try with the same rows are taken as they are.
+        folder: of the index; chunks of an earlier build of the same rows are reused.
         workers: processes; 1 reads in this one.
 
     Raises:
@@ -42,7 +42,7 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
     files = [parts / f"{rows.start:012d}.npz" for rows in ranges]
     missing = [(r, f) for r, f in zip(ranges, files, strict=True) if not is_chunk(f)]
     done = sum(len(rows) for rows in ranges) - sum(len(rows) for rows, _ in missing)
-    if len(missing) > 1:  # long enough to be told, also where there is no terminal
+    if len(missing) > 1:  # long enough to report, also without a terminal
         left = len(reader.source) - done
         print(
             f"reading data.streams.{reader.name}: {left:,} rows, into {folder.parent}", flush=True
@@ -64,11 +64,11 @@ def build(reader: Reader, folder: Path, workers: int) -> None:
 
 @contextlib.contextmanager
 def _written(name: str, folder: Path) -> Iterator[None]:
-    """Around what writes into an index folder; its home is named, since it has no name as yet."""
+    """Wraps writes into an index folder; errors name its parent, since it has a temporary name."""
     try:
         yield
     except OSError as error:
-        reason = f"{failures.reason(error)}; start again to go on from here"
+        reason = f"{failures.reason(error)}; start again to continue from here"
         raise RunError(
             f"data.streams.{name}: its index cannot be written to {folder.parent}: {reason}"
         ) from error
@@ -77,7 +77,7 @@ def _written(name: str, folder: Path) -> Iterator[None]:
 def _work(
     reader: Reader, todo: list[tuple[range, Path]], workers: int
 ) -> Generator[int, None, None]:
-    """Makes the parts; yields the number of rows of each when it is on disk, in order."""
+    """Writes the chunks; yields the number of rows of each when it is on disk, in order."""
     make, numbers = _Maker(reader, todo), range(len(todo))
     if workers <= 1:
         yield from map(make, numbers)
@@ -87,13 +87,13 @@ def _work(
         return f"read data.streams.{reader.name} from row {todo[number][0].start} on"
 
     messages = WorkerMessages(
-        "index-worker", doing, "take fewer workers", "start again to go on from here"
+        "index-worker", doing, "take fewer workers", "start again to continue from here"
     )
     yield from Workers(make, workers, messages, _begin).iterate(numbers, ahead=2 * workers)
 
 
 class _Maker:
-    """Reads a numbered part and writes it to its file."""
+    """Reads a numbered chunk and writes it to its file."""
 
     def __init__(self, reader: Reader, todo: list[tuple[range, Path]]):
         self._reader, self._todo = reader, todo
@@ -115,6 +115,6 @@ class _Maker:
 def _begin() -> None:
     """In a worker process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker
-    # nothing here makes circles but errors: between parts is soon enough to look for them
+    # only errors make reference cycles here: collecting them between chunks is soon enough
     gc.freeze()
     gc.disable()

@@ -1,11 +1,11 @@
-"""Stream -> its index, found fresh on disk or built: where a run's data begins.
+"""Opens the index of every stream, from the cache on disk or built: where a run's data begins.
 
-An index stands beside the stream's data, in a folder named by what decides its content:
+An index is stored beside the stream's data, in a folder named by what decides its content:
 
     captions.json.index/3f9c.../meta.json      key, files with sizes and digests
                                 records.npy, tokens.bin, ...   see store
 
-Another tokenizer, format or column is another folder; changed data is noticed and read again.
+Another tokenizer, format or column is another folder; changed data is detected and read again.
 """
 
 import json
@@ -44,7 +44,7 @@ from mllm_jax.data.records.parse import read_record
 from mllm_jax.data.sources.kinds import list_files, open_source
 from mllm_jax.data.sources.shards import Listing
 
-VERSION = 5  # of what stands in an index; another version is another key
+VERSION = 5  # of the content of an index; another version is another key
 
 
 class Mixture(NamedTuple):
@@ -131,7 +131,7 @@ class _Opener:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Everything but the data itself that decides what stands in the index."""
+        """Everything but the data itself that decides the content of the index."""
         data = self._mixture.data
         return {
             "version": VERSION,
@@ -235,7 +235,7 @@ def _from(base: Path, folder: Path) -> str:
 def _build(
     reader: Reader, base: Path, key: dict[str, Any], folder: Path, workers: int
 ) -> dict[str, Any]:
-    """Builds beside the goal and renames; what was finished of an earlier try is taken."""
+    """Builds in a temporary folder and renames it; reuses finished chunks of an earlier build."""
     files = [look(file, base) for file in reader.source.files]
     beside = folder.with_name(f".{folder.name}.partial")
     mark = beside / "mark.json"
@@ -252,7 +252,7 @@ def _build(
     write_json(mark, begun)
     try:
         build(reader, beside, workers)
-    except ConfigError:  # of the data: what was read of it will not be wanted again
+    except ConfigError:  # of the data: what was read of it will not be used again
         shutil.rmtree(beside)
         raise
     names = mark_duplicates(beside, reader.source.location)
@@ -290,4 +290,4 @@ def _check_skip(name: str, stream: StreamConfig) -> None:
         require(code not in NEVER_SKIPPED, f"{location}: {CODES.get(code)}")
         near = closest(code, CODES)
         hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(CODES)}"
-        require(code in CODES, f"{location}: no such fault; {hint}")
+        require(code in CODES, f"{location}: no such record error; {hint}")

@@ -21,7 +21,7 @@ from mllm_jax.data.records.parse import IMAGE, Record, read_record
 from mllm_jax.data.sources.base import Source
 
 TOGETHER = 2**22  # bytes tokenised at a time: a tokenizer takes up to 200 times as much
-NAME = 200  # characters of an id that a fault keeps
+NAME = 200  # characters of an id that a record error keeps
 Look = Callable[[str | bytes], int]
 
 
@@ -63,7 +63,7 @@ def looks(reader: Reader) -> Look:
 
 
 def read_chunk(reader: Reader, rows: range, look: Look) -> Chunk:
-    """Reads and tokenises these rows; what is wrong with a row is noted, never raised."""
+    """Reads and tokenises these rows; record errors are collected, never raised."""
     good: list[_Good] = []
     faults: list[RefusedRow] = []
     unread: Counter[str] = Counter()
@@ -180,7 +180,7 @@ def _measure(
     Args:
         records: with `size` and `tokens`, the ends of the records in what follows.
         weights: of all tokens, records end to end; an image is one token.
-        seats: whether a token is an image.
+        is_image: whether a token is an image.
     """
     size, start = records["size"], records["tokens"] - records["size"]
     position = np.arange(len(weights)) - np.repeat(start, size)

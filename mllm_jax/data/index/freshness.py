@@ -1,4 +1,4 @@
-"""Whether an index on disk is whole, and of the data as it is now. Before anything is read again.
+"""Checks that an index on disk is intact and matches the data as it is now.
 
 Speed against certainty, since a run of millions of records has to start in seconds:
 
@@ -8,8 +8,8 @@ Speed against certainty, since a run of millions of records has to start in seco
     another modification time                   compared whole
     arrays of the index                         size, and the same blocks
 
-So what is not noticed: a change of a large file between the blocks that leaves size and
-modification time as they were, in a copy; a bit that flips between the blocks of a large array.
+Not detected: a change of a large file between the blocks that leaves size and modification time as
+they were, in a copy; a bit that flips between the blocks of a large array.
 """
 
 import json
@@ -30,7 +30,7 @@ _READ = 2**22
 
 
 def look(file: Path, base: Path) -> dict[str, Any]:
-    """What is noted about a file of the data; its path is relative to `base`."""
+    """What an index records about a file of the data; its path is relative to `base`."""
     return {
         "path": str(file.relative_to(base)),
         **_times(file.stat()),
@@ -56,7 +56,9 @@ def content_digest(files: list[dict[str, Any]]) -> str:
 
 
 def changed(known: list[dict[str, Any]], files: Sequence[Path] | None, base: Path) -> str | None:
-    """The first file that is new, gone or other than it was; None if all are the same.
+    """The first file that was added or removed, or whose content changed; None if there is none.
+
+    A new modification time alone does not count.
 
     Args:
         known: as `look` noted them.

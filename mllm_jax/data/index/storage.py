@@ -1,7 +1,7 @@
-"""The records of a stream as arrays on disk, memory-mapped: the length index and the tokens.
+"""Stores the records of a stream as memory-mapped arrays on disk: the length index and the tokens.
 
-Written in parts, each complete in itself, so that an interrupted build goes on where it stopped;
-joined into one folder at the end:
+Written in chunks, each complete in itself, so that an interrupted build continues; joined into one
+folder at the end:
 
     records.npy     a line per usable record, see RECORD
     tokens.bin      int32, records end to end; an image is one token
@@ -10,11 +10,10 @@ joined into one folder at the end:
     ids.bin         UTF-8, ids end to end
     digests.bin     uint64, two a record: of its id and of its content; gone when doubles are marked
     pictures.bin    UTF-8, image paths in the image folder; a record's end in NUL each; a path that
-                    is empty says that the picture lies in the row itself
+                    is empty says that the picture is in the row itself
     faults.jsonl    what is wrong with every other row
-    unread.json     keys that nothing read, and how often they held something
-    duplicates.npy  records whose id and content an earlier one has; their faults stand in
-                    faults.jsonl too
+    unread.json     keys that nothing read, and how many times they held something
+    duplicates.npy  records whose id and content an earlier one has; faults.jsonl has them too
     numbers.npy     records that share their id with earlier ones of other content, and which of
                     that id each is: 2 for `x#2`
 """
@@ -63,7 +62,7 @@ OTHER_KEYS = "..."  # all others
 class Chunk(NamedTuple):
     """Some rows of a stream, read and tokenised."""
 
-    records: np.ndarray  # RECORD; ends count from the part's own beginning
+    records: np.ndarray  # RECORD; ends count from the chunk's own beginning
     tokens: Int32[np.ndarray, "t"]
     weights: Bool[np.ndarray, "t"]
     hashes: UInt64[np.ndarray, "i"]
@@ -71,11 +70,11 @@ class Chunk(NamedTuple):
     digests: UInt64[np.ndarray, "n 2"]  # of the ids and of the contents
     pictures: bytes
     faults: list[RefusedRow]
-    unread: dict[str, int]  # keys that nothing read -> how often they held something
+    unread: dict[str, int]  # keys that nothing read -> how many times they held something
 
 
 def save_chunk(chunk: Chunk, path: Path) -> None:
-    """Writes a part; the file is whole or not there."""
+    """Writes a chunk; the file is complete or missing."""
     arrays = {
         "records": chunk.records,
         "tokens": chunk.tokens,
@@ -98,7 +97,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 
 def load_chunk(path: Path) -> Chunk:
-    """A part as `save_chunk` wrote it."""
+    """A chunk as `save_chunk` wrote it."""
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         faults = [RefusedRow(*line) for line in json.loads(file["faults"].tobytes())]
         return Chunk(
@@ -115,7 +114,7 @@ def load_chunk(path: Path) -> Chunk:
 
 
 def is_chunk(path: Path) -> bool:
-    """Whether a part is there and can be read: a disk may have lost it after it was written."""
+    """Whether a chunk exists and can be read: a disk may have lost it after it was written."""
     try:
         load_chunk(path)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -124,7 +123,7 @@ def is_chunk(path: Path) -> bool:
 
 
 def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
-    """Writes the arrays of a folder from its parts, one in memory at a time."""
+    """Writes the arrays of a folder from its chunks, one in memory at a time."""
     records: list[np.ndarray] = []
     unread: Counter[str] = Counter()
     ends = dict.fromkeys(ENDS, 0)
@@ -271,16 +270,16 @@ class Store:
         return name
 
     def unread(self) -> dict[str, int]:
-        """Keys that nothing read -> how often they held something, the most frequent first."""
+        """Keys that nothing read -> how many times they held something, most frequent first."""
         return json.loads((self._folder / "unread.json").read_text(encoding="utf-8"))
 
     def pictures(self, record: int) -> list[str]:
-        """Paths of its images in the image folder; empty where they lie in the row itself."""
+        """Paths of its images in the image folder; empty for images in the row itself."""
         joined = self._pictures[self._span(record, "pictures")].tobytes().decode("utf-8")
         return joined.split("\0")[:-1]
 
     def faults(self) -> Iterator[RefusedRow]:
-        """What is wrong with the rows that are no records."""
+        """The rows that could not be used, with their errors."""
         with (self._folder / "faults.jsonl").open(encoding="utf-8") as file:
             for line in file:
                 yield RefusedRow(**json.loads(line))

@@ -1,7 +1,7 @@
-"""An index folder as the usable examples of a stream: what fits a row, numbered from 0.
+"""Presents an indexed stream as a numbered sequence of the training examples that fit a row.
 
-An image is one token on disk and widened to its seats when an example is taken. Records that do not
-fit are dropped, cut or refused here, and counted; the rest of the way sees only what fits. A text
+An image is one token on disk and widened to its placeholders when an example is read. Records that
+do not fit are dropped, cut or refused here, and counted; later steps see only what fits. A text
 document is cut into pieces of the row length that share one token, so that each token is a target
 once:
 
@@ -49,13 +49,13 @@ class StreamIndex:
             store: its index folder.
             data: lengths, the policies for records that are too long or cannot be used.
             model: image token and patches.
-            pictures: row -> images, for those that lie in the rows themselves.
+            pictures: row -> images, for those that are in the rows themselves.
             notes: what of the stream's folder is not read, for people.
             digest: of the source's files.
 
         Raises:
-            ConfigError: more faults than the stream allows, a record is over-long and the policy is
-                `fail`, or nothing is left.
+            ConfigError: more record errors than the stream allows, a record is over-long and the
+                policy is `fail`, or nothing is left.
         """
         self.number, self.name, self.notes, self.digest = number, name, list(notes), digest
         self._store, self._pictures = store, pictures
@@ -99,7 +99,7 @@ class StreamIndex:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """A usable example, its images widened to seats, cut to the row's length."""
+        """A usable example, its images widened to placeholders, cut to the row's length."""
         images = self._images(int(self._records[index]))
         key = self.key(index)
         return Example(*self.tokens(index), images, self.number, self.language(index), key)
@@ -110,7 +110,7 @@ class StreamIndex:
         return f"{self.name}/{self._store.id(record)}" + (f"#{piece}" if piece else "")
 
     def tokens(self, index: int) -> Encoded:
-        """Tokens, weights and seats of an example; its images are not looked for."""
+        """Tokens, weights and placeholders of an example; its images are not opened."""
         record, piece = int(self._records[index]), int(self._pieces[index])
         start = piece * (self._length - 1)
         tokens, weights = (field[start:] for field in self._store.tokens(record))
@@ -125,7 +125,7 @@ class StreamIndex:
 
     @property
     def unread(self) -> dict[str, int]:
-        """Keys that nothing read -> how often they held something, the most frequent first."""
+        """Keys that nothing read -> how many times they held something, most frequent first."""
         return self._store.unread()
 
     @property
@@ -190,7 +190,7 @@ def image_folder(stream: StreamConfig) -> Path:
 
 
 def check_faults(name: str, stream: StreamConfig, faults: list[RefusedRow], total: int) -> None:
-    """Refuses a stream in which more is wrong than its config allows.
+    """Refuses a stream with more record errors than its config allows.
 
     Raises:
         ConfigError: names the first few records with their reasons, and what would allow them.
@@ -250,12 +250,12 @@ class StreamReport(NamedTuple):
     records: int  # rows of the source
     used: int  # examples: records that fit, whole or cut, and pieces of documents
     faults: dict[str, int]  # rows left out, by code
-    unread: dict[str, int]  # keys that nothing read -> how often they held something
+    unread: dict[str, int]  # keys that nothing read -> how many times they held something
     numbered: int  # records with the id of an earlier one and other content
     dropped: dict[str, int]
     cut: dict[str, int]
     images: int
-    tokens: int  # image seats included
+    tokens: int  # image placeholders included
     trained_tokens: int
     trained_share: float
     tokens_per_word: dict[str, float]

@@ -1,7 +1,7 @@
-"""Say which record stands at which global position: a pure function of (streams, passes, seed).
+"""Maps every global position to a record: a pure function of (streams, passes, seed).
 
-Random access, no state. Each stream is shuffled anew every epoch and repeated without end; the
-mixture takes from the streams by the counts of its passes, as evenly as that goes:
+Random access, no state. Each stream is shuffled again every epoch and repeated without end; the
+mixture takes from the streams by the counts of its passes, as evenly as possible:
 
     stream a (3 records, 2 of 3 positions)   a2 a1 a0 | a1 a2 a0 | a1 ...
     stream b (2 records, 1 of 3 positions)   b1 b0 | b1 b0 | ...
@@ -18,8 +18,8 @@ from jaxtyping import Int32, Int64
 
 from mllm_jax.data.mixture.passes import Passes
 
-# of what decides which record stands in which row of which step; a run is continued under the
-# version that it began with (1: rows of a window by their first positions, windows across passes)
+# of the rule by which records get into rows and steps; a run is resumed under the version that it
+# started with (1: rows of a window by their first positions, windows across passes)
 VERSION = 2
 
 
@@ -29,7 +29,7 @@ class Ref(NamedTuple):
     position: int
     stream: int
     record: int
-    epoch: int  # how often the stream has been gone through before
+    epoch: int  # how many times the stream was repeated before
 
 
 class Refs(NamedTuple):
@@ -56,7 +56,7 @@ class Order:
         Args:
             names: of the streams; they give each a shuffle of its own.
             sizes: numbers of records, >= 1.
-            passes: how often each stream comes.
+            passes: how many records of each stream a pass has.
             seed: of the shuffles.
             start: records of each stream that came before position 0, over all epochs.
         """
@@ -87,7 +87,7 @@ class Order:
         """The records at these positions."""
         stream, before = np.empty_like(positions), np.empty_like(positions)
         pending = np.ones(len(positions), bool)
-        while pending.any():  # consecutive positions stand in one or two blocks
+        while pending.any():  # consecutive positions are in one or two blocks
             block = self._passes.block(int(positions[pending].min()))
             inside = pending & (positions < block.end)
             offset = positions[inside] - block.start

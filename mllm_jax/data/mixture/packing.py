@@ -1,4 +1,4 @@
-"""Pack examples into rows of fixed length with a fixed number of image slots, by pure functions.
+"""Packs examples into rows of fixed length with a fixed number of image slots, by pure functions.
 
 A window of consecutive positions is packed on its own (`plan` finds the window of a row):
 
@@ -33,14 +33,14 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
     """Places each example, longest first, into the row where it leaves the least room.
 
     Args:
-        sizes: tokens of each example, image seats included; none above `length`.
+        sizes: tokens of each example, image placeholders included; none above `length`.
         images: images of each example; none above `image_slots`.
         length: tokens of a row.
         image_slots: images of a row.
 
     Returns:
         Rows of indices into `sizes`, ascending within a row, rows by their first index. Every index
-        stands once.
+        occurs once.
     """
     tokens, pictures = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
     image_slots = min(image_slots, int(pictures.sum()))  # more are never used; each costs a list
@@ -68,7 +68,7 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
 
 
 def first_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
-    """Each example in its turn, into the first row that has room: what many trainers do."""
+    """Each example in order, into the first row that has room: what many trainers do."""
     rows: Window = []
     free: list[tuple[int, int]] = []
     for i, (size, image_count) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
@@ -96,12 +96,12 @@ WAYS = {"best fit": best_fit, "first fit": first_fit, "no packing": one_each}
 def spread(rows: Window, streams: Int64[np.ndarray, "n"], seed: Sequence[int]) -> Window:
     """The rows in a random order that spreads each kind of row evenly over the window.
 
-    Rows are ranked by how many examples of each stream they hold, at random among equals. Rank r
-    then stands where r times the golden ratio leaves a fraction: any few neighbours in this order
-    come from evenly spaced ranks (the Fibonacci lattice; Knuth, TAOCP 3, section 6.4).
+    Rows are ranked by how many examples of each stream they hold, at random among equals. Ranks are
+    then sorted by the fraction of r times the golden ratio: any few neighbours in this order come
+    from evenly spaced ranks (the Fibonacci lattice; Knuth, TAOCP 3, section 6.4).
 
     Args:
-        rows: indices into `streams`; every index stands in one row.
+        rows: indices into `streams`; every index is in one row.
         streams: number of each example's stream.
         seed: whole numbers >= 0; another seed, another order.
     """
@@ -126,7 +126,7 @@ FITS, CUT, LONG, IMAGES = range(4)
 class Lengths(NamedTuple):
     """What packing needs to know of the records of a stream."""
 
-    size: Int64[np.ndarray, "n"]  # tokens, image seats included
+    size: Int64[np.ndarray, "n"]  # tokens, image placeholders included
     images: Int64[np.ndarray, "n"]
     # first token that is a target (never token 0); `size` if there is none
     first_trained: Int64[np.ndarray, "n"]
@@ -138,7 +138,7 @@ def fate(
 ) -> Int64[np.ndarray, "n"]:
     """FITS, CUT, LONG or IMAGES for every record.
 
-    CUT takes text from the end, and only where all image seats and something trained remain:
+    CUT takes text from the end, and only if all image placeholders and a trained token remain:
 
         length = 6    i i i i q a a e     -> CUT     i i i i q a      a trained token remains
                       q q i i i i a e     -> LONG    nothing trained would remain
@@ -179,7 +179,7 @@ def assemble(
 ) -> Row:
     """Lays examples side by side in one row.
 
-    Two examples, P = 2, the second with one image (`#` are its seats), length 9:
+    Two examples, P = 2, the second with one image (`#` are its placeholders), length 9:
 
         tokens       a b c # # d e . .
         segments     1 1 1 2 2 2 2 0 0
@@ -192,11 +192,11 @@ def assemble(
         pixels: their images, in order.
         length: tokens of the row.
         image_slots: images of the row; unused ones are black.
-        patches: seats of an image.
+        patches: placeholders of an image.
         image_size: side of an image in pixels.
 
     Raises:
-        ValueError: seats and images disagree; such a row must never reach a device.
+        ValueError: placeholders and images disagree; such a row must never reach a device.
     """
     row = _empty(length, image_slots, image_size)
     start = slot = 0
@@ -205,9 +205,9 @@ def assemble(
         span, inner = slice(start, start + size), slice(start, start + size - 1)
         is_image = example.placeholders >= 0
         if not np.array_equal(example.placeholders[is_image], np.arange(images * patches)):
-            placeholders = int(is_image.sum())
             raise ValueError(
-                f"{example.record}: {placeholders} seats, {images} images of {patches} patches"
+                f"{example.record}: {is_image.sum()} placeholders, {images} images of {patches} "
+                "patches"
             )
         row.tokens[span] = example.tokens
         row.targets[inner] = example.tokens[1:]

@@ -1,4 +1,4 @@
-"""Count exactly how often each stream comes: the passes of a mixture, in whole numbers.
+"""Counts exactly how many records of each stream every pass of a mixture has, in whole numbers.
 
 A pass takes `rate` records of a stream. Rates may be fractions; before pass k the stream has come
 `ceil(k x rate)` times, so no rounding adds up over the passes:
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-BLOCK = 2**16  # positions; inside a block every stream stands as evenly as that goes
+BLOCK = 2**16  # positions; inside a block every stream is spread as evenly as possible
 
 
 class Block(NamedTuple):
@@ -28,7 +28,7 @@ class Block(NamedTuple):
     end: int
     before: Int64[np.ndarray, "s"]  # records of each stream before the block
     stream: Int64[np.ndarray, "p"]  # at each of its positions
-    rank: Int64[np.ndarray, "p"]  # how often the stream stood in the block before
+    rank: Int64[np.ndarray, "p"]  # how many times the stream occurred in the block before
 
 
 class Passes:
@@ -81,7 +81,7 @@ class Passes:
         def begun(block: int) -> list[int]:
             return [count * block // blocks for count in counts]
 
-        # the floors begin a block up to one position a stream before its share
+        # rounding down starts a block up to one position a stream before its share
         b = offset * blocks // length
         while sum(begun(b + 1)) <= offset:
             b += 1
@@ -93,9 +93,9 @@ class Passes:
 
 @functools.lru_cache(maxsize=8)
 def _pattern(counts: tuple[int, ...]) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"]]:
-    """Stream at every position of a block, and how often it stood there before.
+    """Stream at every position of a block, and how many times it occurred there before.
 
-    The k-th of n positions of a stream wants to stand at (k + 1/2) / n of the block.
+    The target of the k-th of n positions of a stream is (k + 1/2) / n of the block.
     """
     each = np.array(counts, np.int64)
     stream = np.repeat(np.arange(len(each)), each)

@@ -1,4 +1,4 @@
-"""Plan which examples stand in which row of which step: pure in (streams, config, seed).
+"""Plans which examples are in which row of which step: pure in (streams, config, seed).
 
 The mixture's order is packed in windows (`rows`). A window ends where a pass of the mixture ends,
 so that a pass is a whole number of rows; a run over `train.epochs` ends with the last of them, and
@@ -10,9 +10,9 @@ what remains of its last batch stays empty:
 How many rows each window makes is kept in a small table on disk, so the seek to any step that was
 ever counted is a look-up.
 
-Where `data.changes` gives other weights from a step on, a new phase begins there. It first uses up
-the examples that the last window of the phase before had placed in later rows, then goes on in
-every stream where that phase stopped: nothing is left out or comes twice.
+If `data.changes` gives other weights from a step on, a new phase begins there. It first uses the
+examples that the last window of the phase before had placed in later rows, then continues in every
+stream where that phase stopped: nothing is left out or repeated.
 """
 
 import json
@@ -88,8 +88,8 @@ class Plan:
     def end_after(self, epochs: int | float) -> End:
         """Ends the plan when the mixture has been gone through `epochs` times.
 
-        See `mixture.mixture_passes`. Rows behind the end are empty. Where the end lies inside a
-        pass, it ends a window, too.
+        See `mixture.mixture_passes`. Rows behind the end are empty. An end inside a pass also ends
+        a window.
 
         Raises:
             ConfigError: the weights change on the way, or the way is too long to be planned.
@@ -155,7 +155,7 @@ class Plan:
 
 
 class Change(NamedTuple):
-    """From which row on the streams come how often."""
+    """The passes and weights of the streams from a row on."""
 
     first_row: int
     passes: Passes
@@ -206,7 +206,7 @@ class Phase:
         return self._order.before(self.rows.window(rows - 1).end - len(self._head))
 
     def left_over(self, rows: int) -> list[Ref]:
-        """The examples of that window that stand in later rows."""
+        """The examples of that window that are in later rows."""
         window = self.rows.window(rows - 1)
         later = window.rows[rows - window.first_row :]
         return self.refs(sorted(window.start + i for row in later for i in row))
@@ -252,7 +252,7 @@ class Phase:
         return spread(rows, streams, [self._order.seed, self.first_row, positions.start])
 
     def _examples(self, positions: range) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """The stream at each position, and where its example stands among all lengths."""
+        """The stream at each position, and the index of its example among all lengths."""
         head, at = len(self._head), np.asarray(positions)
         refs, first = self._order.take(at[at >= head] - head), at[at < head]
         stream = np.concatenate([self._head_streams[first], refs.stream])

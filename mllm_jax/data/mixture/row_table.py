@@ -1,4 +1,4 @@
-"""Keep the counts of windows on disk: a run that goes on needs to count none of them again.
+"""Keeps the row counts of windows on disk, so that a resumed run does not count them again.
 
 A file per plan, written whole and read with its checksum; one that is damaged or of another kind is
 counted again. One process counts, the others of a machine or a shared disk wait and read.
@@ -96,7 +96,7 @@ class RowTable:
         self._say(f"{self._path}: {error.strerror}; the counts of rows are not kept")
 
     def _say(self, message: str) -> None:
-        """Once, however often it comes."""
+        """Prints a message once."""
         if message not in self._messages:
             self._messages.add(message)
             print(message, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Turn the config into how often each stream comes: weights, tokens, epochs, temperature.
+"""Computes how many records of each stream a pass has, from weights, epochs and temperature.
 
 weight w by records     a position of the mixture is of this stream with w / sum of w
 weight w by tokens      the same for a token: records weigh w / mean tokens of a record
-epochs e                the stream is gone through e times while the mixture is gone through
+epochs e                the stream is repeated e times while the mixture is passed through
                         once: e x records of it in every pass, exactly
 temperature T           shares p of the languages become p^(1/T), normed (T = 1: as they are,
                         large T: equal); Devlin 2018 (multilingual BERT), Arivazhagan et al.
@@ -51,7 +51,7 @@ def record_weights(streams: Sequence[Measured], data: DataConfig) -> list[float]
 
 
 def stream_passes(streams: Sequence[Measured], data: DataConfig) -> Passes:
-    """How often each stream comes: exactly `epochs` times, or by weights in periods of BLOCK.
+    """Records of each stream: exactly `epochs` times all, or by weights in periods of BLOCK.
 
     No share by weights is further from its target than 1 / BLOCK.
 
@@ -86,8 +86,8 @@ def apportion(names: Sequence[str], weights: Sequence[float]) -> Int64[np.ndarra
     for name, share in zip(names, exact.tolist(), strict=True):
         require(
             share >= 0.5,
-            f"data.streams.{name}.weight: its share {share / BLOCK:.1e} of the records is below "
-            f"{0.5 / BLOCK:.1e}, and no record of it would come; raise it or remove the stream",
+            f"data.streams.{name}.weight: its share {share / BLOCK:.1e} of the records is too "
+            f"small to be sampled (minimum {0.5 / BLOCK:.1e}); increase it or remove the stream",
         )
     counts = np.maximum(np.floor(exact), 1).astype(np.int64)
     rest = BLOCK - int(counts.sum())

@@ -1,11 +1,11 @@
-"""Find a row by its number: the positions in it, by windows that are packed on their own.
+"""Finds the positions in a row by its number, through windows that are packed on their own.
 
 A row is found by packing one window, once it is known how many rows the windows before it make:
 
     positions        0 ... 2047 | 2048 ... 4095 | 4096 ... 4999 | 5000 ...   window = 2048
     rows before      0          | 211           | 419           | 511        a pass ends at 5000
 
-Both numbers of each window stand in a table on disk (`row_table`), so that they are counted once.
+Both numbers of each window are kept in a table on disk (`row_table`), so they are counted once.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from mllm_jax.data.mixture.packing import Window
 from mllm_jax.data.mixture.row_table import RowTable
 from mllm_jax.data.progress import bar
 
-# windows; where more must be counted it is done once for all processes, with a progress bar
+# windows; if more must be counted it is done once for all processes, with a progress bar
 NEAR = 16
 LONG = 10**6  # rows or positions; counting so many takes more than some seconds
 _CACHED = 2**18  # positions whose packed windows are kept in memory

@@ -1,4 +1,4 @@
-"""Single fields of a raw record -> checked values. Behind `records`, on the way of the data."""
+"""Reads and checks single fields of a raw record: texts, ids, languages, image paths."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from mllm_jax.common.links import is_inside, link_roots
 from mllm_jax.data.record_errors import RecordError
 
 _ALLOW = "name the folder that it leads to in data.streams.*.links"
-REMEMBERED = 2**16  # pictures: records about one need not stand side by side
+REMEMBERED = 2**16  # pictures: records about the same one need not be adjacent
 LONGEST_NAME = 100  # characters of a language's name in a record
 LONGEST_PATH = 4096  # characters; Linux's PATH_MAX in bytes, limits.h
 # how data URIs begin, and PNG, JPEG, GIF and WebP as base64
@@ -41,9 +41,11 @@ def is_text(text: str) -> bool:
 
 
 def check_text(text: str, location: str) -> None:
-    """Refuses what is no text, or would end it for others. Raises RecordError "text"."""
+    """Raises RecordError "text" for text that is not valid Unicode or contains a NUL byte."""
     if not is_text(text):
-        raise RecordError("text", f"{location}: holds half of a surrogate pair, which is no text")
+        raise RecordError(
+            "text", f"{location}: holds half of a surrogate pair, which is not valid text"
+        )
     if "\0" in text:
         raise RecordError("text", f"{location}: holds a NUL character")
 
@@ -69,7 +71,7 @@ def read_language(stated: Any, default: str | None, languages: tuple[str, ...]) 
         raise RecordError("language", f"language {quoted(value, 60)} is not text")
     if value not in languages:
         if not is_name(value):
-            what = f"is no name of 1 to {LONGEST_NAME} printable characters"
+            what = f"is not a name of 1 to {LONGEST_NAME} printable characters"
             raise RecordError("language", f"language {quoted(value, 60)} {what}")
         near = closest(value, languages)
         allowed = ", ".join(languages) or "none"

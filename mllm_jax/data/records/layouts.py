@@ -1,4 +1,4 @@
-"""Row (columns as stored) -> raw record, as `records` reads it. Behind a stream's source.
+"""Converts rows (columns as stored) to raw records, by the layout of the data set.
 
 Ready layouts for published sets; `columns` of a stream's config renames single columns. Captions,
 questions and The Cauldron give rounds of question and answer; a literal `<image>` in them stays
@@ -126,7 +126,7 @@ class Columns:
 
         Raises:
             RecordError: "field" for a column that is not there or an id that is neither text nor a
-                number, "text" for bytes that are not UTF-8 or an id that is no text,
+                number, "text" for bytes that are not UTF-8 or an id that is not valid text,
                 "image_missing" for a caption or question without an image, "unread_key" for a key
                 whose content would be lost.
         """

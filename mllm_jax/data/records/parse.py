@@ -1,8 +1,7 @@
-"""Raw records -> records, checked one by one.
+"""Parses and checks raw records, one by one.
 
-On the way of the data behind `columns`. A conversation comes in one of three shapes: as LLaVA
-writes it, as transformers writes it, and as `columns` makes it of questions and answers, images
-first in the first question:
+A conversation has one of three shapes: as LLaVA writes it, as transformers writes it, and as
+`layouts` makes it of questions and answers, images first in the first question:
 
     {"id": "7", "image": "a.png", "language": "eu",
      "conversations": [{"from": "human", "value": "<image>\\nZer da?"},
@@ -24,9 +23,9 @@ from typing import Any, NamedTuple
 from mllm_jax.common.errors import quoted
 from mllm_jax.data.record_errors import RecordError
 from mllm_jax.data.records.fields import ImageFolder, check_text, expect, read_images, read_language
-from mllm_jax.data.records.fields import is_text as is_text  # for doors
+from mllm_jax.data.records.fields import is_text as is_text  # for commands
 
-MARK = "<image>"  # in a user's string: here stands an image
+MARK = "<image>"  # the place of an image in a user's string
 # Characters of one conversation: twice what 131,072 tokens, the most a row of Llama 3.1 can have,
 # hold of English (4 a token). Refused before it is tokenised, which takes seconds a megabyte.
 MOST_TALKED = 2**20
@@ -43,7 +42,7 @@ IMAGE = Mark.IMAGE
 
 
 class Turn(NamedTuple):
-    """What one side says. Strings are literal text; images stand in user turns only."""
+    """One turn of a conversation. Strings are literal text; only user turns have images."""
 
     role: str  # "system", "user" or "assistant"
     parts: tuple[str | Mark, ...]
@@ -112,7 +111,7 @@ def _check_marks(raw: dict[str, Any], turns: tuple[Turn, ...], images: int) -> N
     elif images == 0:
         hint = f"; write its path under `image`, or, where {MARK} is a word, typed parts of text"
     elif marks == 0:
-        hint = f"; write {MARK} where each stands"
+        hint = f"; write {MARK} at the place of each"
     raise RecordError("image_count", f"{marks} {MARK} in user turns, but {images} images{hint}")
 
 
@@ -229,7 +228,7 @@ def _typed(content: list[Any], role: str, location: str) -> tuple[str | Mark, ..
     for item in content:
         kind = item.get("type") if isinstance(item, dict) else None
         if kind == "image":
-            reason = f"{location}: an image in a turn of role {role}; images stand in user turns"
+            reason = f"{location}: an image in a turn of role {role}; only user turns have images"
             expect(role == "user", "field", reason)
             parts += [IMAGE, "\n"]
         elif kind == "text" and isinstance(item.get("text"), str):

@@ -1,6 +1,6 @@
-"""Keys of rows, turns and typed parts that no reader reads: refused where something would be lost.
+"""Finds keys of rows, turns and typed parts that nothing reads; refuses them if content is lost.
 
-Beside `columns`. Other tools write the same conversations under other names; read as text alone,
+Other tools write the same conversations under other names; read as text alone,
 their pictures, system texts or loss masks would be gone without a word. So a key that is known to
 carry such a thing ends the record, with the way to write it here, and every other one is counted:
 
@@ -56,7 +56,7 @@ _HINTS = {
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names}
 _KINDS_OF_ALL = {name: kind for name, kind in _KINDS.items() if kind in _OF_ALL}
 _PART = ("path", "url", "base64", "bytes", "data", "file")  # of a typed image, beside the above
-_IN_TURN = "a record's pictures stand under its own `image`, in their order"
+_IN_TURN = "a record's pictures belong under its own `image`, in their order"
 # how JPEG, PNG, GIF, RIFF (WebP, WAV), TIFF, Ogg, FLAC and MP3 begin
 _MAGIC = (
     b"\xff\xd8\xff",
@@ -116,7 +116,7 @@ class Unread:
         return kind == "addresses" or is_name
 
     def of_turns(self, turns: Any, read: tuple[str, str]) -> list[str]:
-        """Names of unread keys of turns and of their typed parts, each as often as it stands.
+        """Names of unread keys of turns and of their typed parts, once per occurrence.
 
         Args:
             turns: as stored; what is malformed is left to `records`.

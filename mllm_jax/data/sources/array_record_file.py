@@ -1,4 +1,4 @@
-"""ArrayRecord files by number: a JSON object a record. First stop on the way of the data.
+"""Reads ArrayRecord files by record number; a record is a JSON object.
 
 A record is UTF-8 JSON, an object with the columns of a row. JSON has no bytes, so an encoded image
 is {"bytes": base64 text}, alone in its column or in a list; a path is text as everywhere:
@@ -48,7 +48,7 @@ class ArrayRecordSource:
         """Reads how many records each file holds; in a folder, each that `options` choose.
 
         Raises:
-            ConfigError: see `list_shards`; a file that is no ArrayRecord.
+            ConfigError: see `list_shards`; a file that is not a valid ArrayRecord.
         """
         self.path = Path(path)
         self.files = self.listing(path, options).files
@@ -85,7 +85,7 @@ class ArrayRecordSource:
 
 
 def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
-    """Writes rows as one file; it appears when it is whole.
+    """Writes rows as one file; it appears when it is complete.
 
     Args:
         rows: columns as JSON can hold them. Images are paths, encoded bytes, {"bytes", "path"}, or
@@ -113,7 +113,7 @@ def write_array_record(rows: Iterable[Row], path: str | Path) -> None:
 
 
 def count_records(file: Path) -> int:
-    """How many records a file holds. Raises ConfigError where it is no ArrayRecord."""
+    """How many records a file holds. Raises ConfigError if it is not a valid ArrayRecord."""
     try:
         reader = ArrayRecordReader(str(file))
         count = reader.num_records()

@@ -1,4 +1,4 @@
-"""What every kind of source gives: rows by number. First stop on the way of the data."""
+"""Defines what every kind of source offers: rows by number."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Source(Protocol):
         ...
 
     def location(self, number: int) -> str:
-        """Where a row stands, for messages: "train.jsonl:12"."""
+        """The place of a row, for messages: "train.jsonl:12"."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A stream that lives on the Hugging Face Hub -> its folder, once; the only place that fetches."""
+"""Downloads a stream from the Hugging Face Hub into its folder, once; nothing else fetches."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from mllm_jax.common.folders import in_use, new_folder
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.data import StreamConfig
 
-NOTE = "hub.json"  # which data set and revision lies in a folder
+NOTE = "hub.json"  # which data set and revision a folder holds
 
 
 def fetch(name: str, stream: StreamConfig) -> None:
-    """Downloads a stream's data set into `path`; does nothing where it lies there already.
+    """Downloads a stream's data set into `path`; does nothing if it is there already.
 
     Raises:
         ConfigError: the folder holds another data set or revision, or `hub` is not a name.

@@ -1,4 +1,4 @@
-"""LLaVA JSON (one list) and JSONL (an object a line), by number, without holding the records.
+"""Reads LLaVA JSON (one list) and JSONL (an object a line) by row number, without loading the file.
 
 A scan finds where each object begins and ends; a row is then read from its bytes.
 """
@@ -32,7 +32,7 @@ class JsonSource:
         """Scans the file once.
 
         Raises:
-            ConfigError: no such file, another suffix, or a .json that is no list of JSON objects
+            ConfigError: no such file, another suffix, or a .json that is not a list of objects
                 (with its line). Lines of a .jsonl are looked at when they are read.
         """
         self.path = Path(path)
@@ -58,7 +58,7 @@ class JsonSource:
     def _begin(self) -> None:
         """What a process has of its own."""
         self._file: int | None = None
-        self._held = (0, b"")  # where it stands in the file, and what was read
+        self._held = (0, b"")  # the position in the file, and what was read from there
         self._next = 0
 
     def __len__(self) -> int:

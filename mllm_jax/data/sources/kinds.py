@@ -1,4 +1,4 @@
-"""The kinds of source a stream can name. Imports the libraries of all of them."""
+"""Opens the source that a stream names. Imports the libraries of all kinds."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The shards of what `datasets` saved: Dataset.save_to_disk and DatasetDict.save_to_disk.
+"""Lists the shards of what `datasets` saved: Dataset.save_to_disk and DatasetDict.save_to_disk.
 
 d/dataset_dict.json     {"splits": ["train", "test"]}
 d/train/state.json      {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], ...}

@@ -1,4 +1,4 @@
-"""The files of a stream: one, or the shards of a folder, of one split and complete."""
+"""Lists the files of a stream: one, or the shards of a folder, of one split and complete."""
 
 import re
 from collections import defaultdict
@@ -44,7 +44,7 @@ def list_shards(path: str | Path, suffixes: Sequence[str], options: Options) -> 
     Args:
         path: a file of any name, or a folder.
         suffixes: what names of files in a folder end with, as ".txt", in any case; a count may
-            stand behind it, as in a.array_record-00000-of-00002.
+            follow, as in a.array_record-00000-of-00002.
         options: see `splits.choose` and `folder.walk`.
 
     Returns:

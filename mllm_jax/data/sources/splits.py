@@ -1,4 +1,4 @@
-"""Which split the name of a file says, by the rule of the `datasets` library.
+"""Finds the split that the name of a file states, by the rule of the `datasets` library.
 
 A split is said by a word of KEYWORDS between the characters `-`, `.`, `_`, space and digits, by the
 folders of a file before its own name (huggingface.co/docs/datasets/repository_structure and

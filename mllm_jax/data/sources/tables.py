@@ -1,10 +1,10 @@
-"""Parquet and Arrow by number, as the `datasets` library writes them. First stop on the way.
+"""Reads Parquet and Arrow by row number, as the `datasets` library writes them.
 
     Arrow    mapped into memory; a row is read without its neighbours (a record batch is a view)
     Parquet  reading a row decodes its row group, so a few groups are kept; a sequential pass by
              `row_groups` decodes each group once
 
-Rows come in groups (Arrow: record batches) that stand one after the other in the shards:
+Rows come in groups (Arrow: record batches) that follow one another in the shards:
 
     shard       a.parquet      b.parquet
     group       0    1         2          _first 0 2 3
@@ -167,8 +167,8 @@ class ParquetSource(_Shards):
         """Reads the footers; of a folder, those of the files that `options` choose.
 
         Raises:
-            ConfigError: see `list_shards`; a file that is no Parquet, or other columns than in the
-                first file.
+            ConfigError: see `list_shards`; a file that is not valid Parquet, or other columns than
+                in the first file.
         """
         super().__init__(path, self.listing(path, options))
 
@@ -269,11 +269,11 @@ def _scan_stream(file: Path, stream: _Stream) -> _Scan:
         places.append(place)
     require(
         place < source.tell(),
-        f"{file}: ends without the mark that ends a stream: cut off, or still being written",
+        f"{file}: no end-of-stream marker: the file is truncated or still being written",
     )
     require(
         source.tell() == stream.data.size,
-        f"{file}: goes on after the end of the stream; one stream a file",
+        f"{file}: continues after the end of the stream; one stream a file",
     )
     return _Scan(stream.schema.names, rows, places)
 
@@ -282,7 +282,7 @@ def _check_buffers(array: pa.Array) -> None:
     """Refuses offsets that lead out of an array: Arrow believes them, and the process would crash.
 
     As Arrow's own full validation, but texts are looked at as bytes: so they are not read here, and
-    one that is not UTF-8 is a fault of its row.
+    one that is not UTF-8 is an error of its row.
 
     Raises:
         pa.ArrowInvalid: with what is wrong.

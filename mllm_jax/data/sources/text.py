@@ -1,4 +1,4 @@
-"""Plain text corpora by number: a document a line, or a document a file. First stop on the way.
+"""Reads plain text corpora by document number: a document a line, or a document a file.
 
 Where lines begin is found by numpy on a memory map, so a corpus of gigabytes is opened at the
 speed of the disk and held as two numbers a document.

@@ -1,4 +1,4 @@
-"""Prepared TensorFlow Datasets by number, without TensorFlow. First stop on the way of the data.
+"""Reads prepared TensorFlow Datasets by example number, without TensorFlow.
 
 A dataset counts as prepared when `download_and_prepare` wrote it with file_format="array_record";
 other formats have no random access. Images stay encoded: they are decoded where all others are.
@@ -40,8 +40,8 @@ class TfdsSource:
                 there is one.
 
         Raises:
-            ConfigError: TFDS is not installed, the folder is no prepared dataset with random
-                access, there is no such split or it must be named, or a shard is missing.
+            ConfigError: TFDS is not installed, the folder does not hold a prepared dataset with
+                random access, there is no such split or it must be named, or a shard is missing.
         """
         self.path = Path(path)
         for name in DESCRIPTIONS:
@@ -115,7 +115,7 @@ def _library() -> Any:
 def _builder(path: Path) -> Any:
     tfds = _library()
     _check_classes(path / "features.json")
-    from google.protobuf.json_format import ParseError  # what TFDS stands on
+    from google.protobuf.json_format import ParseError  # which TFDS lets through
 
     try:
         return tfds.builder_from_directory(path)

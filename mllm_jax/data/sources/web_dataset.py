@@ -1,4 +1,4 @@
-"""WebDataset tar shards by number: headers scanned once, members read by offset. First stop.
+"""Reads WebDataset tar shards by sample number: headers scanned once, members read by offset.
 
 Consecutive members with the same name up to the first dot are a row, as webdataset groups them:
 
@@ -128,7 +128,7 @@ class _Samples:
         self._file, self._key, self._seen = Path(), "", set()
 
     def begin(self, file: Path) -> None:
-        """The next members are of this shard; no sample goes on in it."""
+        """The next members are of this shard; no sample continues in it."""
         self.shards.append(len(self.members))
         self._file, self._key = file, ""
 
@@ -180,7 +180,7 @@ def scan(file: Path) -> Iterator[Member]:
     """The plain files of an uncompressed tar, in order: ustar, GNU and pax headers.
 
     Raises:
-        ConfigError: it is no tar, is damaged or cut off, or holds links or sparse files.
+        ConfigError: it is not a tar, is damaged or truncated, or holds links or sparse files.
     """
     with file.open("rb", buffering=0) as opened:
         handle, end = opened.fileno(), file.stat().st_size
@@ -232,7 +232,7 @@ def _parse(header: bytes, file: Path, at: int) -> int:
         if stated % 65521 == zlib.adler32(header) & 0xFFFF and size >= 0:
             return size
     except ValueError:
-        pass  # a field is no number
+        pass  # a field is not a number
     packed = "; it is compressed, unpack it first" if header[:2] in PACKED and at == 0 else ""
     kind = "not a tar file" if at == 0 else f"damaged: no tar header at byte {at}"
     raise ConfigError(f"{file}: {kind}{packed}")
@@ -281,5 +281,5 @@ def _check_end(handle: int, at: int, end: int, file: Path) -> None:
         rest = os.pread(handle, 2**20, start)
         require(
             not rest.strip(b"\0"),
-            f"{file}: goes on after the mark that ends a tar; do not join tars with cat",
+            f"{file}: continues after the end-of-archive marker; do not join tars with cat",
         )

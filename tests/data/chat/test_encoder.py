@@ -320,7 +320,7 @@ def test_answers_must_be_ended_and_cut_out_cleanly(tokenizer, image_token):
     with pytest.raises(ConfigError, match="special token directly after every answer"):
         unended.encode(turns)
     spaced = Chat(tokenizer, role + " {{ m.content }}<|eot_id|>{% endfor %}", image_token, 2)
-    with pytest.raises(ConfigError, match=r"record 'k': a token lies across the border.*bat"):
+    with pytest.raises(ConfigError, match=r"record 'k': a token crosses the border.*bat"):
         spaced.encode_batch([(user("Zer?"), answer("bat"))], ["record 'k'"])  # " bat" is one token
     with pytest.raises(ConfigError, match="typed parts only"):
         Chat(tokenizer, TYPED_ONLY, image_token, 2).encode(turns)
@@ -344,7 +344,7 @@ def test_a_prompt_that_the_training_text_does_not_begin_with_is_refused(tokenize
     gpt2.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast = PreTrainedTokenizerFast(tokenizer_object=gpt2, bos_token="<|begin_of_text|>")
     assert "ĊĊ" in fast.get_vocab()
-    with pytest.raises(ConfigError, match="splits the end of a prompt"):
+    with pytest.raises(ConfigError, match="tokens change when an answer is appended"):
         Chat(fast, TEMPLATES["llama3"], image_token, 2).check_prompts()
 
 
@@ -359,7 +359,7 @@ def test_the_longest_of_the_special_tokens_at_a_place_is_taken(tokenizer, image_
 
 
 def test_image_tokens_that_do_not_fit(tokenizer):
-    with pytest.raises(ConfigError, match=r"model.image_token=9999 is no token"):
+    with pytest.raises(ConfigError, match=r"model.image_token=9999 is not a token id"):
         Chat(tokenizer, TEMPLATES["llama3"], 9999, 2)
     with pytest.raises(ConfigError, match="ordinary word"):
         Chat(tokenizer, TEMPLATES["llama3"], tokenizer.convert_tokens_to_ids("a"), 2)
@@ -397,9 +397,11 @@ def test_a_template_that_looks_at_texts_is_refused_where_that_shows(what, tokeni
     assert chat.encode(plain).tokens.tolist() == stock_ids(tokenizer, chat._template, plain)
     told = (user("Zer?"), answer(TOLD[what]), user("Eta?"))
     if TOLD[what]:
-        with pytest.raises(ConfigError, match=r"record 'k': the chat template looks at the texts"):
+        with pytest.raises(
+            ConfigError, match=r"record 'k': the chat template depends on the texts"
+        ):
             chat.encode_batch([told[:2]], ["record 'k'"])
-    with pytest.raises(ConfigError, match="looks at the texts: it writes") as error:
+    with pytest.raises(ConfigError, match="depends on the texts: it writes") as error:
         chat.prompt(told)
     assert len(str(error.value)) < 400 and "\n" not in str(error.value)
 
@@ -408,7 +410,7 @@ def test_typed_parts_are_looked_at_too(tokenizer, image_token):
     template = TYPED_ONLY.replace("{{ p.text }}", "{{ p.text | replace('katu', 'KATU') }}")
     chat = Chat(tokenizer, template, image_token, 1)
     assert len(chat.prompt([user_turn("Zer da?", 1)]).tokens) > 5
-    with pytest.raises(ConfigError, match=r"looks at the texts: it writes '.*KATU"):
+    with pytest.raises(ConfigError, match=r"depends on the texts: it writes '.*KATU"):
         chat.prompt([user_turn("Zer da katu hori?", 1)])
 
 
@@ -460,7 +462,7 @@ def test_a_format_whose_tokens_the_tokenizer_has_not(tokenizer, image_token):
     fewer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(tree)), bos_token="<|begin_of_text|>"
     )
-    reason = r"format llama31 writes <\|eot_id\|>, which the tokenizer has not as a special token"
+    reason = r"format llama31 writes <\|eot_id\|>, which is not a special token of this"
     with pytest.raises(ConfigError, match=reason):
         Chat(fewer, TEMPLATES["llama31"], image_token, 1)
     Chat(fewer, TEMPLATES["plain"], image_token, 1)

@@ -91,7 +91,7 @@ BROKEN = [
     (("tokenizer.json", "model", "merges"), [["a", "nowhere"]], "the tokenizer cannot be read: "),
     (("tokenizer.json", "model", "vocab"), {"a": -1}, "the tokenizer cannot be read: "),
     (("tokenizer.json", "model", "type"), "x", "the tokenizer cannot be read: "),
-    (("tokenizer.json", "model", "continuing_subword_prefix"), "x", "does not go on with 'x'"),
+    (("tokenizer.json", "model", "continuing_subword_prefix"), "x", "lacks 'x'"),
     (("tokenizer.json", "added_tokens"), [7], "is not a token of tokenizer.json"),
     (("tokenizer.json", "pre_tokenizer"), 7, "the tokenizer cannot be read: "),
     (("tokenizer.json", "version"), None, "the tokenizer cannot be read: "),

@@ -1,4 +1,4 @@
-"""Tokens of filled forms and seats by hand, and the borders of answers."""
+"""Tokens of filled prompt templates and placeholders by hand, and the borders of answers."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,7 @@ def test_flatten():
     assert starts(made.ends).tolist() == [0, 7]
     assert counts(made, 8).tolist() == [2, 1]
     encodings["ca t"] = ([3, 4], [(0, 2), (2, 4)])
-    with pytest.raises(
-        ConfigError, match=r"^two: a token lies across the border of the answer 't'"
-    ):
+    with pytest.raises(ConfigError, match=r"^two: a token crosses the border of the answer 't'"):
         flatten([[7, asked, 8], [7, mixed, 8]], encodings, ["one", "two"])
 
 
@@ -65,7 +63,7 @@ def test_join():
 def test_marks_of_a_span():
     run = Run("\n\nKatu bat", ((2, 10),))
     assert list(loss_mask(run, [(0, 2), (2, 4), (4, 6), (6, 10)])) == [0, 1, 1, 1]
-    with pytest.raises(ConfigError, match="lies across the border of the answer 'Katu bat'"):
+    with pytest.raises(ConfigError, match="crosses the border of the answer 'Katu bat'"):
         loss_mask(run, [(0, 3), (3, 10)])
 
 

@@ -327,7 +327,7 @@ def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
     said = (
         r"index-worker-0 \(process \d+\) was killed by SIGKILL while it read data\.streams\.s from "
     )
-    with pytest.raises(RunError, match=said + r"row 0 on .*start again to go on from here"):
+    with pytest.raises(RunError, match=said + r"row 0 on .*start again to continue from here"):
         open_mixture(mixture(workers=2))
 
 
@@ -409,7 +409,10 @@ def test_faults_are_written_with_where_and_why(mixture, tmp_path):
     ("skip", "said"),
     [
         ({"image_path": 0.1}, "data.streams.s.skip.image_path: a path that leaves"),
-        ({"empty_anser": 0.1}, "data.streams.s.skip.empty_anser: no such fault; did you mean "),
+        (
+            {"empty_anser": 0.1},
+            "data.streams.s.skip.empty_anser: no such record error; did you mean ",
+        ),
     ],
 )
 def test_what_cannot_be_skipped(mixture, skip, said):

@@ -164,7 +164,7 @@ def test_images_of_a_row_share_its_slots():
 
 
 def test_seats_and_images_must_agree():
-    with pytest.raises(ValueError, match="2 seats, 1 images of 3 patches"):
+    with pytest.raises(ValueError, match="2 placeholders, 1 images of 3 patches"):
         assemble([IMG], [grey(0)], 10, 2, 3, 2)
     with pytest.raises(ValueError, match="1 images in the examples, 0 given"):
         assemble([IMG], [], 10, 2, 2, 2)

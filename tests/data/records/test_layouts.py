@@ -254,7 +254,7 @@ BAD = [
     ("text", "caption", {"image": PNG, "caption": b"\xff"}, {},
      "column 'caption': not UTF-8 text (invalid start byte)"),
     ("text", "text", {"id": "\ud800", "text": "a"}, {},
-     "id: holds half of a surrogate pair, which is no text"),
+     "id: holds half of a surrogate pair, which is not valid text"),
     # nulls are answers without text, so that they can be allowed as such
     ("empty_answer", "wit", {"image": PNG, "caption_reference_description": None}, {},
      "turn 2: the answer is empty"),

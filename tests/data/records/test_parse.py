@@ -154,7 +154,7 @@ BAD = [
     (
         "field",
         messages(("user", "a"), ("assistant", [{"type": "image"}])),
-        "images stand in user turns",
+        "only user turns have images",
     ),
     ("empty_answer", messages(("user", "a"), ("assistant", [])), "turn 2: the answer is empty"),
     ("role", {"conversations": [{"from": "bot", "value": "a"}]}, "allowed are human, gpt, system"),
@@ -197,7 +197,7 @@ EXACT = [
     ("empty_answer", chat("Zer?", " "), "turn 2: the answer is empty"),
     ("empty_answer", {"text": "\n", "language": "eu"}, "the text is empty"),
     ("text", chat("a", "b\0"), "turn 2: holds a NUL character"),
-    ("text", chat("a", "\ud800"), "turn 2: holds half of a surrogate pair, which is no text"),
+    ("text", chat("a", "\ud800"), "turn 2: holds half of a surrogate pair, which is not valid"),
     ("text", {"text": "a\0b", "language": "eu"}, "text: holds a NUL character"),
     ("language", chat("a", "b", language="eus"),
      "language 'eus' is not in data.languages; did you mean 'eu'?"),
@@ -406,7 +406,7 @@ HINTS = [
         "image_count",
         "; write their paths under the record's `image`, in their order",
     ),
-    (chat("Zer?", "Bai.", image="a.png"), "image_count", "; write <image> where each stands"),
+    (chat("Zer?", "Bai.", image="a.png"), "image_count", "; write <image> at the place of each"),
     (
         {"language": "eu", "conversations": [{"role": "user", "content": "a"}]},
         "role",
@@ -417,7 +417,7 @@ HINTS = [
         "role",
         "turn 1: no 'role'; turns of 'from' and 'value' belong under conversations",
     ),
-    (chat("a", "b", language="e" * 10**6), "language", "is no name of 1 to 100"),
+    (chat("a", "b", language="e" * 10**6), "language", "is not a name of 1 to 100"),
     (chat("<image>", "b", image="https://example.org/a.png"), "image_missing", "is an address"),
 ]
 
@@ -463,5 +463,5 @@ def test_texts_of_megabytes_are_refused_before_work():
 def test_a_name_of_a_language_has_at_most_a_hundred_characters():
     with pytest.raises(RecordError, match=r"is not in data\.languages"):
         read(chat("a", "b", language="x" * 100))
-    with pytest.raises(RecordError, match="is no name of 1 to 100 printable characters"):
+    with pytest.raises(RecordError, match="is not a name of 1 to 100 printable characters"):
         read(chat("a", "b", language="x" * 101))

@@ -330,10 +330,10 @@ def test_a_stream_without_its_end_or_with_another_behind_is_refused(tmp_path: Pa
     write_stream(path, ROWS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])  # all batches, but not the mark behind them
-    with pytest.raises(ConfigError, match=r"a\.arrow: ends without the mark that ends a stream"):
+    with pytest.raises(ConfigError, match=r"a\.arrow: no end-of-stream marker"):
         ArrowSource(path)
     path.write_bytes(whole * 2)
-    with pytest.raises(ConfigError, match=r"a\.arrow: goes on after the end of the stream"):
+    with pytest.raises(ConfigError, match=r"a\.arrow: continues after the end of the stream"):
         ArrowSource(path)
 
 

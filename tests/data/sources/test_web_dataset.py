@@ -203,7 +203,7 @@ def test_compressed_shards_are_refused(tmp_path: Path):
         (lambda b: b[:1300], "cut off: the mark that ends a tar is missing"),
         (lambda b: b[:1030] + b"?" + b[1031:], "damaged: no tar header at byte 1024"),
         (lambda b: b[:1148] + b"x" * 12 + b[1160:], "damaged: no tar header at byte 1024"),
-        (lambda b: b * 2, "goes on after the mark that ends a tar"),
+        (lambda b: b * 2, "continues after the end-of-archive marker"),
     ],
 )
 def test_broken_shards_are_refused(tmp_path: Path, damage, reason: str):

@@ -103,12 +103,10 @@ class Plans:
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> Stage:
         """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
-        stage = self.stage(self.configured.remat)
+        base = self.stage(self.configured.remat)
         mesh = sharding.make_mesh(split, self._devices.devices)
-        names = axes.logical_axes(stage.abstract.params)
-        return stage._replace(
-            mesh=mesh, shardings=state.state_shardings(mesh, stage.abstract, names)
-        )
+        names = axes.logical_axes(base.abstract.params)
+        return base._replace(mesh=mesh, shardings=state.state_shardings(mesh, base.abstract, names))
 
     def check_rows(self, setting: Setting) -> None:
         """Raises ConfigError for rows that do not divide over mesh and microbatches."""

@@ -91,7 +91,7 @@ def test_a_killed_worker_is_named():
 def test_a_fault_of_ours_ends_the_run_too(capfd):
     items = workers(sometimes, 2).iterate(range(9, 20), 2)
     with pytest.raises(
-        RunError, match=r"helper-1 .* code 1 while it made number 9 \(its error sta"
+        RunError, match=r"helper-1 .* code 1 while it made number 9 \(its error is pri"
     ):
         next(items)
     assert "ZeroDivisionError: a fault of ours" in capfd.readouterr().err

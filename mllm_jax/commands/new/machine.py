@@ -68,7 +68,7 @@ def fit(config: Config, rows: Choice) -> Fit:
     last = None
     for microbatches in turns:
         for remat in REMATS:
-            setting = Setting(remat, total, microbatches, plans.given.split)
+            setting = Setting(remat, total, microbatches, plans.configured.split)
             need = plans.memory(setting).total
             last = (microbatches, remat, need)
             if need <= USED * limit:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.faults import Fault, FaultLine, refusal
 from mllm_jax.data.images import decode
 from mllm_jax.data.index.stream import image_folder
+from mllm_jax.data.record_errors import RecordError, RefusedRow, refusal
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import Record, read_record
@@ -96,8 +96,8 @@ def _kind(path: Path) -> Any:
 def _layout(path: Path, source: Source) -> str:
     try:
         row = source[0]
-    except Fault as fault:
-        raise ConfigError(f"{source.location(0)}: {fault.reason}") from fault
+    except RecordError as error:
+        raise ConfigError(f"{source.location(0)}: {error.reason}") from error
     for layout, alternatives in BY_COLUMNS.items():
         if any(row.keys() >= columns for columns in alternatives):
             return layout
@@ -124,7 +124,7 @@ class Reading:
         source, refused = self._data.source, []
         for number in range(len(source)):
             record = self._read(number)
-            if isinstance(record, FaultLine):
+            if isinstance(record, RefusedRow):
                 refused.append(record)
             elif not refused:
                 self.holds_pictures |= any(isinstance(x, bytes) for x in record.images)
@@ -132,7 +132,7 @@ class Reading:
         if refused:
             raise ConfigError(refusal(self._data.stream.path, refused, len(source)))
 
-    def _read(self, number: int) -> Record | FaultLine:
+    def _read(self, number: int) -> Record | RefusedRow:
         data, row = self._data, None
         try:
             row = data.source[number]
@@ -143,8 +143,8 @@ class Reading:
             record = read_record(raw, str(raw["id"]), data.folder, default, languages)
             for image in record.images:
                 decode.check(image)
-        except Fault as fault:
+        except RecordError as error:
             key = data.columns.key(row or {}, number)
-            return FaultLine(number, key, data.source.location(number), fault.code, fault.reason)
+            return RefusedRow(number, key, data.source.location(number), error.code, error.reason)
         self.unread.update(raw.get("unread", ()))
         return record

@@ -22,14 +22,14 @@ Made by `mllm-jax new`. Run the commands below in the folder in which that was r
 mllm-jax prepare {out}/configs/recipe.yaml
 mllm-jax inspect --config {out}/configs/{first}.yaml --out {out}/look
 mllm-jax recipe {out}/configs/recipe.yaml
-mllm-jax report {out}/runs
 mllm-jax generate {out}/runs/{last} --image PICTURE --prompt "{prompt}"
 ```
 
 `prepare` checks every record and decodes every picture. `inspect` writes a page of the first step
 as the model gets it. `recipe` trains, answers the held-out records
-(`{out}/runs/evaluation/scores.md`) and exports: `{out}/runs/hf` opens with stock transformers.
-Stopped, it continues by the same command. A try of a few minutes, behind `recipe`:
+(`{out}/runs/evaluation/scores.md`), exports (`{out}/runs/hf` opens with stock transformers) and
+writes a page about it all, `{out}/runs/report.html`; `mllm-jax report {out}/runs` writes that page
+while it trains. Stopped, it continues by the same command. A try of a few minutes, behind `recipe`:
 `--train.epochs null --train.steps 20 --out {out}/try`. What fits on other hardware:
 `mllm-jax preflight --hardware h100:8 --config {out}/configs/{last}.yaml
 --init.weights {out}/models/start`.

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mllm_jax.common import log
+
 LANGUAGES = {
     "ar": "Arabic",
     "ca": "Catalan",
@@ -125,8 +127,4 @@ def percent(share: float) -> str:
 
 def duration(seconds: float) -> str:
     """254.7 -> 4 min 15 s, kept on one line."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
-    texts = [f"{value} {unit}" for value, unit in parts if value] or ["0 s"]
-    return " ".join(texts[:2]).replace(" ", "\N{NO-BREAK SPACE}")
+    return log.duration(seconds).replace(" ", "\N{NO-BREAK SPACE}")

@@ -127,10 +127,12 @@ def _describe(
     begin: run_folder.Beginning,
     inputs: run_inputs.Inputs,
 ) -> None:
-    """Logs what the run consists of; not before every check has passed."""
+    """Logs what the run consists of, and notes its machine; not before every check has passed."""
     for note in [*begin.notes, *inputs.notes]:
         log(f"resume: {note}")
     log(run_log.devices(stage.mesh))
+    if processes.is_first():
+        run_folder.write_machine(Path(config.out), stage.mesh)
     if warning := sharding.slow_links(stage.mesh):
         log(warning)
     for line in run_log.data(config, loader, steps):

@@ -4,6 +4,7 @@ config.yaml     the stage as resolved, itself valid input
 model/          config.yaml, tokenizer, processor, chat template: with a checkpoint's params this is
                 a model folder
 inputs.json     lengths and digests of what is read (run_inputs); data.json: what the streams held
+machine.json    devices, mesh and versions of the latest start
 frozen/         the parameters that are not trained, as they came
 metrics.jsonl   tensorboard/   checkpoints/<step>/
 """
@@ -16,6 +17,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+from jax.sharding import Mesh
+
 from mllm_jax.checkpoints.hf import (
     files as hf_files,
 )
@@ -27,9 +31,10 @@ from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import exclusive, in_use
-from mllm_jax.common.json_file import read_json
+from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.common.patterns import matches
 from mllm_jax.common.trees import flatten
+from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.stage import Config, FolderConfig, InitConfig
@@ -42,7 +47,8 @@ from mllm_jax.distributed import processes
 # schedule, everything else that decides which numbers come out of a step must stay
 FREE = ("train.", "mesh.", "out", "init.")
 FREE += tuple(f"data.{n}" for n in ("threads", "workers", "prefetch", "index", "image_cache"))
-
+MACHINE = "machine.json"
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 Resume = bool | Literal["auto"]
 
@@ -170,6 +176,17 @@ def prepare(
     )
     loading.dump(folder, model / "config.yaml")
     return run
+
+
+def write_machine(run: Path, mesh: Mesh) -> None:
+    """Notes what a run computes on and by which versions, for its report."""
+    machine = {
+        "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "versions": versions(*LIBRARIES),
+    }
+    write_json(run / MACHINE, machine)
 
 
 def tokenizer_folder(init: InitConfig) -> Path:

@@ -40,6 +40,8 @@ def make_run(folder: Path, steps: int = 20, streams: Any = None, *changes: tuple
     (folder / "data.json").write_text(json.dumps({"order": 2, "streams": streams or STREAMS}))
     entry = {"step": 0, "steps": 40, "streams": {"captions": {"examples": 100, "digest": "ab"}}}
     (folder / "inputs.json").write_text(json.dumps({"inputs": [entry]}))
+    machine = {"devices": "4 x chip", "processes": 2, "mesh": {"data": 4, "fsdp": 1}}
+    (folder / "machine.json").write_text(json.dumps(machine | {"versions": {"jax": "0.9"}}))
     return folder
 
 
@@ -96,7 +98,16 @@ def test_a_run_that_is_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"report of {run}: {run / 'report.html'}\n"
     )
     text = (run / "report.html").read_text(encoding="utf-8")
-    for words in ("20 of 40", "held out", "/run</h1>", "900 tokens/s", "10\xa0s in steps"):
+    for words in (
+        "20 of 40",
+        "held out",
+        "/run</h1>",
+        "900 tokens/s",
+        "4 x chip, 2 processes",
+        "data 4, fsdp 1",
+        "0.9<",
+        "10\xa0s in steps",
+    ):
         assert words in text, words
     assert "&lt;b&gt;bat&lt;/b&gt; 100" in text
     assert text.index("step 100") < text.index("step 10<"), "the latest first"
@@ -198,6 +209,12 @@ def test_targets_follow_weights_measures_and_changes(tmp_path: Path):
         (lambda run: (run / "metrics.jsonl").write_text("x\n"), r"metrics\.jsonl:1: not JSON"),
         (lambda run: (run / "config.yaml").write_text("out: 3"), "missing; it has no default"),
         (lambda run: (run / "inputs.json").write_text("[]"), r"inputs\.json: expected an object"),
+        (lambda run: (run / "inputs.json").write_text("{}"), r"inputs\.json: damaged .KeyError"),
+        (lambda run: (run / "machine.json").write_text('{"a": 1}'), r"machine\.json: damaged"),
+        (
+            lambda run: (run / "data.json").write_text('{"streams": {"captions": 1, "words": {}}}'),
+            r"data\.json: damaged",
+        ),
     ],
 )
 def test_what_cannot_be_reported_is_refused(tmp_path: Path, capsys, spoil, message: str):
@@ -225,8 +242,17 @@ def test_damaged_answers_are_named(tmp_path: Path):
     make_answers(run, [], ["gorria"])
     path = run / "evaluation" / "answers.jsonl"
     path.write_text(path.read_text() + '{"id": "2"}\n')
-    with pytest.raises(ConfigError, match=r"answers\.jsonl:2: language, images, .* missing"):
+    with pytest.raises(
+        ConfigError, match=r"answers\.jsonl:2: not a line of answers .language, images, "
+    ):
         pages.run(run)
     path.write_text("")
     with pytest.raises(ConfigError, match=r"answers\.jsonl: is empty"):
         pages.run(run)
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path):
+    make_run(tmp_path / "align")
+    (tmp_path / "summary.json").write_text('{"stages": [{"run": "align"}]}')
+    with pytest.raises(ConfigError, match=r"summary\.json: damaged .KeyError"):
+        pages.run(tmp_path)

@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.common.json_file import write_json
+from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config import loading
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.mixture import order
+from mllm_jax.distributed import sharding
 from mllm_jax.training import run_folder
 from tests.support import tiny
 
@@ -152,3 +154,11 @@ def test_a_run_killed_at_its_first_file_begins_afresh(begun, tmp_path):
     (out / ".config.yaml.partial").write_text("mod")
     fresh = dataclasses.replace(begun, out=str(out))
     assert run_folder.check(fresh, resume="auto") == (False, None, [])
+
+
+def test_the_machine_is_noted(tmp_path):
+    run_folder.write_machine(tmp_path, sharding.make_mesh((2, 2, 1), jax.devices()[:4]))
+    machine = read_json(tmp_path / run_folder.MACHINE)
+    assert machine["devices"] == "4 x cpu"
+    assert (machine["processes"], machine["mesh"]) == (1, {"data": 2, "fsdp": 2, "tensor": 1})
+    assert machine["versions"]["jax"] == jax.__version__

@@ -40,8 +40,6 @@ from mllm_jax.evaluation import runner
 from mllm_jax.training import loop, run_folder
 from mllm_jax.training.optimizer import assign
 
-LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
-
 
 def run(
     path: str | Path,
@@ -254,7 +252,7 @@ class _Summary:
         self.tree: dict[str, Any] = {"stages": [], "seconds": {}}
         if path.is_file():
             self.tree = read_json(path)
-        self.tree["versions"] = versions(*LIBRARIES)
+        self.tree["versions"] = versions(*run_folder.LIBRARIES)
 
     def has_stage(self, name: str) -> bool:
         return any(stage["name"] == name for stage in self.tree["stages"])

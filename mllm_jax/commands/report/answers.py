@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.common.errors import ConfigError, one_line, require
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config.stage import Config
@@ -18,7 +19,15 @@ PER_GROUP = 3  # answers of every kind and language on the page
 CARDS = 60  # at most so many in all
 OTHER = "question"  # kind of the records whose ids name none
 MISSES = 12  # further wrong answers on the page
-KEYS = ("id", "language", "images", "question", "answer", "truth", "correct")
+KEYS = {  # of a line, and their types
+    "id": (str, int),
+    "language": str,
+    "images": list,
+    "question": str,
+    "answer": str,
+    "truth": str,
+    "correct": bool,
+}
 
 Line = dict[str, Any]  # of answers.jsonl
 Groups = Mapping[tuple[str, str], Sequence[Line]]  # kind, language -> lines
@@ -42,10 +51,15 @@ def read_scores(
         return None, ["no evaluation yet, so no scores and answers"]
     lines = list(read_lines(path))
     for number, line in enumerate(lines, start=1):
-        gone = [key for key in KEYS if key not in line]
-        require(not gone, f"{path}:{number}: {', '.join(gone)} missing; not a line of answers")
+        wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
+        require(not wrong, f"{path}:{number}: not a line of answers ({', '.join(wrong)})")
     require(len(lines) > 0, f"{path}: is empty; evaluate again")
-    languages = read_json(folder / "evaluation" / "scores.json")["languages"]
+    scores_file = folder / "evaluation" / "scores.json"
+    with naming_damage(scores_file):
+        languages = {
+            name: {key: of[key] for key in ("loss", "perplexity")}
+            for name, of in read_json(scores_file)["languages"].items()
+        }
     groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines:
         groups[kind_of(line), line["language"]].append(line)

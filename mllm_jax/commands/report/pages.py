@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.commands.report.answers import read_scores
-from mllm_jax.commands.report.stages import read_stage
+from mllm_jax.commands.report.damage import naming_damage
+from mllm_jax.commands.report.stages import read_machine, read_stage
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import whole_file
 from mllm_jax.common.json_file import read_json
@@ -54,8 +55,9 @@ def collect(folder: Path) -> Report:
     require(folder.is_dir(), f"{folder}: no such folder")
     path = folder / "summary.json"
     summary: dict[str, Any] = read_json(path) if path.is_file() else {}
-    runs, missing = _runs(folder, summary)
-    done = {stage["run"]: stage for stage in summary.get("stages", [])}
+    with naming_damage(path):
+        done = {stage["run"]: _entry(stage) for stage in summary.get("stages", [])}
+    runs, missing = _runs(folder, list(done))
     configs = [loading.load(Config, run / "config.yaml") for run in runs]
     stages = [
         read_stage(run, config, done.get(run.name))
@@ -65,8 +67,10 @@ def collect(folder: Path) -> Report:
     seconds = {stage.name: _seconds(stage, done.get(stage.name)) for stage in stages}
     times = {**seconds, **summary.get("seconds", {})}
     facts = [(name, html.duration(value)) for name, value in times.items()]
-    facts += [("device", summary["device"])] if "device" in summary else []
-    facts += list(summary.get("versions", {}).items())
+    machine = read_machine(runs[-1])
+    device = summary.get("device", machine.get("devices"))
+    facts += [("device", device)] if device else []
+    facts += (summary.get("versions") or machine.get("versions", {})).items()
     return Report(
         title=summary.get("title", f"Report of {'/'.join(folder.resolve().parts[-2:])}"),
         about=_about(stages, scores),
@@ -78,11 +82,18 @@ def collect(folder: Path) -> Report:
     )
 
 
-def _runs(folder: Path, summary: dict[str, Any]) -> tuple[list[Path], list[str]]:
+def _entry(stage: dict[str, Any]) -> dict[str, Any]:
+    """What a report needs of a finished stage."""
+    modules = [{key: of[key] for key in ("module", "before", "after")} for of in stage["modules"]]
+    return {"seconds": float(stage["seconds"]), "modules": modules}
+
+
+def _runs(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The folders of runs with a step, in the order of training, and lines about the others."""
     if (folder / "config.yaml").is_file():
+        path = folder / "metrics.jsonl"
+        require(path.is_file(), f"{path}: no such file; a run without steps has no report")
         return [folder], []
-    names = [stage["run"] for stage in summary.get("stages", [])]
     others = [path.parent for path in folder.glob("*/config.yaml") if path.parent.name not in names]
     begun = sorted(
         (path for path in others if (path / "model").is_dir()),

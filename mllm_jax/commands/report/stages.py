@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mllm_jax.commands.convert import conversions
+from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.stage import Config
@@ -19,6 +20,7 @@ from mllm_jax.data.mixture.weights import record_weights
 from mllm_jax.report import html
 from mllm_jax.report.metrics_file import Metrics, read_metrics
 from mllm_jax.report.views import Facts, Module, Share, Stage
+from mllm_jax.training import run_folder, run_inputs
 from mllm_jax.training.optimizer import assign
 
 SAMPLES = 8  # files of samples on the page, the latest ones
@@ -37,11 +39,10 @@ def read_stage(run: Path, config: Config, entry: Mapping[str, Any] | None) -> St
         ConfigError: no step yet, or damaged files (named).
     """
     metrics = read_metrics(run / "metrics.jsonl")
-    inputs = _inputs(run)
     streams, languages = _shares(run, config.data, metrics)
     return Stage(
         name=run.resolve().name,
-        facts=_facts(config, metrics, inputs, entry),
+        facts=_facts(config, metrics, run, entry),
         modules=_modules(config, entry),
         metrics=metrics,
         measure=config.data.weights,
@@ -54,45 +55,56 @@ def read_stage(run: Path, config: Config, entry: Mapping[str, Any] | None) -> St
 # ---------------------------------------------------------------------------------------- settings
 
 
-def _inputs(run: Path) -> dict[str, Any]:
-    """What the last steps read; empty for a run of an older version."""
-    path = run / "inputs.json"
-    return read_json(path)["inputs"][-1] if path.is_file() else {}
+def _data_facts(run: Path, config: Config, metrics: Metrics) -> Facts:
+    """Steps done and planned, and a digest of all that the last steps read."""
+    path, planned, facts = run / run_inputs.FILE, config.train.steps, []
+    if path.is_file():  # not of a run of an older version
+        with naming_damage(path):
+            entry = read_json(path)["inputs"][-1]
+            planned, streams = entry["steps"], entry["streams"]
+            examples = sum(stream["examples"] for stream in streams.values())
+        digest = hashlib.blake2b(json.dumps(streams, sort_keys=True).encode(), digest_size=5)
+        facts = [("data", f"{html.counted(examples, 'example')}, digest {digest.hexdigest()}")]
+    return [("steps", f"{metrics.steps:,}" + (f" of {planned:,}" if planned else "")), *facts]
 
 
-def _facts(
-    config: Config, metrics: Metrics, inputs: Mapping[str, Any], entry: Mapping[str, Any] | None
-) -> Facts:
+def _facts(config: Config, metrics: Metrics, run: Path, entry: Mapping[str, Any] | None) -> Facts:
     data, optimizer = config.data, config.optimizer
     seconds = entry["seconds"] if entry else metrics.total("step_seconds")
-    planned = inputs.get("steps", config.train.steps)
-    steps = f"{metrics.steps:,}" + (f" of {planned:,}" if planned else "")
     rate = f"{optimizer.learning_rate:g}, {optimizer.schedule}"
     rate += f", warm-up {html.percent(optimizer.warmup_ratio)}" if optimizer.warmup_ratio else ""
-    weights = str(config.init.weights or "random")
     fresh = f", reinitialised: {config.init.fresh}" if config.init.fresh else ""
-    facts = [
+    speed = metrics.middle("real_tokens_per_second")
+    return [
         ("time", html.duration(seconds) + ("" if entry else " in steps")),
-        ("steps", steps),
+        *_data_facts(run, config, metrics),
         ("batch", f"{data.rows:,} rows × {data.length:,} tokens, {data.image_slots} images a row"),
-        ("weights", weights + fresh),
+        ("weights", str(config.init.weights or "random") + fresh),
         ("learning rate", rate),
         ("number formats", f"{config.compute.compute}, parameters {config.compute.parameters}"),
-        ("mesh", _mesh(config)),
+        *_machine(run, config),
         ("seed", str(config.seed)),
+        *([("speed", f"{speed:,.0f} tokens/s")] if speed is not None else []),
     ]
-    speed = metrics.middle("real_tokens_per_second")
-    facts += [("speed", f"{speed:,.0f} tokens/s")] if speed is not None else []
-    if streams := inputs.get("streams"):
-        examples = sum(stream["examples"] for stream in streams.values())
-        digest = hashlib.blake2b(json.dumps(streams, sort_keys=True).encode(), digest_size=5)
-        facts.append(("data", f"{html.counted(examples, 'example')}, digest {digest.hexdigest()}"))
-    return facts
 
 
-def _mesh(config: Config) -> str:
-    sizes = dataclasses.asdict(config.mesh)
-    return ", ".join(f"{name} {'all others' if n == -1 else n}" for name, n in sizes.items())
+def read_machine(run: Path) -> dict[str, Any]:
+    """Devices, mesh and versions of a run's latest start; empty for a run of an older version."""
+    path = run / run_folder.MACHINE
+    return read_json(path) if path.is_file() else {}
+
+
+def _machine(run: Path, config: Config) -> Facts:
+    machine = read_machine(run)
+    if not machine:
+        sizes = dataclasses.asdict(config.mesh)
+        return [
+            ("mesh", ", ".join(f"{k} {n if n > 0 else 'all others'}" for k, n in sizes.items()))
+        ]
+    with naming_damage(run / run_folder.MACHINE):
+        several = f", {machine['processes']} processes" if machine["processes"] > 1 else ""
+        mesh = ", ".join(f"{name} {size}" for name, size in machine["mesh"].items())
+        return [("devices", machine["devices"] + several), ("mesh", mesh)]
 
 
 def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:
@@ -152,10 +164,11 @@ def stream_targets(
         languages, both are where the run has no such data.json.
     """
     path = run / "data.json"
-    streams = read_json(path).get("streams") if path.is_file() else None
-    if streams is None or any(name not in streams for name in data.streams):
+    streams = read_json(path).get("streams", {}) if path.is_file() else {}
+    if any(name not in streams for name in data.streams):
         return {}, {}
-    counted = [_counted(streams[name], data, name) for name in data.streams]
+    with naming_damage(path):
+        counted = [_counted(streams[name], data, name) for name in data.streams]
     sections = [(0, dataclasses.replace(data, changes={})), *data.weight_changes()]
     starts = [min(step, steps) for step, _ in sections]
     shares = np.zeros(len(counted))

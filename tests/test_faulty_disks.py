@@ -55,7 +55,7 @@ def test_a_full_disk_ends_the_run_and_it_goes_on_when_there_is_space(
     )
     (folder / "checkpoints").symlink_to(small_disk / "checkpoints")
     filler = disks.fill(small_disk)
-    with pytest.raises(RunError, match=r"the disk is full .*checkpoint 4 is whole") as error:
+    with pytest.raises(RunError, match=r"the disk is full .*checkpoint 4 is intact") as error:
         run(config, resume=True)
     assert str(folder / "checkpoints") in str(error.value) and "\n" not in str(error.value)
     assert sorted(os.listdir(small_disk / "checkpoints")) == ["4"]
@@ -82,7 +82,7 @@ def test_a_damaged_last_checkpoint(data, straight, tmp_path, capsys):
         with pytest.raises(DamagedCheckpoint, match=f"{path}: holds other bytes"):
             read(abstract(source.config.model))
     run(config, resume=True, on_damage="previous")
-    assert "going on from step 4" in capsys.readouterr().err
+    assert "continuing from step 4" in capsys.readouterr().err
     assert losses(folder) == losses(straight)
     assert (folder / "checkpoints" / "8.damaged").is_dir()
 

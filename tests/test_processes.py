@@ -220,7 +220,7 @@ def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
         assert local.end() == 1, local.said()
         errors = [line for line in local.said().splitlines() if "mllm-jax: error" in line]
         assert len(errors) == 1 and "the disk is full" in errors[0], local.said()
-        assert "checkpoint 5 is whole" in errors[0]
+        assert "checkpoint 5 is intact" in errors[0]
         # process 1 may have been writing still; what it left is cleared away at the next start
         assert [x for x in os.listdir(disk / "checkpoints") if x.isdecimal()] == ["5"]
         filler.unlink()

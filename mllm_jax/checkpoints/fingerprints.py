@@ -18,7 +18,7 @@ class Module(NamedTuple):
     module: str
     parameters: int
     trained: str  # "yes", "no" or "partly"
-    before: str  # fingerprint, or "random" where parameters were drawn anew
+    before: str  # fingerprint, or "random" where parameters were reinitialised
     after: str
 
 
@@ -28,7 +28,7 @@ def compare_modules(
     """A row per module, in the order of the way of the data.
 
     Args:
-        before: path -> leaf, without the parameters that were drawn anew.
+        before: path -> leaf, without the parameters that were reinitialised.
         after: path -> leaf, all parameters.
         trained: path -> whether it may have moved.
 

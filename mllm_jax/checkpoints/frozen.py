@@ -37,7 +37,7 @@ class FrozenParams:
     One object per process, all of them making the same calls; process 0 writes.
 
     Attributes:
-        files: name -> (bytes, crc32) of what is there, in process 0: for the checkpoints' seals.
+        files: name -> (bytes, crc32) of what is there, in process 0: for checkpoints' manifests.
     """
 
     files: Files
@@ -69,13 +69,13 @@ class FrozenParams:
         source: Callable[[], Mapping[str, Leaf]],
         on_damage: Literal["fail", "previous"],
     ) -> None:
-        """Makes sure that the files are those of a checkpoint, from which the run goes on.
+        """Makes sure that the files are those of a checkpoint, from which the run continues.
 
         A checkpoint of a version that saved all parameters every time holds the frozen ones too:
         they are then written from there.
 
         Args:
-            checkpoint: its folder, compared with its seal before.
+            checkpoint: its folder, compared with its manifest before.
             paths: of the frozen parameters.
             source: what the run began with, asked only to write damaged files again.
             on_damage: `fail`, or `previous`, which says so on standard error and writes them again.
@@ -105,7 +105,7 @@ class FrozenParams:
                 if self._written(source()) != files:
                     raise DamagedCheckpoint(
                         f"{what}; init.weights no longer holds what the run began with: {copy}, "
-                        "or train anew into another folder"
+                        "or train again into another folder"
                     )
                 self._take(True)
         processes.barrier("frozen parameters written again")

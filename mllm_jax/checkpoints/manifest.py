@@ -1,10 +1,11 @@
-"""The seal of a checkpoint: size and crc32 of each of its files, written last, looked at first.
+"""Writes and checks a checkpoint's manifest: size and crc32 of its files, written last, read first.
 
     checkpoints/<step>/seal.json   {"step", "loss", "extra", "files": {path: [bytes, crc32]},
                                     "frozen": the same of the run's `frozen/`, see `frozen`}
 
-A checkpoint gets its name when its seal is on the disk, so a folder without one is no checkpoint.
-crc32 finds every flipped bit, and reads 2.8 GB a second on one core (sha256: 1.7, blake2b: 0.7).
+A checkpoint gets its name when its manifest is on the disk; a folder without one is not a
+checkpoint. crc32 finds every flipped bit, and reads 2.8 GB a second on one core (sha256: 1.7,
+blake2b: 0.7).
 """
 
 import json
@@ -21,12 +22,12 @@ from jax.experimental import multihost_utils
 
 from mllm_jax.common.errors import RunError
 
-SEAL, NOTES = "seal.json", "checksums."
+FILE, NOTES = "seal.json", "checksums."
 # orbax writes these when it renames the folder; nothing reads them
 STAMPS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 BLOCK = 2**22  # bytes read at a time
 THREADS = 8
-WHOLE, MISSING, CUT, CHANGED = range(4)  # what a file can be found as
+INTACT, MISSING, CUT, CHANGED = range(4)  # what a file can be found as
 
 Files = dict[str, tuple[int, int]]  # path inside a folder -> bytes, crc32
 
@@ -45,11 +46,11 @@ def note(folder: Path, inside: Path) -> None:
 
 
 def close(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes the seal of a folder in which nothing is written any more, and all of it to the disk.
+    """Writes the manifest of a finished folder, and all of the folder to the disk.
 
     Args:
         folder: of the checkpoint, under its temporary name.
-        about: what else stands in the seal: step, loss, extra, frozen.
+        about: what else the manifest holds: step, loss, extra, frozen.
     """
     known: dict[str, Any] = {}
     for path in sorted(folder.glob(f"*/{NOTES}*")):
@@ -63,7 +64,7 @@ def close(folder: Path, about: Mapping[str, Any]) -> None:
         if path not in stamps and path.relative_to(folder).as_posix() not in known
     ]
     found = known | checksums(folder, files)
-    with (folder / SEAL).open("w", encoding="utf-8") as file:
+    with (folder / FILE).open("w", encoding="utf-8") as file:
         json.dump({**about, "files": found}, file)
         file.flush()
         os.fsync(file.fileno())
@@ -73,20 +74,20 @@ def read(folder: Path) -> dict[str, Any]:
     """What `close` wrote; `frozen` is None where a checkpoint of before holds all parameters.
 
     Raises:
-        DamagedCheckpoint: the seal is missing or torn.
+        DamagedCheckpoint: the manifest is missing or corrupt.
     """
-    path = folder / SEAL
+    path = folder / FILE
     if not path.is_file():
         raise DamagedCheckpoint(f"{path}: is missing")
     try:
-        seal = json.loads(path.read_bytes())
-        frozen = seal.get("frozen")
-        return seal | {
-            "files": _entries(seal["files"]),
+        content = json.loads(path.read_bytes())
+        frozen = content.get("frozen")
+        return content | {
+            "files": _entries(content["files"]),
             "frozen": None if frozen is None else _entries(frozen),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{path}: is torn ({error})") from error
+        raise DamagedCheckpoint(f"{path}: is corrupt ({error})") from error
 
 
 def _entries(files: Mapping[str, Any]) -> Files:
@@ -94,7 +95,7 @@ def _entries(files: Mapping[str, Any]) -> Files:
 
 
 def look(folder: Path, files: Files, names: Iterable[str]) -> list[int]:
-    """WHOLE, MISSING, CUT or CHANGED for each of `names`."""
+    """INTACT, MISSING, CUT or CHANGED for each of `names`."""
 
     def one(name: str) -> int:
         path, (size, crc) = folder / name, files[name]
@@ -102,7 +103,7 @@ def look(folder: Path, files: Files, names: Iterable[str]) -> list[int]:
             return MISSING
         if path.stat().st_size != size:
             return CUT
-        return WHOLE if _crc(path) == crc else CHANGED
+        return INTACT if _crc(path) == crc else CHANGED
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(one, names))
@@ -130,7 +131,7 @@ def damage(folder: Path, files: Files) -> str | None:
     found[share] = look(folder, files, names[share])
     if jax.process_count() > 1:
         found = multihost_utils.process_allgather(found).max(0)
-    wrong = [(name, int(x)) for name, x in zip(names, found, strict=True) if x != WHOLE]
+    wrong = [(name, int(x)) for name, x in zip(names, found, strict=True) if x != INTACT]
     return words(folder, files, *wrong[0]) if wrong else None
 
 
@@ -146,7 +147,7 @@ def verify(folder: Path, files: Files) -> None:
     """
     names = sorted(files)
     for name, found in zip(names, look(folder, files, names), strict=True):
-        if found != WHOLE:
+        if found != INTACT:
             raise DamagedCheckpoint(words(folder, files, name, found))
 
 

@@ -98,8 +98,8 @@ class OrbaxSource(ModelSource):
         When they are first asked for, all files are compared with what was saved.
         """
         checkpoint = self._stored.parent
-        if not (checkpoint / manifest.SEAL).is_file():
-            return {}  # a model folder has no seal
+        if not (checkpoint / manifest.FILE).is_file():
+            return {}  # a model folder has no manifest
         saved, run = manifest.read(checkpoint), checkpoint.parent.parent
         params = {name: x for name, x in saved["files"].items() if name.startswith("params/")}
         manifest.verify(checkpoint, params)
@@ -179,7 +179,7 @@ def open_model(path: str | Path) -> ModelSource:
         )
         return OrbaxSource(path, path / "checkpoints" / str(steps[-1]) / "params", path / "model")
     run = path.absolute().parent.parent
-    if (path / manifest.SEAL).is_file() and (run / "model" / "config.yaml").is_file():
+    if (path / manifest.FILE).is_file() and (run / "model" / "config.yaml").is_file():
         return OrbaxSource(path, path / "params", run / "model")
     if (path / "config.json").is_file():
         return HFSource(path)

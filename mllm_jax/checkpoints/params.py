@@ -2,7 +2,7 @@
 
 A run's `checkpoints/<step>/params` has the layout of a model folder's `params`; it holds what the
 run trains, and `frozen/` the rest. Writing is atomic: orbax works in a temporary folder and renames
-it at the end, so a torn save is never seen.
+it at the end, so an unfinished save is never seen.
 """
 
 import asyncio
@@ -139,7 +139,7 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
     """
     require(
         (folder / "_METADATA").is_file(),
-        f"{folder}: no parameters here; the folder is torn, or was not written by mllm-jax",
+        f"{folder}: no parameters here; the folder is incomplete, or was not written by mllm-jax",
     )
     # before orbax, which opens all at once: where files are damaged, its threads print tracebacks
     # beside the error

@@ -31,8 +31,7 @@ def kept(losses: Mapping[int, float | None], keep: Keep) -> set[int]:
 class Mean:
     """The mean loss over the trained tokens of the steps since the last save.
 
-    A run measures nothing else while it goes on; it is no held-out loss, and a mixture that changes
-    moves it too.
+    It is not a held-out loss: a mixture that changes moves it too.
     """
 
     def __init__(self):
@@ -44,7 +43,7 @@ class Mean:
             self._sum, self._tokens = self._sum + loss * tokens, self._tokens + tokens
 
     def take(self) -> float | None:
-        """The mean, and begins anew; None when no token was trained."""
+        """The mean, and starts again; None when no token was trained."""
         mean = self._sum / self._tokens if self._tokens else None
         self._sum = self._tokens = 0.0
         return mean

@@ -1,11 +1,11 @@
-"""The checkpoints of a run: written by Orbax while the run goes on, sealed, kept, found again.
+"""Saves and restores the checkpoints of a run, written by Orbax while the run continues.
 
-    save: copy to the host | step goes on
-                           | write -> checksums -> seal -> rename       in the background
+    save: copy to the host | next steps
+                           | write -> checksums -> manifest -> rename   in the background
 
-A folder `<step>` is there as a whole or not at all: everything lies under a temporary name until
-its seal (sizes and checksums, `seal`) is on the disk. With several processes each writes and reads
-its own part, on a file system that all of them see; process 0 seals, renames and clears away.
+A folder `<step>` is complete or absent: everything has a temporary name until its manifest (sizes
+and checksums, see `manifest`) is on the disk. With several processes each writes and reads its own
+part, on a file system that all of them see; process 0 writes the manifest, renames and deletes.
 """
 
 import logging
@@ -81,7 +81,7 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(handler_registry=registry),
             async_options=ocp.options.AsyncOptions(
-                timeout_secs=TIMEOUT, post_finalization_callback=self._seal
+                timeout_secs=TIMEOUT, post_finalization_callback=self._close
             ),
         )
 
@@ -189,15 +189,15 @@ class Checkpoints:
             if damage is None:
                 return step
             before = [x for x in steps if x < step]
-            said = f"checkpoint {step} is damaged: {damage}"
-            anew = "train anew into another folder"
+            message = f"checkpoint {step} is damaged: {damage}"
+            again = "train again into another folder"
             if not before:
-                raise DamagedCheckpoint(f"{said}; there is no other: {anew}")
+                raise DamagedCheckpoint(f"{message}; there is no other: {again}")
             if on_damage == "fail":
-                left = f"go on from step {before[-1]} with --train.on_damage previous"
-                raise DamagedCheckpoint(f"{said}; {left}, or {anew}")
+                left = f"continue from step {before[-1]} with --train.on_damage previous"
+                raise DamagedCheckpoint(f"{message}; {left}, or {again}")
             if self._first:
-                print(f"{said}; going on from step {before[-1]}", file=sys.stderr)
+                print(f"{message}; continuing from step {before[-1]}", file=sys.stderr)
                 self._rename(step, DAMAGED)
         return None
 
@@ -237,7 +237,7 @@ class Checkpoints:
 
     # ------------------------------------------------------------------------------ process 0 alone
 
-    def _seal(self) -> None:
+    def _close(self) -> None:
         """Called in the background when all is written, before the folder gets its name."""
         manifest.close(self.folder / f"{self._about['step']}{TEMPORARY}", self._about)
 
@@ -266,7 +266,7 @@ class Checkpoints:
     # -------------------------------------------------------------------------------------- helpers
 
     def _failed(self, error: BaseException) -> RunError:
-        """One line; frees what the torn save holds, so that the next one has the space."""
+        """One line; frees what the failed save holds, so that the next one has the space."""
         if isinstance(error, RunError):
             return error
         free = shutil.disk_usage(self.folder).free
@@ -276,9 +276,7 @@ class Checkpoints:
             "the disk is full" if full else f"{type(error).__name__}: {str(error).splitlines()[0]}"
         )
         last = self.latest()
-        left = (
-            f"checkpoint {last} is whole: go on from it" if last else "there is no checkpoint yet"
-        )
+        left = f"checkpoint {last} is intact; continue" if last else "there is no checkpoint yet"
         return RunError(
             f"{self.folder}: saving step {self._about.get('step')} failed: {why} "
             f"({free / 1e6:,.1f} MB free{uncleared}); {left}{' with --resume' if last else ''}"
@@ -301,12 +299,12 @@ class Checkpoints:
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints under `folder`, ascending.
 
-    Unfinished ones carry another name until they are sealed.
+    Unfinished ones have another name until their manifest is written.
     """
     if not folder.is_dir():
         return []
     names = [
-        x.name for x in folder.iterdir() if x.name.isdecimal() and (x / manifest.SEAL).is_file()
+        x.name for x in folder.iterdir() if x.name.isdecimal() and (x / manifest.FILE).is_file()
     ]
     return sorted(map(int, names))
 

@@ -23,7 +23,7 @@ from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
 from mllm_jax.training import flops, metrics, run_folder, run_inputs, run_log, state, step
-from mllm_jax.training.restore import first_params, first_state, restored_state
+from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import Stage, compile_train_step, place, plan
 from mllm_jax.training.writer import MetricsWriter, NoWriter
 
@@ -85,7 +85,7 @@ def _train(
     if first is not None:
         now = first_state(stage, first, frozen)
     else:
-        now = restored_state(stage, checkpoints, frozen, source, config)
+        now = restore_state(stage, checkpoints, frozen, source, config)
     jax.block_until_ready(now)
     begins = int(now.step)
     log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")

@@ -109,10 +109,10 @@ def first_state(stage: Stage, first: FirstParams, frozen: FrozenParams) -> state
 
 def _state(stage: Stage, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
     params = trainable | frozen.load(stage.frozen)
-    return state.birth(params, stage.optimizer, stage.abstract, stage.shardings)
+    return state.create_state(params, stage.optimizer, stage.abstract, stage.shardings)
 
 
-def restored_state(
+def restore_state(
     stage: Stage,
     checkpoints: Checkpoints,
     frozen: FrozenParams,

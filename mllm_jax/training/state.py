@@ -1,10 +1,10 @@
-"""TrainState: what a step changes and a checkpoint keeps; described first, then born sharded.
+"""Creates the TrainState, what a step changes and a checkpoint saves: shapes first, then arrays.
 
-    abstract_state -> state_shardings -> parameters read or drawn in place -> birth
+    abstract_state -> state_shardings -> parameters read or initialised in place -> create_state
 
-Every leaf is made where it will lie: parameters come in placed (read from disk with shardings, or
-drawn by a jitted init with out_shardings), moments are made by a jitted init. At no moment does a
-device or the host hold it all.
+Every array is made on its devices: parameters come in placed (read from disk with shardings, or
+initialised by a jitted init with out_shardings), moments are made by a jitted init. No device, nor
+the host, ever holds it all.
 """
 
 from collections.abc import Mapping
@@ -94,10 +94,10 @@ def state_shardings(
     return TrainState(whole, like(abstract.trainable), like(abstract.frozen), moments)
 
 
-def birth(
+def create_state(
     params: Mapping[str, Any], optimizer: Optimizer, abstract: TrainState, shardings: TrainState
 ) -> TrainState:
-    """A fresh state, step 0, around parameters that already lie where they belong.
+    """The state of step 0, from parameters that are already on their devices.
 
     Raises:
         ValueError: parameters that are missing, too many, misshapen, of another dtype or placed

@@ -78,12 +78,12 @@ def test_a_damaged_file_is_named(checkpoints, item: str, harm: Callable[[Path], 
     with pytest.raises(DamagedCheckpoint, match=words) as error:
         checkpoints.verified("fail")
     assert str(error.value).endswith(
-        "go on from step 4 with --train.on_damage previous, or train anew into another folder"
+        "continue from step 4 with --train.on_damage previous, or train again into another folder"
     )
     assert "\n" not in str(error.value)
     assert checkpoints.steps() == [4, 8]
     assert checkpoints.verified("previous") == 4
-    assert re.search(f"{words}going on from step 4", capsys.readouterr().err)
+    assert re.search(f"{words}continuing from step 4", capsys.readouterr().err)
     assert checkpoints.steps() == [4]
     assert (checkpoints.folder / "8.damaged").is_dir()
     checkpoints.save(8, tree(8), {"mu": tree(-8), "count": jnp.int32(8)}, {})  # its name is free
@@ -93,7 +93,7 @@ def test_every_file_is_under_the_seal(checkpoints):
     folder = checkpoints.folder / "8"
     sealed = set(manifest.read(folder)["files"])
     there = {x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()}
-    assert sealed == there - {manifest.SEAL, *manifest.STAMPS}
+    assert sealed == there - {manifest.FILE, *manifest.STAMPS}
     assert {name.split("/")[0] for name in sealed} >= {"params", "moments"}
     assert not list(folder.rglob(f"{manifest.NOTES}*"))
 
@@ -102,19 +102,19 @@ def test_one_that_was_damaged_before_makes_room(checkpoints):
     (checkpoints.folder / "8.damaged" / "params").mkdir(parents=True)
     flip(largest(checkpoints.folder / "8"))
     assert checkpoints.verified("previous") == 4
-    assert (checkpoints.folder / "8.damaged" / manifest.SEAL).is_file()
+    assert (checkpoints.folder / "8.damaged" / manifest.FILE).is_file()
 
 
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
         (remove, "seal.json: is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"seal\.json: is torn"),
-        (lambda path: path.write_text("[]"), r"seal\.json: is torn"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"seal\.json: is corrupt"),
+        (lambda path: path.write_text("[]"), r"seal\.json: is corrupt"),
     ],
 )
 def test_the_seal_itself(checkpoints, harm, words: str):
-    harm(checkpoints.folder / "8" / manifest.SEAL)
+    harm(checkpoints.folder / "8" / manifest.FILE)
     with pytest.raises(DamagedCheckpoint, match=words):
         checkpoints.verified("fail")
     assert checkpoints.verified("previous") == 4
@@ -124,7 +124,7 @@ def test_when_all_are_damaged_nothing_is_taken(checkpoints):
     for step in (4, 8):
         flip(largest(checkpoints.folder / f"{step}" / "moments"))
     with pytest.raises(
-        DamagedCheckpoint, match=r"checkpoint 4 is damaged: .*there is no other: train anew"
+        DamagedCheckpoint, match=r"checkpoint 4 is damaged: .*there is no other: train again"
     ):
         checkpoints.verified("previous")
 

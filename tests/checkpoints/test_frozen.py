@@ -196,7 +196,7 @@ def test_a_checkpoint_of_before_gives_its_own(tmp_path: Path):
         folder = checkpoints.folder / "4"
         about = manifest.read(folder)
         del about["frozen"]
-        (folder / manifest.SEAL).unlink()
+        (folder / manifest.FILE).unlink()
         manifest.close(folder, about)
         made = FrozenParams(tmp_path)
         made.resume(folder, ["vision/a"], dict, "fail")

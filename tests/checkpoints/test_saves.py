@@ -137,7 +137,7 @@ def test_a_failure_in_the_background_is_raised_by_the_next_call(
         }[call]()
     words = f"{checkpoints.folder}: saving step 8 failed: OSError: no seal ("
     assert str(error.value).startswith(words)
-    assert str(error.value).endswith("checkpoint 4 is whole: go on from it with --resume")
+    assert str(error.value).endswith("checkpoint 4 is intact; continue with --resume")
     assert "\n" not in str(error.value)
     assert os.listdir(checkpoints.folder) == ["4"]
     if call != "close":
@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_said_in_one_line(small_dis
         checkpoints.wait()
     message = str(error.value)
     assert message.startswith(f"{checkpoints.folder}: saving step 2 failed: the disk is full (")
-    assert message.endswith("MB free); checkpoint 1 is whole: go on from it with --resume")
+    assert message.endswith("MB free); checkpoint 1 is intact; continue with --resume")
     assert "\n" not in message
     assert "Traceback" not in capfd.readouterr().err
     checkpoints.close()

@@ -236,7 +236,7 @@ def test_checkpoints_restore_to_the_bit_on_another_mesh(tmp_path: Path, make_mes
 def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         (tmp_path / f"{step}").mkdir()
-        (tmp_path / f"{step}" / store.manifest.SEAL).touch()
+        (tmp_path / f"{step}" / store.manifest.FILE).touch()
     assert store.checkpoint_steps(tmp_path) == [9, 20, 100]
 
 
@@ -274,7 +274,7 @@ def test_moments_of_before_are_cut_to_the_layers_that_are_used(tmp_path: Path) -
         folder = checkpoints.folder / "4"
         about = store.manifest.read(folder)
         del about["frozen"]
-        (folder / store.manifest.SEAL).unlink()
+        (folder / store.manifest.FILE).unlink()
         store.manifest.close(folder, about)
         _, moments, _ = checkpoints.restore(4, describe(tree), {"mu": describe(used)})
     assert moments.keys() == {"mu"}

@@ -114,7 +114,7 @@ def compiled(setup: str, mesh: Mesh, microbatches: int) -> Run:
     """The real train step of the setup, compiled for the mesh, with a fresh state."""
     made = plan(setup, mesh)
     params = jax.device_put(drawn(), made.shardings.params)
-    fresh = state.birth(params, made.optimizer, made.abstract, made.shardings)
+    fresh = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     shapes = jax.eval_shape(lambda: batch("b" * ROWS, setup))
     call = stage.compile_train_step(made, made.abstract, shapes, microbatches, 2, 2)
     return Run(made, call.call, jax.tree.map(np.asarray, fresh))

@@ -122,6 +122,6 @@ def gradient(mesh: Mesh, compute: ComputeConfig, microbatches: int, tied: bool =
     made = plan(mesh, compute, tied)
     held = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params(tied), made.params)
     placed = jax.device_put(held, made.shardings.params)
-    fresh = state.birth(placed, made.optimizer, made.abstract, made.shardings)
+    fresh = state.create_state(placed, made.optimizer, made.abstract, made.shardings)
     after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(fresh, setup.place(batch(), mesh))
     return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)

@@ -131,7 +131,7 @@ def test_moments_and_master_copies_lie_like_their_parameters(mesh, setup):
     made = packed.plan(setup, mesh, ComputeConfig(compute="bfloat16"))
     cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(), made.params)
     params = jax.device_put(cast, made.shardings.params)
-    born = state.birth(params, made.optimizer, made.abstract, made.shardings)
+    born = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     names = axes.logical_axes(made.abstract.params)
     adam = born.moments[1]
     trained = born.trainable.keys()

@@ -100,7 +100,7 @@ def test_birth_refuses_wrong_parameters(make_mesh):
     def attempt(**changes):
         changed = {**born.params, **{path.replace(".", "/"): x for path, x in changes.items()}}
         params = {path: leaf for path, leaf in changed.items() if leaf is not None}
-        return state.birth(params, made, abstract, places)
+        return state.create_state(params, made, abstract, places)
 
     bias = born.params["connector/linear_1/bias"]
     with pytest.raises(ValueError, match=r"missing \['connector/linear_1/bias'\] \(1\)"):

@@ -102,4 +102,4 @@ def born(made, abstract, mesh):
     """(state, shardings) from parameters put where they lie."""
     places = state.state_shardings(mesh, abstract, AXES)
     params = jax.device_put(draw(abstract.params), places.params)
-    return state.birth(params, made, abstract, places), places
+    return state.create_state(params, made, abstract, places), places

@@ -100,7 +100,7 @@ PREFIXES: dict[str, str] = {
     "lm_head.": HEAD,
 }
 
-# what checkpoints hold beside our parameters: buffers made anew, and parts that no MLLM uses
+# what checkpoints hold beside our parameters: computed buffers, and parts that no MLLM uses
 BUFFERS = r"(.*\.)?(position_ids|rotary_emb\.inv_freq)"
 CLIP_ONLY = r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
 

@@ -176,7 +176,7 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
         f"--batch {rows} does not divide over {parts} devices; give a multiple of {parts}",
     )
     stage = plan(model, compute, work.optimizer, mesh, steps=1_000)
-    now = state.birth(
+    now = state.create_state(
         draw(stage, stage.params, seed=0), stage.optimizer, stage.abstract, stage.shardings
     )
     batch = synthetic(model, rows, length)

@@ -24,7 +24,7 @@ class StepView(NamedTuple):
     step: int
     steps: int | None  # of the run; None: not counted
     batch: Batch  # all rows of the step, as numpy arrays
-    patches: int  # placeholders of one image
+    images: int  # in all rows
     rows: Sequence[RowView]  # the first of them
     sizes: Mapping[str, Int64[np.ndarray, "n"]]  # stream -> tokens of all its examples
     sample: mixture.Sample
@@ -59,8 +59,7 @@ def _head(heading: str, view: StepView) -> str:
     ]
     slots = batch.pixels.shape[0] * batch.pixels.shape[1]
     if slots:
-        images = int((batch.image_index >= 0).sum()) // view.patches
-        figures.append((f"images in {html.counted(slots, 'slot')}", f"{images:,}"))
+        figures.append((f"images in {html.counted(slots, 'slot')}", f"{view.images:,}"))
     links = " ".join(f"<a href='#{name}'>{title}</a>" for name, title in PARTS.items())
     return (
         f"<header><h1>{escape(heading)}</h1><p class=soft>{escape(_about(view))}</p>"

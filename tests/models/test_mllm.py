@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.batch import ModelInputs
+from mllm_jax.common.trees import unflatten
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import axes, mllm
@@ -241,6 +242,13 @@ def test_what_the_forward_pass_does_not_read():
     assert CONFIG.vision is not None
     whole = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, feature_layer=-1))
     assert mllm.used_layers(whole, paths, True) == {paths[1]: 0}
+
+
+def test_flat_paths_sort_as_the_nested_tree_does(params):
+    """JAX adds up over a tree in the order of its sorted keys: norms keep every bit either way."""
+    nested = jax.tree_util.tree_leaves_with_path(unflatten(params))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nested]
+    assert sorted(params) == names
 
 
 def test_full_size_counts():

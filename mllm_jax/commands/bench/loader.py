@@ -11,13 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.folders import check_file, whole_file
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
-from mllm_jax.data.loader import HostBatch, Loader
+from mllm_jax.data.loader import Loader
 from mllm_jax.training.run_folder import tokenizer_folder
 
 FAR = 100_000  # the step that is sought
@@ -59,7 +57,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     seek_seconds = time.perf_counter() - begin
     return {
         "workers": config.data.workers,
-        **_speed(loader, steps, config.model.patches),
+        **_speed(loader, steps),
         "start_seconds": round(start_seconds, 3),
         "plan_seconds": round(plan_seconds, 3),
         "seek_seconds": round(seek_seconds, 3),
@@ -72,7 +70,7 @@ def _timed(config: Config, tokenizer: Any) -> tuple[float, Loader]:
     return time.perf_counter() - begin, loader
 
 
-def _speed(loader: Loader, steps: int, patches: int) -> dict[str, Any]:
+def _speed(loader: Loader, steps: int) -> dict[str, Any]:
     """The first batches, during which workers start, are not timed."""
     batches = loader.iterate(0, steps + WARMUP)
     for _ in range(WARMUP):
@@ -81,7 +79,7 @@ def _speed(loader: Loader, steps: int, patches: int) -> dict[str, Any]:
     records = images = tokens = places = slots = 0
     for batch in batches:
         records += len(batch.records)
-        images += _images(batch, patches)
+        images += int(batch.contents.images.sum())
         tokens += int((batch.batch.segments > 0).sum())
         places += batch.batch.segments.size
         slots += batch.batch.pixels.shape[0] * batch.batch.pixels.shape[1]
@@ -96,12 +94,6 @@ def _speed(loader: Loader, steps: int, patches: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used, 2),
     }
-
-
-def _images(batch: HostBatch, patches: int) -> int:
-    """Images of a batch: places where the first seat of one stands."""
-    seats = batch.batch.image_index
-    return int(np.sum((seats >= 0) & (seats % patches == 0))) if patches else 0
 
 
 def _cpu_seconds() -> float:

@@ -68,7 +68,7 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
             step=step,
             steps=steps,
             batch=host.batch,
-            patches=config.model.patches,
+            images=int(host.contents.images.sum()),
             rows=_rows(config, loader, host, TokenTexts(tokenizer), step)[:rows],
             sizes={stream.name: stream.sizes for stream in loader.streams},
             sample=_sample(config, loader, step),

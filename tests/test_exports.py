@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mllm_jax.batch import ModelInputs
 from mllm_jax.checkpoints.hf.tensor_files import DTYPES
 from mllm_jax.checkpoints.hf.tokenizer import special_ids
 from mllm_jax.checkpoints.hf.writer import write_hf
@@ -184,7 +185,6 @@ def test_ours_are_equal(name: str, exports: Path, seen: tuple[dict, dict]) -> No
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params, tokens, index, pixels):
-    ones = jnp.ones_like(tokens)
-    positions = jnp.arange(tokens.shape[1])[None]
-    hidden = mllm.hidden(model, params, tokens, ones, positions, index, pixels)
-    return mllm.logits(hidden, mllm.head(params))
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    inputs = ModelInputs(tokens, jnp.ones_like(tokens), positions, index, pixels)
+    return mllm.logits(mllm.hidden(model, params, inputs), mllm.head(params))

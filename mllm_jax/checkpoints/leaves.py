@@ -124,8 +124,8 @@ def compare(
         if pair[1]
     ]
     if parts:
-        said = "; ".join([*parts, *([hint] if hint else [])])
-        raise ConfigError(f"{where}: checkpoint of another architecture: {said}")
+        message = "; ".join([*parts, *([hint] if hint else [])])
+        raise ConfigError(f"{where}: checkpoint of another architecture: {message}")
 
 
 def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | None) -> list[str]:

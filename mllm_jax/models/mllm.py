@@ -196,5 +196,5 @@ def decode(
 def _apply(module: Any, params: Params, name: str, *args: Any, **options: Any) -> Any:
     """Calls one of the three modules with its part of the parameters, nested as Flax wants them."""
     assert module is not None, f"the model has no {name} part"
-    own = {path: x for path, x in params.items() if path.startswith(f"{name}/")}
-    return module.apply({"params": unflatten(own)[name]}, *args, **options)
+    part = {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+    return module.apply({"params": unflatten(part)[name]}, *args, **options)

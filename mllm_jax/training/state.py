@@ -122,9 +122,12 @@ def create_state(
     return TrainState(step, trainable, frozen, moments)
 
 
-def compare(wanted: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError listing paths that are missing from `given` or too many."""
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+def compare(expected: Mapping[str, Any], actual: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError listing paths that are missing from `actual` or too many."""
+    missing, extra = (
+        sorted(expected.keys() - actual.keys()),
+        sorted(actual.keys() - expected.keys()),
+    )
     if missing or extra:
         raise ValueError(
             f"{what}: missing {missing[:5]} ({len(missing)}), too many {extra[:5]} ({len(extra)})"

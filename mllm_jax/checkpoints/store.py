@@ -235,6 +235,10 @@ class Checkpoints:
         moments = jax.tree.unflatten(jax.tree.structure(moments), leaves)
         return restore(folder / "params", params), moments, about["extra"]
 
+    def extra(self, step: int) -> dict[str, Any]:
+        """What `save` got as `extra` with one of `steps()`. Raises DamagedCheckpoint."""
+        return manifest.read(self.folder / str(step))["extra"]
+
     # ------------------------------------------------------------------------------ process 0 alone
 
     def _close(self) -> None:

@@ -10,9 +10,9 @@ The text under a field says what it means: editors show it, `config.reference` p
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import NameText, PathText, PatternText, Range, Section, Size, Step, Text
-from mllm_jax.config.data import DataConfig
+from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 
 Count = Annotated[int, Range("[1, 1_000_000]")]
@@ -130,6 +130,39 @@ class OptimizerConfig(Section, at="optimizer"):
 
 
 @dataclass(frozen=True)
+class HeldOutConfig(Section, at="train.evaluate"):
+    """Held-out loss while a stage trains, the same tokens every time. Give `data` or `streams`."""
+
+    data: PathText | None = None
+    """LLaVA JSON or JSONL file of records that are not trained on; each names its language."""
+    images: PathText | None = None
+    """Where the image paths of `data` start; by default `images` beside it, or else its folder."""
+    streams: Annotated[dict[NameText, StreamConfig], Size("[0, 1_000]")] = field(
+        default_factory=dict
+    )
+    """Several held-out sources instead of `data`, by name; each also has a loss of its own."""
+    every: Step = 500
+    """Steps between evaluations; there is one after the last step too."""
+    records: Annotated[int, Range("[1, 1_000_000]")] = 256
+    """The first so many examples of every language in every stream are evaluated."""
+    stop_after: Count | None = None
+    """End the stage after so many evaluations in a row without a new lowest loss."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            (self.data is None) != (not self.streams),
+            f"train.evaluate: give data or streams, exactly one (data={quoted(self.data)}, "
+            f"{len(self.streams)} streams)",
+        )
+        require(
+            self.images is None or self.data is not None,
+            f"train.evaluate.images={quoted(self.images)} has no effect on streams; give each of "
+            "them its own",
+        )
+
+
+@dataclass(frozen=True)
 class TrainConfig(Section, at="train"):
     """How long a stage trains, and how often it saves. Give `steps` or `epochs`, not both."""
 
@@ -146,16 +179,20 @@ class TrainConfig(Section, at="train"):
     keep_every: Step | None = None
     """Checkpoints of steps that are multiples of this stay too; a multiple of `save_every`."""
     keep_best: Annotated[int, Range("[0, 1_000_000]")] = 0
-    """And this many with the lowest training loss since the checkpoint before them."""
+    """And this many with the lowest loss."""
+    keep_best_by: Literal["training", "heldout"] = "training"
+    """The loss of `keep_best`: of the steps since the checkpoint before, or of `evaluate`."""
     on_damage: Literal["fail", "previous"] = "fail"
     """What `--resume` does when the last checkpoint is corrupt: fail, or use the one before.
 
     Corrupt frozen parameters: fail, or write them again from `init.weights`.
     """
     log_every: Step = 10
-    """Steps between printed lines; metrics.jsonl gets every step."""
+    """Steps between printed lines when piped, at most 30 s; metrics.jsonl gets every step."""
     stop_at: Step | None = None
     """Step at which to stop early, for jobs with a time limit; continue with `--resume`."""
+    evaluate: HeldOutConfig | None = None
+    """Measure the loss on held-out records while the stage trains."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,6 +204,27 @@ class TrainConfig(Section, at="train"):
         require(
             every is None or every % save == 0,
             f"train.keep_every={every} is not a multiple of train.save_every={save}",
+        )
+        if self.keep_best_by == "heldout":
+            self._check_keep_best()
+
+    def _check_keep_best(self) -> None:
+        """Every checkpoint needs a held-out loss to be kept by."""
+        require(
+            self.keep_best > 0,
+            "train.keep_best_by=heldout has no effect with train.keep_best=0; give the number of "
+            "checkpoints to keep",
+        )
+        require(
+            self.evaluate is not None,
+            "train.keep_best_by=heldout needs held-out records; give train.evaluate.data",
+        )
+        assert self.evaluate is not None
+        require(
+            self.save_every % self.evaluate.every == 0,
+            f"train.save_every={self.save_every} is not a multiple of train.evaluate.every="
+            f"{self.evaluate.every}: with train.keep_best_by=heldout every checkpoint needs a "
+            "held-out loss",
         )
 
 

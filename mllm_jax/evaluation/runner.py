@@ -33,6 +33,7 @@ from mllm_jax.common.json_file import write_json
 from mllm_jax.common.versions import versions
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Encoded
+from mllm_jax.data.heldout import images_beside
 from mllm_jax.data.records.parse import IMAGE, Record, Turn
 from mllm_jax.evaluation import metrics as scoring
 from mllm_jax.evaluation.questions import languages_in, load_records
@@ -130,7 +131,7 @@ def read_questions(data: str | Path, images: str | Path | None = None) -> Questi
         ConfigError: no such file or folder, or records that cannot be used (named).
     """
     languages = languages_in(data)
-    folder = Path(images) if images is not None else _image_folder(Path(data))
+    folder = Path(images) if images is not None else images_beside(Path(data))
     require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
     records = load_records("evaluation", StreamConfig(str(data), str(folder)), languages)
     return Questions(languages, folder, records)
@@ -326,8 +327,3 @@ def _inside_run(model: str | Path) -> Path:
     is_run = source.files != source.where
     require(is_run, f"{model}: not a run folder; give --out DIR for the scores")
     return Path(model) / "evaluation"
-
-
-def _image_folder(data: Path) -> Path:
-    beside = data.parent / "images"
-    return beside if beside.is_dir() else data.parent

@@ -18,11 +18,13 @@ from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.log import Log
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
+from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
 from mllm_jax.training import flops, metrics, run_folder, run_inputs, run_log, state, step
+from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, open_heldout
 from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import Stage, compile_train_step, place, plan
 from mllm_jax.training.writer import MetricsWriter, NoWriter
@@ -72,13 +74,14 @@ def _train(
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
+    heldout = open_heldout(config, tokenizer, loader.streams, loader.shares(steps), mesh)
     images = config.data.image_slots > 0
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps, images)
     start = log.seconds
     first = first_params(stage, source, config) if begin.step is None else None
     seconds = log.seconds - start
     run = _begin(config, source, loader, steps, begin, inputs)
-    _describe(log, config, stage, loader, steps, begin, inputs)
+    _describe(log, config, stage, loader, heldout, steps, begin, inputs)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
     start = log.seconds
@@ -90,6 +93,8 @@ def _train(
     begins = int(now.step)
     log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")
     loop = Loop(config, stage, loader, checkpoints, frozen, steps, log)
+    if heldout is not None:
+        loop.measure(heldout, begins)
     record = _writer(config, steps, begins if begin.resume else None)
     with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
@@ -97,7 +102,10 @@ def _train(
         run_folder.finish(run, writer.last_written)
     if int(now.step) < loop.stop:
         raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; go on with --resume")
-    log(run_log.end(run, int(now.step), steps))
+    early = loop.lowest.ends(loop.stop_after)
+    if early:
+        log(run_log.early_end(loop.lowest))
+    log(run_log.end(run, int(now.step), early or int(now.step) == steps, steps))
     return run
 
 
@@ -123,6 +131,7 @@ def _describe(
     config: Config,
     stage: Stage,
     loader: Loader,
+    heldout: HeldOut | None,
     steps: int,
     begin: run_folder.Beginning,
     inputs: run_inputs.Inputs,
@@ -137,6 +146,8 @@ def _describe(
         log(warning)
     for line in run_log.data(config, loader, steps):
         log(line)
+    if heldout is not None:
+        log(run_log.heldout(config, heldout))
     log(run_log.parameters(stage.abstract))
     log(run_log.begin(config, begin.step, steps))
 
@@ -172,8 +183,32 @@ class Loop:
     ):
         self.config, self.stage, self.loader, self.log = config, stage, loader, log
         self.checkpoints, self.frozen = checkpoints, frozen
-        self.stop = min(steps, config.train.stop_at or steps)
+        self.steps, self.stop = steps, min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
+        self.heldout: HeldOutLoss | None = None
+        self.lowest, self.measured = Lowest(), dict[int, float]()  # the last held-out loss
+
+    @property
+    def stop_after(self) -> int | None:
+        """`train.evaluate.stop_after`."""
+        evaluate = self.config.train.evaluate
+        return None if evaluate is None else evaluate.stop_after
+
+    def measure(self, heldout: HeldOut, first: int) -> None:
+        """Measures the loss on held-out records on the way; a resumed run knows the lowest.
+
+        Args:
+            heldout: the records.
+            first: step that the run begins or continues with.
+        """
+        evaluate = self.config.train.evaluate
+        assert evaluate is not None
+        languages = self.config.data.languages
+        self.heldout = HeldOutLoss(self.stage, heldout, languages)
+        extra = self.checkpoints.extra(first) if first else {}
+        self.lowest = Lowest.restored(extra, self.heldout.identity)
+        if self.lowest.ends(evaluate.stop_after):
+            self.stop = first
 
     def run(
         self, now: state.TrainState, first: int, writer: MetricsWriter | NoWriter, stop: Stop
@@ -202,11 +237,16 @@ class Loop:
                 self._report(pending, waited, writer, meter, watch)
                 waited = 0.0
             pending = (number, numbers, meter.count(host.contents), host.contents.records)
-            last = stop.due(number) or number + 1 == self.stop
-            if last or (number + 1) % self.config.train.save_every == 0:
-                self._report(pending, waited, writer, meter, watch)
-                self._save(now)
+            last, measure = stop.due(number) or number + 1 == self.stop, self._measures(number + 1)
+            save = last or (number + 1) % self.config.train.save_every == 0
+            if save or measure:
+                self._report(pending, waited, writer, meter, watch, now if measure else None)
                 pending = None
+            if self.lowest.ends(self.stop_after):
+                last, self.stop = True, number + 1
+            if save or last:
+                self._save(now)
+            if save or measure:
                 watch.lap()
             if last:
                 break
@@ -243,7 +283,9 @@ class Loop:
         writer: MetricsWriter | NoWriter,
         meter: metrics.Meter,
         watch: metrics.Watch,
+        measured: state.TrainState | None = None,
     ) -> None:
+        """Writes the line of a step, with the held-out loss of the state `measured` after it."""
         number, numbers, counts, records = pending
         with waits_for(f"the end of step {number}"):
             jax.block_until_ready(numbers)  # a lap is from the end of a step to the end of the next
@@ -253,11 +295,27 @@ class Loop:
         line = meter.line(number, numbers, counts, lap)
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
+        if measured is not None and line["finite"]:
+            line |= self._measure(number + 1, measured)
         with waits_for("metrics.jsonl to be written"):
             writer.write(line)
         self.losses.add(line["loss"], line["trained_tokens"])
         self.checkpoints.check()
         metrics.require_finite(number, numbers, self._last_good)
+
+    def _measures(self, step: int) -> bool:
+        evaluate = self.config.train.evaluate
+        return evaluate is not None and due(step, evaluate.every, self.steps)
+
+    def _measure(self, step: int, now: state.TrainState) -> metrics.Line:
+        """The held-out loss after `step` updates."""
+        assert self.heldout is not None
+        with waits_for(f"the held-out loss after step {step}"):
+            line = self.heldout(now.params)
+        self.lowest = self.lowest.after(step, line["heldout/loss"])
+        self.measured = {step: line["heldout/loss"]}
+        self.log(run_log.measured(step, line, self.lowest))
+        return line
 
     def _last_good(self) -> str | None:
         self.checkpoints.wait()  # one may be on its way to the disk
@@ -265,9 +323,10 @@ class Loop:
         return str(self.checkpoints.folder / str(saved)) if saved else None
 
     def _save(self, now: state.TrainState) -> None:
-        loss, extra = self.losses.take(), {"seed": self.config.seed}
-        files = self.frozen.files
-        number, start = int(now.step), self.log.seconds
+        number, start, files = int(now.step), self.log.seconds, self.frozen.files
+        loss, extra = self.losses.take(), {"seed": self.config.seed} | self.lowest.extra()
+        if self.config.train.keep_best_by == "heldout":
+            loss = self.measured.get(number)
         self.checkpoints.save(number, now.trainable, now.moments, extra, loss, files)
         folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
         self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")

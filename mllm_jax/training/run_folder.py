@@ -222,8 +222,18 @@ def chat_template(streams: dict[str, StreamConfig], shares: dict[str, float]) ->
         shares: stream -> share of the records over all steps of the run, whatever weights, epochs,
             token weights, temperature or changes it comes from; the first of equal ones is taken.
     """
+    name = main_format(streams, shares)
+    return None if name is None else TEMPLATES[name]
+
+
+def main_format(streams: dict[str, StreamConfig], shares: dict[str, float]) -> str | None:
+    """The format of the conversations that a run sees most often; None where there are none.
+
+    Args:
+        streams, shares: as for `chat_template`.
+    """
     chats = [name for name, of in streams.items() if of.format != "plain" and not of.is_text]
-    return TEMPLATES[streams[max(chats, key=shares.__getitem__)].format] if chats else None
+    return streams[max(chats, key=shares.__getitem__)].format if chats else None
 
 
 def is_fresh(init: InitConfig, path: str) -> bool:

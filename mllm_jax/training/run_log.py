@@ -10,8 +10,11 @@ import jax
 from jax.sharding import Mesh
 
 from mllm_jax.config.stage import Config
+from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
+from mllm_jax.training.heldout import Lowest
+from mllm_jax.training.metrics import Line
 from mllm_jax.training.state import TrainState
 
 
@@ -33,6 +36,17 @@ def data(config: Config, loader: Loader, steps: int) -> Iterator[str]:
     images = f" and {config.data.image_slots} images" if config.data.image_slots else ""
     total = f"{loader.total_records:,} examples"
     yield f"data: {total}; a batch is {rows} rows of {length:,} tokens{images}"
+
+
+def heldout(config: Config, batches: HeldOut) -> str:
+    """What the held-out loss is measured on."""
+    evaluate, languages = config.train.evaluate, config.data.languages
+    assert evaluate is not None
+    counts = Counter(
+        languages[batches.streams[ref.stream].language(ref.record)] for ref in batches.refs
+    )
+    each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"held-out: {len(batches.refs):,} examples ({each}), every {evaluate.every:,} steps"
 
 
 def _contents(stream: StreamIndex) -> str:
@@ -68,9 +82,33 @@ def begin(config: Config, step: int | None, steps: int) -> str:
     return f"run folder: {config.out}{resumed}; trains to step {last:,} of {steps:,}"
 
 
-def end(run: Path, step: int, steps: int) -> str:
+def measured(step: int, line: Line, lowest: Lowest) -> str:
+    """The held-out loss, and whether it still falls."""
+    prefix = "heldout/loss/"
+    parts = [f"{line['heldout/loss']:.4f}"]
+    parts += [
+        f"{name.removeprefix(prefix).replace('/', ' ')} {value:.3f}"
+        for name, value in line.items()
+        if name.startswith(prefix)
+    ]
+    falls = "lowest so far"
+    if lowest.since:
+        falls = f"lowest {lowest.loss:.4f} after step {lowest.step:,}"
+    seconds = line["heldout/seconds"]
+    return f"held-out loss after step {step:,}: {', '.join(parts)}; {falls}; {seconds:.1f} s"
+
+
+def early_end(lowest: Lowest) -> str:
+    """Why a stage ends before its last step."""
+    return (
+        f"the held-out loss has not fallen below {lowest.loss:.4f} (after step {lowest.step:,}) in "
+        f"{lowest.since} evaluations: the stage ends here (train.evaluate.stop_after)"
+    )
+
+
+def end(run: Path, step: int, complete: bool, steps: int) -> str:
     """What there is now, and what can be done with it."""
-    if step < steps:
+    if not complete:
         return f"done: stopped at step {step:,} of {steps:,}; continue {run} with --resume"
     return (
         f"done: {step:,} steps; {run} is the trained model, for mllm-jax evaluate, generate, "

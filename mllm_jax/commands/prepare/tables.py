@@ -25,6 +25,7 @@ from mllm_jax.data.index.cache import Mixture, open_mixture
 from mllm_jax.data.index.stream import StreamIndex, report
 from mllm_jax.data.mixture.plan import Plan
 from mllm_jax.data.sources.hub import fetch
+from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.run_folder import tokenizer_folder
 
 SAMPLE = 32  # windows of the mixture in which ways of packing are compared
@@ -88,10 +89,11 @@ def run_recipe(
 
 def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     """One stage's data, read with the tokenizer in the folder `files`; prints the table."""
-    data = config.data
-    for name, stream in data.streams.items():
+    data, tokenizer = config.data, load_tokenizer(files)
+    more = config.train.evaluate.streams if config.train.evaluate else {}
+    for name, stream in [*data.streams.items(), *more.items()]:
         fetch(name, stream)
-    mixture = Mixture(data, config.model, load_tokenizer(files), workers=workers, decode=True)
+    mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
     streams = open_mixture(mixture)
     plan = Plan(streams, data, config.seed)
     if config.train.epochs is not None:
@@ -110,6 +112,12 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
         print("alike: images that look like an earlier one of their stream, by a perceptual hash")
     print(_tokens_per_word(reports, data.languages))
     print(_fill(plan.fill(SAMPLE)))
+    shares = dict(zip(data.streams, plan.shares(steps), strict=True))
+    options = {"workers": workers, "decode": True}
+    heldout = open_heldout(config, tokenizer, streams, shares, **options)
+    if heldout is not None:
+        print("held-out (train.evaluate):")
+        print(_table({s.name: _report(s, data.languages) for s in heldout.streams}))
     for stream in streams:
         for note in stream.notes:
             print(one_line(f"data.streams.{stream.name}: {note}"))

@@ -16,7 +16,6 @@ import jax
 
 from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
@@ -29,6 +28,7 @@ from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.training import loop, run_folder, run_inputs, step
+from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import plan
 
 OUTPUTS = ("evaluation", "hf", "report.html", "summary.json")  # what a recipe writes beside stages
@@ -102,7 +102,7 @@ def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) ->
     """
     pending, template = [], None
     for number, (name, config) in enumerate(stages.items()):
-        if _finished(config, config.train.steps):
+        if is_complete(config, config.train.steps):
             file = Path(config.out) / "model" / TEMPLATE
             template = file.read_text(encoding="utf-8") if file.is_file() else template
             continue
@@ -111,15 +111,9 @@ def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) ->
                 loop.check_source(config, open_model(config.init.weights))
             steps, chats = _check_stage(config, source_files(stages), devices)
         template = chats or template
-        if not _finished(config, steps):
+        if not is_complete(config, steps):
             pending.append(name)
     return Checked(pending, template)
-
-
-def _finished(config: Config, steps: int | None) -> bool:
-    """Whether a stage has saved its last step; no where its number of steps is not known yet."""
-    saved = checkpoint_steps(Path(config.out) / "checkpoints")
-    return bool(saved) and steps is not None and saved[-1] >= steps
 
 
 def source_files(stages: Mapping[str, Config]) -> Path:
@@ -129,7 +123,7 @@ def source_files(stages: Mapping[str, Config]) -> Path:
         ConfigError: its weights are not a model.
     """
     first = next(iter(stages.values()))
-    if _finished(first, first.train.steps):  # where it came from may be gone
+    if is_complete(first, first.train.steps):  # where it came from may be gone
         return open_model(first.out).files
     return run_folder.tokenizer_folder(first.init)
 
@@ -176,13 +170,15 @@ def _check_stage(
     loader = Loader(config.data, config.model, tokenizer, config.seed, share)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     run_inputs.check(config, begin.step, loader, steps)
+    shares = loader.shares(steps)
+    open_heldout(config, tokenizer, loader.streams, shares, mesh)
     stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
     fresh = config.init.fresh
     require(
         fresh is None or any(run_folder.is_fresh(config.init, p) for p in stage.params),
         f"init.fresh={fresh!r} matches no parameter path",
     )
-    return steps, run_folder.chat_template(config.data.streams, loader.shares(steps))
+    return steps, run_folder.chat_template(config.data.streams, shares)
 
 
 @contextmanager

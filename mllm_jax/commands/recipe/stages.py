@@ -23,7 +23,6 @@ import jax
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.checks import check_folders, check_name, check_questions, check_stages
 from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
@@ -38,6 +37,7 @@ from mllm_jax.config.stage import Config, EvaluateConfig, FolderConfig, RecipeCo
 from mllm_jax.distributed import processes
 from mllm_jax.evaluation import runner
 from mllm_jax.training import loop, run_folder
+from mllm_jax.training.heldout import is_complete
 from mllm_jax.training.optimizer import assign
 
 
@@ -165,10 +165,9 @@ def _train_stage(
 ) -> None:
     """Trains what is left of a stage."""
     run = Path(config.out)
-    saved = checkpoint_steps(run / "checkpoints")
     # a stage counted in epochs is left to `train` to decide: it goes on from its last step, and may
     # have nothing to do
-    finished = bool(saved) and config.train.steps is not None and saved[-1] >= config.train.steps
+    finished = is_complete(config, config.train.steps)
     # process 0 decides: the others may see a shared folder as it was a moment ago
     finished = bool(processes.of_first(finished))
     if processes.of_first(finished and summary.has_stage(name)):

@@ -124,6 +124,11 @@ class StreamIndex:
         return int(self._store.records["language"][self._records[index]])
 
     @property
+    def language_numbers(self) -> Int64[np.ndarray, "n"]:
+        """Number of the language of every example."""
+        return self._store.records["language"][self._records].astype(np.int64)
+
+    @property
     def unread(self) -> dict[str, int]:
         """Keys that nothing read -> how many times they held something, most frequent first."""
         return self._store.unread()

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     config = load_stage(options)
 
+    from mllm_jax.generation.samples import sampler
     from mllm_jax.training import loop
 
     require(
@@ -43,4 +44,4 @@ def run(options: argparse.Namespace) -> None:
         "--accept-changed-data: has no effect without --resume",
     )
     accept = options.accept_changed_data
-    loop.train(config, resume=options.resume, accept_changed_data=accept)
+    loop.train(config, resume=options.resume, accept_changed_data=accept, sampler=sampler)

@@ -147,6 +147,10 @@ class HeldOutConfig(Section, at="train.evaluate"):
     """The first so many examples of every language in every stream are evaluated."""
     stop_after: Count | None = None
     """End the stage after so many evaluations in a row without a new lowest loss."""
+    samples: Annotated[int, Range("[0, 1_000]")] = 0
+    """Held-out questions answered at every evaluation, as text in RUN/samples."""
+    max_new_tokens: Annotated[int, Range("[1, 4_096]")] = 32
+    """Tokens after which the answer of a sample is cut."""
 
     def __post_init__(self):
         super().__post_init__()

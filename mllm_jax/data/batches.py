@@ -61,6 +61,15 @@ class Batches:
         """The usable records of every stream, in the order of their numbers."""
         return self._streams
 
+    @property
+    def config(self) -> DataConfig:
+        """Streams, and the shape of a batch."""
+        return self._config
+
+    def pixels(self, image: str | bytes) -> UInt8[np.ndarray, "height width C"]:
+        """An image as the vision tower reads it. Raises ConfigError if it cannot be decoded."""
+        return self._cache[image]
+
     def rows(self, step: int) -> list[list[Ref]]:
         """The examples in all rows of a batch, the same in every process."""
         raise NotImplementedError

@@ -59,11 +59,6 @@ class HeldOut(Batches):
         self._rows = self._packed()
 
     @property
-    def batch_rows(self) -> int:
-        """Rows of a batch, of all processes."""
-        return self._config.rows
-
-    @property
     def count(self) -> int:
         """Batches."""
         return -(-len(self._rows) // self._config.rows)

@@ -183,7 +183,7 @@ class HeldOutLoss:
             return {name: numbers[name] for name in SUMS}
 
         rows, mesh = sharding.batch_sharding(stage.mesh), stage.mesh
-        size = self.batches.batch_rows
+        size = self.batches.config.rows
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
         jitted = jax.jit(
             sums,

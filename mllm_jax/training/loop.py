@@ -1,12 +1,13 @@
 """Train one stage: load, plan, fill, compile; then the loop."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
@@ -29,12 +30,16 @@ from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import Stage, compile_train_step, place, plan
 from mllm_jax.training.writer import MetricsWriter, NoWriter
 
+# (config, run folder, tokenizer, held-out records, mesh) -> parameters -> sample answers as text
+Sampler = Callable[[Config, Path, Any, HeldOut, Mesh], Callable[[Any], str]]
+
 
 def train(
     config: Config,
     resume: run_folder.Resume = False,
     devices: Sequence[Any] | None = None,
     accept_changed_data: bool = False,
+    sampler: Sampler | None = None,
 ) -> Path:
     """Runs one stage and returns its run folder, which is a model from the first checkpoint on.
 
@@ -46,6 +51,7 @@ def train(
             undisturbed run. "auto": if a run has begun there.
         devices: the mesh's devices; all there are when None.
         accept_changed_data: continue although the streams hold other records than before.
+        sampler: what answers `train.evaluate.samples`: `generation.samples.sampler`.
 
     Raises:
         ConfigError: bad input, before anything is written.
@@ -53,7 +59,7 @@ def train(
         Preempted: SIGTERM came to a process of the run; the step is finished and saved.
     """
     with run_folder.alone(config, resume):
-        return _train(config, resume, devices, accept_changed_data)
+        return _train(config, resume, devices, accept_changed_data, sampler)
 
 
 def _train(
@@ -61,8 +67,10 @@ def _train(
     resume: run_folder.Resume,
     devices: Sequence[Any] | None,
     accept_changed_data: bool,
+    sampler: Sampler | None,
 ) -> Path:
     log, begin = Log(), run_folder.check(config, resume)
+    check_samples(config, sampler)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -95,6 +103,8 @@ def _train(
     loop = Loop(config, stage, loader, checkpoints, frozen, steps, log)
     if heldout is not None:
         loop.measure(heldout, begins)
+        if sampler is not None and config.train.evaluate and config.train.evaluate.samples:
+            loop.samples = sampler(config, run, tokenizer, heldout, mesh)
     record = _writer(config, steps, begins if begin.resume else None)
     with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
@@ -168,6 +178,22 @@ def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWrite
     return MetricsWriter(Path(config.out), steps, resume_step, config.train.log_every)
 
 
+def check_samples(config: Config, sampler: Sampler | None) -> None:
+    """Refuses sample answers where they cannot be made. Raises ConfigError."""
+    evaluate = config.train.evaluate
+    if evaluate is None or evaluate.samples == 0:
+        return
+    where = f"train.evaluate.samples={evaluate.samples}"
+    require(
+        sampler is not None,
+        f"{where}: pass sampler=mllm_jax.generation.samples.sampler to train, or set 0",
+    )
+    require(
+        jax.process_count() == 1,
+        f"{where}: sample answers are written by runs of one process only; set 0",
+    )
+
+
 class Loop:
     """The compiled step and what one turn needs around it."""
 
@@ -186,6 +212,7 @@ class Loop:
         self.steps, self.stop = steps, min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
         self.heldout: HeldOutLoss | None = None
+        self.samples: Callable[[Any], str] | None = None
         self.lowest, self.measured = Lowest(), dict[int, float]()  # the last held-out loss
 
     @property
@@ -315,6 +342,12 @@ class Loop:
         self.lowest = self.lowest.after(step, line["heldout/loss"])
         self.measured = {step: line["heldout/loss"]}
         self.log(run_log.measured(step, line, self.lowest))
+        if self.samples is not None:
+            path = Path(self.config.out) / "samples" / f"step-{step:06}.txt"
+            path.parent.mkdir(exist_ok=True)
+            heading = f"step {step}, held-out loss {line['heldout/loss']:.4f}\n\n"
+            path.write_text(heading + self.samples(now.params), encoding="utf-8")
+            self.log(f"sample answers: {path}")
         return line
 
     def _last_good(self) -> str | None:

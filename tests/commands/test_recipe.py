@@ -122,7 +122,9 @@ def save(config: Config, step: int, spoil: str = "") -> None:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     made = Files(tmp_path)
 
-    def train(config: Config, resume: run_folder.Resume = False, devices: Any = None) -> Path:
+    def train(
+        config: Config, resume: run_folder.Resume = False, devices: Any = None, sampler: Any = None
+    ) -> Path:
         name, beginning = Path(config.out).name, run_folder.check(config, resume)
         made.calls.append(f"{name}{' again' if beginning.step else ''}")
         if beginning.step is None:
@@ -230,7 +232,9 @@ def test_a_frozen_parameter_that_moved_is_an_alarm(files: Files, monkeypatch: py
 def test_a_stopped_stage_is_resumed(files: Files, monkeypatch: pytest.MonkeyPatch):
     whole, stop = recipe.loop.train, [True]
 
-    def train(config: Config, resume: run_folder.Resume = False, devices: Any = None) -> Path:
+    def train(
+        config: Config, resume: run_folder.Resume = False, devices: Any = None, sampler: Any = None
+    ) -> Path:
         if Path(config.out).name == "align" and stop:
             stop.clear()
             files.calls.append("align, half")
@@ -252,7 +256,9 @@ def test_a_stage_stopped_before_its_first_checkpoint_begins_again(
     files.recipe["stages"] = ["backbone.yaml"]
     whole = recipe.loop.train
 
-    def train(config: Config, resume: run_folder.Resume = False, devices: Any = None) -> Path:
+    def train(
+        config: Config, resume: run_folder.Resume = False, devices: Any = None, sampler: Any = None
+    ) -> Path:
         Path(config.out).mkdir(parents=True)
         loading.dump(config, Path(config.out) / "config.yaml")
         raise KeyboardInterrupt

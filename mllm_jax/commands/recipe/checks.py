@@ -27,6 +27,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.generation.engine import Answerer
+from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder, run_inputs, step
 from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import plan
@@ -161,6 +162,7 @@ def _check_stage(
         Its steps, and the chat template of its conversations.
     """
     begin = run_folder.check(config, resume="auto")
+    loop.check_samples(config, sampler)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
     tokenizer = load_tokenizer(files)

@@ -36,6 +36,7 @@ from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, EvaluateConfig, FolderConfig, RecipeConfig
 from mllm_jax.distributed import processes
 from mllm_jax.evaluation import runner
+from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder
 from mllm_jax.training.heldout import is_complete
 from mllm_jax.training.optimizer import assign
@@ -176,7 +177,7 @@ def _train_stage(
     start = time.perf_counter()
     if not finished:
         _say(f"stage {name} -> {run}")
-        loop.train(config, resume="auto", devices=devices)
+        loop.train(config, resume="auto", devices=devices, sampler=sampler)
     if not processes.is_first():
         return
     modules = module_table(config)

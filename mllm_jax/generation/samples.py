@@ -1,0 +1,138 @@
+"""Answer a few held-out questions with the parameters of a run that is still training.
+
+    held-out example -> tokens before its first trained one: the prompt -> greedy answer -> text
+                     -> its first trained tokens: what was expected
+
+Prompts come from the tokens that the held-out loss is measured on, so a sample shows the model what
+training shows it. Documents have no prompt and are left out.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_jax.batch import Example
+from mllm_jax.config.stage import ComputeConfig, Config
+from mllm_jax.data.chat.encoder import Encoded
+from mllm_jax.data.chat.tokenizer import end_ids
+from mllm_jax.data.heldout import HeldOut
+from mllm_jax.distributed.sharding import ways
+from mllm_jax.generation.engine import Answerer, Picture
+from mllm_jax.models import mllm
+
+
+class Question(NamedTuple):
+    """A held-out example as it is asked."""
+
+    name: str  # "stream/id"
+    language: str
+    prompt: Encoded
+    images: tuple[str | bytes, ...]
+    expected: list[int]
+
+
+def sampler(
+    config: Config, run: Path, tokenizer: Any, heldout: HeldOut, mesh: Mesh
+) -> Callable[[Any], str]:
+    """The function parameters -> sample answers as text, for `training.loop.train`.
+
+    Args:
+        config: the stage; `train.evaluate` says how many samples, and how long.
+        run: its folder, whose model/ names the tokens that end an answer.
+        tokenizer: of the model.
+        heldout: the records.
+        mesh: on which the parameters are.
+    """
+    evaluate = config.train.evaluate
+    assert evaluate is not None
+    answerer = _Answerer(config, tokenizer, end_ids(tokenizer, run / "model"), mesh)
+    asked = questions(config, heldout, evaluate.samples)
+    pictures = [[heldout.pixels(image) for image in one.images] for one in asked]
+    return functools.partial(_samples, answerer, asked, pictures, evaluate.max_new_tokens)
+
+
+def _samples(
+    answerer: "_Answerer",
+    asked: Sequence[Question],
+    pictures: Sequence[Sequence[Picture]],
+    limit: int,
+    params: Any,
+) -> str:
+    answerer.params = params
+    rows = -(-len(asked) // answerer.rows_multiple) * answerer.rows_multiple
+    with jax.set_mesh(answerer.mesh):
+        prompts = [one.prompt for one in asked]
+        output_ids = answerer.answer(prompts, pictures, limit, rows=rows)
+    parts = [
+        f"--- {one.name} ({one.language})\n"
+        f"prompt:   {answerer.prompt_text(one.prompt).strip()}\n"
+        f"expected: {answerer.text(one.expected).strip()}\n"
+        f"answer:   {answerer.text(ids).strip()}\n"
+        for one, ids in zip(asked, output_ids, strict=True)
+    ]
+    return "\n".join(parts)
+
+
+def questions(config: Config, heldout: HeldOut, count: int) -> list[Question]:
+    """The first `count` held-out examples that have a prompt, the languages taking turns."""
+    by_language: dict[int, list[Example]] = {}
+    documents = {name for name, stream in heldout.config.streams.items() if stream.is_text}
+    for ref in heldout.refs:
+        stream = heldout.streams[ref.stream]
+        group = by_language.setdefault(stream.language(ref.record), [])
+        if stream.name not in documents and len(group) < count:
+            group.append(stream[ref.record])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_language.values()))
+    chosen = [example for example in turns if example is not None][:count]
+    return [_question(example, config.data.languages) for example in chosen]
+
+
+def _question(example: Example, languages: Sequence[str]) -> Question:
+    """The example up to its first answer, and that answer.
+
+    tokens   <user> # # what <assistant> bi katu <eot> <user> more
+    weights    0    0 0  0       0        1   1    1     0     0
+                        prompt          | expected   |
+    """
+    trained = example.weights > 0
+    start = int(np.argmax(trained))
+    end = start + int(np.argmin(np.append(trained[start:], False)))
+    seats = example.seats[:start]
+    patches = int(example.seats.max(initial=-1) + 1) // max(1, len(example.images))
+    images = int((seats >= 0).sum()) // max(1, patches)
+    prompt = Encoded(example.tokens[:start], np.zeros(start, np.float32), seats)
+    expected = example.tokens[start:end].tolist()
+    language = languages[example.language]
+    return Question(example.record, language, prompt, example.images[:images], expected)
+
+
+class _Answerer(Answerer):
+    """Answers with parameters that are handed over, where they are on the mesh."""
+
+    def __init__(self, config: Config, tokenizer: Any, ends: tuple[int, ...], mesh: Mesh):
+        self.config, self.tokenizer, self.ends, self.mesh = config.model, tokenizer, ends, mesh
+        compute = config.compute
+        self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
+        platform = mesh.devices.flat[0].platform
+        self.model = mllm.build(config.model, self.compute, platform)
+        self.rows_multiple = ways(mesh, "batch")
+
+    def prompt_text(self, prompt: Encoded) -> str:
+        """The prompt with its control tokens; `<image>` for all placeholders of an image."""
+        patches = max(1, self.config.patches)
+        seats = np.asarray(prompt.seats)
+        parts: list[str] = []
+        for is_image, group in itertools.groupby(range(len(seats)), lambda i: bool(seats[i] >= 0)):
+            at = list(group)
+            if is_image:
+                parts.append("<image>" * (len(at) // patches))
+            else:
+                ids = np.asarray(prompt.tokens)[at].tolist()
+                parts.append(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return "".join(parts)

@@ -34,6 +34,7 @@ PLACES = {  # library -> where it may be imported
     "transformers": ("mllm_jax/data/", "mllm_jax/checkpoints/"),  # tokenizer and template only
     "safetensors": ("mllm_jax/checkpoints/",),
     "optax": ("mllm_jax/training/",),
+    "wandb": (),  # imported by name, when a run asks for it
     "torch": (),
     "tensorflow": (),
 }

@@ -23,6 +23,7 @@ from mllm_jax.common.errors import LOST, PREEMPTED
 from mllm_jax.config import loading
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
+from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.loop import train
 from tests.support import disks, tiny, weights
 from tests.support.local import LOST_AFTER, ROOT, Local, environment
@@ -36,13 +37,19 @@ STEPS = 10
 def stage(data, tmp_path_factory) -> Path:
     """The stage's file; its data is indexed, as several processes want it."""
     folder = tmp_path_factory.mktemp("stage")
+    records = json.loads((data / "eu.json").read_text())[:6]
+    heldout = json.dumps([record | {"id": f"heldout {record['id']}"} for record in records])
+    (folder / "heldout.json").write_text(heldout, encoding="utf-8")
+    evaluate = {"data": str(folder / "heldout.json"), "images": str(data / "images"), "every": 3}
     config = tiny.config(
         data,
         folder / "run",
         mesh={"data": -1},
-        train={"steps": STEPS, "save_every": 5, "log_every": 1},
+        train={"steps": STEPS, "save_every": 5, "log_every": 1, "evaluate": evaluate},
     )
-    Loader(config.data, config.model, load_tokenizer(config.init.tokenizer or ""), config.seed)
+    tokenizer = load_tokenizer(config.init.tokenizer or "")
+    loader = Loader(config.data, config.model, tokenizer, config.seed)
+    open_heldout(config, tokenizer, loader.streams, loader.shares(STEPS))
     loading.dump(config, folder / "stage.yaml")
     return folder / "stage.yaml"
 
@@ -59,6 +66,8 @@ def straight(stage, tmp_path_factory) -> list[dict]:
     out = tmp_path_factory.mktemp("straight") / "run"
     run(stage, out, 1)
     assert [line["step"] for line in tiny.numbers(out)] == list(range(STEPS))
+    measured = [line["step"] + 1 for line in tiny.numbers(out) if "heldout/loss" in line]
+    assert measured == [3, 6, 9, STEPS]
     return tiny.numbers(out)
 
 

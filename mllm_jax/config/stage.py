@@ -167,6 +167,16 @@ class HeldOutConfig(Section, at="train.evaluate"):
 
 
 @dataclass(frozen=True)
+class WandbConfig(Section, at="train.wandb"):
+    """Metrics also as a Weights & Biases run; needs the extra `wandb`."""
+
+    project: NameText
+    """Project that the run belongs to."""
+    mode: Literal["offline", "online"] = "offline"
+    """Offline writes RUN/wandb, for `wandb sync` later; online sends while the stage trains."""
+
+
+@dataclass(frozen=True)
 class TrainConfig(Section, at="train"):
     """How long a stage trains, and how often it saves. Give `steps` or `epochs`, not both."""
 
@@ -197,6 +207,8 @@ class TrainConfig(Section, at="train"):
     """Step at which to stop early, for jobs with a time limit; continue with `--resume`."""
     evaluate: HeldOutConfig | None = None
     """Measure the loss on held-out records while the stage trains."""
+    wandb: WandbConfig | None = None
+    """Log to Weights & Biases too."""
 
     def __post_init__(self):
         super().__post_init__()

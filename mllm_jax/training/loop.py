@@ -17,6 +17,7 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import Preempted, require
 from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.log import Log
+from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.heldout import HeldOut
@@ -24,7 +25,16 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
-from mllm_jax.training import flops, metrics, run_folder, run_inputs, run_log, state, step
+from mllm_jax.training import (
+    flops,
+    metrics,
+    run_folder,
+    run_inputs,
+    run_log,
+    state,
+    step,
+    weights_biases,
+)
 from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, open_heldout
 from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import Stage, compile_train_step, place, plan
@@ -71,6 +81,7 @@ def _train(
 ) -> Path:
     log, begin = Log(), run_folder.check(config, resume)
     check_samples(config, sampler)
+    weights_biases.check(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
@@ -175,7 +186,10 @@ def _origin(config: Config, begin: run_folder.Beginning) -> str:
 def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWriter | NoWriter:
     if not processes.is_first():
         return NoWriter()
-    return MetricsWriter(Path(config.out), steps, resume_step, config.train.log_every)
+    run, section, wandb = Path(config.out), config.train.wandb, None
+    if section is not None:
+        wandb = weights_biases.WandbRun(section, run, loading.to_dict(config))
+    return MetricsWriter(run, steps, resume_step, config.train.log_every, wandb=wandb)
 
 
 def check_samples(config: Config, sampler: Sampler | None) -> None:

@@ -13,6 +13,7 @@ from mllm_jax.common.folders import whole_file
 from mllm_jax.training.events import EventFile, append
 from mllm_jax.training.metrics import Line
 from mllm_jax.training.progress import Progress
+from mllm_jax.training.weights_biases import WandbRun
 
 
 class MetricsWriter:
@@ -28,6 +29,7 @@ class MetricsWriter:
         log_every: steps between printed lines when the output is not a terminal.
         output: where to print; standard error when None, so that standard output stays free for
             results.
+        wandb: also gets every line.
 
     Raises:
         ConfigError: a fresh run finds a metrics.jsonl; a resumed one finds a line it cannot read.
@@ -40,6 +42,7 @@ class MetricsWriter:
         resume_step: int | None = None,
         log_every: int = 10,
         output: TextIOBase | None = None,
+        wandb: WandbRun | None = None,
     ):
         self.path = Path(run_folder) / "metrics.jsonl"
         self.last: Line | None = None  # the last line kept of a resumed run, for the meter
@@ -53,6 +56,7 @@ class MetricsWriter:
             self.last = cut(self.path, resume_step)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed in `close`)
         self._board = EventFile(Path(run_folder) / "tensorboard", resume_step)
+        self._wandb = wandb
         self._progress = Progress(steps, resume_step, log_every, output, self.last)
 
     def write(self, line: Line) -> None:
@@ -68,12 +72,16 @@ class MetricsWriter:
             append(self._file, text.encode())
         scalars = {n: x for n, x in line.items() if n != "step" and not n.startswith("total_")}
         self._board.add(line["step"], scalars)
+        if self._wandb is not None:
+            self._wandb.add(line["step"], scalars)
         self._progress.show(line)
 
     def close(self) -> None:
         """Ends files and progress."""
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
         self._progress.close()
 
     def __enter__(self) -> "MetricsWriter":

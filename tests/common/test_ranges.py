@@ -98,7 +98,9 @@ def sides(bound: Range, kind: type) -> tuple[list[Any], list[Any]]:
 
 def refusal(place: str, value: Any) -> str:
     try:
-        loading.build(Config, tree((place, value)))
+        needed = [("train.evaluate.streams.json.path", "a.json")]
+        streams = place.startswith("train.evaluate.streams.")
+        loading.build(Config, tree(*(needed if streams else []), (place, value)))
     except ConfigError as error:
         return str(error)
     return ""

@@ -28,7 +28,7 @@ from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
-from mllm_jax.training import loop, run_folder, run_inputs, step
+from mllm_jax.training import loop, run_folder, run_inputs, step, weights_biases
 from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import plan
 
@@ -163,6 +163,7 @@ def _check_stage(
     """
     begin = run_folder.check(config, resume="auto")
     loop.check_samples(config, sampler)
+    weights_biases.check(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
     tokenizer = load_tokenizer(files)

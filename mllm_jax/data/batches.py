@@ -1,4 +1,4 @@
-"""Turns planned rows into batches: examples read, images decoded, in threads ahead of the device."""
+"""Turns planned rows into batches: reads examples and images, in threads ahead of the device."""
 
 import itertools
 import threading

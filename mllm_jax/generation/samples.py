@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Example
+from mllm_jax.common.errors import require
 from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.chat.tokenizer import end_ids
@@ -53,6 +54,11 @@ def sampler(
     assert evaluate is not None
     answerer = _Answerer(config, tokenizer, end_ids(tokenizer, run / "model"), mesh)
     asked = questions(config, heldout, evaluate.samples)
+    require(
+        len(asked) > 0,
+        f"train.evaluate.samples={evaluate.samples}: the held-out records are documents, which ask "
+        "nothing; set 0",
+    )
     pictures = [[heldout.pixels(image) for image in one.images] for one in asked]
     return functools.partial(_samples, answerer, asked, pictures, evaluate.max_new_tokens)
 
@@ -103,10 +109,10 @@ def _question(example: Example, languages: Sequence[str]) -> Question:
     trained = example.weights > 0
     start = int(np.argmax(trained))
     end = start + int(np.argmin(np.append(trained[start:], False)))
-    seats = example.seats[:start]
-    patches = int(example.seats.max(initial=-1) + 1) // max(1, len(example.images))
-    images = int((seats >= 0).sum()) // max(1, patches)
-    prompt = Encoded(example.tokens[:start], np.zeros(start, np.float32), seats)
+    placeholders = example.placeholders[:start]
+    patches = int(example.placeholders.max(initial=-1) + 1) // max(1, len(example.images))
+    images = int((placeholders >= 0).sum()) // max(1, patches)
+    prompt = Encoded(example.tokens[:start], np.zeros(start, np.float32), placeholders)
     expected = example.tokens[start:end].tolist()
     language = languages[example.language]
     return Question(example.record, language, prompt, example.images[:images], expected)
@@ -126,9 +132,10 @@ class _Answerer(Answerer):
     def prompt_text(self, prompt: Encoded) -> str:
         """The prompt with its control tokens; `<image>` for all placeholders of an image."""
         patches = max(1, self.config.patches)
-        seats = np.asarray(prompt.seats)
+        placeholders = np.asarray(prompt.placeholders)
         parts: list[str] = []
-        for is_image, group in itertools.groupby(range(len(seats)), lambda i: bool(seats[i] >= 0)):
+        spans = itertools.groupby(range(len(placeholders)), lambda i: bool(placeholders[i] >= 0))
+        for is_image, group in spans:
             at = list(group)
             if is_image:
                 parts.append("<image>" * (len(at) // patches))

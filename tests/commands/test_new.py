@@ -371,8 +371,8 @@ def test_a_small_set_for_a_small_model():
 
 def test_weights_of_several_languages():
     found = choices.weights(
-        {"a": 300, "b": 100, "c": 50}, {"a": "gl", "b": "gl", "c": "en"}, own="gl"
+        {"a": 300, "b": 100, "c": 50}, {"a": "gl", "b": "gl", "c": "en"}, project_language="gl"
     )
     assert {name: choice.value for name, choice in found.items()} == {"a": 0.6, "b": 0.2, "c": 0.2}
-    only = choices.weights({"a": 300, "b": 100}, {"a": "gl", "b": "gl"}, own="gl")
+    only = choices.weights({"a": 300, "b": 100}, {"a": "gl", "b": "gl"}, project_language="gl")
     assert {name: choice.value for name, choice in only.items()} == {"a": 300, "b": 100}

@@ -94,9 +94,9 @@ def main(
             f"bench: --stage {stage} has no effect with --config; its optimizer.parts say what is "
             "trained",
         )
-        wanted = from_config(stage_file.load(config), length, batch, dtype, remat)
+        work = from_config(stage_file.load(config), length, batch, dtype, remat)
     else:
-        wanted = from_size(
+        work = from_size(
             size or "",
             stage or "instruct",
             length or 1024,
@@ -107,7 +107,7 @@ def main(
     result = {
         "size": size or Path(config or "").stem,
         "stage": stage or ("config" if config else "instruct"),
-    } | measure(wanted, steps)
+    } | measure(work, steps)
     text = json.dumps(result)
     print(text)
     if json_file is not None:
@@ -191,9 +191,9 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
 
 
 def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
-    """Random rows: BOS, one image if the model has eyes, text.
+    """Random rows: BOS, one image if the model has a vision tower, text.
 
-    The targets after the image's last seat are trained.
+    The targets after the image's last placeholder are trained.
     """
     assert model.language is not None
     random = np.random.default_rng(0)

@@ -26,8 +26,8 @@ def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> st
     Raises:
         ConfigError: the tokenizer lacks a special token that `chat_format` writes.
     """
-    own = (folder / hf_files.TEMPLATE).is_file()
-    if chat_format is None and own:
+    has_template = (folder / hf_files.TEMPLATE).is_file()
+    if chat_format is None and has_template:
         return None
     known = hf_tokenizer.tokens(folder).keys()
     fitting = [name for name in PREFERRED if known >= set(special_tokens(name))]
@@ -44,7 +44,7 @@ def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> st
     hf_files.add_end_tokens(folder, [end for end in END_TOKENS if end in special_tokens(name)])
     if chat_format is None:
         return f"chat template: {name}, since {backbone} has none; --chat-format chooses another"
-    return f"chat template: {name}" + (", instead of the backbone's own" if own else "")
+    return f"chat template: {name}" + (", instead of the backbone's own" if has_template else "")
 
 
 def warn_without_template(folder: Path, name: str | Path) -> None:

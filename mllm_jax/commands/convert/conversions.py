@@ -49,8 +49,8 @@ def from_hf(src: str | Path, out: str | Path) -> None:
         from_hf("weights/llava", "models/llava")
 
     Raises:
-        ConfigError: SRC is no supported folder, a tensor is missing, extra or misshapen, or OUT is
-            not empty.
+        ConfigError: SRC is not a supported folder, a tensor is missing, extra or misshapen, or OUT
+            is not empty.
     """
     source = open_model(src)
     require(isinstance(source, HFSource), f"{src}: is no Hugging Face folder (no config.json)")

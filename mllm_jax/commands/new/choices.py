@@ -36,51 +36,51 @@ class Shape(NamedTuple):
     examples_per_row: float
 
 
-def shape(stage: str, found: Measured, longest_row: int, patches: int, large: bool) -> Shape:
+def shape(stage: str, measured: Measured, longest_row: int, patches: int, large: bool) -> Shape:
     """Rows of a stage.
 
     Args:
         stage: align or instruct.
-        found: its records.
+        measured: its records.
         longest_row: tokens that the model can take (max_length).
         patches: tokens of an image.
         large: whether the language model is as large as the published ones.
     """
-    length = _length(found, longest_row, large)
-    fits = found.lengths[found.lengths <= length.value]
+    length = _length(measured, longest_row, large)
+    fits = measured.lengths[measured.lengths <= length.value]
     fits = fits if len(fits) else np.array([length.value])
-    slots = _slots(found, length.value, patches)
+    slots = _slots(measured, length.value, patches)
     per_row = max(1.0, length.value / float(fits.mean()))
-    images = float(found.images.mean())
+    images = float(measured.images.mean())
     if images > 0:
         per_row = max(1.0, min(per_row, slots.value / images))
     published, _ = PUBLISHED[stage]
-    batch = min(published, max(8, found.records // STEPS_PER_EPOCH))
+    batch = min(published, max(8, measured.records // STEPS_PER_EPOCH))
     count = max(1, round(batch / per_row))
     source = "LLaVA-1.5's batch" if batch == published else f"{STEPS_PER_EPOCH} steps an epoch"
     rows = Choice(count, f"ours: {source}: {batch} examples, {per_row:.1f} in a row")
-    epochs = _epochs(stage, found.records, large)
-    steps = math.ceil(found.records * epochs.value / (count * per_row))
+    epochs = _epochs(stage, measured.records, large)
+    steps = math.ceil(measured.records * epochs.value / (count * per_row))
     return Shape(length, slots, rows, epochs, steps, per_row)
 
 
-def _length(found: Measured, longest_row: int, large: bool) -> Choice:
-    longest, median = int(found.lengths.max()), int(np.median(found.lengths))
+def _length(measured: Measured, longest_row: int, large: bool) -> Choice:
+    longest, median = int(measured.lengths.max()), int(np.median(measured.lengths))
     seen = f"the longest record measured has {longest:,} tokens, the median {median:,}"
     if large and longest <= PUBLISHED_LENGTH <= longest_row:
         return Choice(PUBLISHED_LENGTH, f"ours: LLaVA-1.5 (model_max_length); {seen}")
     full = min(-(-max(longest, 4 * median) // 64) * 64, LONGEST, longest_row)
-    over = int((found.lengths > full).sum())
-    left = f"; {over:,} of {len(found.lengths):,} are longer and left out" if over else ""
+    over = int((measured.lengths > full).sum())
+    left = f"; {over:,} of {len(measured.lengths):,} are longer and left out" if over else ""
     return Choice(full, f"measured: {seen}{left}")
 
 
-def _slots(found: Measured, length: int, patches: int) -> Choice:
-    most = int(found.images.max())
+def _slots(measured: Measured, length: int, patches: int) -> Choice:
+    most = int(measured.images.max())
     if most == 0 or patches == 0:
         return Choice(0, "measured: no pictures")
-    some = found.images > 0
-    short = float(np.percentile(found.lengths[some] / found.images[some], 10))
+    some = measured.images > 0
+    short = float(np.percentile(measured.lengths[some] / measured.images[some], 10))
     fit = max(1, int(length // max(short, patches)))
     seen = f"a picture with its text takes {short:.0f} tokens or more"
     return Choice(max(most, fit), f"measured: {seen}, a record has up to {most} pictures")
@@ -104,15 +104,17 @@ def rate(stage: str, parameters: int) -> Choice:
     return Choice(values[stage], f"ours: {size}, a small one learns at higher rates")
 
 
-def weights(records: dict[str, int], languages: dict[str, str], own: str) -> dict[str, Choice]:
+def weights(
+    records: dict[str, int], languages: dict[str, str], project_language: str
+) -> dict[str, Choice]:
     """Weights of the streams.
 
     Args:
         records: stream -> number of its records.
         languages: stream -> its language.
-        own: the project's language.
+        project_language: the project's language.
     """
-    others = {name for name, language in languages.items() if language != own}
+    others = {name for name, language in languages.items() if language != project_language}
     if not others or len(others) == len(records):
         why = "measured: by its records, so that each comes equally often"
         return {name: Choice(float(count), why) for name, count in records.items()}
@@ -120,15 +122,15 @@ def weights(records: dict[str, int], languages: dict[str, str], own: str) -> dic
     for name, count in records.items():
         side = others if name in others else records.keys() - others
         part, share = sum(records[other] for other in side), 0.2 if name in others else 0.8
-        where = "other languages" if name in others else own
-        why = f"ours: {share:.0%} {where}, as the published Basque recipe; {count:,} records"
+        group = "other languages" if name in others else project_language
+        why = f"ours: {share:.0%} {group}, as the published Basque recipe; {count:,} records"
         result[name] = Choice(round(share * count / part, 6), why)
     return result
 
 
-def answer_tokens(found: Measured) -> Choice:
+def answer_tokens(measured: Measured) -> Choice:
     """Where a generated answer is cut."""
-    longest = int(found.answers.max())
+    longest = int(measured.answers.max())
     return Choice(
         min(1024, -(-longest // 16) * 16), f"measured: the longest answer has {longest} tokens"
     )

@@ -105,8 +105,8 @@ class _Sorting:
     ):
         self._dataset, self._writer, self._chat = dataset, writer, chat
         self._opened, self._groups = opened, groups
-        self._split = Split(group for own in groups for group in own)
-        every = [group for own in groups for group in own]
+        every = [group for of_source in groups for group in of_source]
+        self._split = Split(every)
         self._asked = any(group.kind == "questions" for group in every)
         require(
             any(group.has_images for group in every),

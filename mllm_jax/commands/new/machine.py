@@ -82,8 +82,8 @@ def _chosen(
 ) -> tuple[Choice, Choice]:
     size = f"{need / GIB:.2f} of {limit / GIB:.0f} GiB by preflight's formula"
     why = f"machine: {rows // microbatches} rows at a time take {size}"
-    kept = "everything is kept for the backward pass" if remat == "none" else "recomputed, to fit"
-    return Choice(microbatches, why), Choice(remat, f"machine: {kept}")
+    effect = "everything is kept for the backward pass" if remat == "none" else "recomputed, to fit"
+    return Choice(microbatches, why), Choice(remat, f"machine: {effect}")
 
 
 def _hardware() -> Hardware:

@@ -62,9 +62,9 @@ class Split:
         counts = Counter((group.kind, group.language) for group in groups)
         self._held: set[int] = set()
         for stratum, count in counts.items():
-            own = sorted({key for g in groups if g[:2] == stratum for key in g.keys})
+            keys = sorted({key for g in groups if g[:2] == stratum for key in g.keys})
             below = share(count) * SCALE
-            chosen = [key for key in own if key < below] or own[: len(own) > 1]
+            chosen = [key for key in keys if key < below] or keys[: len(keys) > 1]
             self._held.update(chosen)
 
     def side(self, group: Group) -> str:

@@ -42,23 +42,28 @@ class Model(NamedTuple):
 
 
 def stage_tree(
-    stage: str, own: str, dataset: Dataset, found: Measured, model: Model, weights: Path
+    stage: str,
+    project_language: str,
+    dataset: Dataset,
+    measured: Measured,
+    model: Model,
+    weights: Path,
 ) -> tuple[dict[str, Any], int]:
     """The tree of a stage file, and about how many steps the stage has.
 
     Args:
         stage: align or instruct.
-        own: the project's language.
+        project_language: the project's language.
         dataset: what was written.
-        found: the stage's records in tokens.
+        measured: the stage's records in tokens.
         model: what is trained.
         weights: where the stage begins.
     """
     assert model.config.language is not None
     shape = choices.shape(
-        stage, found, model.config.language.max_length, model.config.patches, model.large
+        stage, measured, model.config.language.max_length, model.config.patches, model.large
     )
-    tree = _tree(stage, own, dataset, model, weights, shape)
+    tree = _tree(stage, project_language, dataset, model, weights, shape)
     config = loading.build(Config, plain(tree | {"model": loading.to_dict(model.config)}))
     fit = machine.fit(config, shape.rows)
     tree["data"]["rows"] = fit.rows
@@ -71,14 +76,14 @@ def stage_tree(
 
 
 def _tree(
-    stage: str, own: str, dataset: Dataset, model: Model, weights: Path, shape: Shape
+    stage: str, project_language: str, dataset: Dataset, model: Model, weights: Path, shape: Shape
 ) -> dict[str, Any]:
     streams = dataset.stages[stage]
     single = len(streams) == 1
     shares = choices.weights(
         {name: stream.records for name, stream in streams.items()},
         {name: stream.language for name, stream in streams.items()},
-        own,
+        project_language,
     )
     every = max(1, shape.steps // 4)
     return {

@@ -16,7 +16,7 @@ USAGE = Usage(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # RECIPE is no positional of argparse: it would take the value of an override for one
+    # RECIPE is not a positional of argparse: it would take the value of an override for one
     parser.add_argument("--config", type=Path, metavar="FILE", help="one stage, instead of RECIPE")
     parser.add_argument(
         "--workers", type=whole("[1, 10_000]"), metavar="N", help="processes; default: all cores"
@@ -29,16 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     workers = options.workers or os.cpu_count() or 1
     if options.config is None:
-        words = options.overrides
+        arguments = options.overrides
         require(
-            len(words) > 0 and not words[0].startswith("-"),
+            len(arguments) > 0 and not arguments[0].startswith("-"),
             "prepare: give a recipe file, before all overrides, or --config FILE for one stage",
         )
 
         from mllm_jax.commands.prepare import tables
 
         tables.run_recipe(
-            Path(words[0]), workers=workers, json_file=options.json_file, overrides=words[1:]
+            Path(arguments[0]),
+            workers=workers,
+            json_file=options.json_file,
+            overrides=arguments[1:],
         )
         return
     config = load_stage(options)

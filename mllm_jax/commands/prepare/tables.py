@@ -4,7 +4,7 @@
             -> rows of all steps counted -> a table of what there is
 
 What cannot be read is named in the index's faults.jsonl, with its reason; more of it than the
-config allows ends in one line. Started again, it goes on where it stopped.
+config allows ends in one line. Run again, it continues from where it stopped.
 """
 
 from collections.abc import Sequence
@@ -73,8 +73,8 @@ def run_recipe(
     """
     if json_file is not None:
         check_file(json_file)
-    recipe, words = load_recipe(path, overrides)
-    stages = load_stages(path, recipe, Path(recipe.out), words)
+    recipe, sorted_overrides = load_recipe(path, overrides)
+    stages = load_stages(path, recipe, Path(recipe.out), sorted_overrides)
     files, reports = source_files(stages), {}
     for name, config in stages.items():
         print(f"stage {name}:", flush=True)
@@ -124,8 +124,8 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     return reports
 
 
-def _fill(found: dict[str, tuple[float, float]]) -> str:
-    rows = [(way, f"{tokens:.1%}", f"{slots:.1%}") for way, (tokens, slots) in found.items()]
+def _fill(fill: dict[str, tuple[float, float]]) -> str:
+    rows = [(way, f"{tokens:.1%}", f"{slots:.1%}") for way, (tokens, slots) in fill.items()]
     return markdown_table(("rows", "useful tokens", "image slots used"), rows)
 
 
@@ -148,9 +148,9 @@ HEAD += ("trained", "unread")
 KEYS = 8  # unread keys that the table names; the JSON names all
 
 
-def _table(found: dict[str, dict[str, Any]]) -> str:
+def _table(reports: dict[str, dict[str, Any]]) -> str:
     rows = []
-    for name, of in found.items():
+    for name, of in reports.items():
         faults = ", ".join(f"{count} {code}" for code, count in of["faults"].items())
         counts = (
             f"{of['records']:,}",
@@ -174,10 +174,10 @@ def _unread(counts: dict[str, int]) -> str:
     return ", ".join(named + more)
 
 
-def _tokens_per_word(found: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:
+def _tokens_per_word(reports: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:
     rows = []
     for language in languages:
-        values = [of["tokens_per_word"].get(language) for of in found.values()]
+        values = [of["tokens_per_word"].get(language) for of in reports.values()]
         cells = ["" if value is None else f"{value:.2f}" for value in values]
         rows.append((f"tokens per word, {language}", *cells))
-    return markdown_table(("", *found), rows)
+    return markdown_table(("", *reports), rows)

@@ -33,7 +33,7 @@ TITLE = "A model that reads handwritten numbers in Basque and English"
 def run(out: str | Path = HOME, share: float = 1.0) -> Path:
     """Makes the data, trains the stages, evaluates, exports, and writes the page.
 
-    A quickstart that was stopped goes on by the same command.
+    The same command continues a quickstart that was stopped.
 
     Args:
         out: folder of everything that is made.
@@ -60,7 +60,7 @@ def run(out: str | Path = HOME, share: float = 1.0) -> Path:
 def configs_folder(name: str) -> Path:
     """A folder of YAML files that come with mllm_jax.
 
-    It lies beside the package in a checkout, inside it in a wheel.
+    It is beside the package in a checkout, inside it in a wheel.
 
     Raises:
         ConfigError: it is in neither place.
@@ -126,12 +126,12 @@ def _prepare(out: Path, share: float) -> None:
         sentences = make_data(folder / "data", counts)
         make_tokenizer(sentences, folder / "tokenizer", TEMPLATES["llama3"], model.language.vocab)
         seconds = time.perf_counter() - start
-        # the recipe goes on with this summary, the report takes its headings from it
+        # the recipe adds to this summary, the report takes its headings from it
         summary = {"title": TITLE, "kinds": HEADINGS, "stages": [], "seconds": {"data": seconds}}
         write_json(folder / "summary.json", summary)
         write_json(folder / "quickstart.json", {"share": share})
-    made = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
-    print(f"made {made} in {seconds:.1f} s: {out / 'data'}", flush=True)
+    amounts = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
+    print(f"made {amounts} in {seconds:.1f} s: {out / 'data'}", flush=True)
 
 
 def _counts(share: float) -> Counts:

@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    words = options.overrides
+    arguments = options.overrides
     require(
-        len(words) > 0 and not words[0].startswith("-"),
+        len(arguments) > 0 and not arguments[0].startswith("-"),
         "recipe: give FILE, the recipe file, before all overrides",
     )
 
     from mllm_jax.commands.recipe import stages
 
-    stages.run(Path(words[0]), out=options.out, overrides=words[1:])
+    stages.run(Path(arguments[0]), out=options.out, overrides=arguments[1:])

@@ -32,25 +32,25 @@ class Overrides(NamedTuple):
 NONE = Overrides()
 
 
-def sort_overrides(words: Sequence[str], stages: Sequence[str]) -> Overrides:
-    """Sorts the words of a command line.
+def sort_overrides(arguments: Sequence[str], stages: Sequence[str]) -> Overrides:
+    """Sorts the overrides of a command line.
 
     Args:
-        words: `--section.key value`, `--STAGE.section.key value`, or either with `=`.
+        arguments: `--section.key value`, `--STAGE.section.key value`, or either with `=`.
         stages: names of the recipe's stages.
 
     Raises:
         ConfigError: the first part of a key is not a section, a stage, or the recipe's own.
     """
-    own: list[str] = []
+    of_recipe: list[str] = []
     every: list[str] = []
     single: dict[str, list[str]] = {stage: [] for stage in stages}
-    for flag, value in split_flags(words):
+    for flag, value in split_flags(arguments):
         key = flag.removeprefix("--")
         stage = next((name for name in stages if key.startswith(f"{name}.")), None)
         first = key.split(".")[0]
         if first in OWN:
-            own += flag, value
+            of_recipe += flag, value
         elif first in SECTIONS:
             _check_stage_key(flag, first)
             every += flag, value
@@ -60,7 +60,7 @@ def sort_overrides(words: Sequence[str], stages: Sequence[str]) -> Overrides:
             single[stage] += f"--{rest}", value
         else:
             raise ConfigError(_unknown(flag, first, [*SECTIONS, *OWN, *stages]))
-    return Overrides(own, every, single)
+    return Overrides(of_recipe, every, single)
 
 
 def _check_stage_key(flag: str, first: str) -> None:

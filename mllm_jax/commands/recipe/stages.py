@@ -3,8 +3,8 @@
     align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
     OUT/summary.json, OUT/report.html
 
-Everything that can be wrong is looked at before the first stage starts. A recipe that was stopped
-goes on by the same command: finished stages are skipped, an unfinished one is resumed.
+Everything that can be wrong is looked at before the first stage starts. The same command
+continues a recipe that was stopped: finished stages are skipped, an unfinished one is resumed.
 
 Several processes train together; process 0 alone, on its own devices, compares the weights, answers
 the evaluation's questions, exports and writes the summary, while the others have ended.
@@ -65,10 +65,10 @@ def run(
             runs.
     """
     path = Path(path)
-    recipe, words = load_recipe(path, overrides)
+    recipe, sorted_overrides = load_recipe(path, overrides)
     out = Path(out if out is not None else recipe.out)
     with exclusive(out) if processes.is_first() else nullcontext():
-        return _run(recipe, load_stages(path, recipe, out, words), out, devices)
+        return _run(recipe, load_stages(path, recipe, out, sorted_overrides), out, devices)
 
 
 def _run(
@@ -108,8 +108,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[RecipeConfig
         ConfigError: the file or an override is not valid.
     """
     names = [Path(file).stem for file in loading.load(RecipeConfig, path).stages]
-    words = sort_overrides(overrides, names)
-    return loading.load(RecipeConfig, path, words.recipe), words
+    sorted_overrides = sort_overrides(overrides, names)
+    return loading.load(RecipeConfig, path, sorted_overrides.recipe), sorted_overrides
 
 
 def load_stages(
@@ -154,8 +154,8 @@ def _load_stage(file: Path, overrides: Sequence[str], model: ModelConfig | None)
     try:
         return stage_file.load(file, overrides, model)
     except ConfigError as error:
-        where = "" if str(error).startswith(str(file)) else f"{file}: "
-        raise ConfigError(f"{where}{error}") from error
+        prefix = "" if str(error).startswith(str(file)) else f"{file}: "
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -166,8 +166,8 @@ def _train_stage(
 ) -> None:
     """Trains what is left of a stage."""
     run = Path(config.out)
-    # a stage counted in epochs is left to `train` to decide: it goes on from its last step, and may
-    # have nothing to do
+    # a stage counted in epochs is left to `train` to decide: it continues from its last step, and
+    # may have nothing to do
     finished = is_complete(config, config.train.steps)
     # process 0 decides: the others may see a shared folder as it was a moment ago
     finished = bool(processes.of_first(finished))
@@ -185,15 +185,15 @@ def _train_stage(
     summary.add_stage(name, config, time.perf_counter() - start, modules)
 
 
-def _say(words: str) -> None:
+def _say(text: str) -> None:
     if processes.is_first():
-        print(words, flush=True)
+        print(text, flush=True)
 
 
 def _check_same_model(first: Config, config: Config, file: Path) -> None:
     for key, (old, new) in run_folder.differences(first.model, config.model).items():
-        said = f"model.{key} is {quoted(new)}, but {quoted(old)} in the first stage"
-        raise ConfigError(f"{file}: {said}; all stages of a recipe train one model")
+        difference = f"model.{key} is {quoted(new)}, but {quoted(old)} in the first stage"
+        raise ConfigError(f"{file}: {difference}; all stages of a recipe train one model")
 
 
 # ------------------------------------------------------------------------------------------ modules
@@ -234,18 +234,18 @@ def _print_modules(stage: str, modules: list[Module]) -> None:
 
 def _evaluate(last: Path, c: EvaluateConfig, out: Path, summary: "_Summary") -> None:
     """Answers in OUT/evaluation; the scores also go into the model's folder, for its card."""
-    made = out / "evaluation"
-    if not made.exists():
+    folder = out / "evaluation"
+    if not folder.exists():
         with summary.timed("evaluation"):
-            runner.evaluate(last, c.data, made, c.images, c.max_new_tokens, c.rows)
-    languages = read_json(made / "scores.json")["languages"]
+            runner.evaluate(last, c.data, folder, c.images, c.max_new_tokens, c.rows)
+    languages = read_json(folder / "scores.json")["languages"]
     card = last / "model" / "config.yaml"
     scores = {f"exact match ({key})": float(of["exact_match"]) for key, of in languages.items()}
     loading.dump(dataclasses.replace(loading.load(FolderConfig, card), scores=scores), card)
 
 
 class _Summary:
-    """OUT/summary.json: what was done, how long it took; on disk, so a stopped recipe can go on."""
+    """OUT/summary.json: what was done, how long it took; on disk for a recipe that was stopped."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,6 +1,6 @@
 """Answers one prompt about images, with the folder's own chat template.
 
-prompt + images -> one user's turn -> template -> tokens and seats -> answer
+prompt + images -> one user's turn -> template -> tokens and placeholders -> answer
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def generate(
         end_ids: ids that end the answer; default those of the folder, `()` for none.
 
     Raises:
-        ConfigError: no such model, a file that is no image, images for a model that reads text
+        ConfigError: no such model, a file that is not an image, images for a model that reads text
             only, a prompt that is too long.
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")

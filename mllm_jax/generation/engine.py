@@ -3,7 +3,7 @@
     folder -> Answerer                          config, tokenizer, chat, parameters
     turns -> prompt -> left-padded rows -> prefill -> decode, until every row has ended -> tokens
 
-Prompts end together: padding stands on the left, so the next token of every row takes the same
+Prompts end together: padding is on the left, so the next token of every row takes the same
 cache slot, and the number of rows or their lengths change no answer.
 
     .     .     <bos> Zer da  hau  <assistant> | katu bat  <eot> .
@@ -48,7 +48,7 @@ class Answerer:
     """
 
     def __init__(self, path: str | Path, compute: ComputeConfig | None = None):
-        """Opens the folder. Raises ConfigError for anything that is no complete language model."""
+        """Opens the folder. Raises ConfigError unless it holds a complete language model."""
         self.path, self.source = Path(path), open_model(path)
         self.config = self.source.config.model
         language = self.config.language
@@ -82,13 +82,13 @@ class Answerer:
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         )
 
-    def prompt(self, turns: Sequence[Turn], max_new_tokens: int, where: str = "") -> Encoded:
+    def prompt(self, turns: Sequence[Turn], max_new_tokens: int, prefix: str = "") -> Encoded:
         """Turns that end with a user's, as tokens by the folder's own template.
 
         Args:
             turns: the conversation so far.
             max_new_tokens: room that the answer must have.
-            where: what messages begin with.
+            prefix: what messages begin with.
 
         Raises:
             ConfigError: the template refuses the turns, or prompt and answer do not fit the
@@ -97,22 +97,22 @@ class Answerer:
         try:
             encoded = self.chat.prompt(turns)
         except ConfigError as error:
-            raise ConfigError(f"{where}{error}") from error
-        self.check_length(len(encoded.tokens), max_new_tokens, where)
+            raise ConfigError(f"{prefix}{error}") from error
+        self.check_length(len(encoded.tokens), max_new_tokens, prefix)
         return encoded
 
-    def check_length(self, size: int, more: int, where: str = "") -> None:
+    def check_length(self, size: int, more: int, prefix: str = "") -> None:
         """Refuses what is longer than the model's positions. Raises ConfigError."""
         assert self.config.language is not None
         limit = self.config.language.max_length
         require(
             size + more <= limit,
-            f"{where}the prompt has {size} tokens; with {more} for the answer that is more than "
+            f"{prefix}the prompt has {size} tokens; with {more} for the answer that is more than "
             f"the model's max_length={limit}; shorten the prompt or the answer",
         )
 
     def pictures(self, paths: Sequence[str | Path | bytes]) -> list[Picture]:
-        """Image files as the vision tower wants them. Raises ConfigError for what is no image."""
+        """Image files as the vision tower takes them. Raises ConfigError for any other file."""
         vision = self.config.vision
         require(
             not paths or self.config.patches > 0,
@@ -140,23 +140,25 @@ class Answerer:
             pictures: those of each.
             rows: B.
             slots: image slots, I.
-            left: padding stands on the left (prompts), not on the right.
+            left: padding is on the left (prompts), not on the right.
         """
         length = bucket(max(len(one.tokens) for one in encoded))
         size = self.config.vision.image_size if self.config.vision is not None and slots else 1
-        made = []
-        for one, own in zip(encoded, pictures, strict=True):
-            names = tuple("" for _ in own)
+        assembled = []
+        for one, images in zip(encoded, pictures, strict=True):
+            names = tuple("" for _ in images)
             example = Example(
                 one.tokens, one.weights, one.placeholders, names, stream=0, language=0, record=""
             )
-            made.append(packing.assemble([example], own, length, slots, self.config.patches, size))
+            assembled.append(
+                packing.assemble([example], images, length, slots, self.config.patches, size)
+            )
             if left:
-                made[-1] = _shifted(made[-1], length - len(one.tokens))
-        made += [packing.assemble([], [], length, slots, self.config.patches, size)] * (
-            rows - len(made)
+                assembled[-1] = _shifted(assembled[-1], length - len(one.tokens))
+        assembled += [packing.assemble([], [], length, slots, self.config.patches, size)] * (
+            rows - len(assembled)
         )
-        return packing.stack(made)
+        return packing.stack(assembled)
 
     def answer(
         self,
@@ -181,7 +183,7 @@ class Answerer:
                 softmax(logits / temperature).
             seed: of the draws; the prompt's number and the step are folded in.
             numbers: of the prompts among all that are asked with this seed, so that every one draws
-                numbers of its own, in whatever call and row it stands; default 0, 1, 2 ...
+                numbers of its own, in whatever call and row it is; default 0, 1, 2 ...
             ends: ids that end an answer; default the folder's; empty: none does.
             rows, slots: at least so many rows and image slots: one compiled program for many
                 calls.
@@ -190,14 +192,14 @@ class Answerer:
         batch = self.batch(prompts, pictures, rows, slots, left=True)
         of_rows = np.zeros(rows, np.int32)
         of_rows[: len(prompts)] = range(len(prompts)) if numbers is None else numbers
-        wanted = _Wanted(
+        request = _Request(
             real=jnp.arange(rows) < len(prompts),
             ends=jnp.asarray(self.ends if ends is None else ends, jnp.int32),
             temperature=jnp.float32(max(temperature, np.finfo(np.float32).tiny)),
             key=jax.random.key(seed % 2**32),
             numbers=jnp.asarray(of_rows),
         )
-        out = _answer(self.model, temperature > 0, max_new_tokens, self.params, batch, wanted)
+        out = _answer(self.model, temperature > 0, max_new_tokens, self.params, batch, request)
         return [
             [token for token in row if token >= 0]
             for row in np.asarray(out)[: len(prompts)].tolist()
@@ -205,16 +207,16 @@ class Answerer:
 
     def text(self, tokens: Sequence[int]) -> str:
         """What tokens say, control tokens left out."""
-        said: Any = self.tokenizer.decode(
+        text: Any = self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return said
+        return text
 
 
 def compute_for(stored: str, platform: str) -> ComputeConfig:
     """The parameters' own number format; float32 on CPUs: faster there, and it holds all others."""
-    kept = "bfloat16" if stored == "bfloat16" and platform != "cpu" else "float32"
-    return ComputeConfig(compute=kept, parameters=kept, remat="none")
+    dtype = "bfloat16" if stored == "bfloat16" and platform != "cpu" else "float32"
+    return ComputeConfig(compute=dtype, parameters=dtype, remat="none")
 
 
 def _shifted(row: packing.Row, places: int) -> packing.Row:
@@ -235,7 +237,7 @@ def bucket(length: int) -> int:
 # ----------------------------------------------------------------------------------------- decoding
 
 
-class _Wanted(NamedTuple):
+class _Request(NamedTuple):
     real: Bool[Array, "B"]  # rows that are asked; the others are padding
     ends: Int[Array, "E"]
     temperature: Float[Array, ""]
@@ -253,18 +255,18 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _answer(
-    model: mllm.MLLM, sample: bool, limit: int, params: Any, prompt: Batch, wanted: _Wanted
+    model: mllm.MLLM, sample: bool, limit: int, params: Any, prompt: Batch, request: _Request
 ) -> Int[Array, "B limit"]:
     """Prefill and decoding in one program; leaves the loop when every row has ended."""
     B, T = prompt.tokens.shape
     after = jnp.asarray(prompt.positions[:, -1]) + 1  # position of the first appended token
-    keys = jax.vmap(lambda number: jax.random.fold_in(wanted.key, number))(wanted.numbers)
+    keys = jax.vmap(lambda number: jax.random.fold_in(request.key, number))(request.numbers)
 
     def pick(scores: Float[Array, "B V"], count: Any) -> Int[Array, "B"]:
         if not sample:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32)
         # the likeliest token gets 0: a small temperature must not overflow
-        scores = (scores - jnp.max(scores, axis=-1, keepdims=True)) / wanted.temperature
+        scores = (scores - jnp.max(scores, axis=-1, keepdims=True)) / request.temperature
         draws = jax.vmap(
             lambda key, row: jax.random.categorical(jax.random.fold_in(key, count), row)
         )
@@ -273,7 +275,7 @@ def _answer(
     def append(state: _State, scores: Float[Array, "B V"], cache: Any) -> _State:
         token = pick(scores, state.count)
         out = state.out.at[:, state.count].set(jnp.where(state.ended, -1, token))
-        is_end = jnp.any(token[:, None] == wanted.ends[None, :], axis=1)
+        is_end = jnp.any(token[:, None] == request.ends[None, :], axis=1)
         return _State(state.count + 1, token, state.ended | is_end, out, cache)
 
     def turn(state: _State) -> _State:
@@ -283,6 +285,6 @@ def _answer(
 
     scores, cache = mllm.prefill(model, params, prompt.inputs, slots=T + limit)
     empty = jnp.full((B, limit), -1, jnp.int32)
-    start = _State(jnp.int32(0), after, ~wanted.real, empty, None)
+    start = _State(jnp.int32(0), after, ~request.real, empty, None)
     unfinished = lambda state: (state.count < limit) & ~jnp.all(state.ended)  # noqa: E731
     return jax.lax.while_loop(unfinished, turn, append(start, scores, cache)).out

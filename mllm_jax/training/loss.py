@@ -69,9 +69,9 @@ def _forward(
     how: tuple[int, Any], hidden: Any, head: Any, targets: Any, weights: Any
 ) -> tuple[Any, Any]:
     # symbolic_zeros: JAX says of every argument whether it is differentiated ("perturbed")
-    wanted = (hidden.perturbed, head.perturbed)
+    needed = (hidden.perturbed, head.perturbed)
     values = (hidden.value, head.value, targets.value, weights.value)
-    loss, token_losses, d_hidden, d_head = _loop(how, *values, wanted)
+    loss, token_losses, d_hidden, d_head = _loop(how, *values, needed)
     d_weights = token_losses if weights.perturbed else None
     # what nobody asks for below is not kept: the compiler drops it
     return (loss, token_losses), ((d_hidden, d_head, d_weights), values[:3])
@@ -86,8 +86,8 @@ def _backward(how: tuple[int, Any], saved: Any, cotangents: Any) -> tuple[Any, .
         gradients = [_scaled(d, of_sum) for d in (d_hidden, d_head, d_weights)]
     if not isinstance(of_tokens, zero):
         # the sum of losses x their cotangents, these being the weights
-        wanted = (d_hidden is not None, d_head is not None)
-        more = _loop(how, hidden, head, targets, of_tokens, wanted)[2:]
+        needed = (d_hidden is not None, d_head is not None)
+        more = _loop(how, hidden, head, targets, of_tokens, needed)[2:]
         gradients[:2] = [_added(*pair) for pair in zip(gradients[:2], more, strict=True)]
     return gradients[0], gradients[1], None, gradients[2]
 
@@ -109,17 +109,17 @@ def _loop(
     head: Any,
     targets: Any,
     weights: Any,
-    wanted: tuple[bool, bool],
+    needed: tuple[bool, bool],
 ) -> Any:
-    """-> loss, token losses, d hidden or None, d head or None; `wanted`: which of the last two.
+    """-> loss, token losses, d hidden or None, d head or None; `needed`: which of the last two.
 
     Every device works on its own rows and its own part of the vocabulary. The head is gathered over
     fsdp once, before the loop, and its gradient summed over the devices once, after it.
     """
     rows = ("batch", "length")
     names = (*rows, "none"), ("vocab", "none"), rows, rows
-    outputs = rows, names[0] if wanted[0] else None, ("vocab", "embed") if wanted[1] else None
-    work = partial(_own_part, how=how, wanted=wanted, over=row_axes())
+    outputs = rows, names[0] if needed[0] else None, ("vocab", "embed") if needed[1] else None
+    work = partial(_own_part, how=how, needed=needed, over=row_axes())
     run = per_device(work, names, outputs)
     in_compute_dtype = head.astype(hidden.dtype)  # before it is gathered
     token_losses, d_hidden, d_head = run(hidden, in_compute_dtype, targets, weights)
@@ -133,17 +133,17 @@ def _own_part(
     targets: Any,
     weights: Any,
     how: tuple[int, Any],
-    wanted: tuple[bool, bool],
+    needed: tuple[bool, bool],
     over: tuple[str, ...],
 ) -> tuple[Any, Any, Any]:
-    """One device's rows and words: -> token losses, d hidden or None, d head or None."""
+    """One device's rows and tokens: -> token losses, d hidden or None, d head or None."""
     chunk, reduce = how
     rows, length, _ = hidden.shape
     count = -(-length // chunk)
     # equal chunks: 1,000 positions with chunk 512 are 2 x 500, not 512 + 488 + padding
     size = -(-length // count)
-    body = partial(_chunk, head=head, wanted=wanted)
-    start = jnp.zeros(head.shape, jnp.float32) if wanted[1] else None
+    body = partial(_chunk, head=head, needed=needed)
+    start = jnp.zeros(head.shape, jnp.float32) if needed[1] else None
     parts = tuple(_cut(x, count, size) for x in (hidden, targets, weights))
     if count == 1:
         d_head, outs = body(start, tuple(x[0] for x in parts))
@@ -157,29 +157,29 @@ def _own_part(
 
 
 def _chunk(
-    d_head: Any, part_of_rows: tuple[Any, Any, Any], head: Any, wanted: tuple[bool, bool]
+    d_head: Any, part_of_rows: tuple[Any, Any, Any], head: Any, needed: tuple[bool, bool]
 ) -> tuple[Any, Any]:
     """One chunk [B, c], made one axis of B x c: plain 2-D products are the fastest everywhere."""
     hidden, targets, weights = part_of_rows
     flat = hidden.reshape(-1, hidden.shape[-1])
     product = partial(einsum, out=jnp.float32)
     logits = product("td,vd->tv", flat, head)
-    # a comparison, not a gather: the target may be a word of another device
-    words = part("vocab") * head.shape[0] + jnp.arange(head.shape[0])
-    is_target = words[None, :] == targets.reshape(-1, 1)
+    # a comparison, not a gather: the target may be a token of another device
+    ids = part("vocab") * head.shape[0] + jnp.arange(head.shape[0])
+    is_target = ids[None, :] == targets.reshape(-1, 1)
     peak = highest(jnp.max(logits, axis=-1, keepdims=True), "vocab")
     total = summed(jnp.sum(jnp.exp(logits - peak), axis=-1, keepdims=True), "vocab")
     log_total = peak + jnp.log(total)
-    own = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
-    token_losses = log_total - summed(own, "vocab")
+    target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
+    token_losses = log_total - summed(target_logits, "vocab")
     d_hidden = None
-    if any(wanted):
+    if any(needed):
         softmax = jnp.exp(logits - log_total)
         d_logits = ((softmax - is_target) * weights.reshape(-1, 1)).astype(flat.dtype)
-        if wanted[0]:
+        if needed[0]:
             d_hidden = summed(product("tv,vd->td", d_logits, head), "vocab")
             d_hidden = d_hidden.astype(hidden.dtype).reshape(hidden.shape)
-        if wanted[1]:
+        if needed[1]:
             d_head = d_head + product("tv,td->vd", d_logits, flat)
     return d_head, (token_losses.reshape(targets.shape), d_hidden)
 

@@ -112,7 +112,7 @@ def programs(compute: ComputeConfig, mesh: Any) -> dict[str, Any]:
     model, batch = made.model, sums.batch()
     evaluated = step.make_eval_step(apply_of(model), sums.CHUNK, 1, 1)
     wanted = jax.eval_shape(
-        lambda: engine._Wanted(
+        lambda: engine._Request(
             jnp.ones(sums.ROWS, bool),
             jnp.zeros(1, jnp.int32),
             jnp.ones(()),

@@ -131,6 +131,9 @@ def test_the_stage_files_say_why(backbones: Path, data: Path, capsys: pytest.Cap
     assert recipe.stages == ("align.yaml", "instruct.yaml")
     assert recipe.evaluate is not None
     assert recipe.evaluate.data == "gl/data/heldout/questions.jsonl"
+    for stage, kind in (("align", "captions"), ("instruct", "questions")):
+        evaluate = yaml.safe_load(Path(f"gl/configs/{stage}.yaml").read_text())["train"]["evaluate"]
+        assert evaluate["streams"]["heldout"]["path"] == f"gl/data/heldout/{kind}.jsonl"
     assert align.model.language is not None and align.model.language.vocab == 448
     stream = align.data.streams["selos"]
     assert (stream.format, stream.language, stream.images) == ("plain", "gl", "images")

@@ -113,6 +113,7 @@ def _tree(
             "microbatches": 1,
             "save_every": Choice(every, "ours: four checkpoints in a run"),
             "log_every": Choice(max(1, min(10, shape.steps // 20)), "ours"),
+            **_held_out(stage, project_language, dataset, every),
         },
         "compute": {
             "compute": machine.compute_format(),
@@ -122,6 +123,24 @@ def _tree(
         "mesh": Choice({"data": 1, "fsdp": -1}, "ours: parameters over all devices"),
         "out": str(model.out / "runs" / stage),
     }
+
+
+def _held_out(stage: str, project_language: str, dataset: Dataset, every: int) -> dict[str, Any]:
+    """The section that measures the loss of a stage's held-out records; none where it has none."""
+    if stage not in dataset.heldout:
+        return {}
+    formats = {stream.format for stream in dataset.stages[stage].values()} - {"document"}
+    stream = {
+        "path": str(dataset.heldout[stage]),
+        "images": str(dataset.images),
+        "language": project_language,
+        "format": min(formats),
+    }
+    evaluate = {
+        "every": Choice(every, "ours: with every checkpoint"),
+        "streams": {"heldout": stream},
+    }
+    return {"evaluate": evaluate}
 
 
 def _stream(stream: Stream, images: Path, weight: Choice | None) -> dict[str, Any]:

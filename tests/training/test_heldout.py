@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.stage import Config
@@ -169,6 +170,16 @@ def test_a_stage_ends_when_the_loss_no_longer_falls(data, heldout, tmp_path, scr
     one_device(straight, resume=True)
     assert (run / "metrics.jsonl").read_bytes() == lines
     assert not is_complete(config(data, heldout, out, section, stop_after=3), 20)
+
+
+def test_a_stage_is_complete_when_its_last_step_is_saved(data, heldout, tmp_path):
+    stage = config(data, heldout, tmp_path)
+    assert not is_complete(stage, 20)
+    for step in (10, 20):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "checkpoints" / str(step) / manifest.FILE).touch()
+    assert is_complete(stage, 20)
+    assert not is_complete(stage, 21) and not is_complete(stage, None)
 
 
 def test_the_lowest_loss_is_of_the_same_records():

@@ -3,9 +3,9 @@
     RUN/frozen/model.safetensors     or shards with their index; a tensor's name is its path
 
 They keep the number formats of their source, whatever the stage computes in, so that an export and
-a later stage that trains them get what went in, to the bit. The seal of a checkpoint, which holds
-trained parameters alone, names the sizes and checksums of these files too. Equal parameters give
-equal bytes, so a damaged file can be written again from the source.
+a later stage that trains them get what went in, to the bit. A checkpoint holds trained
+parameters alone; its manifest names the sizes and checksums of these files, too. Equal parameters
+give equal bytes, so a damaged file can be written again from the source.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Parameters by path: lazy leaves, and the comparison of two trees.
 
-Everything in this wing streams: a `Leaf` knows its shape and number format, and reads its array
+Everything in this folder streams: a `Leaf` knows its shape and number format, and reads its array
 only when asked, so a conversion holds one parameter at a time.
 """
 
@@ -24,7 +24,7 @@ Index = tuple[slice, ...]  # one slice with start and stop for every axis
 class Leaf:
     """One parameter that has not been read yet.
 
-    `read` gives all of it; `part`, where there is one, reads what lies at an index, and only that.
+    `read` gives all of it; `part`, where there is one, reads what is at an index, and only that.
     """
 
     shape: tuple[int, ...]
@@ -49,12 +49,12 @@ def bounds(index: Iterable[slice], shape: tuple[int, ...]) -> Index:
 
 
 def size_of(index: Index) -> tuple[int, ...]:
-    """The shape of what lies at an index of `bounds`."""
+    """The shape of what is at an index of `bounds`."""
     return tuple(cut.stop - cut.start for cut in index)
 
 
 def read_parts(leaf: Leaf, indices: Iterable[Iterable[slice]]) -> list[np.ndarray]:
-    """What lies at each of these indices, in their order; equal ones share an array.
+    """What is at each of these indices, in their order; equal ones share an array.
 
     Parts that fill a box together, as the shards of neighbouring devices do, are read as one.
     """
@@ -92,7 +92,7 @@ def place(leaf: Leaf, abstract: Any) -> jax.Array:
 
 
 def _inside(box: Index, part: Index) -> Index:
-    """The part's index in what lies at `box`."""
+    """The part's index in what is at `box`."""
     pairs = zip(box, part, strict=True)
     return tuple(slice(b.start - a.start, b.stop - a.start) for a, b in pairs)
 

@@ -132,7 +132,7 @@ def save_params(
 
 
 def stored_leaves(folder: Path) -> dict[str, Leaf]:
-    """The parameters that lie in `folder`: path -> lazy leaf.
+    """The parameters in `folder`: path -> lazy leaf.
 
     Raises:
         ConfigError: it holds no finished checkpoint.
@@ -159,7 +159,7 @@ def stored_leaves(folder: Path) -> dict[str, Leaf]:
 
 
 def _database(folder: Path) -> dict[str, Any]:
-    """Where all arrays of a folder lie, as tensorstore names it."""
+    """Where all arrays of a folder are, as tensorstore names it."""
     return {"driver": "ocdbt", "base": f"file://{folder.absolute()}/"}
 
 
@@ -248,6 +248,6 @@ class _Stored:
         return array
 
     def part(self, index: Index) -> np.ndarray:
-        """What lies at `index`; of the folder no other chunks are read."""
+        """What is at `index`; of the folder no other chunks are read."""
         with _reading(self._folder):
             return self._file[index].read().result()

@@ -178,7 +178,7 @@ class WandbConfig(Section, at="train.wandb"):
 
 @dataclass(frozen=True)
 class TrainConfig(Section, at="train"):
-    """How long a stage trains, and how often it saves. Give `steps` or `epochs`, not both."""
+    """How long a stage trains and when it saves. Give `steps` or `epochs`, not both."""
 
     steps: Step | None = None
     """Optimizer steps of the whole run; the schedule spans them."""

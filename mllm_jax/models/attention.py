@@ -1,6 +1,6 @@
 """Attention for packed rows: rotary positions, segment masks, grouped queries, several backends.
 
-A query sees a key when both lie in the same segment and, if causal, the key does not stand later in
+A query sees a key when both are in the same segment and, if causal, the key is not later in
 the row:
 
     segments  1 1 2 2 0        keys ->   a b c d .
@@ -84,7 +84,7 @@ def dense(
 ) -> Float[Array, "B T N H"]:
     """All scores at once: the reference, and the way with a key/value cache.
 
-    Query t stands at key slot offset + t.
+    Query t is at key slot offset + t.
     """
     B, T, N, H = q.shape
     K = k.shape[2]

@@ -53,7 +53,7 @@ def flops_per_step(
         length: of a row, padding included (it is computed).
         images: in the batch: used slots for the useful work, all slots for what is computed.
     """
-    total, through = 0.0, False  # through: something trained stands here or before
+    total, through = 0.0, False  # through: something here or before is trained
     for part in _way(model, rows, length, images):
         through = through or any(path.startswith(part.prefixes) for path in trainable)
         for path, size in part.weights.items():
@@ -65,7 +65,7 @@ def flops_per_step(
 def matmul_parameters(model: ModelConfig) -> dict[str, int]:
     """Sizes of the weights that stand in a product, by path.
 
-    Vision layers behind the feature layer are not used and do not count. A tied head stands under
+    Vision layers behind the feature layer are not used and do not count. A tied head is under
     "language/embedding", whose only product it is.
     """
     return {path: n for part in _way(model, 1, 1, 1) for path, n in part.weights.items()}

@@ -57,8 +57,8 @@ def train(
 
     Args:
         config: the stage.
-        resume: go on from the last checkpoint in `config.out`; batches and losses are those of an
-            undisturbed run. "auto": if a run has begun there.
+        resume: continue from the last checkpoint in `config.out`; batches and losses are those of
+            an undisturbed run. "auto": if a run has begun there.
         devices: the mesh's devices; all there are when None.
         accept_changed_data: continue although the streams hold other records than before.
         sampler: what answers `train.evaluate.samples`: `generation.samples.sampler`.
@@ -122,7 +122,7 @@ def _train(
     if processes.is_first():
         run_folder.finish(run, writer.last_written)
     if int(now.step) < loop.stop:
-        raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; go on with --resume")
+        raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; continue with --resume")
     early = loop.lowest.ends(loop.stop_after)
     if early:
         log(run_log.early_end(loop.lowest))

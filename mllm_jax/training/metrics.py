@@ -102,8 +102,8 @@ class Counts(NamedTuple):
 class Meter:
     """Counts batches on the host and words the lines of metrics.jsonl.
 
-    Shares of the mixture are cumulative over the whole run: realised, not wished. On resume they go
-    on from `last`. Counts are of all processes' rows: every process knows what the others read.
+    Shares of the mixture are cumulative over the whole run: realised, not targets. On resume they
+    continue from `last`. Counts are of all processes' rows: each knows what the others read.
 
     Args:
         streams, languages: their names, in the order of the batch's numbers.

@@ -81,7 +81,7 @@ def check(config: Config, resume: Resume) -> Beginning:
 
     Args:
         config: the stage.
-        resume: go on with the run in the folder, from step 0 if it was stopped before its first
+        resume: continue the run in the folder, from step 0 if it was stopped before its first
             checkpoint; "auto": if there is one.
 
     Returns:
@@ -190,7 +190,7 @@ def write_machine(run: Path, mesh: Mesh) -> None:
 
 
 def tokenizer_folder(init: InitConfig) -> Path:
-    """Where a stage's tokenizer lies: beside the weights it begins with, or by itself.
+    """Where a stage's tokenizer is: beside the weights it begins with, or by itself.
 
     Raises:
         ConfigError: the weights are no model.
@@ -237,12 +237,12 @@ def main_format(streams: dict[str, StreamConfig], shares: dict[str, float]) -> s
 
 
 def is_fresh(init: InitConfig, path: str) -> bool:
-    """Whether `init.fresh` has this parameter drawn anew."""
+    """Whether `init.fresh` has this parameter reinitialised."""
     return init.fresh is not None and matches(init.fresh, path, "init.fresh")
 
 
 def _lies_ahead(key: str, step: int) -> bool:
-    """Whether a knob is a change of the mixture's weights that no step has seen yet."""
+    """Whether an option is a change of the mixture's weights that no step has seen yet."""
     found = re.match(r"data\.changes\.(\d+)\.", key)
     return found is not None and int(found[1]) >= step
 

@@ -1,6 +1,6 @@
 """Config sections -> model, optimizer and the layout of the state.
 
-What every door that takes steps begins with. Everything here is abstract until `draw` or a
+What every command that takes steps begins with. Everything here is abstract until `draw` or a
 checkpoint puts numbers in, so an 8B stage is planned on a laptop.
 """
 
@@ -19,7 +19,7 @@ from mllm_jax.training import optimizer, state, step
 
 
 class Stage(NamedTuple):
-    """A stage without numbers: what is trained, on what, and where each array will lie."""
+    """A stage without numbers: what is trained, on what, and where each array will be."""
 
     model: mllm.MLLM
     mesh: Mesh

@@ -67,7 +67,7 @@ def abstract_state(
 def state_shardings(
     mesh: Mesh, abstract: TrainState, axes: Mapping[str, tuple[str, ...]]
 ) -> TrainState:
-    """Where every leaf lies: parameters by logical axes, moments like them, scalars everywhere.
+    """Places of all leaves: parameters by logical axes, moments like them, scalars everywhere.
 
     Args:
         mesh: the mesh.

@@ -51,7 +51,7 @@ def make_train_step(
         microbatches: the rows are worked in so many turns; gradients add up in float32.
         chunk: positions whose logits exist at the same time.
         n_streams, n_languages: how many the batch's numbers count.
-        shardings: of the state, under a mesh: gradients are added up where their parameters lie.
+        shardings: of the state, under a mesh: gradients are added up where their parameters are.
         reduce: dtype in which the head's gradient crosses between devices; what microbatches have
             added up crosses the data axis in float32, once.
 

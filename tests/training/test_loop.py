@@ -154,7 +154,7 @@ def test_sigterm_finishes_the_step_saves_and_says_where(data, straight, tmp_path
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(MetricsWriter, "write", write)
-    with pytest.raises(Preempted, match=r"SIGTERM: step 3 is saved in .*; go on with --resume"):
+    with pytest.raises(Preempted, match=r"SIGTERM: step 3 is saved in .*; continue with --resume"):
         one_device(config)
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.undo()

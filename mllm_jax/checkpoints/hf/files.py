@@ -60,7 +60,7 @@ def copy_files(source: Path, out: Path) -> None:
 def write_model_files(
     source: Path, out: Path, model: ModelConfig, ids: Mapping[str, Any], fit: str
 ) -> None:
-    """Copies or writes everything that lies beside the parameters of `model`.
+    """Copies or writes everything beside the parameters of `model`.
 
     Args:
         source: the folder with the tokenizer, template and processor files.

@@ -1,12 +1,12 @@
 """THE table: our path <-> Hugging Face name <-> how to turn the array, for both directions.
 
 A turn is read like an einsum: "(NH)D->DNH" says that Hugging Face stores a matrix [N x H, D] which
-stands here as [D, N, H]. Names with {layer} are stacked: our array has the layers as its first
+is [D, N, H] here. Names with {layer} are stacked: our array has the layers as its first
 axis.
 
 Names in the table are those of LLaVA checkpoints on the Hub (llava-hf/llava-1.5-7b-hf), which
 transformers 4 and 5 open alike; today's `save_pretrained` leaves out "vision_model.", and
-transformers 4 would draw such a tower afresh. `PREFIXES` lists every other layout.
+transformers 4 would reinitialise such a tower. `PREFIXES` lists every other layout.
 """
 
 import math
@@ -146,7 +146,7 @@ def hf_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def hf_index(
     path: str, shape: tuple[int, ...], index: Index
 ) -> tuple[Index, tuple[int, ...], Index]:
-    """Where a part of our parameter (of one layer if stacked) lies in the Hugging Face tensor.
+    """Where a part of our parameter (of one layer if stacked) is in the Hugging Face tensor.
 
     Axes that are folded into one there can be cut on the disk by the first of them only:
 

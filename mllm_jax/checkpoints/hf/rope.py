@@ -47,7 +47,7 @@ def read_rope(get: Fields) -> RopeConfig:
 
 
 def _read(get: Fields, theta: float | None) -> RopeConfig:
-    """One section; `theta` is what stands beside it."""
+    """One section; `theta` is the value beside it."""
     kind = _kind(get)
     unknown = sorted(set(get.tree) - KNOWN)
     require(

@@ -36,13 +36,13 @@ DTYPES = {dtype.name: dtype for dtype in FORMATS.values()}
 PAGE = 4096  # bytes; what a disk reads at least
 HEADER_BYTES = 100_000_000  # of a header; the library's MAX_HEADER_SIZE
 EXPLAINED_BYTES = 2**24  # of a refused one; a thousand tensors take about 120 kB
-METADATA = "__metadata__"  # the header's only key that is no tensor
+METADATA = "__metadata__"  # the header's only key that does not name a tensor
 SHARD_BYTES = 5_000_000_000  # what save_pretrained takes
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies. `format` is the header's dtype word, e.g. "BF16"."""
+    """Where one tensor is. `format` is the header's dtype word, e.g. "BF16"."""
 
     file: Path
     format: str
@@ -53,7 +53,7 @@ class StoredTensor:
     def read(self, index: Index | None = None) -> np.ndarray:
         """The array, or the part at `index`, of which only the bytes are read that it needs.
 
-        Runs that lie apart are read one by one, unless they are shorter than a page: then whole
+        Runs that are apart are read one by one, unless they are shorter than a page: then whole
         rows are read, as the disk would.
 
         Raises:

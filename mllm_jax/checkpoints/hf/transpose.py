@@ -1,4 +1,4 @@
-"""Copies of matrices that lie transposed: Hugging Face stores [out, in], we store [in, out]."""
+"""Copies matrices transposed: Hugging Face stores [out, in], we store [in, out]."""
 
 import math
 

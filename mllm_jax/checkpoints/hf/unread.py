@@ -32,7 +32,7 @@ _KNOWN = {
     TEXT: {*text_fields(LanguageConfig(), {}), "partial_rotary_factor", "vision_config"},
     VISION: {*vision_fields(VisionConfig())},
 }
-# about the files it came with, and code that lies beside them
+# about the files it came with, and code beside them
 _BOOKKEEPING = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 _INERT = {*INERT_TEXT, *INERT_VISION, "pretraining_tp"} - {"attention_dropout"}
 

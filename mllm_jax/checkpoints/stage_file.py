@@ -35,6 +35,7 @@ def load(
         ConfigError: as `loading.load`; the section is left out and the weights are not there.
     """
     tree = read_yaml(path)
+    loading.check_keys(Config, tree)  # a misspelt `model` is not a model that is left out
     if tree.get("model") is None:
         if model is None:
             model = _model_of(loading.overridden(tree, overrides))

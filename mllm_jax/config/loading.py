@@ -54,6 +54,16 @@ def build(cls: type[T], tree: dict[Any, Any]) -> T:
     return _read(cls, tree, "")
 
 
+def check_keys(cls: type, tree: dict[Any, Any], location: str = "") -> None:
+    """Raises a ConfigError for a key that the section does not have."""
+    kinds = hints(cls)
+    for name in tree:
+        if name not in kinds:
+            near = closest(name, kinds)
+            hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(kinds)}"
+            raise ConfigError(f"{_join(location, name)}: unknown key; {hint}")
+
+
 def dump(section: Any, path: str | Path) -> None:
     """Writes a config section as YAML that `load` reads back to an equal section."""
     text = yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True)
@@ -154,12 +164,8 @@ def _read_mapping(kind: Any, value: Any, location: str) -> dict[str, Any]:
 
 def _read_section(cls: Any, value: Any, location: str) -> Any:
     _expect(isinstance(value, dict), location or "config", value, "a section (key: value lines)")
+    check_keys(cls, value, location)
     kinds = hints(cls)
-    for name in value:
-        if name not in kinds:
-            near = closest(name, kinds)
-            hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(kinds)}"
-            raise ConfigError(f"{_join(location, name)}: unknown key; {hint}")
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         require(

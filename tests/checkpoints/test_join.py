@@ -14,13 +14,11 @@ KERNELS = {"linear_1": (64, 256), "linear_2": (256, 256)}
 
 def connector(dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:
     shapes = {
-        name: {
-            "kernel": jax.ShapeDtypeStruct(shape, "float32"),
-            "bias": jax.ShapeDtypeStruct(shape[1:], "float32"),
-        }
+        f"connector/{name}/{part}": jax.ShapeDtypeStruct(sizes, "float32")
         for name, shape in KERNELS.items()
+        for part, sizes in (("kernel", shape), ("bias", shape[1:]))
     }
-    drawn = fresh_connector({"connector": shapes}, dtype, seed)
+    drawn = fresh_connector(shapes, dtype, seed)
     return {path: leaf.read() for path, leaf in drawn.items()}
 
 

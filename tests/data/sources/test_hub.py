@@ -92,5 +92,5 @@ def test_streams_of_ones_own_are_not_fetched(network, tmp_path):
 
 
 def test_a_revision_is_pinned():
-    with pytest.raises(ConfigError, match="hub='org/set' and revision=None belong together; pin"):
+    with pytest.raises(ConfigError, match="hub='org/set' and revision=None belong together; set"):
         StreamConfig("a", hub="org/set")

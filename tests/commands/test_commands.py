@@ -20,6 +20,7 @@ from mllm_jax.__main__ import main
 from mllm_jax.commands.main import VERBS, make_parser
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
+from mllm_jax.generation.samples import sampler
 
 WORK = {  # what a verb calls -> the module that does the work
     "quickstart": "commands.quickstart.stages",
@@ -214,7 +215,7 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(fake, stage: str):
     words = ["--optimizer.learning_rate", "1e-4", "--out", "runs/x", "--seed=7", "--resume"]
     assert main(["train", "--mesh.data", "-1", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
-    assert kwargs == {"resume": True, "accept_changed_data": False}
+    assert kwargs == {"resume": True, "accept_changed_data": False, "sampler": sampler}
     assert (config.optimizer.learning_rate, config.out, config.seed) == (1e-4, "runs/x", 7)
     assert config.mesh.data == -1
 
@@ -222,7 +223,7 @@ def test_train_takes_overrides_of_any_knob_beside_its_flags(fake, stage: str):
 def test_changed_data_are_accepted_on_resume_alone(fake, capsys, stage: str):
     made = fake("train", "train")
     assert main(["train", "--config", stage, "--resume", "auto", "--accept-changed-data"]) == 0
-    assert made.calls[0][1] == {"resume": "auto", "accept_changed_data": True}
+    assert made.calls[0][1] == {"resume": "auto", "accept_changed_data": True, "sampler": sampler}
     assert main(["train", "--config", stage, "--accept-changed-data"]) == 2
     error = "mllm-jax: error: --accept-changed-data: has no effect without --resume\n"
     assert capsys.readouterr().err == error
@@ -358,7 +359,7 @@ def test_train_keeps_overrides_whose_value_looks_like_a_flag_or_holds_spaces(
     words = ["--mesh.data", "-1", "--optimizer.eps", "1e-4", "--out", "a b"]
     assert main(["train", "--config", stage, *words]) == 0
     ((config,), kwargs) = made.calls[0]
-    assert kwargs == {"resume": False, "accept_changed_data": False}
+    assert kwargs == {"resume": False, "accept_changed_data": False, "sampler": sampler}
     assert (config.mesh.data, config.optimizer.eps) == (-1, 1e-4)
     assert config.out == "a b"
     assert main(["train", "--config", stage, "--optimizer.eps", "-1e-4"]) == 2

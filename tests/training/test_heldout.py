@@ -84,6 +84,7 @@ def test_it_is_measured_every_few_steps_and_after_the_last(data, heldout, straig
     events = b"".join(path.read_bytes() for path in straight.glob("tensorboard/events*"))
     assert b"heldout/loss/language/eu" in events
     fifth = config(data, heldout, tmp_path, {"steps": 5}).train.evaluate
+    assert fifth is not None
     assert [step for step in range(1, 6) if due(step, fifth.every, 5)] == [2, 4, 5]
 
 

@@ -4,10 +4,11 @@ Flags are a public interface: do not rename them.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from mllm_jax.common.errors import LINE, one_line, quoted
 from mllm_jax.common.ranges import Range
@@ -79,6 +80,9 @@ class Parser(argparse.ArgumentParser):
         from mllm_jax.config.reference import options_help  # read for --help alone
 
         return f"{super().format_help()}\n{options_help()}"
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        (file or sys.stderr).write(message)  # argparse swallows a full disk
 
     def error(self, message: str) -> NoReturn:
         before, after = f"{self.prog}: error: ", f"; see {self.prog} --help"

@@ -69,12 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         return _run(arguments)
     failures.open_standard()
+    failure = None
     try:
         code = _run(sys.argv[1:])
     except SystemExit as ended:  # argparse, of --help and of wrong usage
         code = int(ended.code or 0)
+    except OSError as error:  # --help could not be printed; a verb's own errors end in `_run`
+        code, failure = 0, failures.standard_failed(error)
     interrupts.ignore()  # the work is done, or its error is printed
-    failure = failures.flush_standard()
+    failure = failure or failures.flush_standard()
     if failure is not None and failure.line is not None:
         say(failure.line)
     if code in (INTERRUPTED, PREEMPTED):

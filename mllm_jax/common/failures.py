@@ -175,9 +175,14 @@ def flush_standard() -> Failure | None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        if error.filename is None:
-            error.filename = "standard output"
-        failure = described(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return failure
+        return standard_failed(error)
     return None
+
+
+def standard_failed(error: OSError) -> Failure | None:
+    """How a command ends that could not print; what it prints afterwards goes nowhere."""
+    if error.filename is None:
+        error.filename = "standard output"
+    failure = described(error)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return failure

@@ -15,10 +15,8 @@ from tests.training import toy
 AXES = {"data", "fsdp", "tensor"}
 L, D, F, V = 3, 16, 40, 208
 PARAMS = {
-    "language": {
-        "embedding": jax.ShapeDtypeStruct((V, D), jnp.float32),
-        "layers": {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((L, D, F), jnp.float32)}}},
-    }
+    "language/embedding": jax.ShapeDtypeStruct((V, D), jnp.float32),
+    "language/layers/mlp/up/kernel": jax.ShapeDtypeStruct((L, D, F), jnp.float32),
 }
 KERNEL = ("layers", "embed", "mlp")
 
@@ -156,7 +154,7 @@ def gradient_of_all_rows(kernel, x):
 
 @pytest.mark.parametrize("function", [gradient, gradient_of_all_rows])
 def test_what_crosses_data(mesh, function):
-    kernel = {"language": {"layers": {"mlp": {"up": {"kernel": jnp.zeros((1, D, F))}}}}}
+    kernel = {"language/layers/mlp/up/kernel": jnp.zeros((1, D, F))}
     program = text(mesh, function, ((D, F), ("embed", "mlp")), ((24, D), ("batch", "none")))
     if function is gradient:
         assert any("data" in made.axes for made in hlo.collectives(program, mesh))

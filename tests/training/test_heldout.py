@@ -105,14 +105,8 @@ def test_resumed_equals_straight_to_the_bit(data, heldout, straight, tmp_path):
     assert tiny.numbers(run) == tiny.numbers(straight)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param({"data": 8}, marks=pytest.mark.slow),
-        {"data": 2, "fsdp": 2, "tensor": 2},
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_eight_devices_equal_one(data, heldout, straight, tmp_path, mesh):
     raw = config(data, heldout, tmp_path / "run", {"stop_at": 2})
     if "fsdp" in mesh:  # rows of a microbatch

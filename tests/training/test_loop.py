@@ -105,7 +105,7 @@ def test_an_epoch_is_every_record_once_and_resumes_where_it_stopped(data, tmp_pa
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"data": 8},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
     ],

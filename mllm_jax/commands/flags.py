@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from mllm_jax.common.errors import LINE, one_line, quoted
 from mllm_jax.common.ranges import Range
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
 
         return f"{super().format_help()}\n{options_help()}"
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)  # argparse swallows a full disk
 
     def error(self, message: str) -> NoReturn:

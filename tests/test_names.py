@@ -5,7 +5,7 @@ import io
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -36,8 +36,6 @@ PRIVATE = {
     r"\bwished\b": "target",
 }
 PRIVATE_LIMIT = 0.005  # of the lines of docstrings, comments and messages
-ALLOWED: dict[str, tuple[str, ...]] = {  # file -> words that mean there what they mean everywhere
-}
 
 
 @cache
@@ -74,46 +72,45 @@ def prose(file: Path) -> Iterator[tuple[str, int]]:
             yield token.string, token.start[0]
 
 
-def shares(matches: Counter[str], totals: Counter[str]) -> str:
-    """The share of every folder, largest first, for the message of a failure."""
-    share = {name: matches[name] / total for name, total in totals.items()}
-    return "\n".join(
-        f"{name:16} {matches[name]:4} of {totals[name]:5}   {share[name]:.2%}"
-        for name in sorted(share, key=lambda name: -share[name])
-        if matches[name]
-    )
+def assert_rare(what: str, limit: float, lines: Iterable[tuple[Path, int, Sequence[str]]]) -> None:
+    """Fails if more than a share `limit` of (file, line, matches in it) hold a match.
+
+    The message has the share of every folder, largest first, and every place.
+    """
+    matches, totals, places = Counter[str](), Counter[str](), []
+    for file, line, words in lines:
+        totals[folder(file)] += 1
+        matches[folder(file)] += len(words)
+        places += [f"{file.relative_to(ROOT)}:{line}: {word}" for word in words]
+    shares = {name: matches[name] / total for name, total in totals.items() if matches[name]}
+    table = [
+        f"{name:16} {matches[name]:4} of {totals[name]:5}   {shares[name]:.2%}"
+        for name in sorted(shares, key=lambda name: -shares[name])
+    ]
+    share = matches.total() / totals.total()
+    assert share <= limit, "\n".join([f"{share:.2%} of all {what}", *table, *places])
 
 
 def test_names_say_what_they_hold():
-    matches, totals, places = Counter[str](), Counter[str](), []
-    for file in FILES:
-        for name, line in names(parse(file)):
-            totals[folder(file)] += 1
-            if name.strip("_") in FILLERS:
-                matches[folder(file)] += 1
-                places.append(f"{file.relative_to(ROOT)}:{line}: {name}")
-    share = matches.total() / totals.total()
-    message = f"{share:.2%} of all names are fillers\n{shares(matches, totals)}\n"
-    assert share <= FILLER_LIMIT, message + "\n".join(places)
+    assert_rare(
+        "names are fillers",
+        FILLER_LIMIT,
+        (
+            (file, line, [name] if name.strip("_") in FILLERS else [])
+            for file in FILES
+            for name, line in names(parse(file))
+        ),
+    )
 
 
 def test_the_prose_uses_words_that_everybody_knows():
     private = re.compile("|".join(PRIVATE))
-    matches, totals, places = Counter[str](), Counter[str](), []
-    for file in FILES:
-        path = file.relative_to(ROOT).as_posix()
-        for text, line in prose(file):
-            totals[folder(file)] += 1
-            for word in private.finditer(text):
-                if word[0] not in ALLOWED.get(path, ()):
-                    matches[folder(file)] += 1
-                    places.append(f"{path}:{line}: {word[0]}")
-    share = matches.total() / totals.total()
-    message = f"{share:.2%} of all lines hold a private word\n{shares(matches, totals)}\n"
-    assert share <= PRIVATE_LIMIT, message + "\n".join(places)
-
-
-def test_every_allowed_word_is_used():
-    for path, words in ALLOWED.items():
-        text = (ROOT / path).read_text(encoding="utf-8")
-        assert not [word for word in words if word not in text], path
+    assert_rare(
+        "lines hold a private word",
+        PRIVATE_LIMIT,
+        (
+            (file, line, [word[0] for word in private.finditer(text)])
+            for file in FILES
+            for text, line in prose(file)
+        ),
+    )

@@ -230,10 +230,13 @@ class Lowest(NamedTuple):
             extra: as `Checkpoints.save` got it.
             identity: of the records that are measured now.
         """
-        kept = extra.get("heldout")
-        if kept is None or kept["identity"] != identity:
-            return cls(identity=identity)
-        return cls(kept["loss"], kept["step"], kept["since"], identity)
+        lowest = cls.saved(extra)
+        return lowest if lowest.identity == identity else cls(identity=identity)
+
+    @classmethod
+    def saved(cls, extra: dict[str, Any]) -> "Lowest":
+        """What a checkpoint keeps, of whatever records; none yet where it keeps none."""
+        return cls(**extra.get("heldout", {}))
 
     def extra(self) -> dict[str, Any]:
         """What a checkpoint keeps; nothing before the first evaluation, whose loss is no number."""
@@ -256,5 +259,5 @@ def is_complete(config: Config, steps: int | None) -> bool:
     evaluate = config.train.evaluate
     if evaluate is None or evaluate.stop_after is None:
         return False
-    kept = manifest.read(folder / str(saved[-1]))["extra"].get("heldout")
-    return kept is not None and kept["since"] >= evaluate.stop_after
+    extra = manifest.read(folder / str(saved[-1]))["extra"]
+    return Lowest.saved(extra).ends(evaluate.stop_after)

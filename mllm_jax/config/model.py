@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from mllm_jax.common.errors import require
 from mllm_jax.common.ranges import Dim, Range, Section
-from mllm_jax.config.image_tokens import image_tokens
+from mllm_jax.config.grids import GridsConfig
+from mllm_jax.config.image_tokens import ImageLayout, Size, image_layout
 
 # far above the largest models, low enough that a mistyped number is refused before a run begins
 Layers = Annotated[int, Range("[1, 10_000]")]
@@ -67,9 +68,8 @@ class VisionConfig(Section, at="model.vision"):
 
     @property
     def patches(self) -> int:
-        """Patches of one image, P: also the number of placeholders it takes in a row."""
-        square = (self.image_size, self.image_size)
-        return image_tokens(square, self.image_size, self.patch_size)
+        """Patches of one square, P: the vectors that the tower gives for it."""
+        return (self.image_size // self.patch_size) ** 2
 
     @property
     def used_layers(self) -> int:
@@ -172,6 +172,8 @@ class ModelConfig(Section, at="model"):
     """The language model; every stage needs one."""
     image_token: Annotated[int, Range("[0, 16_777_216]")] | None = None
     """Id of `<image>` in the tokenizer; needed where there is a connector."""
+    grids: GridsConfig | None = None
+    """LLaVA-NeXT's tiles for large images; none for LLaVA-1.5, where every image is one square."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -188,6 +190,7 @@ class ModelConfig(Section, at="model"):
                 self.image_token is not None,
                 "model.image_token: missing; give the id of <image> in the tokenizer",
             )
+        self._check_grids()
         if self.image_token is not None and self.language is not None:
             require(
                 0 <= self.image_token < self.language.vocab,
@@ -197,5 +200,32 @@ class ModelConfig(Section, at="model"):
 
     @property
     def patches(self) -> int:
-        """Placeholders of one image in a row; 0 for a model that reads text only."""
+        """Vectors of one image slot, P; 0 for a model that reads text only."""
         return self.vision.patches if self.vision is not None and self.connector is not None else 0
+
+    def image_layout(self, size: Size, images: int = 1) -> ImageLayout:
+        """Tiles and placeholders of an image: see `image_tokens.image_layout`.
+
+        Args:
+            size: upright height and width in pixels.
+            images: how many its conversation has.
+        """
+        assert self.vision is not None, "the model reads text only"
+        vision = self.vision
+        return image_layout(size, vision.image_size, vision.patch_size, self.grids, images)
+
+    def _check_grids(self) -> None:
+        if self.grids is None:
+            return
+        require(
+            self.vision is not None and self.connector is not None,
+            "model.grids has no effect without vision and connector; leave it out",
+        )
+        assert self.vision is not None
+        side = self.vision.image_size
+        for size in self.grids.sizes:
+            require(
+                size[0] % side == 0 and size[1] % side == 0,
+                f"model.grids.sizes: {list(size)} is not a multiple of model.vision.image_size="
+                f"{side} in both directions",
+            )

@@ -125,7 +125,7 @@ def _kind(kind: Any) -> str:
         return f"mapping of {_kind(args[0])} to {_kind(args[1])}"
     if origin is tuple:
         item = _kind(args[0])
-        several = item if item == "text" else f"{item}s"
+        several = item if item == "text" or item.endswith("s") else f"{item}s"
         return f"list of {several}" if args[-1] is Ellipsis else f"{len(args)} {several}"
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
     return names.get(plain, "choice")

@@ -460,7 +460,7 @@ def test_a_fault_of_ours_keeps_its_traceback(fake, error: Exception):
         "convert from-hf src",
         "convert join out --vision clip",
         "convert join out --vision clip --language llama --connector mpl",
-        "convert to-hf m out --dtype float16",
+        "convert to-hf m out --dtype float8",
         "generate m",
         "generate m --prompt p --max-new-tokens 0",
         "generate m --prompt p --temperature -1",

@@ -129,6 +129,25 @@ def test_half_precision_survives(oracle: Path, tmp_path: Path) -> None:
     same(tensors(tmp_path / "hf"), hub_names(tensors(source)))
 
 
+def test_export_in_half_precision(oracle: Path, tmp_path: Path) -> None:
+    conversions.to_hf(oracle / "llava_bf16", tmp_path / "half", dtype="float16")
+    expected = hub_names(tensors(oracle / "llava_bf16"))
+    for name, x in tensors(tmp_path / "half").items():
+        assert x.tobytes() == expected[name].astype(np.float16).tobytes(), name
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "float16"
+
+    def large(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors["multi_modal_projector.linear_1.bias"][3] = 70_000
+        return tensors
+
+    source = rewrite(oracle / "llava_linear", tmp_path / "src", large)
+    message = r"float16: connector/linear_1/bias has values above 65504.*export bfloat16 or float32"
+    with pytest.raises(ConfigError, match=message):
+        conversions.to_hf(source, tmp_path / "out", dtype="float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "src"]
+
+
 def test_stop_tokens_of_the_config_survive(oracle: Path, tmp_path: Path) -> None:
     source = rewrite(
         oracle / "llama", tmp_path / "src", lambda t: t, lambda c: c | {"eos_token_id": [401, 403]}

@@ -19,7 +19,7 @@ from mllm_jax.checkpoints.hf.transpose import copy_into
 from mllm_jax.checkpoints.hf.write_config import write_config
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.common import interrupts
-from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.errors import require
 from mllm_jax.common.json_file import write_json
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import FolderConfig
@@ -107,12 +107,26 @@ def _tensor(path: str, leaf: Leaf, layer: int | None, dtype: np.dtype) -> np.nda
     else:
         rest = (slice(None) for _ in leaf.shape[1:])
         array = leaf.at((slice(layer, layer + 1), *rest))[0]
-    view = to_hf(path, array.astype(dtype, copy=False))
+    view = to_hf(path, _cast(path, array, dtype))
     if view.flags.c_contiguous:
         return view
     out = np.empty(view.shape, dtype)
     copy_into(out, view)
     return out
+
+
+def _cast(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in another number format; float16 must hold its values."""
+    if dtype != np.float16 or array.dtype == dtype:
+        return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):
+        half = array.astype(dtype)
+    require(
+        np.array_equal(np.isfinite(half), np.isfinite(array)),
+        f"--dtype float16: {path} has values above {np.finfo(dtype).max:g}, which float16 cannot "
+        "hold; export bfloat16 or float32",
+    )
+    return half
 
 
 def _identity(model: ModelConfig, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -133,5 +147,4 @@ def _identity(model: ModelConfig, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]
 
 def check_dtype(dtype: str | None) -> None:
     """Refuses a number format that an export cannot have."""
-    if dtype not in (None, "float32", "bfloat16"):
-        raise ConfigError(f"dtype={dtype!r}: allowed are float32 and bfloat16")
+    require(dtype is None or dtype in DTYPES, f"dtype={dtype!r}: allowed are {', '.join(DTYPES)}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mllm_jax.commands.flags import CHAT_FORMATS, Usage
 
+FORMATS = ("float32", "bfloat16", "float16")
 USAGE = Usage("Hugging Face folder <-> model folder; two backbones -> one model")
 
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way = add("to-hf", "a model or run folder into a Hugging Face folder")
     way.add_argument("model", type=Path, metavar="MODEL")
     way.add_argument("out", type=Path, metavar="OUT")
-    way.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    way.add_argument("--dtype", choices=FORMATS, help="default: as stored")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ def to_hf(
     Args:
         model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
         out: the folder to make.
-        dtype: "float32" or "bfloat16"; None keeps each parameter's own.
+        dtype: "float32", "bfloat16" or "float16"; None keeps each parameter's own.
         shard_bytes: largest shard; 5 GB as in transformers.
 
     Raises:

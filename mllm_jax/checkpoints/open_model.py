@@ -88,8 +88,10 @@ class OrbaxSource(ModelSource):
         self.config = loading.load(FolderConfig, files / "config.yaml")
         self.ids = hf_tokenizer.special_ids(files)
         self.unread = hf_unread.read_unread(files)
-        vision = self.config.model.vision
-        self.image_fit = hf_files.read_processor(files, vision.image_size)[1] if vision else "crop"
+        self.image_fit = "crop"
+        if (vision := self.config.model.vision) is not None:
+            grids = self.config.model.grids
+            self.image_fit = hf_files.read_processor(files, vision.image_size, grids)[1]
 
     @functools.cached_property
     def _frozen(self) -> dict[str, Leaf]:

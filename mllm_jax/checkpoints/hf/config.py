@@ -12,14 +12,15 @@ from typing import Any, Literal, TypeVar
 from mllm_jax.checkpoints.hf.rope import read_rope
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import Fields
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 ConnectorKind = Literal["linear", "mlp"]
 CLIP_TYPES = ("clip", "clip_vision_model")
 # with mm_projector_type; transformers' own "llava" has text_config
 ORIGINAL_LLAVA = ("llava_llama", "llava")
-SUPPORTED = "llava, llama, clip_vision_model, clip and original LLaVA"
-LLAVA_VISION = {  # LlavaConfig's own default tower, CLIP ViT-L/14-336
+SUPPORTED = "llava, llava_next, llama, clip_vision_model, clip and original LLaVA"
+LLAVA_VISION = {  # LlavaConfig's and LlavaNextConfig's own default tower, CLIP ViT-L/14-336
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -43,7 +44,11 @@ def is_original(config: dict[str, Any]) -> bool:
 
 
 def model_type(folder: Path, config: dict[str, Any]) -> str:
-    """One of "llava", "llama", "clip", "original". Raises ConfigError for any other model."""
+    """One of "llava", "llava_next", "llama", "clip", "original".
+
+    Raises:
+        ConfigError: any other model, or quantised weights.
+    """
     where = folder / "config.json"
     kind = config.get("model_type")
     require(
@@ -53,7 +58,7 @@ def model_type(folder: Path, config: dict[str, Any]) -> str:
     )
     if is_original(config):
         return "original"
-    if kind in ("llava", "llama"):
+    if kind in ("llava", "llava_next", "llama"):
         return kind
     if kind in CLIP_TYPES:
         return "clip"
@@ -147,9 +152,20 @@ def read_language(where: str, config: Any, tied: bool | None = None) -> Language
 
 
 def read_llava(
-    where: str, config: dict[str, Any], kind: ConnectorKind, **processor: Any
+    where: str,
+    config: dict[str, Any],
+    kind: ConnectorKind,
+    grids: GridsConfig | None = None,
+    **processor: Any,
 ) -> ModelConfig:
-    """A LlavaConfig as ours; `kind` is what the projector's tensors showed it to be.
+    """A LlavaConfig or LlavaNextConfig as ours.
+
+    Args:
+        where: the file, for messages.
+        config: its tree.
+        kind: what the projector's tensors showed it to be.
+        grids: LLaVA-NeXT's canvases, from `grids.read_grids`.
+        processor: image_mean and image_std.
 
     Raises:
         ConfigError: what we would compute differently.
@@ -166,6 +182,7 @@ def read_llava(
         connector=ConnectorConfig(kind=kind, bias=get.flag("multimodal_projector_bias", True)),
         language=language,
         image_token=_read_image_token(get),
+        grids=grids,
     )
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.checkpoints.hf.config import CLIP_TYPES
+from mllm_jax.checkpoints.hf.grids import PINPOINTS, check_pinpoints, write_pinpoints
 from mllm_jax.checkpoints.hf.tokenizer import portable, special_ids, tokens
 from mllm_jax.checkpoints.hf.weight_files import regular_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.fields import REQUIRED, Fields
 from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ModelConfig
 
 TEMPLATE = "chat_template.jinja"
@@ -31,6 +33,7 @@ COPIED = (
 )
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor")
+NEXT_PROCESSOR = "LlavaNextImageProcessor"
 
 
 def copy_files(source: Path, out: Path) -> None:
@@ -116,13 +119,16 @@ def add_end_tokens(folder: Path, texts: Iterable[str]) -> None:
     write_json(path, before | {key: value for key, value in ids.items() if value is not None})
 
 
-def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:
+def read_processor(
+    folder: Path, image_size: int, grids: GridsConfig | None = None
+) -> tuple[dict[str, Any], str]:
     """What the image processor does, if it is what we do.
 
     Args:
         folder: with processor_config.json (transformers 5) or preprocessor_config.json, or both, or
             neither: then CLIP's.
         image_size: side of the vision tower's input, in pixels.
+        grids: LLaVA-NeXT's canvases; its processor must cut the same.
 
     Returns:
         ({"image_mean", "image_std"}, "crop" or "pad").
@@ -131,7 +137,7 @@ def read_processor(folder: Path, image_size: int) -> tuple[dict[str, Any], str]:
         ConfigError: the processor does something that this project does not, named with its field,
             or the two files describe different processors.
     """
-    processors = [_image_processor(get, image_size) for get in _processor_settings(folder)]
+    processors = [_image_processor(get, image_size, grids) for get in _processor_settings(folder)]
     require(
         all(other == processors[0] for other in processors),
         f"{folder}: {NEW_PROCESSOR} and {PROCESSOR} describe different image processors; "
@@ -154,11 +160,26 @@ def _processor_settings(folder: Path) -> list[Fields]:
     return found
 
 
-def _image_processor(get: Fields, image_size: int) -> tuple[dict[str, Any], str]:
-    kind = get.text("image_processor_type", get.text("feature_extractor_type", PROCESSORS[0]))
-    base = kind.removesuffix("Fast").removesuffix("Pil")
-    if base not in PROCESSORS:
-        get.refuse("image_processor_type", kind, " or ".join(PROCESSORS))
+def _kind(get: Fields, default: str) -> tuple[str, str]:
+    """The class of an image processor, as it is written and without its backend."""
+    kind = get.text("image_processor_type", get.text("feature_extractor_type", default))
+    return kind, kind.removesuffix("Fast").removesuffix("Pil")
+
+
+def cuts_tiles(folder: Path) -> bool:
+    """Whether one of the folder's files describes LLaVA-NeXT's image processor."""
+    return any(_kind(get, "")[1] == NEXT_PROCESSOR for get in _processor_settings(folder))
+
+
+def _image_processor(
+    get: Fields, image_size: int, grids: GridsConfig | None
+) -> tuple[dict[str, Any], str]:
+    allowed = PROCESSORS if grids is None else (NEXT_PROCESSOR,)
+    kind, base = _kind(get, allowed[0])
+    if base not in allowed:
+        get.refuse("image_processor_type", kind, " or ".join(allowed))
+    if grids is not None:
+        check_pinpoints(get, grids)
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if get.tree.get(name, True) is not True:  # null is false there, not absent
             get.refuse(name, get.tree[name], "true")
@@ -191,7 +212,7 @@ def _sides(get: Fields, name: str, keys: tuple[str, ...], default: int) -> set[i
 def _unread(get: Fields) -> dict[str, Any]:
     """The fields of an image processor that `write_processor` does not decide."""
     decided = {"image_processor_type", "feature_extractor_type", "processor_class"}
-    decided |= {"use_square_size", "do_pad"}
+    decided |= {"use_square_size", "do_pad", PINPOINTS}
     return {name: value for name, value in get.tree.items() if name not in decided}
 
 
@@ -231,6 +252,8 @@ def check_placeholders(folder: Path, model: ModelConfig) -> None:
 def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
     """Writes a processor with which `LlavaProcessor` makes exactly P placeholders per image.
 
+    A model with tiles has `LlavaNextProcessor`, whose counts are those of `rounding: hf`.
+
     Both files are written: processor_config.json with the image processor inside (transformers 5)
     and preprocessor_config.json (transformers 4).
 
@@ -243,8 +266,10 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
     assert vision is not None
     image = [text for text, i in tokens(folder).items() if i == model.image_token]
     require(len(image) == 1, f"{folder}: image token {model.image_token} is not in tokenizer.json")
+    plain = "LlavaImageProcessor" if fit == "pad" else "CLIPImageProcessor"
+    kind = plain if model.grids is None else NEXT_PROCESSOR
     settings = {
-        "image_processor_type": "LlavaImageProcessor" if fit == "pad" else "CLIPImageProcessor",
+        "image_processor_type": kind,
         "do_resize": True,
         "size": {"shortest_edge": vision.image_size},
         "resample": BICUBIC,
@@ -256,9 +281,10 @@ def write_processor(folder: Path, model: ModelConfig, fit: str) -> None:
         "image_mean": list(vision.image_mean),
         "image_std": list(vision.image_std),
         "do_convert_rgb": True,
-        **({"do_pad": True} if fit == "pad" else {}),
+        **({"do_pad": True} if kind != "CLIPImageProcessor" else {}),
+        **({PINPOINTS: write_pinpoints(model.grids)} if model.grids is not None else {}),
     }
-    shared = {"processor_class": "LlavaProcessor"}
+    shared = {"processor_class": "LlavaProcessor" if model.grids is None else "LlavaNextProcessor"}
     carried = [_unread(get) for get in _processor_settings(folder)]
     settings = {**(carried[0] if carried else {}), **settings}
     write_json(folder / PROCESSOR, settings | shared)

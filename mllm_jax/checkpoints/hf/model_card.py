@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from mllm_jax.checkpoints.hf.tiles_text import tiles_text
+from mllm_jax.checkpoints.hf.write_config import architecture
 from mllm_jax.config.stage import FolderConfig
 
 USE = """```python
@@ -27,7 +29,14 @@ def model_card(config: FolderConfig, name: str) -> str:
         "base_model": list(config.base_models),
         "library_name": "transformers",
         "pipeline_tag": _task(config),
-        "tags": ["mllm-jax", *(["llava", "multimodal"] if multimodal else [])],
+        "tags": [
+            "mllm-jax",
+            *(
+                ["llava" if config.model.grids is None else "llava-next", "multimodal"]
+                if multimodal
+                else []
+            ),
+        ],
     }
     if config.scores:
         header["model-index"] = [
@@ -39,6 +48,8 @@ def model_card(config: FolderConfig, name: str) -> str:
         f"# {name}\n",
         _summary(config),
     ]
+    if config.model.grids is not None:
+        parts.append("## Image tiles\n\n" + tiles_text(config.model))
     parts.append(
         "**License: to be filled in** by whoever publishes this model; the licenses of the base "
         "models apply.\n"
@@ -51,7 +62,7 @@ def model_card(config: FolderConfig, name: str) -> str:
     if config.scores:
         parts.append("## Evaluation\n\n" + _table("score", "value", config.scores, "{:.4g}"))
     if config.model.language is not None:
-        auto = "LlavaForConditionalGeneration" if multimodal else "AutoModelForCausalLM"
+        auto = architecture(config.model) if multimodal else "AutoModelForCausalLM"
         use = USE.format(auto=auto)
         parts.append(
             "## Use\n\n"

@@ -22,6 +22,7 @@ from mllm_jax.common.errors import ConfigError
 V = "vision_tower.vision_model."
 C, L = "multi_modal_projector.", "language_model.model."
 HEAD = "language_model.lm_head."
+NEWLINE = "image_newline"  # LLaVA-NeXT's vector after each line of patches
 
 
 class Row(NamedTuple):
@@ -63,6 +64,7 @@ ROWS: tuple[Row, ...] = (
     Row("connector/linear_1/bias", f"{C}linear_1.bias", "D->D"),
     Row("connector/linear_2/kernel", f"{C}linear_2.weight", "DC->CD"),
     Row("connector/linear_2/bias", f"{C}linear_2.bias", "D->D"),
+    Row("connector/newline", NEWLINE, "D->D"),
     Row("language/embedding", f"{L}embed_tokens.weight", "VD->VD"),
     Row(f"{_LANGUAGE}/attention_norm/scale", f"{_LL}.input_layernorm.weight", "D->D"),
     Row(f"{_LANGUAGE}/attention/q/kernel", f"{_LL}.self_attn.q_proj.weight", "(NH)D->DNH"),
@@ -98,6 +100,7 @@ PREFIXES: dict[str, str] = {
     "model.language_model.": L,  # in memory, transformers 4.52 and later
     "model.": L,  # LlamaForCausalLM, original LLaVA
     "lm_head.": HEAD,
+    f"model.{NEWLINE}": NEWLINE,  # in memory, transformers 4.52 and later; original LLaVA-NeXT
 }
 
 # what checkpoints hold beside our parameters: computed buffers, and parts that no MLLM uses

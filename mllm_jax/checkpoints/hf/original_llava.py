@@ -17,6 +17,7 @@ from mllm_jax.checkpoints.hf.config import (
     read_language,
     read_vision,
 )
+from mllm_jax.checkpoints.hf.grids import read_original_grids
 from mllm_jax.checkpoints.hf.names import V
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.fields import Fields
@@ -44,10 +45,17 @@ def read_original(
     projector = get.choice("mm_projector_type", "linear", *KINDS)
     get.expect("mm_vision_select_feature", "patch")
     get.expect("mm_use_im_start_end", False)  # marker tokens around images
-    aspect = get.choice("image_aspect_ratio", "crop", "square", "crop", "pad")
+    aspect = get.choice("image_aspect_ratio", "crop", "square", "crop", "pad", "anyres")
     vision = get.section("vision_config", {})
     tower = vision.tree or _from_tensors(folder, get, tensors)
     size = read_image_size(Fields(vision.location, tower), 224)
+    grids = read_original_grids(get, size)
+    require(
+        grids is None or not hf_files.cuts_tiles(folder),
+        f"{folder}: config.json is of the original code, whose image_grid_pinpoints are [width, "
+        "height], its image processor is transformers' with [height, width]; remove the processor "
+        "file if config.json is right",
+    )
     processor, fit = hf_files.read_processor(folder, size)
     layer = get.whole("mm_vision_select_layer", -2, -LAYERS, LAYERS)
     vision_config = read_vision(f"{where} vision_config", tower, layer, **processor)
@@ -66,6 +74,7 @@ def read_original(
         connector=ConnectorConfig(kind=KINDS[projector], bias=bias),
         language=read_language(where, config | {"model_type": "llama"}),
         image_token=known[hf_tokenizer.IMAGE],
+        grids=grids,
     )
     return model, "pad" if aspect == "pad" else fit
 

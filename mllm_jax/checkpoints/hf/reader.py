@@ -25,6 +25,7 @@ from mllm_jax.checkpoints.hf.config import (
     read_llava,
     read_vision,
 )
+from mllm_jax.checkpoints.hf.grids import read_grids
 from mllm_jax.checkpoints.hf.names import (
     BY_NAME,
     BY_PATH,
@@ -86,10 +87,12 @@ class HFFolder:
         else:
             vision = Fields(where, raw).section("vision_config", LLAVA_VISION).tree
         size = read_image_size(Fields(f"{where} vision_config", vision), 224)
-        processor, fit = hf_files.read_processor(self.path, size)
+        is_next = self._kind == "llava_next"
+        grids = read_grids(Fields(where, raw), size) if is_next else None
+        processor, fit = hf_files.read_processor(self.path, size, grids)
         if self._kind == "clip":
             return ModelConfig(vision=read_vision(where, vision, **processor)), fit
-        model = read_llava(where, raw, self._connector_kind(raw), **processor)
+        model = read_llava(where, raw, self._connector_kind(raw), grids, **processor)
         hf_files.check_placeholders(self.path, model)
         return model, fit
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.checkpoints.hf.config import clip_vision, model_type
+from mllm_jax.checkpoints.hf.grids import PINPOINTS, write_grids
 from mllm_jax.checkpoints.hf.write_config import (
     INERT_TEXT,
     INERT_VISION,
@@ -21,11 +22,15 @@ from mllm_jax.checkpoints.hf.write_config import (
 from mllm_jax.common.errors import ConfigError, quoted
 from mllm_jax.common.fields import Fields
 from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 UNREAD = "hf_config.json"
 OUTER, TEXT, VISION = SECTIONS = ("outer", "text_config", "vision_config")
 _FULL = ModelConfig(VisionConfig(), ConnectorConfig(), LanguageConfig(), 0)
+_NEXT = {*write_grids(GridsConfig(order="wh"))}
+# of the original code alone, beside its mm_*
+_ORIGINAL = {PINPOINTS, "image_aspect_ratio", "image_crop_resolution", "image_split_resolution"}
 # what the export writes, other names of the same facts, and sections with a place of their own
 _KNOWN = {
     OUTER: {*outer_fields(_FULL), "image_token_id", "vocab_size", "text_config", "vision_config"},
@@ -47,7 +52,8 @@ def read_unread(folder: Path) -> dict[str, dict[str, Any]]:
     path, raw = folder / "config.json", read_json(folder / "config.json")
     sections = _sections(folder, raw)
     for name, tree in sections.items():
-        _check_types(Fields(str(path) if tree is raw else f"{path} {name}", tree))
+        flat = name == OUTER or tree is raw
+        _check_types(Fields(str(path) if flat else f"{path} {name}", tree))
     found = {name: _unread(name, tree) for name, tree in sections.items()}
     try:
         json.dumps(found, allow_nan=False)
@@ -64,10 +70,15 @@ def _sections(folder: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
         return {OUTER: {}, TEXT: {}, VISION: clip_vision(where, raw)}
     get = Fields(where, raw)
     vision = get.section("vision_config", {}).tree
-    if kind == "original":  # one flat config; mm_* is for the original code alone
-        text = {name: value for name, value in raw.items() if not name.startswith("mm_")}
+    if kind == "original":  # one flat config
+        text = {
+            name: value
+            for name, value in raw.items()
+            if not name.startswith("mm_") and name not in _ORIGINAL
+        }
         return {OUTER: {}, TEXT: text, VISION: vision}
-    return {OUTER: raw, TEXT: get.section("text_config", {}).tree, VISION: vision}
+    outer = {name: x for name, x in raw.items() if kind != "llava_next" or name not in _NEXT}
+    return {OUTER: outer, TEXT: get.section("text_config", {}).tree, VISION: vision}
 
 
 def _check_types(get: Fields) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.checkpoints.hf.grids import write_grids
 from mllm_jax.checkpoints.hf.rope import write_rope
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 
@@ -18,7 +19,7 @@ def write_config(
     ids: Mapping[str, Any],
     carried: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """`config.json` for stock transformers: LLaVA, Llama or CLIP by the parts that `model` has.
+    """`config.json` for stock transformers: LLaVA(-NeXT), Llama or CLIP by the parts of `model`.
 
     Args:
         model: what the network is.
@@ -40,7 +41,7 @@ def write_config(
         return {"architectures": ["LlamaForCausalLM"], **text, **stored}
     return {
         **outer,
-        "architectures": ["LlavaForConditionalGeneration"],
+        "architectures": [architecture(model)],
         **outer_fields(model),
         "text_config": text,
         "vision_config": vision,
@@ -48,11 +49,17 @@ def write_config(
     }
 
 
+def architecture(model: ModelConfig) -> str:
+    """The class of transformers that a model with all three parts opens in."""
+    next_ = "" if model.grids is None else "Next"
+    return f"Llava{next_}ForConditionalGeneration"
+
+
 def outer_fields(model: ModelConfig) -> dict[str, Any]:
-    """What LlavaConfig says around its two sections."""
+    """What LlavaConfig or LlavaNextConfig says around its two sections."""
     assert model.vision is not None and model.connector is not None and model.language is not None
     return {
-        "model_type": "llava",
+        "model_type": "llava" if model.grids is None else "llava_next",
         "image_token_index": model.image_token,
         "image_seq_length": model.patches,
         "multimodal_projector_bias": model.connector.bias,
@@ -60,6 +67,7 @@ def outer_fields(model: ModelConfig) -> dict[str, Any]:
         "vision_feature_layer": model.vision.feature_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": model.language.tied,
+        **(write_grids(model.grids) if model.grids is not None else {}),
     }
 
 

@@ -178,7 +178,9 @@ def test_written_config_is_read_back() -> None:
     assert read_vision("here", only, -1) == vision
 
 
-@pytest.mark.parametrize("kind", ["llava_next", "qwen2_vl", None])
+@pytest.mark.parametrize("kind", ["llava_onevision", "qwen2_vl", None])
 def test_other_models_are_named(kind: str | None, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"is not supported; supported are llava, llama"):
+    with pytest.raises(
+        ConfigError, match=r"is not supported; supported are llava, llava_next, llama"
+    ):
         model_type(tmp_path, {"model_type": kind})

@@ -1,8 +1,11 @@
 """The model card's header is YAML that says languages, base models, shares and scores."""
 
+import dataclasses
+
 import yaml
 
 from mllm_jax.checkpoints.hf.model_card import model_card
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import FolderConfig
 
@@ -46,3 +49,18 @@ def test_hub_reads_the_header() -> None:
     card = hub.ModelCard(model_card(CONFIG, "digits"))
     assert card.data.license == "other"
     assert card.data.eval_results[0].metric_value == 0.93
+
+
+def test_a_card_says_how_images_were_cut() -> None:
+    grids = GridsConfig(order="wh", rounding="original", several_images="pad")
+    model = dataclasses.replace(CONFIG.model, grids=grids)
+    card = model_card(dataclasses.replace(CONFIG, model=model), "next")
+    assert "LlavaNextForConditionalGeneration" in card
+    assert "canvases (height x width): 672x336, 336x672, 672x672, 336x1008, 1008x336" in card
+    assert "`order: wh`, `rounding: original`, `several_images: pad`" in card
+    assert "396 x 704 pixels is 1968 tokens there, 1872 here" in card
+    assert "one square of 577 tokens" in card
+    stock = dataclasses.replace(model, grids=GridsConfig(order="hw"))
+    card = model_card(dataclasses.replace(CONFIG, model=stock), "next")
+    assert "`order: hw`, `rounding: hf`, `several_images: tiles`" in card
+    assert "Stock transformers" not in card and "mllm_jax_grids" not in card

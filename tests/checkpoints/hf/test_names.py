@@ -68,7 +68,10 @@ LAYOUTS = {
     "model.multi_modal_projector.linear_2.bias": "multi_modal_projector.linear_2.bias",
     "model.norm.weight": "language_model.model.norm.weight",
     "text_model.encoder.layers.0.mlp.fc1.weight": None,
-    "model.image_newline": None,
+    "model.image_newline": "image_newline",
+    "image_newline": "image_newline",
+    "image_newline.weight": None,
+    "model.layers.3.image_newline": None,
     "model.layers.3.mlp.up_proj.lora_A.weight": None,
 }
 

@@ -1,6 +1,7 @@
 """Every field of every JSON file of a folder with values of other types: read, or one line."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
 from mllm_jax.checkpoints.hf.config import read_llava
+from mllm_jax.checkpoints.hf.grids import read_grids, read_original_grids
 from mllm_jax.checkpoints.hf.write_config import write_config
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.fields import Fields
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import (
     ConnectorConfig,
     LanguageConfig,
@@ -81,6 +84,18 @@ def test_config() -> None:
     tree = write_config(MODEL, "float32", {"eos_token_id": [1, 2]})
     where = "config.json"
     check(lambda x: read_llava(where, Fields(where, x).tree, "mlp"), tree, where)
+
+
+def test_canvases() -> None:
+    """A LlavaNextConfig's, with the switches of the training."""
+    grids = GridsConfig("wh", ((28, 56), (56, 56)), "original", "pad")
+    tree = {"image_grid_pinpoints": [[56, 28], [56, 56]], "model_type": "llava_next"}
+    tree |= {"mllm_jax_grids": dataclasses.asdict(grids)}
+    tree["mllm_jax_grids"].pop("sizes")
+    check(lambda x: read_grids(Fields("config.json", x), 28), tree, "config.json")
+    tree = {"image_grid_pinpoints": [[56, 28], [56, 56]], "image_aspect_ratio": "anyres"}
+    tree |= {"mm_patch_merge_type": "spatial_unpad"}
+    check(lambda x: read_original_grids(Fields("config.json", x), 28), tree, "config.json")
 
 
 @pytest.fixture

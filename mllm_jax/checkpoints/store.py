@@ -101,7 +101,7 @@ class Checkpoints:
         self,
         step: int,
         params: Mapping[str, Any],
-        moments: Any,
+        opt_state: Any,
         extra: dict[str, Any],
         loss: float | None = None,
         frozen: Files | None = None,
@@ -113,7 +113,7 @@ class Checkpoints:
         Args:
             step: number of finished optimizer steps.
             params: path -> array, of the parameters that the run trains.
-            moments: the optimizer's state, any tree of arrays; dicts in it may have paths as keys.
+            opt_state: the optimizer's state, a tree of arrays; its dicts may have paths as keys.
             extra: what else a restart needs, as JSON.
             loss: what `keep.best` goes by.
             frozen: the files of the others, from `FrozenParams`; None: there are no others.
@@ -126,7 +126,7 @@ class Checkpoints:
             return
         self._about = {"step": step, "loss": loss, "extra": extra, "frozen": dict(frozen or {})}
         save = ocp.args.PyTreeSave
-        trees = {"params": params, "moments": _named(moments)}
+        trees = {"params": params, "moments": _named(opt_state)}
         items = {item: save(unflatten(tree)) for item, tree in trees.items()}
         try:
             self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**items))
@@ -202,25 +202,25 @@ class Checkpoints:
         return None
 
     def restore(
-        self, step: int, params: Mapping[str, Any], moments: Any
+        self, step: int, params: Mapping[str, Any], opt_state: Any
     ) -> tuple[dict[str, jax.Array], Any, dict[str, Any]]:
         """Reads one checkpoint back to the bit, with the shardings of the abstract arrays.
 
         Args:
             step: one of `steps()`.
-            params, moments: `jax.ShapeDtypeStruct`s as they were saved, by path and as a tree;
+            params, opt_state: `jax.ShapeDtypeStruct`s as they were saved, by path and as a tree;
                 shardings may differ, and so may the number of processes. Of an old checkpoint,
                 which holds frozen parameters and moments of unused layers too, no more is read.
 
         Returns:
-            (params, moments, extra).
+            (params, opt_state, extra).
 
         Raises:
             ConfigError: another tree, shape or number format than the checkpoint's, listed by path.
         """
         folder = self.folder / str(step)
         require(folder.is_dir(), f"{folder}: no such checkpoint; there are {self.steps()}")
-        flat, about = _named(moments), manifest.read(folder)
+        flat, about = _named(opt_state), manifest.read(folder)
         trees = {"params": params, "moments": flat}
         for item, tree in trees.items():
             stored = stored_leaves(folder / item)
@@ -232,8 +232,8 @@ class Checkpoints:
             _same_formats(folder / item, tree, stored)
         restored = restore(folder / "moments", trees["moments"])
         leaves = [_first_layers(restored[path], leaf) for path, leaf in flat.items()]
-        moments = jax.tree.unflatten(jax.tree.structure(moments), leaves)
-        return restore(folder / "params", params), moments, about["extra"]
+        opt_state = jax.tree.unflatten(jax.tree.structure(opt_state), leaves)
+        return restore(folder / "params", params), opt_state, about["extra"]
 
     def extra(self, step: int) -> dict[str, Any]:
         """What `save` got as `extra` with one of `steps()`. Raises DamagedCheckpoint."""
@@ -313,12 +313,12 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(map(int, names))
 
 
-def _named(moments: Any) -> dict[str, Any]:
+def _named(opt_state: Any) -> dict[str, Any]:
     """{path: leaf} of an optimizer's state: field names of named tuples, positions in tuples.
 
     (ScaleByAdamState(mu={"language/norm/scale": x}),)  ->  {"0/mu/language/norm/scale": x}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(moments)
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

@@ -25,7 +25,7 @@ from mllm_jax.preflight.memory import Memory, Share
 from mllm_jax.preflight.roofline import Split
 from mllm_jax.preflight.settings import Setting
 from mllm_jax.training import optimizer, state, step
-from mllm_jax.training.setup import Stage, apply_of, compile_train_step, plan
+from mllm_jax.training.setup import TrainSetup, apply_of, compile_train_step, make_setup
 
 STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
 
@@ -91,19 +91,19 @@ class Plans:
     # ------------------------------------------------------------------------------------- layout
 
     @functools.cache  # noqa: B019  one object per call of the verb
-    def stage(self, remat: str) -> Stage:
+    def setup(self, remat: str) -> TrainSetup:
         """The stage on the given mesh. Raises ConfigError for a dimension that does not divide."""
         config = self.config
         compute = dataclasses.replace(config.compute, remat=remat)
         steps = config.train.steps or STEPS
         mesh = sharding.make_mesh(config.mesh.axes, self._devices.devices)
         images = config.data.image_slots > 0
-        return plan(config.model, compute, config.optimizer, mesh, steps, images)
+        return make_setup(config.model, compute, config.optimizer, mesh, steps, images)
 
     @functools.cache  # noqa: B019
-    def laid_out(self, split: Split) -> Stage:
-        """The stage's state on another mesh: its shapes know no remat. Raises as `stage` does."""
-        base = self.stage(self.configured.remat)
+    def laid_out(self, split: Split) -> TrainSetup:
+        """The stage's state on another mesh: its shapes know no remat. Raises as `setup` does."""
+        base = self.setup(self.configured.remat)
         mesh = sharding.make_mesh(split, self._devices.devices)
         names = axes.logical_axes(base.abstract.params)
         return base._replace(mesh=mesh, shardings=state.state_shardings(mesh, base.abstract, names))
@@ -142,24 +142,24 @@ class Plans:
     def state_bytes(self, split: Split) -> int:
         """Parameters and moments of one device: what no other option makes smaller."""
         there = self.laid_out(split)
-        return memory.bytes_of(there.params) + memory.bytes_of(there.moments)
+        return memory.bytes_of(there.params) + memory.bytes_of(there.opt_state)
 
     def memory(self, setting: Setting) -> Memory:
         """Bytes of one device, by formula."""
-        stage, share = self.laid_out(setting.split), self.share(setting)
-        params, trained = stage.params, stage.abstract.trainable
+        setup, share = self.laid_out(setting.split), self.share(setting)
+        params, trained = setup.params, setup.abstract.trainable
         trainable = {path: leaf for path, leaf in params.items() if path in trained}
         frozen = {path: leaf for path, leaf in params.items() if path not in trained}
         rows = setting.rows // (setting.split.data * setting.split.fsdp)
         *numbers, pixels = (x.size * x.dtype.itemsize for x in self.batch(rows))
-        compute, model = stage.model.compute, self.config.model
+        compute, model = setup.model.compute, self.config.model
         head = "language/embedding" if self.language.tied else "language/head/kernel"
         moves = any(path.startswith("language/layers/") for path in trained)
         divided = math.prod(setting.split) > setting.split.tensor
         return Memory(
             trainable=memory.bytes_of(trainable),
             frozen=memory.bytes_of(frozen),
-            moments=memory.bytes_of(stage.moments),
+            moments=memory.bytes_of(setup.opt_state),
             batch=sum(numbers),
             images=pixels,
             gradients=memory.float32_bytes(trainable) * (2 if share.microbatches > 1 else 1),
@@ -209,12 +209,12 @@ class Plans:
     def compiled(self, setting: Setting) -> Program:
         """The real train step, compiled for the hardware."""
         there = self.laid_out(setting.split)
-        here = self.stage(setting.remat)
-        stage = here._replace(mesh=there.mesh, shardings=there.shardings)
+        here = self.setup(setting.remat)
+        setup = here._replace(mesh=there.mesh, shardings=there.shardings)
         batch, data = self.batch(setting.rows), self.config.data
         counts = setting.microbatches, len(data.streams), len(data.languages)
         try:
-            compiled = compile_train_step(stage, stage.abstract, batch, *counts)
+            compiled = compile_train_step(setup, setup.abstract, batch, *counts)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

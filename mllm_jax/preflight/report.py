@@ -120,16 +120,16 @@ def _largest(operations: list[hlo.Collective]) -> list[dict[str, Any]]:
 
 def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
     """Bytes one device sends in a step, by formula, in the form of `hlo.summary`."""
-    stage, share = plans.laid_out(setting.split), plans.share(setting)
-    size = memory.width(stage.model.compute)
-    trained = stage.abstract.trainable
+    setup, share = plans.laid_out(setting.split), plans.share(setting)
+    size = memory.width(setup.model.compute)
+    trained = setup.abstract.trainable
     used = flops.matmul_parameters(plans.config.model)
     kinds = roofline.sent_by_formula(
         setting.split,
         setting.microbatches,
         sum(used.values()) * size // share.tensor,
         sum(n for path, n in used.items() if path in trained) * size // share.tensor,
-        memory.float32_bytes({p: x for p, x in stage.params.items() if p in trained}),
+        memory.float32_bytes({p: x for p, x in setup.params.items() if p in trained}),
         share.rows * share.length * plans.language.width * size,
         plans.language.layers,
     )
@@ -143,8 +143,8 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     pass, and the optimizer's state.
     """
     config, data = plans.config, plans.config.data
-    stage, share = plans.laid_out(setting.split), plans.share(setting)
-    trained = stage.abstract.trainable
+    setup, share = plans.laid_out(setting.split), plans.share(setting)
+    trained = setup.abstract.trainable
     images = setting.rows * data.image_slots if config.model.patches else 0
     useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
     again = _recomputed(config, setting, trained) if setting.remat == "full" else 0.0
@@ -152,7 +152,7 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
     passes = 2 if setting.remat == "none" else 3
     moved = (
-        share.microbatches * passes * weights * memory.width(stage.model.compute)
+        share.microbatches * passes * weights * memory.width(setup.model.compute)
         + 2 * share.microbatches * bytes_now.activations
         + 2 * (bytes_now.trainable + bytes_now.moments)
         + bytes_now.gradients

@@ -29,7 +29,7 @@ from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.distributed import sharding
 from mllm_jax.training import run_folder, step
 from mllm_jax.training.metrics import Line
-from mllm_jax.training.setup import Stage, apply_of, place
+from mllm_jax.training.setup import TrainSetup, apply_of, shard_batch
 
 SUMS = (
     "loss_sum",
@@ -129,13 +129,13 @@ class HeldOutLoss:
     """The loss on held-out records, as a function of the parameters.
 
     Args:
-        stage: from `plan`.
+        setup: from `make_setup`.
         batches: the records.
         languages: their names, in the order of the batch's numbers.
     """
 
-    def __init__(self, stage: Stage, batches: HeldOut, languages: Sequence[str]):
-        self._stage, self.batches = stage, batches
+    def __init__(self, setup: TrainSetup, batches: HeldOut, languages: Sequence[str]):
+        self._setup, self.batches = setup, batches
         self._names = {
             "language": tuple(languages),
             "stream": tuple(stream.name for stream in batches.streams),
@@ -158,7 +158,7 @@ class HeldOutLoss:
             interrupts.check()
             if self._compiled is None:
                 self._compiled = self._compile(params, batch.batch)
-            numbers = self._compiled(params, place(batch.batch, self._stage.mesh))
+            numbers = self._compiled(params, shard_batch(batch.batch, self._setup.mesh))
             sums = {name: sums[name] + np.asarray(numbers[name], np.float64) for name in SUMS}
         tokens = float(sums["trained_tokens"])
         line: Line = {"heldout/loss": float(sums["loss_sum"]) / tokens}
@@ -170,10 +170,10 @@ class HeldOutLoss:
         return line | {"heldout/tokens": tokens, "heldout/seconds": time.perf_counter() - start}
 
     def _compile(self, params: Any, batch: Batch) -> Callable[[Any, Batch], dict[str, Any]]:
-        stage, names = self._stage, self._names
+        setup, names = self._setup, self._names
         measure = step.make_eval_step(
-            apply_of(stage.model),
-            stage.model.compute.loss_chunk,
+            apply_of(setup.model),
+            setup.model.compute.loss_chunk,
             len(names["stream"]),
             len(names["language"]),
         )
@@ -182,12 +182,12 @@ class HeldOutLoss:
             numbers = measure(params, batch)
             return {name: numbers[name] for name in SUMS}
 
-        rows, mesh = sharding.batch_sharding(stage.mesh), stage.mesh
+        rows, mesh = sharding.batch_sharding(setup.mesh), setup.mesh
         size = self.batches.config.rows
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), batch)
         jitted = jax.jit(
             sums,
-            in_shardings=(stage.shardings.params, jax.tree.map(lambda _: rows, whole)),
+            in_shardings=(setup.shardings.params, jax.tree.map(lambda _: rows, whole)),
             out_shardings=NamedSharding(mesh, P()),
         )
         with jax.set_mesh(mesh):

@@ -37,7 +37,7 @@ from mllm_jax.training import (
 )
 from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, open_heldout
 from mllm_jax.training.restore import first_params, first_state, restore_state
-from mllm_jax.training.setup import Stage, compile_train_step, place, plan
+from mllm_jax.training.setup import TrainSetup, compile_train_step, make_setup, shard_batch
 from mllm_jax.training.writer import MetricsWriter, NoWriter
 
 # (config, run folder, tokenizer, held-out records, mesh) -> parameters -> sample answers as text
@@ -95,23 +95,23 @@ def _train(
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     heldout = open_heldout(config, tokenizer, loader.streams, loader.shares(steps), mesh)
     images = config.data.image_slots > 0
-    stage = plan(config.model, config.compute, config.optimizer, mesh, steps, images)
+    setup = make_setup(config.model, config.compute, config.optimizer, mesh, steps, images)
     start = log.seconds
-    first = first_params(stage, source, config) if begin.step is None else None
+    first = first_params(setup, source, config) if begin.step is None else None
     seconds = log.seconds - start
     run = _begin(config, source, loader, steps, begin, inputs)
-    _describe(log, config, stage, loader, heldout, steps, begin, inputs)
+    _describe(log, config, setup, loader, heldout, steps, begin, inputs)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
     start = log.seconds
     if first is not None:
-        now = first_state(stage, first, frozen)
+        now = first_state(setup, first, frozen)
     else:
-        now = restore_state(stage, checkpoints, frozen, source, config)
+        now = restore_state(setup, checkpoints, frozen, source, config)
     jax.block_until_ready(now)
     begins = int(now.step)
     log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")
-    loop = Loop(config, stage, loader, checkpoints, frozen, steps, log)
+    loop = Loop(config, setup, loader, checkpoints, frozen, steps, log)
     if heldout is not None:
         loop.measure(heldout, begins)
         if sampler is not None and config.train.evaluate and config.train.evaluate.samples:
@@ -150,7 +150,7 @@ def _begin(
 def _describe(
     log: Log,
     config: Config,
-    stage: Stage,
+    setup: TrainSetup,
     loader: Loader,
     heldout: HeldOut | None,
     steps: int,
@@ -160,16 +160,16 @@ def _describe(
     """Logs what the run consists of, and notes its machine; not before every check has passed."""
     for note in [*begin.notes, *inputs.notes]:
         log(f"resume: {note}")
-    log(run_log.devices(stage.mesh))
+    log(run_log.devices(setup.mesh))
     if processes.is_first():
-        run_folder.write_machine(Path(config.out), stage.mesh)
-    if warning := sharding.slow_links(stage.mesh):
+        run_folder.write_machine(Path(config.out), setup.mesh)
+    if warning := sharding.slow_links(setup.mesh):
         log(warning)
     for line in run_log.data(config, loader, steps):
         log(line)
     if heldout is not None:
         log(run_log.heldout(config, heldout))
-    log(run_log.parameters(stage.abstract))
+    log(run_log.parameters(setup.abstract))
     log(run_log.begin(config, begin.step, steps))
 
 
@@ -214,14 +214,14 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        stage: Stage,
+        setup: TrainSetup,
         loader: Loader,
         checkpoints: Checkpoints,
         frozen: FrozenParams,
         steps: int,
         log: Log,
     ):
-        self.config, self.stage, self.loader, self.log = config, stage, loader, log
+        self.config, self.setup, self.loader, self.log = config, setup, loader, log
         self.checkpoints, self.frozen = checkpoints, frozen
         self.steps, self.stop = steps, min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
@@ -245,7 +245,7 @@ class Loop:
         evaluate = self.config.train.evaluate
         assert evaluate is not None
         languages = self.config.data.languages
-        self.heldout = HeldOutLoss(self.stage, heldout, languages)
+        self.heldout = HeldOutLoss(self.setup, heldout, languages)
         extra = self.checkpoints.extra(first) if first else {}
         self.lowest = Lowest.restored(extra, self.heldout.identity)
         if self.lowest.ends(evaluate.stop_after):
@@ -270,10 +270,10 @@ class Loop:
             if compiled is None:
                 compiled = self._compile(now, host.batch)
                 stop.hold()  # from here on there are steps to save
-                watch.lap()
+                watch.restart()
             with waits_for(f"the start of step {number}"):
                 waited = processes.slowest(watch.waited)  # asked and known before the step ends
-                now, numbers = compiled.call(now, place(host.batch, self.stage.mesh))
+                now, numbers = compiled.call(now, shard_batch(host.batch, self.setup.mesh))
             if pending is not None:
                 self._report(pending, waited, writer, meter, watch)
                 waited = 0.0
@@ -288,7 +288,7 @@ class Loop:
             if save or last:
                 self._save(now)
             if save or measure:
-                watch.lap()
+                watch.restart()
             if last:
                 break
         return now
@@ -298,17 +298,17 @@ class Loop:
         rows = data.rows  # of all processes
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
         counts = train.microbatches, len(data.streams), len(data.languages)
-        compiled = compile_train_step(self.stage, now, whole, *counts)
+        compiled = compile_train_step(self.setup, now, whole, *counts)
         self.log(f"step compiled, {compiled.seconds:.1f} s")
         return compiled
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:
         config = self.config
-        trained = self.stage.abstract.trainable
+        trained = self.setup.abstract.trainable
         rows, length = config.data.rows, config.data.length
         useful = partial(flops.flops_per_step, config.model, trained, rows, length)
-        rate = peak_rate(self.stage.mesh.devices.flat[0].device_kind)
-        peak = rate * self.stage.mesh.size if rate is not None else None
+        rate = peak_rate(self.setup.mesh.devices.flat[0].device_kind)
+        peak = rate * self.setup.mesh.size if rate is not None else None
         return metrics.Meter(
             list(config.data.streams),
             config.data.languages,
@@ -330,10 +330,10 @@ class Loop:
         number, numbers, counts, records = pending
         with waits_for(f"the end of step {number}"):
             jax.block_until_ready(numbers)  # a lap is from the end of a step to the end of the next
-            lap = watch.lap()
+            step_time = watch.restart()
         with waits_for("the others at the next step"):
-            lap = lap._replace(waiting=float(waited))
-        line = meter.line(number, numbers, counts, lap)
+            step_time = step_time._replace(waiting=float(waited))
+        line = meter.line(number, numbers, counts, step_time)
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
         if measured is not None and line["finite"]:
@@ -374,7 +374,7 @@ class Loop:
         loss, extra = self.losses.take(), {"seed": self.config.seed} | self.lowest.extra()
         if self.config.train.keep_best_by == "heldout":
             loss = self.measured.get(number)
-        self.checkpoints.save(number, now.trainable, now.moments, extra, loss, files)
+        self.checkpoints.save(number, now.trainable, now.opt_state, extra, loss, files)
         folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
         self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")
 

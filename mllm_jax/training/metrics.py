@@ -8,9 +8,9 @@ dispatched, so the device never waits for a line:
     for step in range(start, stop):
         with watch.waiting():
             host = next(batches)
-        state, metrics = compiled.call(state, place(host.batch))
+        state, metrics = compiled.call(state, shard_batch(host.batch, mesh))
         counts = meter.count(host.contents)
-        if previous: writer.write(meter.line(*previous, watch.lap()))
+        if previous: writer.write(meter.line(*previous, watch.restart()))
         previous = (step, metrics, counts)
 """
 
@@ -56,7 +56,7 @@ def require_finite(
         raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}, not finite; {where}")
 
 
-class Lap(NamedTuple):
+class StepTime(NamedTuple):
     """Time of one turn of the loop, in seconds."""
 
     seconds: float
@@ -81,12 +81,12 @@ class Watch:
         """Seconds of this turn that were spent waiting for data so far."""
         return self._waiting
 
-    def lap(self) -> Lap:
+    def restart(self) -> StepTime:
         """Ends a turn and begins the next."""
         now = self._clock()
-        lap = Lap(now - self._start, self._waiting)
+        step_time = StepTime(now - self._start, self._waiting)
         self._start, self._waiting = now, 0.0
-        return lap
+        return step_time
 
 
 class Counts(NamedTuple):
@@ -149,7 +149,9 @@ class Meter:
             },
         )
 
-    def line(self, step: int, metrics: Mapping[str, Any], counts: Counts, lap: Lap) -> Line:
+    def line(
+        self, step: int, metrics: Mapping[str, Any], counts: Counts, step_time: StepTime
+    ) -> Line:
         """One line of metrics.jsonl, in the order people read it; call it once per step, in order.
 
         A stream or language without a trained token in this step has no loss in the line.
@@ -158,7 +160,7 @@ class Meter:
             step: number of the step, 0 for the first.
             metrics: the train step's; fetching them waits for the step to end.
             counts: of the same step's batch.
-            lap: time of the turn of the loop in which the step ended.
+            step_time: time of the turn of the loop in which the step ended.
         """
         got = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         trained = float(got["trained_tokens"])
@@ -173,15 +175,15 @@ class Meter:
         line |= {
             "finite": float(got["finite"]),
             "trained_tokens": trained,
-            "trained_tokens_per_second": trained / lap.seconds,
-            "real_tokens_per_second": counts.tokens / lap.seconds,
-            "images_per_second": counts.images / lap.seconds,
-            "step_seconds": lap.seconds,
-            "data_wait_share": lap.waiting / lap.seconds,
+            "trained_tokens_per_second": trained / step_time.seconds,
+            "real_tokens_per_second": counts.tokens / step_time.seconds,
+            "images_per_second": counts.images / step_time.seconds,
+            "step_seconds": step_time.seconds,
+            "data_wait_share": step_time.waiting / step_time.seconds,
             "padding_share": 1 - counts.tokens / counts.positions,
         }
         if self._flops is not None:
-            rate = self._flops(counts.images) / lap.seconds
+            rate = self._flops(counts.images) / step_time.seconds
             line["teraflops_per_second"] = rate / 1e12
             if self._peak is not None:
                 line["mfu"] = rate / self._peak

@@ -22,7 +22,7 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common.errors import require
 from mllm_jax.config.stage import Config
 from mllm_jax.training import run_folder, state
-from mllm_jax.training.setup import Stage, draw
+from mllm_jax.training.setup import TrainSetup, init_params
 
 DRAWN_BYTES = 2**30  # of random frozen parameters that one program draws; a larger one is alone
 
@@ -34,7 +34,7 @@ class FirstParams(NamedTuple):
     frozen: dict[str, Leaf]  # path -> as the source has it
 
 
-def first_params(stage: Stage, source: ModelSource | None, config: Config) -> FirstParams:
+def first_params(setup: TrainSetup, source: ModelSource | None, config: Config) -> FirstParams:
     """Pretrained weights, and random numbers where there are none or `init.fresh` asks for them.
 
     Random numbers are drawn in `compute.parameters`, also those that stay frozen.
@@ -42,21 +42,23 @@ def first_params(stage: Stage, source: ModelSource | None, config: Config) -> Fi
     Raises:
         ConfigError: the source lacks parameters or has others, or `init.fresh` matches none.
     """
-    shapes, trainable = stage.params, stage.trainable
+    shapes, trainable = setup.params, setup.trainable
     fresh = _fresh_paths(list(shapes), source, config)
     drawn = {path: leaf for path, leaf in trainable.items() if path in fresh}
-    params = draw(stage, drawn, config.seed) if drawn else {}
+    params = init_params(setup, drawn, config.seed) if drawn else {}
     if source is not None:
         stored = {path: x for path, x in shapes.items() if path not in fresh}
         params |= source.load(stored, config.init.fresh, only=trainable)
-    return FirstParams(params, _frozen_leaves(stage, source, config))
+    return FirstParams(params, _frozen_leaves(setup, source, config))
 
 
-def _frozen_leaves(stage: Stage, source: ModelSource | None, config: Config) -> dict[str, Leaf]:
+def _frozen_leaves(
+    setup: TrainSetup, source: ModelSource | None, config: Config
+) -> dict[str, Leaf]:
     """The frozen parameters as lazy leaves; none is read yet, and no other process is needed."""
-    shapes, frozen = stage.params, stage.frozen
+    shapes, frozen = setup.params, setup.frozen
     fresh = _fresh_paths(list(shapes), source, config)
-    leaves = _drawn(stage, [path for path in frozen if path in fresh], config)
+    leaves = _drawn(setup, [path for path in frozen if path in fresh], config)
     if source is not None and len(leaves) < len(frozen):
         rest = {path: x for path, x in shapes.items() if path not in fresh}
         stored = source.leaves(rest, config.init.fresh)
@@ -73,9 +75,9 @@ def _fresh_paths(paths: list[str], source: ModelSource | None, config: Config) -
     return fresh
 
 
-def _drawn(stage: Stage, paths: Sequence[str], config: Config) -> dict[str, Leaf]:
+def _drawn(setup: TrainSetup, paths: Sequence[str], config: Config) -> dict[str, Leaf]:
     """Frozen parameters that this process alone draws when they are read."""
-    shapes, dtype = stage.params, np.dtype(config.compute.parameters)
+    shapes, dtype = setup.params, np.dtype(config.compute.parameters)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     groups: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
     for path in paths:
@@ -83,37 +85,37 @@ def _drawn(stage: Stage, paths: Sequence[str], config: Config) -> dict[str, Leaf
         if sum(x.size for x in [*groups[-1].values(), leaf]) * dtype.itemsize > DRAWN_BYTES:
             groups.append({})
         groups[-1][path] = leaf
-    return {path: leaf for group in groups for path, leaf in _drawn_together(stage, group, config)}
+    return {path: leaf for group in groups for path, leaf in _drawn_together(setup, group, config)}
 
 
 def _drawn_together(
-    stage: Stage, group: dict[str, jax.ShapeDtypeStruct], config: Config
+    setup: TrainSetup, group: dict[str, jax.ShapeDtypeStruct], config: Config
 ) -> Iterator[tuple[str, Leaf]]:
     """Leaves that one program draws, when the first of them is read; each is held until read."""
     drawn: dict[str, jax.Array] = {}
 
     def read(path: str) -> np.ndarray:
         if path not in drawn:
-            drawn.update(draw(stage, group, config.seed))
+            drawn.update(init_params(setup, group, config.seed))
         return np.asarray(drawn.pop(path))
 
     for path, leaf in group.items():
         yield path, Leaf(leaf.shape, np.dtype(leaf.dtype), functools.partial(read, path))
 
 
-def first_state(stage: Stage, first: FirstParams, frozen: FrozenParams) -> state.TrainState:
+def first_state(setup: TrainSetup, first: FirstParams, frozen: FrozenParams) -> state.TrainState:
     """Step 0; the frozen parameters are written on the way."""
     frozen.write(first.frozen)
-    return _state(stage, first.trainable, frozen)
+    return _state(setup, first.trainable, frozen)
 
 
-def _state(stage: Stage, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
-    params = trainable | frozen.load(stage.frozen)
-    return state.create_state(params, stage.optimizer, stage.abstract, stage.shardings)
+def _state(setup: TrainSetup, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
+    params = trainable | frozen.load(setup.frozen)
+    return state.create_state(params, setup.optimizer, setup.abstract, setup.shardings)
 
 
 def restore_state(
-    stage: Stage,
+    setup: TrainSetup,
     checkpoints: Checkpoints,
     frozen: FrozenParams,
     source: ModelSource | None,
@@ -122,7 +124,7 @@ def restore_state(
     """The state as it was after the last checkpoint's step.
 
     Args:
-        stage: from `plan`.
+        setup: from `make_setup`.
         checkpoints, frozen: of the run.
         source, config: what the run began with; `train.on_damage` says what to do with damage.
     """
@@ -133,9 +135,9 @@ def restore_state(
         f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
     )
     assert last is not None
-    folder, paths = checkpoints.folder / str(last), list(stage.frozen)
-    frozen.resume(folder, paths, lambda: _frozen_leaves(stage, source, config), on_damage)
-    trainable, moments, _ = checkpoints.restore(last, stage.trainable, stage.moments)
-    first = _state(stage, trainable, frozen)
-    number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), stage.shardings.step)
-    return first._replace(step=number, moments=moments)
+    folder, paths = checkpoints.folder / str(last), list(setup.frozen)
+    frozen.resume(folder, paths, lambda: _frozen_leaves(setup, source, config), on_damage)
+    trainable, opt_state, _ = checkpoints.restore(last, setup.trainable, setup.opt_state)
+    first = _state(setup, trainable, frozen)
+    number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), setup.shardings.step)
+    return first._replace(step=number, opt_state=opt_state)

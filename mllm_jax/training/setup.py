@@ -1,7 +1,7 @@
 """Config sections -> model, optimizer and the layout of the state.
 
-What every command that takes steps begins with. Everything here is abstract until `draw` or a
-checkpoint puts numbers in, so an 8B stage is planned on a laptop.
+What every command that takes steps begins with. Everything here is abstract until `init_params` or
+a checkpoint puts numbers in, so an 8B stage is planned on a laptop.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from mllm_jax.models import axes, mllm
 from mllm_jax.training import optimizer, state, step
 
 
-class Stage(NamedTuple):
+class TrainSetup(NamedTuple):
     """A stage without numbers: what is trained, on what, and where each array will be."""
 
     model: mllm.MLLM
@@ -43,9 +43,9 @@ class Stage(NamedTuple):
         return _placed(self.abstract.frozen, self.shardings.frozen)
 
     @property
-    def moments(self) -> Any:
+    def opt_state(self) -> Any:
         """The optimizer's state, likewise."""
-        return _placed(self.abstract.moments, self.shardings.moments)
+        return _placed(self.abstract.opt_state, self.shardings.opt_state)
 
 
 def _placed(shapes: Any, places: Any) -> Any:
@@ -54,14 +54,14 @@ def _placed(shapes: Any, places: Any) -> Any:
     )
 
 
-def plan(
+def make_setup(
     model: ModelConfig,
     compute: ComputeConfig,
     config: OptimizerConfig,
     mesh: Mesh,
     steps: int,
     images: bool = True,
-) -> Stage:
+) -> TrainSetup:
     """The stage for these sections.
 
     Args:
@@ -83,11 +83,11 @@ def plan(
     made = optimizer.make_optimizer(config, steps, trainable, used)
     abstract = state.abstract_state(params, config.parts, compute, made)
     places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
-    return Stage(built, mesh, made, abstract, places)
+    return TrainSetup(built, mesh, made, abstract, places)
 
 
-def draw(
-    stage: Stage, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int
+def init_params(
+    setup: TrainSetup, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int
 ) -> dict[str, jax.Array]:
     """Random parameters of the paths, dtypes and shardings of `abstract`, made in place.
 
@@ -95,7 +95,7 @@ def draw(
     """
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        random = mllm.init(stage.model, key)
+        random = mllm.init(setup.model, key)
         return {path: random[path].astype(leaf.dtype) for path, leaf in abstract.items()}
 
     places = {path: leaf.sharding for path, leaf in abstract.items()}
@@ -112,31 +112,31 @@ def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Ar
 
 
 def compile_train_step(
-    stage: Stage, now: Any, batch: Batch, microbatches: int, n_streams: int, n_languages: int
+    setup: TrainSetup, now: Any, batch: Batch, microbatches: int, n_streams: int, n_languages: int
 ) -> step.Compiled:
     """The stage's step, compiled for its mesh.
 
     Args:
-        stage: from `plan`.
+        setup: from `make_setup`.
         now: the state, abstract or real.
         batch: with the rows of all processes, abstract or real.
         microbatches, n_streams, n_languages: see `step.make_train_step`.
     """
     train_step = step.make_train_step(
-        apply_of(stage.model),
-        stage.optimizer,
+        apply_of(setup.model),
+        setup.optimizer,
         microbatches,
-        stage.model.compute.loss_chunk,
+        setup.model.compute.loss_chunk,
         n_streams,
         n_languages,
-        stage.shardings,
-        jax.numpy.dtype(stage.model.compute.reduce),
+        setup.shardings,
+        jax.numpy.dtype(setup.model.compute.reduce),
     )
-    rows = sharding.batch_sharding(stage.mesh)
-    return step.compile_step(train_step, stage.mesh, now, stage.shardings, batch, rows)
+    rows = sharding.batch_sharding(setup.mesh)
+    return step.compile_step(train_step, setup.mesh, now, setup.shardings, batch, rows)
 
 
-def place(batch: Batch, mesh: Mesh) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A process's rows of a batch -> the global batch on the mesh, rows over data and fsdp.
 
     The rows are those of `sharding.rows_here`, in that order.

@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
     # path -> array, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
     # kept on the disk has the number formats of its source (`checkpoints/frozen.py`)
     frozen: dict[str, Any]
-    moments: Any  # the optimizer's, float32, shaped like the used part of `trainable`
+    opt_state: Any  # the optimizer's, float32, shaped like the used part of `trainable`
 
     @property
     def params(self) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def state_shardings(
         return {path: placed[path] for path in params}
 
     whole = NamedSharding(mesh, P())
-    moments = jax.tree.map(
+    opt_state = jax.tree.map(
         # optax holds a dict per moment, of the used parameters, and counts beside them
         lambda node: like(node) if isinstance(node, dict) else whole,
-        abstract.moments,
+        abstract.opt_state,
         is_leaf=lambda node: isinstance(node, dict),
     )
-    return TrainState(whole, like(abstract.trainable), like(abstract.frozen), moments)
+    return TrainState(whole, like(abstract.trainable), like(abstract.frozen), opt_state)
 
 
 def create_state(
@@ -117,9 +117,9 @@ def create_state(
         raise ValueError(f"{len(wrong)} parameters do not fit the state: {'; '.join(wrong[:5])}")
     trainable = {path: params[path] for path in abstract.trainable}
     frozen = {path: params[path] for path in abstract.frozen}
-    moments = jax.jit(optimizer.init, out_shardings=shardings.moments)(trainable)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
-    return TrainState(step, trainable, frozen, moments)
+    return TrainState(step, trainable, frozen, opt_state)
 
 
 def compare(expected: Mapping[str, Any], actual: Mapping[str, Any], what: str) -> None:

@@ -199,8 +199,10 @@ def _update(
     grad_norm = _norm(grads)
     finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(grad_norm)
     useful = finite & (count > 0)
-    updates, moments = optimizer.update(grads, state.moments, used, state.step)
-    moments = jax.tree.map(lambda new, old: jnp.where(useful, new, old), moments, state.moments)
+    updates, opt_state = optimizer.update(grads, state.opt_state, used, state.step)
+    opt_state = jax.tree.map(
+        lambda new, old: jnp.where(useful, new, old), opt_state, state.opt_state
+    )
     metrics = {
         **sums,
         "loss": sums["loss_sum"] * share,
@@ -211,7 +213,7 @@ def _update(
         **{f"learning_rate/{part}": rate(state.step) for part, rate in optimizer.rates.items()},
     }
     trainable = apply_updates(state.trainable, updates, useful)
-    return TrainState(state.step + 1, trainable, state.frozen, moments), metrics
+    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
 
 def _by_number(

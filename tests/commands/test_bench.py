@@ -14,7 +14,7 @@ from mllm_jax.__main__ import main
 from mllm_jax.commands.bench import step as bench
 from mllm_jax.distributed.sharding import make_mesh
 from mllm_jax.training.flops import matmul_parameters
-from mllm_jax.training.setup import plan
+from mllm_jax.training.setup import make_setup
 from tests.support import tiny
 
 WORDS = "bench --size tiny --length 64 --batch 8 --steps 3".split()  # a row for each device
@@ -85,7 +85,9 @@ def test_the_baseline_trains_the_same_part(stage):
 
     trained = pytorch_baseline.trained_parameters(pytorch_baseline.build("tiny"), stage)
     work = bench.from_size("tiny", stage, 64, 8, "float32", "none")
-    planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10)
+    planned = make_setup(
+        work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10
+    )
     ours = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(planned.abstract.trainable))
     assert sum(p.numel() for p in trained) == ours
 
@@ -93,7 +95,9 @@ def test_the_baseline_trains_the_same_part(stage):
 @pytest.mark.parametrize("stage", bench.TRAINED)
 def test_every_stage_claims_every_parameter(stage):
     work = bench.from_size("8b", stage, 2048, 8, "bfloat16", "full")
-    planned = plan(work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10)
+    planned = make_setup(
+        work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10
+    )
     frozen = {"align": {"vision", "language"}, "instruct": {"vision"}, "full": set()}[stage]
     assert {path.split("/")[0] for path in planned.abstract.frozen} == frozen
     trained = {path.split("/")[0] for path in planned.abstract.trainable}

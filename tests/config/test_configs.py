@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config, RecipeConfig
-from mllm_jax.training.setup import plan
+from mllm_jax.training.setup import make_setup
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 STAGES = sorted(
@@ -71,8 +71,10 @@ def test_the_mixture_is_that_of_the_model_card(folder: str):
 def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
     """Over eight devices: parameters are claimed, dimensions divide, the frozen cost nothing."""
     config = load(file)
-    stage = plan(config.model, config.compute, config.optimizer, make_mesh(fsdp=8, data=1), 100)
-    params = stage.params
+    setup = make_setup(
+        config.model, config.compute, config.optimizer, make_mesh(fsdp=8, data=1), 100
+    )
+    params = setup.params
     sizes = {
         part: sum(x.size for path, x in params.items() if path.startswith(part))
         for part in ("vision", "connector", "language")
@@ -81,21 +83,21 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
         assert sizes == BASQUE
     else:
         assert 1_000_000 < sum(sizes.values()) < 3_000_000
-    trained = {path.split("/")[0] for path in stage.abstract.trainable}
+    trained = {path.split("/")[0] for path in setup.abstract.trainable}
     wanted = {
         "backbone": {"vision", "connector", "language"},
         "align": {"connector"},
         "instruct": {"connector", "language"},
     }
     assert trained == wanted[Path(file).stem]
-    moments = sum(x.size for x in jax.tree.leaves(stage.abstract.moments) if x.ndim)
+    moments = sum(x.size for x in jax.tree.leaves(setup.abstract.opt_state) if x.ndim)
     idle = 0  # of the image tower, whose last layer and norm nothing reads
     if "vision" in trained and config.model.vision is not None:
         layers = [x.size for path, x in params.items() if path.startswith("vision/layers/")]
         norm = [x.size for path, x in params.items() if path.startswith("vision/post_norm/")]
         idle = sum(layers) // config.model.vision.layers + sum(norm)
     assert moments == 2 * (sum(sizes[part] for part in trained) - idle)
-    assert {str(x.dtype) for x in stage.abstract.frozen.values()} <= {config.compute.compute}
+    assert {str(x.dtype) for x in setup.abstract.frozen.values()} <= {config.compute.compute}
 
 
 @pytest.mark.parametrize("file", [s for s in STAGES if s.startswith("basque")])

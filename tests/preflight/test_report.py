@@ -68,7 +68,7 @@ def test_held_by_hand(tmp_path: Path):
     """One device: float32 parameters that learn, their two moments, bfloat16 ones that do not."""
     here = plans(tmp_path, "cpu:1", *ROWS)
     memory = here.memory(here.configured)
-    params = here.stage("full").params
+    params = here.setup("full").params
     learn = sum(leaf.size for path, leaf in params.items() if not path.startswith("vision/"))
     still = sum(leaf.size for path, leaf in params.items() if path.startswith("vision/"))
     assert (memory.trainable, memory.frozen) == (4 * learn, 2 * still)
@@ -130,7 +130,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert memory["fits"] is True
     assert result["bound"] is None  # nobody publishes rates of pretended devices
     assert result["nearest"] is None
-    paths = wide.stage("full").abstract.trainable
+    paths = wide.setup("full").abstract.trainable
     useful = flops_per_step(wide.config.model, paths, 16, 512, 32)
     assert result["work"]["useful"] == useful
     assert useful < result["work"]["done"] < 4 / 3 * useful

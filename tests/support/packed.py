@@ -16,8 +16,8 @@ from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, 
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.data.mixture import packing
 from mllm_jax.distributed import sharding
-from mllm_jax.training import setup as stage
-from mllm_jax.training import state
+from mllm_jax.training import setup, state
+from mllm_jax.training.setup import TrainSetup
 
 V, P, SIDE = 208, 4, 16  # vocabulary, patches and pixels of an image
 ROWS, LENGTH, SLOTS = 16, 66, 3
@@ -42,18 +42,18 @@ PARTS = {
 BETA1 = 0.9
 
 
-def plan(setup: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> stage.Stage:
+def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
-    config = OptimizerConfig(PARTS[setup], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
-    return stage.plan(MODEL, compute, config, mesh, steps=10)
+    config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
+    return setup.make_setup(MODEL, compute, config, mesh, steps=10)
 
 
-def example(rng: np.random.Generator, images: int, text: int, setup: str) -> Example:
+def example(rng: np.random.Generator, images: int, text: int, stage: str) -> Example:
     """Images and text with a trained answer; a caption trains all its words."""
     tokens = [np.full(P, V - 1)] * images + [rng.integers(0, V - 1, text)]
     seats = np.concatenate([np.arange(images * P), np.full(text, -1)])
     weights = np.zeros(len(seats))
-    weights[-text if setup == "align" else -(text // 2) :] = 1
+    weights[-text if stage == "align" else -(text // 2) :] = 1
     return Example(
         np.concatenate(tokens).astype(np.int32),
         weights.astype(np.float32),
@@ -65,27 +65,27 @@ def example(rng: np.random.Generator, images: int, text: int, setup: str) -> Exa
     )
 
 
-def row(seed: int, kind: str, setup: str) -> packing.Row:
+def row(seed: int, kind: str, stage: str) -> packing.Row:
     """A packed row. `kind`: images (every example has one or two), text (none has), both."""
     rng = np.random.default_rng(seed)
     counts = {"images": (1, 2), "text": (0, 0, 0), "both": (2, 0, 1)}[kind]
-    examples = [example(rng, n, int(rng.integers(6, 15)), setup) for n in counts]
+    examples = [example(rng, n, int(rng.integers(6, 15)), stage) for n in counts]
     pixels = [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(sum(counts))]
     return packing.assemble(examples, pixels, LENGTH, SLOTS, P, SIDE)
 
 
-def batch(kinds: str, setup: str, seed: int = 0) -> Batch:
+def batch(kinds: str, stage: str, seed: int = 0) -> Batch:
     """16 rows, a letter each: i images, t text only, b both."""
     names = {"i": "images", "t": "text", "b": "both"}
     assert len(kinds) == ROWS
-    made = [row(100 * seed + i, names[letter], setup) for i, letter in enumerate(kinds)]
+    made = [row(100 * seed + i, names[letter], stage) for i, letter in enumerate(kinds)]
     return packing.stack(made)
 
 
 class Run(NamedTuple):
     """A compiled step with all that a test needs to call it, and to read its program."""
 
-    stage: stage.Stage
+    setup: TrainSetup
     call: Any
     fresh: state.TrainState  # host arrays: the step gives its argument's memory away
 
@@ -95,9 +95,9 @@ class Run(NamedTuple):
 
     def first_step(self, batch: Batch) -> tuple[dict[str, np.ndarray], Any, state.TrainState]:
         """(metrics, gradient of the mean loss, state after) of one step from the fresh state."""
-        fresh = jax.device_put(self.fresh, self.stage.shardings)
-        after, metrics = self.call(fresh, stage.place(batch, self.stage.mesh))
-        gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)
+        fresh = jax.device_put(self.fresh, self.setup.shardings)
+        after, metrics = self.call(fresh, setup.shard_batch(batch, self.setup.mesh))
+        gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state[1].mu)
         return jax.tree.map(np.asarray, metrics), gradient, after
 
 
@@ -105,16 +105,16 @@ class Run(NamedTuple):
 def drawn() -> Any:
     """One set of random parameters for every mesh."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    made = plan("instruct", one)
-    return jax.tree.map(np.asarray, stage.draw(made, made.params, seed=1))
+    made = make_setup("instruct", one)
+    return jax.tree.map(np.asarray, setup.init_params(made, made.params, seed=1))
 
 
 @functools.cache
-def compiled(setup: str, mesh: Mesh, microbatches: int) -> Run:
-    """The real train step of the setup, compiled for the mesh, with a fresh state."""
-    made = plan(setup, mesh)
+def compiled(stage: str, mesh: Mesh, microbatches: int) -> Run:
+    """The real train step of the stage, compiled for the mesh, with a fresh state."""
+    made = make_setup(stage, mesh)
     params = jax.device_put(drawn(), made.shardings.params)
     fresh = state.create_state(params, made.optimizer, made.abstract, made.shardings)
-    shapes = jax.eval_shape(lambda: batch("b" * ROWS, setup))
-    call = stage.compile_train_step(made, made.abstract, shapes, microbatches, 2, 2)
+    shapes = jax.eval_shape(lambda: batch("b" * ROWS, stage))
+    call = setup.compile_train_step(made, made.abstract, shapes, microbatches, 2, 2)
     return Run(made, call.call, jax.tree.map(np.asarray, fresh))

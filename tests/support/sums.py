@@ -53,12 +53,12 @@ def batch() -> Batch:
     return Batch(tokens, targets, weights, ones, positions, index, zeros, zeros, pixels)
 
 
-def plan(mesh: Mesh, compute: ComputeConfig, tied: bool = False) -> setup.Stage:
+def make_setup(mesh: Mesh, compute: ComputeConfig, tied: bool = False) -> setup.TrainSetup:
     """Everything is trained; the first update leaves (1 - BETA1) x gradient in Adam's moments."""
     config = OptimizerConfig(
         {"all": PartConfig(".*")}, 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None
     )
-    return setup.plan(model(tied), compute, config, mesh, steps=10)
+    return setup.make_setup(model(tied), compute, config, mesh, steps=10)
 
 
 def compute(**formats: Any) -> ComputeConfig:
@@ -75,15 +75,15 @@ def one_device() -> Mesh:
 @functools.cache
 def params(tied: bool = False) -> Any:
     """Random bfloat16 numbers, held in float32."""
-    made = plan(one_device(), compute(), tied)
-    drawn = setup.draw(made, made.params, seed=1)
+    made = make_setup(one_device(), compute(), tied)
+    drawn = setup.init_params(made, made.params, seed=1)
     return jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32)), drawn)
 
 
 @functools.cache
 def reference(tied: bool = False) -> Any:
     """The gradient of the mean loss, every sum exact, whole batch at once, on one device."""
-    apply = setup.apply_of(plan(one_device(), compute(), tied).model)
+    apply = setup.apply_of(make_setup(one_device(), compute(), tied).model)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
         hidden, head = apply(params, batch)
@@ -95,7 +95,7 @@ def reference(tied: bool = False) -> Any:
     return jax.tree.map(np.asarray, gradient)
 
 
-def lowered(made: setup.Stage, microbatches: int) -> Any:
+def lowered(made: setup.TrainSetup, microbatches: int) -> Any:
     """The real step, not yet compiled."""
     formats = made.model.compute
     train = step.make_train_step(
@@ -119,9 +119,11 @@ def lowered(made: setup.Stage, microbatches: int) -> Any:
 
 def gradient(mesh: Mesh, compute: ComputeConfig, microbatches: int, tied: bool = False) -> Any:
     """The gradient that the real step hands to Adam."""
-    made = plan(mesh, compute, tied)
+    made = make_setup(mesh, compute, tied)
     held = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), params(tied), made.params)
     placed = jax.device_put(held, made.shardings.params)
     fresh = state.create_state(placed, made.optimizer, made.abstract, made.shardings)
-    after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(fresh, setup.place(batch(), mesh))
-    return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.moments[1].mu)
+    after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(
+        fresh, setup.shard_batch(batch(), mesh)
+    )
+    return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state[1].mu)

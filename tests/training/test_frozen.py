@@ -106,9 +106,9 @@ def test_a_later_stage_that_freezes_them_too_copies_what_went_in(data, run, tmp_
         assert (leaf.dtype, leaf.read().tobytes()) == (x.dtype, x.tobytes()), path
 
 
-def planned(config: Config) -> setup.Stage:
+def planned(config: Config) -> setup.TrainSetup:
     mesh = sharding.make_mesh(config.mesh.axes, jax.devices()[: 8 if config.mesh.fsdp > 1 else 1])
-    return setup.plan(config.model, config.compute, config.optimizer, mesh, 4)
+    return setup.make_setup(config.model, config.compute, config.optimizer, mesh, 4)
 
 
 def test_a_save_writes_what_is_trained_alone(run):

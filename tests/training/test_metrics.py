@@ -54,7 +54,7 @@ def test_counts_by_hand():
 
 def test_line_by_hand():
     one = meter(flops=lambda images: 2e12 * images, peak=10e12)
-    line = one.line(7, numbers(), one.count(CONTENTS), metrics.Lap(2.0, 0.5))
+    line = one.line(7, numbers(), one.count(CONTENTS), metrics.StepTime(2.0, 0.5))
     wanted = {
         "step": 7,
         "loss": 2.0,
@@ -88,16 +88,16 @@ def test_line_by_hand():
 def test_a_step_without_a_trained_token_has_shares():
     nothing = {"stream_tokens": np.zeros(2), "language_tokens": np.zeros(3)}
     one = meter()
-    line = one.line(0, numbers(**nothing), one.count(CONTENTS), metrics.Lap(1.0, 0.0))
+    line = one.line(0, numbers(**nothing), one.count(CONTENTS), metrics.StepTime(1.0, 0.0))
     assert line["share_trained/stream/chat"] == 0 and line["share_records/stream/chat"] == 2 / 3
 
 
 def test_shares_are_cumulative_and_go_on_after_a_resume():
-    straight, lap = meter(), metrics.Lap(1.0, 0.0)
-    lines = [straight.line(n, numbers(), straight.count(CONTENTS), lap) for n in range(3)]
+    straight, step_time = meter(), metrics.StepTime(1.0, 0.0)
+    lines = [straight.line(n, numbers(), straight.count(CONTENTS), step_time) for n in range(3)]
     assert lines[2]["total_records/stream/chat"] == 6
     resumed = meter(last=json.loads(json.dumps(lines[1])))
-    assert resumed.line(2, numbers(), resumed.count(CONTENTS), lap) == lines[2]
+    assert resumed.line(2, numbers(), resumed.count(CONTENTS), step_time) == lines[2]
 
 
 def test_watch():
@@ -105,10 +105,10 @@ def test_watch():
     watch = metrics.Watch(lambda: next(ticks))
     with watch.waiting():
         pass
-    assert watch.lap() == (10.0, 2.0)
+    assert watch.restart() == (10.0, 2.0)
     with watch.waiting():
         pass
-    assert watch.lap() == (10.0, 1.0)
+    assert watch.restart() == (10.0, 1.0)
 
 
 def test_the_run_ends_at_a_loss_that_is_not_finite():
@@ -132,7 +132,7 @@ def write(folder, steps, resume=None, output=None, total=10, loss=2.0):
         one = meter(last=writer.last)
         for step in steps:
             got = numbers(loss=np.float32(loss))
-            writer.write(one.line(step, got, one.count(CONTENTS), metrics.Lap(0.5, 0.1)))
+            writer.write(one.line(step, got, one.count(CONTENTS), metrics.StepTime(0.5, 0.1)))
     return output.getvalue()
 
 

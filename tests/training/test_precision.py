@@ -83,7 +83,7 @@ def traced(made: Any, microbatches: int = 2) -> list[Any]:
 @pytest.mark.parametrize("parameters", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_no_sum_over_rows_or_microbatches_is_taken_in_bfloat16(make_mesh, parameters, remat):
-    made = sums.plan(make_mesh(devices=1), sums.compute(parameters=parameters, remat=remat))
+    made = sums.make_setup(make_mesh(devices=1), sums.compute(parameters=parameters, remat=remat))
     weights = {leaf.shape for leaf in jax.tree.leaves(made.abstract.params) if leaf.ndim > 1}
     taken = 0
     for equation in traced(made):
@@ -108,7 +108,7 @@ def products(program: Any) -> Iterator[Any]:
 
 def programs(compute: ComputeConfig, mesh: Any) -> dict[str, Any]:
     """The step of train, bench and preflight; of evaluate; and of generate: as JAX traces them."""
-    made = sums.plan(mesh, compute)
+    made = sums.make_setup(mesh, compute)
     model, batch = made.model, sums.batch()
     evaluated = step.make_eval_step(apply_of(model), sums.CHUNK, 1, 1)
     wanted = jax.eval_shape(
@@ -150,7 +150,7 @@ def test_products_are_as_exact_as_their_format(make_mesh, attention):
 
 def crossing(mesh: Any, reduce: str, tmp_path: Any) -> dict[str, set[int]]:
     """dtype -> sizes of what is summed between devices, before a CPU makes float32 of it all."""
-    made = sums.plan(mesh, sums.compute(reduce=reduce))
+    made = sums.make_setup(mesh, sums.compute(reduce=reduce))
     folder = tmp_path / reduce
     options = {"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
     sums.lowered(made, 1).compile(options)

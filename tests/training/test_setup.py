@@ -11,8 +11,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes
-from mllm_jax.training import setup as stage
-from mllm_jax.training import state
+from mllm_jax.training import setup, state
 from tests.support import hlo, packed
 
 SHAPES = {
@@ -30,12 +29,12 @@ KINDS = {
 }
 
 
-SETUPS = ["align", "instruct"]
+STAGES = ["align", "instruct"]
 QUICK = {("fsdp 4 x tensor 2", "align", 1), ("data 2 x fsdp 2 x tensor 2", "instruct", 2)}
-# every mesh, setup and number of microbatches; compiling them all takes minutes
+# every mesh, stage and number of microbatches; compiling them all takes minutes
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
-    for case in itertools.product(SHAPES, SETUPS, (1, 2))
+    for case in itertools.product(SHAPES, STAGES, (1, 2))
 ]
 
 
@@ -52,13 +51,13 @@ def assert_same_gradient(got, want):
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max(), path
 
 
-@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
-def test_eight_devices_equal_one(mesh, make_mesh, setup, microbatches):
+@pytest.mark.parametrize(("shape", "stage", "microbatches"), CASES)
+def test_eight_devices_equal_one(mesh, make_mesh, stage, microbatches):
     """Losses, sums and gradients of packed rows, with and without images; one program for all."""
-    one = packed.compiled(setup, make_mesh(devices=1), 1)
-    many = packed.compiled(setup, mesh, microbatches)
+    one = packed.compiled(stage, make_mesh(devices=1), 1)
+    many = packed.compiled(stage, mesh, microbatches)
     for seed, kinds in enumerate(KINDS.values()):
-        batch = packed.batch(kinds, setup, seed)
+        batch = packed.batch(kinds, stage, seed)
         want, want_gradient, _ = one.first_step(batch)
         got, gradient, _ = many.first_step(batch)
         for name, value in got.items():
@@ -66,10 +65,10 @@ def test_eight_devices_equal_one(mesh, make_mesh, setup, microbatches):
         assert_same_gradient(gradient, want_gradient)
 
 
-@pytest.mark.parametrize(("shape", "setup", "microbatches"), CASES)
-def test_program(mesh, setup, microbatches):
-    made = packed.compiled(setup, mesh, microbatches)
-    abstract = made.stage.abstract
+@pytest.mark.parametrize(("shape", "stage", "microbatches"), CASES)
+def test_program(mesh, stage, microbatches):
+    made = packed.compiled(stage, mesh, microbatches)
+    abstract = made.setup.abstract
     hlo.assert_gathers_one_layer_at_most(made.text, mesh, abstract.params)
     rows = packed.ROWS // microbatches
     hlo.assert_logits_are_shared(made.text, mesh, rows, packed.CHUNK, packed.V)
@@ -85,9 +84,9 @@ def test_a_kernel_of_the_decoder_is_gathered_once_for_each_pass(make_mesh):
     """
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     made = packed.compiled("instruct", mesh, 2)
-    places = made.stage.shardings.trainable
+    places = made.setup.shardings.trainable
     expected: Counter[tuple[int, ...]] = Counter()
-    for path, leaf in made.stage.abstract.trainable.items():
+    for path, leaf in made.setup.abstract.trainable.items():
         if path.startswith("language/layers/") and path.endswith("/kernel"):
             axes = (*places[path].spec, *[None] * leaf.ndim)[1:]
             sizes = zip(leaf.shape[1:], axes, strict=False)
@@ -102,7 +101,7 @@ def test_a_kernel_of_the_decoder_is_gathered_once_for_each_pass(make_mesh):
 def test_a_frozen_tower_is_not_copied(make_mesh):
     """Its used layers are taken one by one from the whole stack: no array holds just these."""
     made = packed.compiled("instruct", make_mesh(devices=1), 1)
-    frozen = made.stage.abstract.frozen
+    frozen = made.setup.abstract.frozen
     stacks = [x for p, x in frozen.items() if p.startswith("vision/layers/") and "kernel" in p]
     shapes = {shape for _, shape in hlo.shapes(made.text)}
     assert packed.MODEL.vision is not None
@@ -121,39 +120,39 @@ def test_rows_without_images_teach_the_connector_nothing(make_mesh):
     assert np.any(gradient["language/embedding"])
 
 
-@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_moments_and_master_copies_lie_like_their_parameters(mesh, setup):
-    """Every leaf of the real stage, planned and born: its table row's place, and only its share.
+def test_moments_and_master_copies_lie_like_their_parameters(mesh, stage):
+    """Every leaf of the real stage, planned and created: its table row's place, and only its share.
 
     In bfloat16 with float32 master copies, as large stages run.
     """
-    made = packed.plan(setup, mesh, ComputeConfig(compute="bfloat16"))
+    made = packed.make_setup(stage, mesh, ComputeConfig(compute="bfloat16"))
     cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(), made.params)
     params = jax.device_put(cast, made.shardings.params)
-    born = state.create_state(params, made.optimizer, made.abstract, made.shardings)
+    created = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     names = axes.logical_axes(made.abstract.params)
-    adam = born.moments[1]
-    trained = born.trainable.keys()
+    adam = created.opt_state[1]
+    trained = created.trainable.keys()
     assert trained == adam.mu.keys() == adam.nu.keys()
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(born.frozen)} == {"bfloat16"}
-    for tree in (born.trainable, adam.mu, adam.nu):
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(created.frozen)} == {"bfloat16"}
+    for tree in (created.trainable, adam.mu, adam.nu):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
-    for tree in (born.params, adam.mu, adam.nu):
+    for tree in (created.params, adam.mu, adam.nu):
         places = sharding.shardings(mesh, names)
         for path, leaf in tree.items():
             assert leaf.sharding.is_equivalent_to(places[path], leaf.ndim), path
             share = leaf.size // np.prod([sharding.ways(mesh, name) for name in names[path]])
             assert {shard.data.size for shard in leaf.addressable_shards} == {share}, path
-    rest = [x for x in jax.tree.leaves((born.step, born.moments)) if x.ndim == 0]
+    rest = [x for x in jax.tree.leaves((created.step, created.opt_state)) if x.ndim == 0]
     assert len(rest) == 2  # the step and Adam's count
-    everything = jax.tree.leaves(born)
-    assert len(everything) == len(born.params) + 2 * len(trained) + len(rest)
+    everything = jax.tree.leaves(created)
+    assert len(everything) == len(created.params) + 2 * len(trained) + len(rest)
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
     with pytest.raises(ConfigError) as error:
-        packed.plan("align", make_mesh(data=2, tensor=4))
+        packed.make_setup("align", make_mesh(data=2, tensor=4))
     assert str(error.value) == (
         "mesh: language/layers/attention/k/kernel has kv_heads=2, which does not divide over "
         "4 devices (mesh {'data': 2, 'fsdp': 1, 'tensor': 4}); give tensor a size that divides it"
@@ -163,7 +162,7 @@ def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_batch_is_placed_row_by_row(mesh):
     batch = packed.batch(KINDS["mixed"], "instruct")
-    placed = stage.place(batch, mesh)
+    placed = setup.shard_batch(batch, mesh)
     parts = sharding.ways(mesh, "batch")
     for name, whole in batch._asdict().items():
         got = getattr(placed, name)

@@ -1,4 +1,4 @@
-"""A state is born where it lies: dtypes, places, no moments for what is frozen, clear refusals."""
+"""Creates a state: dtypes, shardings, no moments for what is frozen, clear refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ def test_dtypes_by_part():
 
 
 def test_frozen_leaves_have_no_moments():
-    _, abstract = toy.plan(toy.ALIGN, MIXED)
+    _, abstract = toy.make_setup(toy.ALIGN, MIXED)
     trainable = sum(x.size for x in jax.tree.leaves(abstract.trainable))
-    moments = jax.tree.leaves(abstract.moments)
+    moments = jax.tree.leaves(abstract.opt_state)
     assert trainable == toy.D * toy.D + toy.D
     assert sum(x.size for x in moments if x.ndim) == 2 * trainable
     assert sum(x.ndim == 0 for x in moments) == 1  # Adam's count
@@ -42,33 +42,33 @@ TABLE = {  # on fsdp=4, tensor=2
 
 
 @pytest.mark.parametrize("parts", [toy.ALL, toy.ALIGN])
-def test_born_by_the_table(make_mesh, parts):
+def test_created_by_the_table(make_mesh, parts):
     """Every array's sharding, and the bytes on each device, are those of the table; moments too."""
-    made, abstract = toy.plan(parts, MIXED)
-    born, places = toy.born(made, abstract, make_mesh(fsdp=4, tensor=2))
-    for tree in (born.params, places.params):
+    made, abstract = toy.make_setup(parts, MIXED)
+    created, places = toy.create_state(made, abstract, make_mesh(fsdp=4, tensor=2))
+    for tree in (created.params, places.params):
         for path, leaf in tree.items():
             spec = getattr(leaf, "sharding", leaf).spec
             assert spec == TABLE[path], path
-    for moments in (born.moments[1].mu, born.moments[1].nu):
+    for moments in (created.opt_state[1].mu, created.opt_state[1].nu):
         for path, leaf in moments.items():
             assert leaf.sharding.spec == TABLE[path], path
             assert leaf.dtype == jnp.float32
             assert not leaf.any()
-    for leaf in jax.tree.leaves((born.params, born.moments)):
+    for leaf in jax.tree.leaves((created.params, created.opt_state)):
         if leaf.ndim == 2 and leaf.sharding.spec != P(None, "fsdp"):
             assert all(shard.data.size == leaf.size // 8 for shard in leaf.addressable_shards)
-    assert int(born.step) == 0
-    assert born.step.dtype == jnp.int32
+    assert int(created.step) == 0
+    assert created.step.dtype == jnp.int32
 
 
 def test_moments_are_never_made_whole(make_mesh):
     """The program that makes the moments allocates one device's shards and nothing on top."""
-    made, abstract = toy.plan()
+    made, abstract = toy.make_setup()
     places = state.state_shardings(make_mesh(fsdp=4, tensor=2), abstract, toy.AXES)
-    init = jax.jit(made.init, in_shardings=(places.trainable,), out_shardings=places.moments)
+    init = jax.jit(made.init, in_shardings=(places.trainable,), out_shardings=places.opt_state)
     memory = toy.memory(init.lower(abstract.trainable).compile())
-    whole = sum(4 * x.size for x in jax.tree.leaves(abstract.moments))
+    whole = sum(4 * x.size for x in jax.tree.leaves(abstract.opt_state))
     assert memory.output_size_in_bytes < whole / 3
     assert memory.temp_size_in_bytes == 0
 
@@ -79,30 +79,30 @@ def test_a_single_trainable_leaf_is_placed_too(make_mesh):
         "bias": toy.PartConfig(".*bias"),
         "rest": toy.PartConfig("(?!.*bias).*", train=False),
     }
-    _, abstract = toy.plan(parts)
+    _, abstract = toy.make_setup(parts)
     places = state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
-    assert places.moments[1].mu["connector/linear_1/bias"].spec == P("fsdp")
-    assert places.moments[1].count.spec == P()
+    assert places.opt_state[1].mu["connector/linear_1/bias"].spec == P("fsdp")
+    assert places.opt_state[1].count.spec == P()
 
 
 def test_refuses_dimensions_that_do_not_divide(make_mesh):
-    _, abstract = toy.plan()
+    _, abstract = toy.make_setup()
     abstract.trainable["connector/linear_1/bias"] = jax.ShapeDtypeStruct((9,), "float32")
     with pytest.raises(ConfigError, match=r"bias.*embed=9"):
         state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
 
 
 def test_birth_refuses_wrong_parameters(make_mesh):
-    made, abstract = toy.plan()
+    made, abstract = toy.make_setup()
     mesh = make_mesh(fsdp=8)
-    born, places = toy.born(made, abstract, mesh)
+    created, places = toy.create_state(made, abstract, mesh)
 
     def attempt(**changes):
-        changed = {**born.params, **{path.replace(".", "/"): x for path, x in changes.items()}}
+        changed = {**created.params, **{path.replace(".", "/"): x for path, x in changes.items()}}
         params = {path: leaf for path, leaf in changed.items() if leaf is not None}
         return state.create_state(params, made, abstract, places)
 
-    bias = born.params["connector/linear_1/bias"]
+    bias = created.params["connector/linear_1/bias"]
     with pytest.raises(ValueError, match=r"missing \['connector/linear_1/bias'\] \(1\)"):
         attempt(**{"connector.linear_1.bias": None})
     with pytest.raises(ValueError, match=r"too many \['connector/lora'\]"):
@@ -111,4 +111,4 @@ def test_birth_refuses_wrong_parameters(make_mesh):
         attempt(**{"connector.linear_1.bias": bias.astype(jnp.bfloat16)})
     with pytest.raises(ValueError, match=r"1 parameters do not fit .* on "):
         attempt(**{"connector.linear_1.bias": jax.device_put(bias, jax.devices()[0])})
-    assert attempt().params.keys() == born.params.keys()
+    assert attempt().params.keys() == created.params.keys()

@@ -22,8 +22,8 @@ CHUNK = 5
 def compiled(mesh, parts="all", microbatches=1, compute=toy.FLOAT32, decay=0.0):
     """(compiled step, its fresh state as host arrays, where that lies) for the toy model."""
     rules = {"all": toy.ALL, "align": toy.ALIGN}[parts]
-    made, abstract = toy.plan(rules, compute, weight_decay=decay)
-    state, places = toy.born(made, abstract, mesh)
+    made, abstract = toy.make_setup(rules, compute, weight_decay=decay)
+    state, places = toy.create_state(made, abstract, mesh)
     train = step.make_train_step(toy.apply, made, microbatches, CHUNK, 2, 3, places)
     rows = sharding.batch_sharding(mesh)
     call = step.compile_step(train, mesh, state, places, toy.batch(), rows)
@@ -71,8 +71,8 @@ def plain_gradient(params, batch):
 
 
 def test_metrics_are_those_of_plain_autodiff(single):
-    _, abstract = toy.plan()
-    params, batch = toy.draw(abstract.params), toy.batch()
+    _, abstract = toy.make_setup()
+    params, batch = toy.init_params(abstract.params), toy.batch()
     (loss, losses), grads = jax.jit(plain_gradient)(params, batch)
     got = single[1][0]
     np.testing.assert_allclose(got["loss"], loss, rtol=1e-6)
@@ -95,7 +95,7 @@ def test_metrics_are_those_of_plain_autodiff(single):
 
 def test_update_norm_is_the_distance_walked(make_mesh):
     state, history = run(make_mesh(devices=1), steps=1)
-    before = toy.draw(toy.plan()[1].params)
+    before = toy.init_params(toy.make_setup()[1].params)
     moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), state.params, before)
     np.testing.assert_allclose(
         history[0]["update_norm"], np.sqrt(sum(jax.tree.leaves(moved))), rtol=1e-4
@@ -163,7 +163,7 @@ def test_frozen_parts_are_bit_identical_and_ungraded(make_mesh):
 
 def products(parts):
     """The shapes of all matrix products in a step, traced (the compiler may still drop some)."""
-    made, abstract = toy.plan(parts)
+    made, abstract = toy.make_setup(parts)
     train = step.make_train_step(toy.apply, made, 1, 100, 2, 3)
     text = jax.jit(train).lower(abstract, toy.batch()).as_text()
     return [line.rsplit("->", 1)[1].strip() for line in text.splitlines() if "dot_general" in line]
@@ -197,8 +197,8 @@ def test_an_infinite_gradient_of_a_finite_loss_changes_nothing(make_mesh):
         return hidden + jnp.sqrt(bias - jax.lax.stop_gradient(bias))[None, None], head
 
     mesh = make_mesh(devices=1)
-    made, abstract = toy.plan()
-    state, places = toy.born(made, abstract, mesh)
+    made, abstract = toy.make_setup()
+    state, places = toy.create_state(made, abstract, mesh)
     train = step.make_train_step(steep, made, 1, CHUNK, 2, 3, places)
     with jax.set_mesh(mesh):
         after, metrics = jax.jit(train)(state, toy.batch())
@@ -276,8 +276,8 @@ def test_it_learns_and_the_rate_follows_the_schedule(make_mesh):
 
 
 def learn(mesh):
-    made, abstract = toy.plan(steps=40, learning_rate=5e-2, warmup_ratio=0.1)
-    state, places = toy.born(made, abstract, mesh)
+    made, abstract = toy.make_setup(steps=40, learning_rate=5e-2, warmup_ratio=0.1)
+    state, places = toy.create_state(made, abstract, mesh)
     train = step.make_train_step(toy.apply, made, 1, CHUNK, 2, 3, places)
     rows = sharding.batch_sharding(mesh)
     call = step.compile_step(train, mesh, state, places, toy.batch(), rows).call
@@ -293,7 +293,7 @@ def test_bfloat16_state(make_mesh):
     compute = ComputeConfig(compute="bfloat16", parameters="bfloat16")
     state, history = run(make_mesh(devices=1), compute=compute, batches=lambda seed: toy.batch())
     assert {str(x.dtype) for x in jax.tree.leaves(state.trainable)} == {"bfloat16"}
-    assert {str(x.dtype) for x in jax.tree.leaves(state.moments) if x.ndim} == {"float32"}
+    assert {str(x.dtype) for x in jax.tree.leaves(state.opt_state) if x.ndim} == {"float32"}
     assert history[2]["loss"] < history[0]["loss"]
 
 
@@ -313,14 +313,14 @@ def test_microbatches_of_bfloat16_parameters_add_up_in_float32(make_mesh, monkey
 @pytest.mark.parametrize("shape", [{"devices": 1}, {"fsdp": 4, "tensor": 2}], ids=str)
 def test_eval_step(make_mesh, shape):
     mesh = make_mesh(**shape)
-    made, abstract = toy.plan()
-    state, _ = toy.born(made, abstract, mesh)
+    made, abstract = toy.make_setup()
+    state, _ = toy.create_state(made, abstract, mesh)
     rows, batch = sharding.batch_sharding(mesh), toy.batch()
     batch = batch._replace(weights=batch.weights * np.float32(0.5))
     judge = step.make_eval_step(toy.apply, CHUNK, 2, 3)
     with jax.set_mesh(mesh):
         got = jax.jit(judge)(state.params, jax.device_put(batch, rows))
-    (loss, losses), _ = jax.jit(plain_gradient)(toy.draw(abstract.params), batch)
+    (loss, losses), _ = jax.jit(plain_gradient)(toy.init_params(abstract.params), batch)
     np.testing.assert_allclose(got["token_losses"], losses, rtol=1e-5)
     np.testing.assert_allclose(got["loss_sum"] / got["trained_tokens"], loss, rtol=1e-6)
     np.testing.assert_array_equal(got["row_tokens"], batch.weights.sum(axis=1))

@@ -39,7 +39,7 @@ def abstract_params():
     return {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in SHAPES.items()}
 
 
-def draw(abstract):
+def init_params(abstract):
     """Parameters in the dtypes of `abstract`, the same numbers every time."""
     rng = np.random.default_rng(0)
     random = {path: 0.3 * rng.normal(size=abstract[path].shape) for path in sorted(abstract)}
@@ -74,7 +74,7 @@ def batch(rows=16, length=12, seed=0):
     )
 
 
-def plan(parts=ALL, compute=FLOAT32, steps=10, **settings):
+def make_setup(parts=ALL, compute=FLOAT32, steps=10, **settings):
     """(optimizer, abstract state) for the toy model."""
     config = OptimizerConfig(parts, **{"learning_rate": 1e-2, "warmup_ratio": 0.0, **settings})
     abstract = abstract_params()
@@ -98,8 +98,8 @@ def flops(compiled: Any) -> float:
     return compiled.cost_analysis()["flops"]
 
 
-def born(made, abstract, mesh):
-    """(state, shardings) from parameters put where they lie."""
+def create_state(made, abstract, mesh):
+    """(state, shardings) from parameters in their places."""
     places = state.state_shardings(mesh, abstract, AXES)
-    params = jax.device_put(draw(abstract.params), places.params)
+    params = jax.device_put(init_params(abstract.params), places.params)
     return state.create_state(params, made, abstract, places), places

@@ -29,7 +29,13 @@ from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, 
 from mllm_jax.config.stage import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training import flops, state
-from mllm_jax.training.setup import Stage, compile_train_step, draw, place, plan
+from mllm_jax.training.setup import (
+    TrainSetup,
+    compile_train_step,
+    init_params,
+    make_setup,
+    shard_batch,
+)
 
 # vision (width, mlp, layers, heads, image, patch),
 # language (width, mlp, layers, heads, kv heads, vocab)
@@ -175,19 +181,19 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
         rows % parts == 0,
         f"--batch {rows} does not divide over {parts} devices; give a multiple of {parts}",
     )
-    stage = plan(model, compute, work.optimizer, mesh, steps=1_000)
+    setup = make_setup(model, compute, work.optimizer, mesh, steps=1_000)
     now = state.create_state(
-        draw(stage, stage.params, seed=0), stage.optimizer, stage.abstract, stage.shardings
+        init_params(setup, setup.params, seed=0), setup.optimizer, setup.abstract, setup.shardings
     )
     batch = synthetic(model, rows, length)
-    compiled = compile_train_step(stage, now, batch, 1, 1, 1)
-    placed, times, loss = place(batch, mesh), [], 0.0
+    compiled = compile_train_step(setup, now, batch, 1, 1, 1)
+    placed, times, loss = shard_batch(batch, mesh), [], 0.0
     for _ in range(WARMUP + steps):
         start = time.perf_counter()
         now, metrics = compiled.call(now, placed)
         loss = float(metrics["loss"])
         times.append(time.perf_counter() - start)
-    return report(stage, rows, length, sorted(times[WARMUP:])[steps // 2], compiled.seconds, loss)
+    return report(setup, rows, length, sorted(times[WARMUP:])[steps // 2], compiled.seconds, loss)
 
 
 def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
@@ -217,19 +223,19 @@ def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
 
 
 def report(
-    stage: Stage, rows: int, length: int, seconds: float, compile_seconds: float, loss: float
+    setup: TrainSetup, rows: int, length: int, seconds: float, compile_seconds: float, loss: float
 ) -> dict[str, Any]:
     """The figures of a run, field names as the PyTorch baseline's where both have them."""
-    device = stage.mesh.devices.flat[0]
-    trainable = stage.abstract.trainable
-    config, compute = stage.model.config, stage.model.compute
+    device = setup.mesh.devices.flat[0]
+    trainable = setup.abstract.trainable
+    config, compute = setup.model.config, setup.model.compute
     useful = flops.flops_per_step(config, trainable, rows, length, rows if config.patches else 0)
     peak = peak_rate(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
         "jax": jax.__version__,
         "device": device.device_kind,
-        "devices": stage.mesh.size,
+        "devices": setup.mesh.size,
         "dtype": compute.compute,
         "parameter_dtype": compute.parameters,
         "remat": compute.remat,
@@ -238,13 +244,13 @@ def report(
         "median_step_seconds": round(seconds, 4),
         "tokens_per_second": round(rows * length / seconds, 1),
         "loss": round(loss, 4),
-        "parameters": _count(stage.abstract.params),
-        "trainable": _count(stage.abstract.trainable),
+        "parameters": _count(setup.abstract.params),
+        "trainable": _count(setup.abstract.trainable),
         "peak_gib": round(memory / 2**30, 2) if memory else None,
         "compile_seconds": round(compile_seconds, 2),
         "flops_per_step": useful,
         "teraflops_per_second": round(useful / seconds / 1e12, 4),
-        "mfu": round(useful / seconds / (peak * stage.mesh.size), 4) if peak else None,
+        "mfu": round(useful / seconds / (peak * setup.mesh.size), 4) if peak else None,
         "mfu_formula": "flops_per_step / (median_step_seconds * devices * published bf16 rate); "
         "flops_per_step = tokens * (6 N_matmul + 6 L d T) where trained through, 4 N frozen with "
         "gradient, 2 N frozen forward only",

@@ -30,7 +30,7 @@ from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder, run_inputs, step, weights_biases
 from mllm_jax.training.heldout import is_complete, open_heldout
-from mllm_jax.training.setup import plan
+from mllm_jax.training.setup import make_setup
 
 OUTPUTS = ("evaluation", "hf", "report.html", "summary.json")  # what a recipe writes beside stages
 
@@ -175,10 +175,10 @@ def _check_stage(
     run_inputs.check(config, begin.step, loader, steps)
     shares = loader.shares(steps)
     open_heldout(config, tokenizer, loader.streams, shares, mesh)
-    stage = plan(config.model, config.compute, config.optimizer, mesh, steps)
+    setup = make_setup(config.model, config.compute, config.optimizer, mesh, steps)
     fresh = config.init.fresh
     require(
-        fresh is None or any(run_folder.is_fresh(config.init, p) for p in stage.params),
+        fresh is None or any(run_folder.is_fresh(config.init, p) for p in setup.params),
         f"init.fresh={fresh!r} matches no parameter path",
     )
     return steps, run_folder.chat_template(config.data.streams, shares)

@@ -44,7 +44,7 @@ class Batches:
         """Takes opened streams.
 
         Args:
-            streams: from `open_mixture`.
+            streams: from `open_streams`.
             config: shape of a batch, threads, limits on images.
             model: image token, image size and patches.
             share: numbers of a batch's rows that this process loads, when several processes do; all

@@ -16,7 +16,7 @@ import numpy as np
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.batches import Batches
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import check
 from mllm_jax.data.mixture import packing
@@ -54,7 +54,7 @@ class HeldOut(Batches):
         check(config, model, tokenizer)
         workers = workers or os.cpu_count() or 1
         mixture = Mixture(config, model, tokenizer, workers, decode, build=share is None)
-        super().__init__(open_mixture(mixture), config, model, share)
+        super().__init__(open_streams(mixture), config, model, share)
         self.refs = [ref for stream in self._streams for ref in first_records(stream, records)]
         self._rows = self._packed()
 

@@ -14,7 +14,7 @@ from mllm_jax.config.data import DataConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.batches import Batches, HostBatch
 from mllm_jax.data.index import stream as index
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.mixture import order, packing
 from mllm_jax.data.mixture.order import Ref
 from mllm_jax.data.mixture.plan import Plan
@@ -50,7 +50,7 @@ class Loader(Batches):
         # several processes would write the same index: they need it prepared
         workers = os.cpu_count() or 1
         mixture = Mixture(config, model, tokenizer, workers=workers, build=share is None)
-        super().__init__(open_mixture(mixture), config, model, share)
+        super().__init__(open_streams(mixture), config, model, share)
         self._plan, self._end = Plan(self._streams, config, seed), None
 
     @property

@@ -21,7 +21,7 @@ from mllm_jax.common.json_file import write_json
 from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import StreamIndex, report
 from mllm_jax.data.mixture.plan import Plan
 from mllm_jax.data.sources.hub import fetch
@@ -94,7 +94,7 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     for name, stream in [*data.streams.items(), *more.items()]:
         fetch(name, stream)
     mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
-    streams = open_mixture(mixture)
+    streams = open_streams(mixture)
     plan = Plan(streams, data, config.seed)
     if config.train.epochs is not None:
         end = plan.end_after(config.train.epochs)

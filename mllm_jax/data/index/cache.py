@@ -48,7 +48,7 @@ VERSION = 5  # of the content of an index; another version is another key
 
 
 class Mixture(NamedTuple):
-    """What `open_mixture` needs besides the config's own section."""
+    """What `open_streams` needs besides the config's own section."""
 
     data: DataConfig
     model: ModelConfig
@@ -58,7 +58,7 @@ class Mixture(NamedTuple):
     build: bool = True  # where an index is missing or stale; otherwise that is refused
 
 
-def open_mixture(mixture: Mixture) -> list[StreamIndex]:
+def open_streams(mixture: Mixture) -> list[StreamIndex]:
     """The streams of a mixture, in the config's order.
 
     Raises:

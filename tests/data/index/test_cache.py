@@ -17,7 +17,7 @@ from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.images import decode as images
 from mllm_jax.data.index import build, cache, chunk
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import report
 from mllm_jax.data.records.parse import Record
 from tests.data.pictures import noise
@@ -79,28 +79,28 @@ def folders(tmp_path) -> list[str]:
 
 
 def test_an_index_is_read_once_and_gives_the_same_examples(mixture, reads, tmp_path):
-    (built,) = open_mixture(mixture())
+    (built,) = open_streams(mixture())
     assert reads == list(range(22)) and len(folders(tmp_path)) == 1
-    (opened,) = open_mixture(mixture(may_build=False)._replace())
+    (opened,) = open_streams(mixture(may_build=False)._replace())
     assert len(reads) == 22 and same(built, opened)
 
 
 def test_a_touched_file_is_fresh_and_a_changed_one_is_not(mixture, reads, tmp_path, capsys):
     asked = mixture()
-    open_mixture(asked)
+    open_streams(asked)
     file = tmp_path / "s.jsonl"
     os.utime(file, ns=(1, 1))
-    open_mixture(asked)
+    open_streams(asked)
     assert len(reads) == 22
     text = file.read_text()
     file.write_text(text.replace("beltz", "zuria", 1))  # of the same size
-    (changed,) = open_mixture(asked)
+    (changed,) = open_streams(asked)
     assert len(reads) == 44 and len(folders(tmp_path)) == 1
     assert capsys.readouterr().out.count("stale") == 1
     del changed
     file.write_text(text)
     with pytest.raises(ConfigError, match="run `mllm-jax prepare --config FILE` once before"):
-        open_mixture(asked._replace(build=False))
+        open_streams(asked._replace(build=False))
 
 
 def test_a_new_shard_is_noticed(model, tokenizer, make_data, tmp_path, reads):
@@ -108,21 +108,21 @@ def test_a_new_shard_is_noticed(model, tokenizer, make_data, tmp_path, reads):
     (tmp_path / "texts" / "a.txt").write_text("Kaixo.")
     stream = StreamConfig(str(tmp_path / "texts"), language="eu", kind="text", layout="text")
     mixture = Mixture(make_data({"s": stream}), model, tokenizer)
-    assert len(open_mixture(mixture)[0]) == 1
+    assert len(open_streams(mixture)[0]) == 1
     (tmp_path / "texts" / "b.txt").write_text("Agur.")
-    assert len(open_mixture(mixture)[0]) == 2
+    assert len(open_streams(mixture)[0]) == 2
     (tmp_path / "texts" / "a.txt").unlink()
-    assert len(open_mixture(mixture)[0]) == 1
+    assert len(open_streams(mixture)[0]) == 1
 
 
 def test_a_file_edited_at_equal_size_and_time_is_noticed(mixture, reads, tmp_path):
     asked = mixture()
-    open_mixture(asked)
+    open_streams(asked)
     file = tmp_path / "s.jsonl"
     stat, text = file.stat(), file.read_text()
     file.write_text(text.replace("beltz", "zuria", 1))
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    open_mixture(asked)
+    open_streams(asked)
     assert len(reads) == 44
 
 
@@ -139,11 +139,11 @@ def test_images_of_another_folder_are_looked_at(mixture, write, picture, tmp_pat
         old = mixture(may_build=build)
         return old._replace(data=dataclasses.replace(old.data, streams={"s": stream}))
 
-    assert len(open_mixture(asked(tmp_path / "d", "a"))[0]) == 1
+    assert len(open_streams(asked(tmp_path / "d", "a"))[0]) == 1
     with pytest.raises(ConfigError, match=r"b/0\.png: no such image file"):
-        open_mixture(asked(tmp_path / "d", "b"))
+        open_streams(asked(tmp_path / "d", "b"))
     (tmp_path / "d").rename(tmp_path / "e")
-    assert len(open_mixture(asked(tmp_path / "e", "a", build=False))[0]) == 1
+    assert len(open_streams(asked(tmp_path / "e", "a", build=False))[0]) == 1
 
 
 ARRAYS = ["records.npy", "tokens.bin", "weights.bin", "hashes.bin", "ids.bin", "pictures.bin"]
@@ -157,7 +157,7 @@ def test_a_damaged_index_is_noticed_and_built_again(
 ):
     skip = {"skip": {"empty_answer": 0.1}}
     asked = mixture([*TALKS, talk("bad", "")], skip)
-    (whole,) = open_mixture(asked)
+    (whole,) = open_streams(asked)
     file = tmp_path / "s.jsonl.index" / folders(tmp_path)[0] / name
     data = file.read_bytes()
     flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:] if len(data) > 8 else b"x"
@@ -169,15 +169,15 @@ def test_a_damaged_index_is_noticed_and_built_again(
         return
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"no length index .*damaged, .*; run `mllm-jax prepare"):
-        open_mixture(asked._replace(build=False))
-    (again,) = open_mixture(asked)
+        open_streams(asked._replace(build=False))
+    (again,) = open_streams(asked)
     assert len(reads) == 46 and same(whole, again)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 and "damaged" in printed[0] and "built again" in printed[0]
 
 
 def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
-    (whole,) = open_mixture(mixture(index="elsewhere"))
+    (whole,) = open_streams(mixture(index="elsewhere"))
     monkeypatch.setattr(build, "CHUNK_ROWS", 5)
 
     def stop(*_):
@@ -186,7 +186,7 @@ def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "mark_duplicates", stop)
     monkeypatch.setattr(build.shutil, "rmtree", lambda folder: None)  # the parts stay
     with pytest.raises(KeyboardInterrupt):
-        open_mixture(mixture())
+        open_streams(mixture())
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     (partial,) = (tmp_path / "s.jsonl.index").glob(".*.partial*")
@@ -194,7 +194,7 @@ def test_parts_that_a_disk_lost_are_made_again(mixture, monkeypatch, tmp_path):
     for part_file, data in zip(parts[:3], (b"", b"PK", parts[2].read_bytes()[:-30]), strict=True):
         part_file.write_bytes(data)
     monkeypatch.setattr(build, "CHUNK_ROWS", 5)
-    (again,) = open_mixture(mixture())
+    (again,) = open_streams(mixture())
     assert same(whole, again)
 
 
@@ -205,13 +205,13 @@ def test_bad_data_leaves_no_partial_index(model, tokenizer, make_data, tmp_path)
     path.write_bytes(data[:4] + b"\xff" * 20 + data[24:])
     stream = StreamConfig(str(path), language="eu", kind="parquet", layout="text")
     with pytest.raises(ConfigError, match=r"a\.parquet: not a Parquet file that can be read"):
-        open_mixture(Mixture(make_data({"s": stream}), model, tokenizer))
+        open_streams(Mixture(make_data({"s": stream}), model, tokenizer))
     assert not list((tmp_path / "a.parquet.index").rglob("*.bin"))
 
 
 def test_links_name_folders(mixture, tmp_path):
     with pytest.raises(ConfigError, match=r"data\.streams\.s\.links: 'nowhere': no such folder"):
-        open_mixture(mixture(stream={"links": ("nowhere",)}))
+        open_streams(mixture(stream={"links": ("nowhere",)}))
 
 
 def test_what_is_not_read_is_said(model, tokenizer, make_data, tmp_path):
@@ -219,23 +219,23 @@ def test_what_is_not_read_is_said(model, tokenizer, make_data, tmp_path):
     (tmp_path / "texts" / "a.txt").write_text("Kaixo.")
     stream = StreamConfig(str(tmp_path / "texts"), language="eu", kind="text", layout="text")
     mixture = Mixture(make_data({"s": stream}), model, tokenizer)
-    assert open_mixture(mixture)[0].notes == []
+    assert open_streams(mixture)[0].notes == []
     (tmp_path / "texts" / "b.csv").touch()
-    (index,) = open_mixture(mixture._replace(build=False))
+    (index,) = open_streams(mixture._replace(build=False))
     assert index.notes == [f"{tmp_path / 'texts'}: not read, of other kinds: b.csv"]
 
 
 def test_an_index_that_cannot_be_written_says_where_else(mixture, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be written to .* name another folder under"):
-        open_mixture(mixture(index=str(tmp_path / "file")))
+        open_streams(mixture(index=str(tmp_path / "file")))
 
 
 def test_another_format_is_another_index(mixture, reads, tmp_path):
-    open_mixture(mixture())
-    open_mixture(mixture(stream={"format": "llama31"}))
+    open_streams(mixture())
+    open_streams(mixture(stream={"format": "llama31"}))
     assert len(reads) == 44 and len(folders(tmp_path)) == 2
-    open_mixture(mixture())
+    open_streams(mixture())
     assert len(reads) == 44
 
 
@@ -251,23 +251,23 @@ def test_another_format_is_another_index(mixture, reads, tmp_path):
     ids=str,
 )
 def test_whatever_decides_what_is_in_it_is_another_index(mixture, tmp_path, other):
-    open_mixture(mixture())
-    open_mixture(mixture(**other))
+    open_streams(mixture())
+    open_streams(mixture(**other))
     assert len(folders(tmp_path)) == 2
 
 
 def test_decoding_is_deeper_than_looking(mixture, reads):
-    open_mixture(mixture())
-    open_mixture(mixture(decode=True))
+    open_streams(mixture())
+    open_streams(mixture(decode=True))
     assert len(reads) == 44
-    open_mixture(mixture())
+    open_streams(mixture())
     assert len(reads) == 44
 
 
 @pytest.mark.parametrize("decode", [False, True])
 def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch, decode):
     """With what it had read, unless images are to be looked at more deeply now."""
-    (whole,) = open_mixture(mixture(index="elsewhere"))
+    (whole,) = open_streams(mixture(index="elsewhere"))
     monkeypatch.setattr(build, "CHUNK_ROWS", 5)
     save, count = build.save_chunk, []
 
@@ -280,10 +280,10 @@ def test_a_build_that_was_stopped_goes_on(mixture, reads, monkeypatch, decode):
     monkeypatch.setattr(build, "save_chunk", stop)
     reads.clear()
     with pytest.raises(KeyboardInterrupt):
-        open_mixture(mixture())
+        open_streams(mixture())
     reads.clear()
     monkeypatch.setattr(build, "save_chunk", save)
-    (joined,) = open_mixture(mixture(decode=decode))
+    (joined,) = open_streams(mixture(decode=decode))
     assert reads == list(range(0 if decode else 15, 22)) and same(whole, joined)
 
 
@@ -297,9 +297,9 @@ def test_processes_build_the_same(format, mixture, monkeypatch):
     """Control tokens that a text names stay text in them, too."""
     marked = [talk("m1", "<|eot_id|> a <image>"), talk("m2", "<|begin_of_text|>"), *TALKS]
     stream = {"format": format}
-    (alone,) = open_mixture(mixture(marked, stream, index="alone"))
+    (alone,) = open_streams(mixture(marked, stream, index="alone"))
     monkeypatch.setattr(build, "CHUNK_ROWS", 6)
-    (joined,) = open_mixture(mixture(marked, stream, workers=2))
+    (joined,) = open_streams(mixture(marked, stream, workers=2))
     assert same(alone, joined)
 
 
@@ -328,7 +328,7 @@ def test_a_killed_worker_ends_the_build_with_its_rows(mixture, monkeypatch):
         r"index-worker-0 \(process \d+\) was killed by SIGKILL while it read data\.streams\.s from "
     )
     with pytest.raises(RunError, match=said + r"row 0 on .*start again to continue from here"):
-        open_mixture(mixture(workers=2))
+        open_streams(mixture(workers=2))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -345,7 +345,7 @@ def test_a_disk_that_is_full_ends_the_build_with_one_line(what, workers, mixture
         RunError,
         match=r"data\.streams\.s: its index cannot be written to [^ ]*\.index: the disk is",
     ):
-        open_mixture(mixture(workers=workers))
+        open_streams(mixture(workers=workers))
 
 
 class FullMaker(build._Maker):
@@ -378,27 +378,27 @@ def test_faults_end_the_load_unless_the_config_allows_them_by_name(mixture):
     empty, twice = talk("empty", " "), TALKS[1]
     records = [*TALKS, empty, twice]
     with pytest.raises(ConfigError) as error:
-        open_mixture(mixture(records))
+        open_streams(mixture(records))
     message = str(error.value)
     assert "2 of 24 records refused" in message and "\n" not in message
     assert "record 'empty'" in message and "s.jsonl:23" in message
     assert "data.streams.s.skip: {duplicate_id: 0.042, empty_answer: 0.042}" in message
     with pytest.raises(ConfigError) as error:
-        open_mixture(mixture([empty]))
+        open_streams(mixture([empty]))
     assert "1 of 1 records refused" in str(error.value)
     assert "skip" not in str(error.value), "nothing would be left"
     skip = {"empty_answer": 0.05, "duplicate_id": 0.05}
-    (stream,) = open_mixture(mixture(records, {"skip": skip}))
+    (stream,) = open_streams(mixture(records, {"skip": skip}))
     found = report(stream, ("eu", "en"))
     assert (found.records, found.used) == (24, 22)
     assert found.faults == {"duplicate_id": 1, "empty_answer": 1}
     assert [e.record for e in examples(stream)] == [f"s/k{n}" for n in range(22)]
     with pytest.raises(ConfigError, match=r"1 of 24 records refused: record 'empty'"):
-        open_mixture(mixture(records, {"skip": skip | {"empty_answer": 0.04}}))
+        open_streams(mixture(records, {"skip": skip | {"empty_answer": 0.04}}))
 
 
 def test_faults_are_written_with_where_and_why(mixture, tmp_path):
-    open_mixture(mixture([*TALKS, talk("empty", "")], {"skip": {"empty_answer": 0.1}}))
+    open_streams(mixture([*TALKS, talk("empty", "")], {"skip": {"empty_answer": 0.1}}))
     lines = (tmp_path / "s.jsonl.index" / folders(tmp_path)[0] / "faults.jsonl").read_text()
     (line,) = map(json.loads, lines.splitlines())
     assert (line["row"], line["id"], line["code"]) == (22, "empty", "empty_answer")
@@ -417,14 +417,14 @@ def test_faults_are_written_with_where_and_why(mixture, tmp_path):
 )
 def test_what_cannot_be_skipped(mixture, skip, said):
     with pytest.raises(ConfigError, match=said):
-        open_mixture(mixture(stream={"skip": skip}))
+        open_streams(mixture(stream={"skip": skip}))
 
 
 def test_a_path_out_of_the_folder_is_refused_whatever_is_allowed(mixture):
     bad = talk("out", image="../a.png")
     skip = dict.fromkeys(("image_missing", "image_count"), 1.0)
     with pytest.raises(ConfigError, match=r"leaves the image folder"):
-        open_mixture(mixture([*TALKS, bad], {"skip": skip}))
+        open_streams(mixture([*TALKS, bad], {"skip": skip}))
 
 
 def test_documents_are_cut_into_pieces_that_train_every_token_once(mixture, tokenizer):
@@ -432,7 +432,7 @@ def test_documents_are_cut_into_pieces_that_train_every_token_once(mixture, toke
     texts = [words * n for n in (1, 9, 30)] + ["bat", ""]
     rows = [{"id": f"d{n}", "text": text} for n, text in enumerate(texts)]
     stream = {"layout": "text", "language": "eu", "skip": {"empty_answer": 0.5}}
-    (pieces,) = open_mixture(mixture(rows, stream, length=32))
+    (pieces,) = open_streams(mixture(rows, stream, length=32))
     assert pieces.total == 5 and pieces.faults == {"empty_answer": 1}
     found: dict[str, list] = {}
     for example in examples(pieces):
@@ -453,24 +453,24 @@ def test_documents_are_cut_into_pieces_that_train_every_token_once(mixture, toke
 
 def test_special_tokens_in_a_document_stay_text(mixture, tokenizer):
     rows = [{"text": "a <|eot_id|> <image> b"}]
-    (stream,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}))
+    (stream,) = open_streams(mixture(rows, {"layout": "text", "language": "eu"}))
     special = set(tokenizer.all_special_ids) | {tokenizer.convert_tokens_to_ids("<image>")}
     assert not special & set(stream[0].tokens[1:-1].tolist())
 
 
 def test_tokens_per_word(mixture):
-    (stream,) = open_mixture(mixture([talk("a", "Katu bat")]))
+    (stream,) = open_streams(mixture([talk("a", "Katu bat")]))
     ids = stream[0].tokens[stream[0].weights > 0]
     assert stream.tokens_per_word(("eu", "en")) == {"eu": (len(ids) - 1) / 2}
 
 
 def test_a_stream_without_one_good_record(mixture):
     with pytest.raises(ConfigError, match=r"1 of 1 records refused: record 'a'"):
-        open_mixture(mixture([talk("a", "")]))
+        open_streams(mixture([talk("a", "")]))
     with pytest.raises(ConfigError, match=r"data.streams.s: no record fits"):
-        open_mixture(mixture([talk("a", "")], {"skip": {"empty_answer": 1.0}}))
+        open_streams(mixture([talk("a", "")], {"skip": {"empty_answer": 1.0}}))
     with pytest.raises(ConfigError, match=r"s.jsonl: no records \(data.streams.s.path\)"):
-        open_mixture(mixture(""))
+        open_streams(mixture(""))
 
 
 def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monkeypatch):
@@ -483,15 +483,15 @@ def test_a_picture_of_several_questions_is_decoded_once(mixture, tmp_path, monke
     talks = [talk(f"k{n}", image=f"{n // 3}.png") for n in range(6)]
     for one in talks:
         one["conversations"][0]["value"] = "<image>\nZer da?"
-    (stream,) = open_mixture(mixture(talks, {"images": str(tmp_path)}, decode=True))
+    (stream,) = open_streams(mixture(talks, {"images": str(tmp_path)}, decode=True))
     assert len(stream) == 6 and seen == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
 
 
 def test_a_document_of_exactly_the_length_is_one_piece(mixture):
     rows = [{"id": "d", "text": "txakur beltz bat belardian korrika"}]
-    (whole,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}))
+    (whole,) = open_streams(mixture(rows, {"layout": "text", "language": "eu"}))
     size = len(whole.tokens(0).tokens)
     for length, pieces in ((size + 1, 1), (size, 1), (size - 1, 2)):
-        (stream,) = open_mixture(mixture(rows, {"layout": "text", "language": "eu"}, length=length))
+        (stream,) = open_streams(mixture(rows, {"layout": "text", "language": "eu"}, length=length))
         assert len(stream) == pieces
         assert sum(len(e.tokens) for e in examples(stream)) == size + pieces - 1

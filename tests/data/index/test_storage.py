@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.storage import RECORD, Store, digest, mark_duplicates
 from mllm_jax.data.index.stream import report
 
@@ -70,14 +70,14 @@ def test_one_picture_with_many_conversations_is_used_in_full(
     path = write("s.jsonl", records)
     skip = {"duplicate_id": 0.2}
     data = make_data({"s": StreamConfig(str(path), format="llama3", skip=skip)})
-    (stream,) = open_mixture(Mixture(data, model, tokenizer))
+    (stream,) = open_streams(Mixture(data, model, tokenizer))
     found = report(stream, data.languages)
     assert (found.used, found.numbered, found.faults) == (5, 4, {"duplicate_id": 1})
     keys = [stream.key(n) for n in range(len(stream))]
     assert keys == ["s/33471", *(f"s/33471#{n}" for n in (2, 3, 4, 5))]
     said = capsys.readouterr().out
     assert said.count("4 records have the id of an earlier one and other content") == 1
-    open_mixture(Mixture(data, model, tokenizer))
+    open_streams(Mixture(data, model, tokenizer))
     assert capsys.readouterr().out == ""
 
 
@@ -103,5 +103,5 @@ def test_pictures_in_rows_count_as_content(tmp_path, write, model, tokenizer, ma
         format="plain",
         skip={"duplicate_id": 0.4},
     )
-    (index,) = open_mixture(Mixture(make_data({"s": stream}), model, tokenizer))
+    (index,) = open_streams(Mixture(make_data({"s": stream}), model, tokenizer))
     assert [index.key(n) for n in range(len(index))] == ["s/x", "s/x#2"]

@@ -10,7 +10,7 @@ from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.templates import TEMPLATES
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import StreamIndex, report
 from mllm_jax.data.records.parse import Turn, user_turn
 
@@ -43,7 +43,7 @@ def build(write, picture, tokenizer, model, make_data):
     def make(records, network=model, format: Any = "llama3", **changes) -> StreamIndex:
         path = str(write("s.json", records))
         data = make_data({"s": StreamConfig(path, format=format)}, **({"length": 48} | changes))
-        return open_mixture(Mixture(data, network, tokenizer))[0]
+        return open_streams(Mixture(data, network, tokenizer))[0]
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.storage import MOST_KEYS, count_keys
 from mllm_jax.data.index.stream import report
 from mllm_jax.data.record_errors import RecordError
@@ -127,7 +127,7 @@ def test_the_index_counts_them_and_the_refusal_names_a_way_on(
 
     def indexed(**changes):
         data = make_data({"s": StreamConfig(str(path), language="eu", format="llama3", **changes)})
-        (stream,) = open_mixture(Mixture(data, model, tokenizer))
+        (stream,) = open_streams(Mixture(data, model, tokenizer))
         return report(stream, data.languages)
 
     with pytest.raises(ConfigError) as error:

@@ -16,7 +16,7 @@ from PIL import Image
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.images.decode import load_pixels
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.sources.array_record_file import write_array_record
 
@@ -83,7 +83,7 @@ def test_examples_and_pixels(make, tmp_path, model, tokenizer, make_data):
     stream = make(tmp_path)
     fields = {"language": "eu", "format": "llama3", "layout": "caption", "columns": stream.columns}
     data = make_data({"s": StreamConfig(stream.path, kind=stream.kind, **fields)})
-    (index,) = open_mixture(Mixture(data, model, tokenizer))
+    (index,) = open_streams(Mixture(data, model, tokenizer))
     for n, row in enumerate(ROWS):
         example = index[n]
         assert example.record == f"s/r{n}"
@@ -139,7 +139,7 @@ def test_a_split_has_an_index_of_its_own(tmp_path, model, tokenizer, make_data):
     }
     data = make_data({n: replace(s, skip={"duplicate_id": 0.9}) for n, s in streams.items()})
     asked = Mixture(data, model, tokenizer)
-    assert [len(stream) for stream in open_mixture(asked)] == [1, 1]
-    assert len(open_mixture(asked._replace(build=False))) == 2
+    assert [len(stream) for stream in open_streams(asked)] == [1, 1]
+    assert len(open_streams(asked._replace(build=False))) == 2
     with pytest.raises(ConfigError, match=r"split='train': kind json has no splits"):
         StreamConfig("a.json", split="train")

@@ -24,7 +24,7 @@ from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import DataConfig
 from mllm_jax.data.chat.tokenizer import load_tokenizer
-from mllm_jax.data.index.cache import Mixture, open_mixture
+from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.loader import Loader
 
 WORDS = (
@@ -160,7 +160,7 @@ def main() -> None:
     watch = Watch()
     watch.start()
     begin = time.perf_counter()
-    open_mixture(mixture)
+    open_streams(mixture)
     seconds = time.perf_counter() - begin
     held = watch.stop()
     peaks = [

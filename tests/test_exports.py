@@ -4,6 +4,7 @@ transformers 4.57 lives in an environment of its own, made once in pytest's cach
 (.pytest_cache/d/transformers-4.57, 300 MB); torch, numpy and Pillow are those of this one.
 """
 
+import dataclasses
 import fcntl
 import functools
 import os
@@ -54,11 +55,14 @@ PLAIN = LanguageConfig(
     vocab=tiny.VOCAB, width=64, mlp=160, layers=3, heads=4, kv_heads=4, head_dim=24,
     norm_eps=1e-6, tied=True, max_length=512, rope=RopeConfig(1e4),
 )  # fmt: skip
+# so narrow that a linear connector takes the gelu form
+NARROW = dataclasses.replace(VISION, width=32)
 IMAGE = tiny.VOCAB - 1
 Format = Literal["float32", "bfloat16"]
 MODELS: dict[str, tuple[ModelConfig, Format]] = {
     "llava_mlp": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "float32"),
     "llava_linear": (ModelConfig(VISION, ConnectorConfig("linear"), TEXT, IMAGE), "float32"),
+    "llava_linear_gelu": (ModelConfig(NARROW, ConnectorConfig("linear"), TEXT, IMAGE), "float32"),
     "llava_tied": (ModelConfig(VISION, ConnectorConfig("mlp", False), PLAIN, IMAGE), "float32"),
     "llava_bfloat16": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "bfloat16"),
     "llama": (ModelConfig(language=TEXT), "float32"),

@@ -31,6 +31,7 @@ NAMES = (
     "llama32_tied",
     "llava_bf16",
     "llava_linear",
+    "llava_linear_gelu",
     "llava_mlp",
     "llava_two_images",
 )

@@ -114,13 +114,19 @@ CALLS = [
             "chat_format": "plain",
         },
     ),
-    ("convert", "to_hf", "convert to-hf m out", (Path("m"), Path("out")), {"dtype": None}),
     (
         "convert",
         "to_hf",
-        "convert to-hf m out --dtype bfloat16",
+        "convert to-hf m out",
         (Path("m"), Path("out")),
-        {"dtype": "bfloat16"},
+        {"dtype": None, "connector_form": None},
+    ),
+    (
+        "convert",
+        "to_hf",
+        "convert to-hf m out --dtype bfloat16 --connector-form gelu",
+        (Path("m"), Path("out")),
+        {"dtype": "bfloat16", "connector_form": "gelu"},
     ),
     (
         "generate",

@@ -12,16 +12,18 @@ import pytest
 
 from mllm_jax.checkpoints.hf import tensor_files
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
+from mllm_jax.checkpoints.hf.connector_form import FORMS
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.flags import CHAT_FORMATS
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.config.model import ConnectorConfig
 from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 
-LLAVA = ["llava_mlp", "llava_linear", "llava_two_images", "llava_bf16"]
+LLAVA = ["llava_mlp", "llava_linear", "llava_linear_gelu", "llava_two_images", "llava_bf16"]
 LLAMA = ["llama", "llama31", "llama32_tied"]
 
 
@@ -116,6 +118,42 @@ def test_exported_processor_makes_the_same_inputs(name: str, oracle: Path, expor
     assert processor.chat_template
     config = json.loads((exported / name / "config.json").read_text())
     assert config["image_seq_length"] == 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_linear_connector_in_two_forms(
+    dtype: str, oracle: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The form can be forced; both compute the same, and come back as one matrix to the bit."""
+    torch = pytest.importorskip("torch")
+    source = exported / "models" / "llava_linear_gelu"
+    assert open_model(source).config.model.connector == ConnectorConfig("linear")
+    expected = np.load(oracle / "llava_linear_gelu" / "expected.npz")
+    inputs = {"input_ids": torch.from_numpy(expected["input_ids"])}
+    logits, kernels = [], []
+    for form in FORMS:
+        out = tmp_path / form
+        conversions.to_hf(source, out, dtype=dtype, connector_form=form)
+        assert json.loads((out / "config.json").read_text())["projector_hidden_act"] == form
+        assert ("vLLM and llama.cpp do not" in capsys.readouterr().out) == (form == "linear")
+        assert "one matrix, stored" in (out / "README.md").read_text()
+        network = load(out, "llava_linear_gelu")
+        pixels = torch.from_numpy(expected["pixel_values"]).to(network.dtype)
+        with torch.no_grad():
+            logits.append(network(**inputs, pixel_values=pixels).logits.float().numpy())
+        back = open_model(out)
+        leaves = back.leaves(conversions.abstract(back.config.model))
+        assert not any("linear_2" in path for path in leaves)
+        kernels.append({p: x.read() for p, x in leaves.items() if p.startswith("connector/")})
+    same(*kernels)
+    np.testing.assert_allclose(*logits, atol=2e-5 if dtype == "float32" else 0.05, rtol=0)
+
+
+def test_a_form_that_does_not_fit(exported: Path, tmp_path: Path) -> None:
+    for name, message in (("llava_linear", "use linear"), ("llava_mlp", "leave it out")):
+        with pytest.raises(ConfigError, match=f"--connector-form gelu: .*{message}"):
+            conversions.to_hf(exported / "models" / name, tmp_path / "hf", connector_form="gelu")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_half_precision_survives(oracle: Path, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Reference(NamedTuple):
     pictures: tuple[tuple[int, int], ...] = ()  # (height, width)
     dtype: torch.dtype = torch.float32
     shard: str | None = None  # largest file of weights: more than one file
+    one_layer: bool = False  # whether LLaVA's two layers compute one
 
 
 def main() -> None:
@@ -98,8 +99,8 @@ def make(folder: Path, reference: Reference) -> None:
     tokenizer: Any = make_tokenizer()
     model = reference.build(tokenizer)
     spread(model)
-    if getattr(model.config, "projector_hidden_act", None) == "linear":
-        bypass_second_layer(model.model.multi_modal_projector)
+    if reference.one_layer:
+        one_layer(model.model.multi_modal_projector, model.config.projector_hidden_act)
     model = model.to(reference.dtype).eval()
     processor = make_processor(tokenizer) if reference.pictures else None
     pictures = [picture(rng, height, width) for height, width in reference.pictures]
@@ -249,10 +250,12 @@ def llama(tokenizer: Any, *, llama3_rope: bool = True, tied: bool = False) -> Ll
     return LlamaForCausalLM(language(tokenizer, llama3_rope=llama3_rope, tied=tied))
 
 
-def llava(tokenizer: Any, activation: str = "gelu") -> LlavaForConditionalGeneration:
+def llava(
+    tokenizer: Any, activation: str = "gelu", vision_width: int = 48
+) -> LlavaForConditionalGeneration:
     """A LLaVA-1.5 whose connector has this activation between its layers."""
     vision = CLIPVisionConfig(
-        hidden_size=48,
+        hidden_size=vision_width,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -285,10 +288,23 @@ def spread(model: Any) -> None:
 
 
 @torch.no_grad()
-def bypass_second_layer(connector: Any) -> None:
-    """Makes it the identity: so stock LLaVA holds a connector of one linear layer."""
-    torch.nn.init.eye_(connector.linear_2.weight)
-    torch.nn.init.zeros_(connector.linear_2.bias)
+def one_layer(connector: Any, activation: str) -> None:
+    """Makes stock LLaVA's two layers compute one: with an identity, or as gelu(x) - gelu(-x) = x.
+
+    The first needs no activation; the second a text width of twice the vision width.
+    """
+    first, second = connector.linear_1, connector.linear_2
+    if activation == "linear":
+        torch.nn.init.eye_(second.weight)
+        torch.nn.init.zeros_(second.bias)
+        return
+    features, kernel = first.in_features, second.weight[:, : first.in_features].clone()
+    torch.nn.init.zeros_(first.bias)
+    for matrix in (first.weight, second.weight):
+        torch.nn.init.zeros_(matrix)
+    for start, sign in ((0, 1), (features, -1)):
+        first.weight[range(start, start + features), range(features)] = sign
+        second.weight[:, start : start + features] = sign * kernel
 
 
 LONG = "Mendi gainean elurra dago oraindik. " * 6  # well beyond Llama 3.1's original length of 64
@@ -300,7 +316,18 @@ REFERENCES = {
     "llama32_tied": Reference(46, LONG, functools.partial(llama, tied=True)),
     "llava_mlp": Reference(16, "Zenbat itsasontzi daude portuan?", llava, (WIDE,), shard="100KB"),
     "llava_linear": Reference(
-        98, "Who is standing there?", functools.partial(llava, activation="linear"), (TALL,)
+        98,
+        "Who is standing there?",
+        functools.partial(llava, activation="linear"),
+        (TALL,),
+        one_layer=True,
+    ),
+    "llava_linear_gelu": Reference(
+        1,
+        "Zer dago mahai gainean?",
+        functools.partial(llava, vision_width=32),
+        (WIDE,),
+        one_layer=True,
     ),
     "llava_two_images": Reference(21, "Zertan dira desberdinak?", llava, (SQUARE, TALL)),
     "llava_bf16": Reference(

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mllm_jax.checkpoints.hf.connector_form import Form
 from mllm_jax.checkpoints.hf.tiles_text import tiles_text
 from mllm_jax.checkpoints.hf.write_config import architecture
 from mllm_jax.config.stage import FolderConfig
@@ -18,9 +19,22 @@ processor = AutoProcessor.from_pretrained("PATH")
 model = {auto}.from_pretrained("PATH")
 ```"""
 
+# how a linear connector is stored, by its form
+STORED: dict[Form | None, str] = {
+    None: "",
+    "gelu": ", one matrix, stored as two layers with GELU between: gelu(x) - gelu(-x) = x",
+    "linear": ", one matrix, stored with an identity as linear_2 and no activation",
+}
 
-def model_card(config: FolderConfig, name: str) -> str:
-    """The card's text. `name` is the model's title; the license is left for a person to fill in."""
+
+def model_card(config: FolderConfig, name: str, form: Form | None = None) -> str:
+    """The card's text; the license is left for a person to fill in.
+
+    Args:
+        config: of the model.
+        name: the model's title.
+        form: in which a linear connector is stored.
+    """
     multimodal = config.model.patches > 0
     header: dict[str, Any] = {
         "language": list(config.languages),
@@ -46,7 +60,7 @@ def model_card(config: FolderConfig, name: str) -> str:
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n",
         f"# {name}\n",
-        _summary(config),
+        _summary(config, form),
     ]
     if config.model.grids is not None:
         parts.append("## Image tiles\n\n" + tiles_text(config.model))
@@ -82,7 +96,7 @@ def _task(config: FolderConfig) -> str:
     return "image-text-to-text" if config.model.patches else "text-generation"
 
 
-def _summary(config: FolderConfig) -> str:
+def _summary(config: FolderConfig, form: Form | None) -> str:
     lines = []
     vision, language, connector = config.model.vision, config.model.language, config.model.connector
     if vision is not None:
@@ -92,7 +106,7 @@ def _summary(config: FolderConfig) -> str:
             f"per image), features of layer {vision.feature_layer}"
         )
     if connector is not None:
-        lines.append(f"- connector: {connector.kind}")
+        lines.append(f"- connector: {connector.kind}{STORED[form]}")
     if language is not None:
         lines.append(
             f"- language: Llama, {language.layers} layers of width {language.width}, "

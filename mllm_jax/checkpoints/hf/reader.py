@@ -25,12 +25,12 @@ from mllm_jax.checkpoints.hf.config import (
     read_llava,
     read_vision,
 )
+from mllm_jax.checkpoints.hf.connector_form import FORMS, Columns, single_layer
 from mllm_jax.checkpoints.hf.grids import read_grids
 from mllm_jax.checkpoints.hf.names import (
     BY_NAME,
     BY_PATH,
     HEAD,
-    C,
     L,
     V,
     canonical_names,
@@ -97,35 +97,17 @@ class HFFolder:
         return model, fit
 
     def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:
-        """One matrix or two.
-
-        LLaVA in transformers always has two; an identity behind no activation is our single one.
-        """
+        """One matrix or two: LLaVA in transformers always has two, which may be one in fact."""
         where = str(self.path / "config.json")
-        if Fields(where, raw).choice("projector_hidden_act", "gelu", "gelu", "linear") == "gelu":
+        activation = Fields(where, raw).choice("projector_hidden_act", "gelu", *FORMS)
+        single = single_layer(where, activation, self._tensors)
+        if single is None:
             return "mlp"
-        second, bias = (
-            self._tensors.get(f"{C}linear_2.weight"),
-            self._tensors.get(f"{C}linear_2.bias"),
-        )
-        if second is not None:
-            matrix = second.read()
-            identity = matrix.ndim == 2 and np.array_equal(
-                matrix, np.eye(len(matrix), dtype=matrix.dtype)
-            )
-            zero = bias is None or not bias.read().any()
-            require(
-                identity and zero,
-                f"{where}: projector_hidden_act='linear' with a linear_2 that is not "
-                "the identity with zero bias; multiply it into linear_1 first, then convert",
-            )
+        self._tensors = single
         return "linear"
 
     def _absorb(self, model: ModelConfig) -> None:
-        """Takes out the tensors that our parameters already say: linear's identity, a tied head."""
-        if model.connector is not None and model.connector.kind == "linear":
-            for name in (f"{C}linear_2.weight", f"{C}linear_2.bias"):
-                self._tensors.pop(name, None)
+        """Takes out a tied head, which the token table already says."""
         head = self._tensors.get(f"{HEAD}weight")
         if head is not None and model.language is not None and model.language.tied:
             table = self._tensors.get(f"{L}embed_tokens.weight")
@@ -211,7 +193,7 @@ class _Shape:
 
 
 def _read(
-    path: str, shape: tuple[int, ...], tensors: list[StoredTensor], index: Index
+    path: str, shape: tuple[int, ...], tensors: list[StoredTensor | Columns], index: Index
 ) -> np.ndarray:
     """The part at `index` of one parameter; of its tensors no other bytes are read."""
     out = np.empty(size_of(index), FORMATS[tensors[0].format])
@@ -224,7 +206,7 @@ def _read(
 
 
 def _read_layer(
-    path: str, shape: tuple[int, ...], tensor: StoredTensor, index: Index, out: np.ndarray
+    path: str, shape: tuple[int, ...], tensor: StoredTensor | Columns, index: Index, out: np.ndarray
 ) -> None:
     theirs, read, left = hf_index(path, shape, index)
     copy_into(out, to_ours(path, tensor.read(theirs), read)[left])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.checkpoints.hf.connector_form import Form, choose_form
 from mllm_jax.checkpoints.hf.grids import write_grids
 from mllm_jax.checkpoints.hf.rope import write_rope
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
@@ -18,6 +19,7 @@ def write_config(
     dtype: str,
     ids: Mapping[str, Any],
     carried: Mapping[str, Mapping[str, Any]] | None = None,
+    form: Form | None = None,
 ) -> dict[str, Any]:
     """`config.json` for stock transformers: LLaVA(-NeXT), Llama or CLIP by the parts of `model`.
 
@@ -27,6 +29,7 @@ def write_config(
         ids: bos_token_id, eos_token_id, pad_token_id of the text model.
         carried: fields of the source's config that nothing here reads, by section ("outer",
             "text_config", "vision_config").
+        form: in which a linear connector is stored.
     """
     stored = {"dtype": dtype, "torch_dtype": dtype}  # the second for transformers before 4.56
     outer, text, vision = (
@@ -42,7 +45,7 @@ def write_config(
     return {
         **outer,
         "architectures": [architecture(model)],
-        **outer_fields(model),
+        **outer_fields(model, form),
         "text_config": text,
         "vision_config": vision,
         **stored,
@@ -55,15 +58,18 @@ def architecture(model: ModelConfig) -> str:
     return f"Llava{next_}ForConditionalGeneration"
 
 
-def outer_fields(model: ModelConfig) -> dict[str, Any]:
-    """What LlavaConfig or LlavaNextConfig says around its two sections."""
+def outer_fields(model: ModelConfig, form: Form | None = None) -> dict[str, Any]:
+    """What LlavaConfig or LlavaNextConfig says around its two sections.
+
+    `form` is that of a linear connector.
+    """
     assert model.vision is not None and model.connector is not None and model.language is not None
     return {
         "model_type": "llava" if model.grids is None else "llava_next",
         "image_token_index": model.image_token,
         "image_seq_length": model.patches,
         "multimodal_projector_bias": model.connector.bias,
-        "projector_hidden_act": "linear" if model.connector.kind == "linear" else "gelu",
+        "projector_hidden_act": choose_form(model, form) or "gelu",
         "vision_feature_layer": model.vision.feature_layer,
         "vision_feature_select_strategy": "default",
         "tie_word_embeddings": model.language.tied,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.checkpoints.hf import files as hf_files
+from mllm_jax.checkpoints.hf.connector_form import Form, as_two_layers, choose_form
 from mllm_jax.checkpoints.hf.names import export_name, hf_shape, is_stacked, names_of, to_hf
 from mllm_jax.checkpoints.hf.tensor_files import DTYPES, SHARD_BYTES, write_tensors
 from mllm_jax.checkpoints.hf.transpose import copy_into
@@ -21,7 +22,6 @@ from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import require
 from mllm_jax.common.json_file import write_json
-from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import FolderConfig
 
 AHEAD = 2  # tensors that are read and turned while one is written
@@ -38,6 +38,7 @@ def write_hf(
     shard_bytes: int = SHARD_BYTES,
     seen: Callable[[str], Any] = lambda name: None,
     unread: Mapping[str, Mapping[str, Any]] | None = None,
+    form: Form | None = None,
 ) -> None:
     """Writes a folder that stock transformers opens.
 
@@ -54,9 +55,13 @@ def write_hf(
         shard_bytes: largest shard.
         seen: called with each parameter's path once it is written.
         unread: fields of the source's config that nothing here reads, by section.
+        form: of a linear connector; None where there is none, or for `choose_form`'s default.
     """
+    form = choose_form(config.model, form)
     parts = frozenset(path.split("/")[0] for path in leaves)
-    leaves = {**leaves, **_identity(config.model, leaves)}
+    if form is not None:
+        assert config.model.language is not None
+        leaves = {**leaves, **as_two_layers(leaves, config.model.language.width, form)}
     target = {path: DTYPES[dtype] if dtype else leaf.dtype for path, leaf in leaves.items()}
     tensors = {
         export_name(name, parts): Leaf(hf_shape(path, leaf.shape), target[path], leaf.read)
@@ -81,7 +86,7 @@ def write_hf(
 
     write_tensors(folder, tensors, arrays(), shard_bytes)
     hf_files.write_model_files(files, folder, config.model, ids, fit)
-    written = write_config(config.model, dtype or config.dtype, ids, unread)
+    written = write_config(config.model, dtype or config.dtype, ids, unread, form)
     write_json(folder / "config.json", written)
 
 
@@ -127,22 +132,6 @@ def _cast(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         "hold; export bfloat16 or float32",
     )
     return half
-
-
-def _identity(model: ModelConfig, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """A linear connector's second matrix for transformers, which always has one.
-
-    It is the identity, with a zero bias.
-    """
-    if model.connector is None or model.connector.kind != "linear" or model.language is None:
-        return {}
-    width, dtype = model.language.width, leaves["connector/linear_1/kernel"].dtype
-    extra = {
-        "connector/linear_2/kernel": Leaf((width, width), dtype, lambda: np.eye(width, dtype=dtype))
-    }
-    if model.connector.bias:
-        extra["connector/linear_2/bias"] = Leaf((width,), dtype, lambda: np.zeros((width,), dtype))
-    return extra
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("model", type=Path, metavar="MODEL")
     way.add_argument("out", type=Path, metavar="OUT")
     way.add_argument("--dtype", choices=FORMATS, help="default: as stored")
+    way.add_argument(
+        "--connector-form",
+        choices=("gelu", "linear"),
+        help="of a linear connector; default: gelu, which every runtime opens, where it fits",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -49,4 +54,4 @@ def run(options: argparse.Namespace) -> None:
             chat_format=o.chat_format,
         )
     else:
-        conversions.to_hf(o.model, o.out, dtype=o.dtype)
+        conversions.to_hf(o.model, o.out, dtype=o.dtype, connector_form=o.connector_form)

@@ -28,6 +28,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
+from mllm_jax.checkpoints.hf.connector_form import Form, choose_form, describe
 from mllm_jax.checkpoints.hf.model_card import model_card
 from mllm_jax.checkpoints.hf.tensor_files import SHARD_BYTES
 from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
@@ -66,7 +67,11 @@ def from_hf(src: str | Path, out: str | Path) -> None:
 
 
 def to_hf(
-    model: str | Path, out: str | Path, dtype: str | None = None, shard_bytes: int = SHARD_BYTES
+    model: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    connector_form: Form | None = None,
 ) -> None:
     """Writes the folder OUT that stock transformers opens.
 
@@ -77,12 +82,15 @@ def to_hf(
         out: the folder to make.
         dtype: "float32", "bfloat16" or "float16"; None keeps each parameter's own.
         shard_bytes: largest shard; 5 GB as in transformers.
+        connector_form: how a linear connector becomes LLaVA's two layers, see `connector_form`;
+            None: "gelu", which every runtime opens, where the text width allows it.
 
     Raises:
-        ConfigError: as in `from_hf`.
+        ConfigError: as in `from_hf`; a form that the connector cannot have.
     """
     check_dtype(dtype)
     source = open_model(model)
+    form = choose_form(source.config.model, connector_form)
     with new_folder(out) as folder:
         leaves = source.leaves(abstract(source.config.model))
         with _bar(len(leaves)) as bar:
@@ -97,10 +105,14 @@ def to_hf(
                 shard_bytes,
                 bar,
                 source.unread,
+                form,
             )
-        card = model_card(source.config, Path(out).absolute().name)
+        card = model_card(source.config, Path(out).absolute().name, form)
         (folder / "README.md").write_text(card, encoding="utf-8")
     _report(out, leaves, source.left_out, source.unread, dtype)
+    note = describe(form)
+    if note is not None:
+        print(note)
     if source.config.model.language is not None:
         warn_without_template(Path(out), out)
 

@@ -164,7 +164,9 @@ def test_written_config_is_read_back() -> None:
     model = ModelConfig(vision, ConnectorConfig("linear", bias=False), language, 7)
     written = write_config(model, "bfloat16", {"eos_token_id": [1, 2]})
     assert read_llava("here", written, "linear") == model
-    assert written["projector_hidden_act"] == "linear"
+    assert written["projector_hidden_act"] == "gelu"
+    linear = write_config(model, "bfloat16", {}, form="linear")
+    assert linear["projector_hidden_act"] == "linear"
     assert (written["dtype"], written["torch_dtype"]) == ("bfloat16", "bfloat16")
     assert (written["tie_word_embeddings"], written["image_seq_length"]) == (True, 16)
     mlp = ModelConfig(vision, ConnectorConfig("mlp"), language, 7)

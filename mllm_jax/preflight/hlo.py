@@ -19,14 +19,22 @@ Bytes are those one device sends over its links, for a ring over n devices:
 Source of the ring's cost: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms", 2009.
 """
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from mllm_jax.common.errors import RunError
-from mllm_jax.preflight.program import Instruction, Program, called, parse, shape_bytes
+from mllm_jax.preflight.program import (
+    Instruction,
+    Program,
+    arrays,
+    called,
+    device_groups,
+    op_name,
+    parse,
+    shape_bytes,
+)
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # how many times a kind sends (n - 1) / n of its array, if not once
@@ -206,7 +214,7 @@ def _of(program: Program, computation: str, iterations: int) -> dict[str, Collec
             continue
         if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
             kind = "reduce-scatter"
-        source = _source(line) or around or line.name
+        source = op_name(line) or around or line.name
         one = _collective(program[place], line, kind, iterations, source)
         channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
         # all that shard_map writes have the channel 1; they are not spread
@@ -224,13 +232,7 @@ def _flat(
         yield computation, line, around
         if line.opcode == "fusion":
             for fused in called(line, "calls"):
-                yield from _flat(program, fused, _source(line))
-
-
-def _source(line: Instruction) -> str:
-    """The operation of our code that a line comes from; empty if it does not say."""
-    match = re.search(r'op_name="([^"]*)"', line.text)
-    return match[1] if match else ""
+                yield from _flat(program, fused, op_name(line))
 
 
 def _collective(
@@ -244,33 +246,20 @@ def _collective(
         inputs = [next((x for x in place if x.name == name), None) for name in line.operands]
         shape = ", ".join(x.shape for x in inputs if x is not None) or line.inside
         moved = shape_bytes(shape)
-    return Collective(kind, _plain(shape), sum(moved), _group(line.text), iterations, where)
+    return Collective(kind, _plain(shape), sum(moved), _group_size(line), iterations, where)
 
 
 def _plain(shape: str) -> str:
     """A shape without layouts."""
-    return ", ".join(re.findall(r"\b[a-z]\w*\[[\d,]*\]", shape))
+    return ", ".join(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in arrays(shape))
 
 
-def _group(text: str) -> int:
-    """Devices of one group: {{0,1},{2,3}}, [2,4]<=[8], or mesh['a'=2,'b'=4] {'b'}.
-
-    A mesh may name its devices before the axes: mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
-
-    Raises:
-        RunError: another way to write it.
-    """
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
-        return int(match[1])
-    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\S*\))? \{([^}]*)\}"
-    if match := re.search(mesh, text):
-        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
-        return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", match[2]))
-    if "source_target_pairs" in text:
-        return 2
-    raise RunError(f"the compiled program groups devices in a way that is not known: {text:.200}")
+def _group_size(line: Instruction) -> int:
+    """Devices of one group. Raises RunError where the program does not say."""
+    groups = device_groups(line)
+    if not groups:
+        raise RunError(f"{line.name}: the compiled program does not say which devices take part")
+    return len(groups[0])
 
 
 def summary(operations: list[Collective]) -> dict[str, dict[str, int]]:

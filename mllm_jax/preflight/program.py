@@ -4,6 +4,10 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
+from mllm_jax.common.errors import RunError
+
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 
 
@@ -71,14 +75,65 @@ def called(line: Instruction, *attributes: str) -> list[str]:
     return names
 
 
+def op_name(line: Instruction) -> str:
+    """The operation of our code that a line comes from; empty if it does not say."""
+    match = re.search(r'op_name="([^"]*)"', line.text)
+    return match[1] if match else ""
+
+
+def arrays(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(number format, dimensions) of all array shapes in a piece of a program, in their order."""
+    shapes = re.findall(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]", text)
+    return [(kind, tuple(_numbers(dimensions))) for kind, dimensions in shapes]
+
+
 def shape_bytes(shape: str) -> list[int]:
     """Bytes of every array of a shape: "(f32[4,8]{1,0}, bf16[2])" -> [128, 4]."""
-    return [
-        math.prod(int(n) for n in dimensions.split(",") if n) * _width(kind)
-        for kind, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
-    ]
+    return [math.prod(dimensions) * _width(kind) for kind, dimensions in arrays(shape)]
 
 
 def _width(kind: str) -> int:
     bits = re.fullmatch(r"[su](\d+)", kind)
     return WIDTHS.get(kind, 1) if bits is None else max(1, int(bits[1]) // 8)
+
+
+# ----------------------------------------------------------------------------------- device groups
+
+
+def device_groups(line: Instruction) -> list[list[int]]:
+    """The device numbers of each group of a collective; [] where all devices are one group.
+
+    XLA writes them in four ways: {{0,1},{2,3}}, [2,4]<=[8], mesh['a'=2,'b'=4] {'b'}, and
+    source_target_pairs={{0,1},{1,0}}. The devices of a list may be in another order,
+    [2,4]<=[4,2]T(1,0), and a mesh may name its devices before the axes:
+    mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}.
+
+    Raises:
+        RunError: another way to write them.
+    """
+    text = line.text
+    if "replica_groups={}" in text:
+        return []
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", text):
+        return [_numbers(group) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+    if match := re.search(r"replica_groups=\[(\d+,\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
+        return _device_order(match[2]).reshape(_numbers(match[1])).tolist()
+    mesh = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}:]+)\}"
+    if match := re.search(mesh, text):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
+        order = _device_order(match[2] or f"[{math.prod(sizes.values())}]")
+        axes = [list(sizes).index(name) for name in re.findall(r"'([^']*)'", match[3])]
+        last = np.moveaxis(order.reshape(list(sizes.values())), axes, range(-len(axes), 0))
+        return last.reshape(-1, math.prod(last.shape[-len(axes) :])).tolist()
+    raise RunError(f"the compiled program groups devices in a way that is not known: {text:.200}")
+
+
+def _device_order(text: str) -> np.ndarray:
+    """`[2,4]T(1,0)`: the numbers 0..7 in two rows of four, transposed."""
+    sizes, _, axes = text.strip("[)").partition("]")
+    order = np.arange(math.prod(_numbers(sizes))).reshape(_numbers(sizes))
+    return order.transpose(_numbers(axes.removeprefix("T("))) if axes else order
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n]

@@ -240,7 +240,11 @@ def test_sums_of_shard_map_share_a_channel_and_are_several():
     assert [one.count for one in hlo.collectives(program)] == [1, 1]
 
 
-def test_groups_that_cannot_be_read_are_refused():
-    text = ADD + entry(REDUCE.replace("{{0,1,2,3}}", "<all>"))
-    with pytest.raises(RunError, match="in a way that is not known"):
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [("<all>", "in a way that is not known"), ("{}", "does not say which devices take part")],
+)
+def test_groups_that_cannot_be_read_are_refused(groups: str, message: str):
+    text = ADD + entry(REDUCE.replace("{{0,1,2,3}}", groups))
+    with pytest.raises(RunError, match=message):
         hlo.collectives(text)

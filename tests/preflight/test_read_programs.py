@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mllm_jax.common.errors import RunError
 from mllm_jax.distributed import sharding
 from tests.support import hlo
 from tests.training import toy
@@ -65,6 +66,13 @@ def test_reads_a_permutation(mesh):
     )  # fmt: skip
 
 
+def entry(instruction):
+    """A program of one instruction."""
+    return (
+        f"ENTRY %main (y: f32[8,4]) -> f32[8,4] {{\n  ROOT %x.1 = f32[8,4]{{1,0}} {instruction}\n}}"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "axes"),
     [
@@ -82,14 +90,13 @@ def test_reads_a_permutation(mesh):
     ],
 )
 def test_reads_every_way_of_writing_groups(mesh, line, axes):
-    program = f"  %x.1 = f32[8,4]{{1,0}} all-reduce(%y), {line}, metadata={{}}"
-    (made,) = hlo.collectives(program, mesh)
+    (made,) = hlo.collectives(entry(f"all-reduce(%y), {line}, metadata={{}}"), mesh)
     assert made.axes == axes
 
 
 def test_an_unknown_way_of_writing_groups_is_no_pass(mesh):
-    with pytest.raises(AssertionError, match="unread groups"):
-        hlo.collectives("  %x = f32[8]{0} all-reduce(%y), replica_groups=new", mesh)
+    with pytest.raises(RunError, match="in a way that is not known"):
+        hlo.collectives(entry("all-reduce(%y), replica_groups=new"), mesh)
 
 
 def layers(kernel, x):

@@ -1,11 +1,10 @@
-"""What a compiled program says of itself: its collectives, and what must not stand in it.
+"""What a compiled program must not hold, by its collectives and shapes.
 
 A program is one device's: shapes are those of its shares, and device numbers are positions in the
 mesh.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,22 +13,11 @@ from jax.sharding import Mesh
 
 from mllm_jax.distributed import sharding
 from mllm_jax.models.axes import logical_axes
+from mllm_jax.preflight import hlo, program
 
 Shape = tuple[int, ...]
-KINDS = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
+KINDS = (*hlo.KINDS, "ragged-all-to-all", "collective-broadcast")
 SMALL = 16  # elements of a metric at most: sums by stream or language, norms, counts
-_RESULT = re.compile(
-    rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(sorted(KINDS, key=len, reverse=True))})"
-    r"(?:-start)?\(",
-)
 
 
 class Collective(NamedTuple):
@@ -38,80 +26,37 @@ class Collective(NamedTuple):
     kind: str
     shapes: list[tuple[str, Shape]]  # (dtype, result shape on a device); dimensions of 1 left out
     axes: frozenset[str]  # the mesh axes it crosses
-    line: str
+    where: str  # the operation of the source it comes from
 
     def says(self) -> str:
         """For messages."""
-        named = re.search(r'op_name="([^"]*)"', self.line)
         shapes = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in self.shapes)
-        return f"{self.kind} {shapes} over {sorted(self.axes)}: {named[1] if named else '?'}"
+        return f"{self.kind} {shapes} over {sorted(self.axes)}: {self.where or '?'}"
 
 
 def shapes(text: str) -> list[tuple[str, Shape]]:
     """All array shapes in a piece of HLO text, dimensions of 1 left out."""
-    found = re.findall(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]", text)
-    return [
-        (dtype, tuple(int(d) for d in dims.split(",") if d not in ("", "1")))
-        for dtype, dims in found
-    ]
+    return [(dtype, tuple(d for d in dims if d != 1)) for dtype, dims in program.arrays(text)]
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
     """Every collective of a compiled program, in its order."""
-    found = []
-    for line in text.splitlines():
-        if match := _RESULT.match(line):
-            axes = frozenset().union(*(_axes(group, mesh) for group in _groups(line, mesh)))
-            found.append(Collective(match[2], shapes(match[1]), axes, line))
-    return found
+    lines = [line for lines in program.parse(text)[0].values() for line in lines]
+    return [
+        Collective(kind, shapes(line.shape), _axes(line, mesh), program.op_name(line))
+        for line in lines
+        if (kind := line.opcode.removesuffix("-start")) in KINDS
+    ]
 
 
-def _axes(group: Sequence[int], mesh: Mesh) -> set[str]:
-    """Names of the axes along which the members of a group differ."""
-    places = np.array(np.unravel_index(list(group), mesh.devices.shape))
-    return {name for name, row in zip(mesh.axis_names, places, strict=True) if len(set(row)) > 1}
-
-
-def _groups(line: str, mesh: Mesh) -> Iterator[Sequence[int]]:
-    """The device numbers of each group, from any of the four ways in which HLO writes them."""
-    size = mesh.size
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        yield from _lists(pairs[1])
-    elif listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
-        yield from _lists(listed[1])
-    elif named := re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", line
-    ):
-        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        order = _iota(named[2] or f"[{size}]", size).reshape(list(sizes.values()))
-        names = list(sizes)
-        chosen = [names.index(name) for name in re.findall(r"'(\w+)'", named[3])]
-        assert chosen and ":" not in named[3], f"unread groups: {line.strip()[:300]}"
-        last = np.moveaxis(order, chosen, range(-len(chosen), 0))
-        yield from last.reshape(-1, math.prod(order.shape[i] for i in chosen)).tolist()
-    elif iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", line):
-        yield from _iota(iota[2], size).reshape(_numbers(iota[1])).tolist()
-    elif "replica_groups={}" in line:
-        yield list(range(size))
-    else:
-        raise AssertionError(f"unread groups: {line.strip()[:300]}")
-
-
-def _iota(text: str, size: int) -> np.ndarray:
-    """`[2,4]T(1,0)`: 0..7 in two rows of four, turned."""
-    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    assert match, f"unread device order {text}"
-    made = np.arange(size).reshape(_numbers(match[1]))
-    return made.transpose(_numbers(match[2])) if match[2] else made
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in text.split(",")]
-
-
-def _lists(text: str) -> Iterator[list[int]]:
-    for members in re.findall(r"\{?([\d,]+)\}?", text.replace("},{", "} {")):
-        yield _numbers(members)
+def _axes(line: program.Instruction, mesh: Mesh) -> frozenset[str]:
+    """Names of the axes along which the members of a collective's groups differ."""
+    crossed = set()
+    for group in program.device_groups(line) or [range(mesh.size)]:
+        places = np.array(np.unravel_index(list(group), mesh.devices.shape))
+        rows = zip(mesh.axis_names, places, strict=True)
+        crossed |= {name for name, row in rows if len(set(row)) > 1}
+    return frozenset(crossed)
 
 
 # ------------------------------------------------------------------------------ what is not allowed
@@ -192,7 +137,7 @@ def assert_crosses_in_no_loop(text: str, mesh: Mesh, axis: str) -> None:
         axis: one that lies on slow links.
     """
     found = collectives(text, mesh)
-    wrong = [made.says() for made in found if axis in made.axes and "while/body" in made.line]
+    wrong = [made.says() for made in found if axis in made.axes and "while/body" in made.where]
     assert not wrong, f"crosses {axis} in a loop:\n" + "\n".join(wrong)
 
 

@@ -5,6 +5,13 @@ Dimension letters, the same in annotations and einsum strings everywhere:
     B batch (rows)     T query length         S key length  D model width  F feed-forward width
     N query heads      K key/value heads      G = N / K     H head width   V vocabulary
     I images in a row  P patches of an image  C channels    L layers (first axis of stacked weights)
+
+Image slots, I, are squares that the vision tower reads: an image is one (LLaVA-1.5), or the whole
+image and its tiles (LLaVA-NeXT), each a slot. Placeholders name a patch of a slot, or the newline
+vector that ends a line of patches of an image in tiles:
+
+    in a record (slots of its images, in order)   k * P + p    NEWLINE    TEXT
+    in a row (of all its records)                 i * P + p    I * P      TEXT
 """
 
 from typing import NamedTuple
@@ -16,13 +23,16 @@ Numbers = np.ndarray | Array
 # RGB bytes, or floats that are normalised already
 Pixels = UInt8[Numbers, "B I height width C"] | Float[Numbers, "B I height width C"]
 
+TEXT = -1  # placeholder of no image, in a record and in a row
+NEWLINE = -2  # newline vector in a record; in a row it is I * P, since there the slots are known
+
 
 class Example(NamedTuple):
     """One tokenised record: what packing places in a row, never split.
 
     `weights[t]` is the weight of token t as a target (1 for trained tokens, 0 otherwise).
-    `placeholders[t]` is -1 for text; in an image span it is k * P + p: patch p of the example's
-    k-th image.
+    `placeholders[t]` is TEXT; in an image span k * P + p, patch p of the example's k-th slot, or
+    NEWLINE.
     """
 
     tokens: Int32[np.ndarray, "T"]
@@ -73,7 +83,7 @@ class Batch(NamedTuple):
     weights: Float32[Numbers, "B T"]
     segments: Int32[Numbers, "B T"]
     positions: Int32[Numbers, "B T"]
-    # -1 text; else i * P + p: patch p in image slot i of the same row
+    # TEXT; i * P + p: patch p in image slot i of the same row; I * P: the newline vector
     image_index: Int32[Numbers, "B T"]
     streams: Int32[Numbers, "B T"]  # number of the stream a token comes from
     languages: Int32[Numbers, "B T"]  # number of its language

@@ -15,6 +15,7 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"vision/patch_embedding/kernel", ("none", "none", "none", "embed")),
     (r"connector/linear_[12]/kernel", ("none", "embed")),
     (r"connector/linear_[12]/bias", ("none",)),
+    (r"connector/newline", ("none",)),
     (r"language/embedding", ("vocab", "embed")),
     (r"language/head/kernel", ("vocab", "embed")),
     (r".*norm\d?/(scale|bias)", ("none",)),

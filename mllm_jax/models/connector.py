@@ -17,6 +17,7 @@ class Connector(nn.Module):
     width: int
     dtype: jnp.dtype
     reduce: jnp.dtype = jnp.dtype("float32")  # of gradients that cross devices
+    newline: bool = False  # whether it has the vector that ends a line of patches; see `mllm.embed`
 
     @nn.compact
     def __call__(self, x: Float[Array, "B P C"]) -> Float[Array, "B P D"]:
@@ -28,4 +29,8 @@ class Connector(nn.Module):
             x = jax.nn.gelu(x, approximate=False)
             shape = (self.width, self.width)
             x = Einsum("BPE,ED->BPD", shape, bias, *formats, name="linear_2")(x)
+        if self.newline and self.is_initializing():
+            # LLaVA-VL/LLaVA-NeXT, llava_arch.py, initialize_vision_modules: randn / sqrt(D)
+            init = nn.initializers.normal(self.width**-0.5)
+            self.param("newline", init, (self.width,), jnp.float32)
         return x

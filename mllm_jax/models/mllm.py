@@ -8,9 +8,11 @@
     tokens        <bos>  <image> <image> <image> <image>  What  is  it
     image_index    -1      0       1       2       3       -1   -1  -1
 
-An image index is i * P + p: patch p in image slot i of the row. Several images, several
-conversations, or none: the same program with other indices. A slot that no index names is never
-gathered, so its gradient is exactly zero.
+An image index is i * P + p: patch p in image slot i of the row; a slot is a square that the vision
+tower reads: a whole image, or one of LLaVA-NeXT's tiles. I * P, one behind the last patch of the
+row's I slots, is the newline vector `connector/newline`, which models with `grids` have. Several
+images, several conversations, or none: the same program with other indices. A slot that no index
+names is never gathered, so its gradient is exactly zero.
 
 Parameters are one flat dict by path ("language/layers/attention/q/kernel"); they are nested here,
 for Flax's `init` and `apply`, and nowhere else outside of Orbax.
@@ -25,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.batch import ModelInputs, Pixels
-from mllm_jax.common.arithmetic import einsum, take_rows
+from mllm_jax.batch import TEXT, ModelInputs, Pixels
+from mllm_jax.common.arithmetic import add_shared, einsum, take_rows
 from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig
@@ -63,6 +65,7 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
             language.width,
             jnp.dtype(compute.compute),
             jnp.dtype(compute.reduce),
+            newline=config.grids is not None,
         )
     return MLLM(
         config,
@@ -135,13 +138,18 @@ def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array
 
 
 def embed(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
-    """Token embeddings, with the image vectors at the placeholders."""
+    """Token embeddings, with the image vectors and the newline vector at the placeholders."""
     x = _apply(model.language, params, "language", inputs.tokens, method="embed")
     if model.connector is None or inputs.pixels.shape[1] == 0:
         return x
-    return _replace_placeholders(
-        x, image_embeddings(model, params, inputs.pixels), jnp.asarray(inputs.image_index)
-    )
+    vectors, index = image_embeddings(model, params, inputs.pixels), jnp.asarray(inputs.image_index)
+    if not model.connector.newline:
+        return _replace_placeholders(x, vectors, index)
+    is_newline = index == vectors.shape[1]
+    x = _replace_placeholders(x, vectors, jnp.where(is_newline, TEXT, index))
+    # added where it belongs, not gathered: its gradient is the sum over all rows in float32
+    newline = add_shared(jnp.zeros_like(x), params["connector/newline"])
+    return jnp.where(is_newline[:, :, None], newline, x)
 
 
 def _replace_placeholders(

@@ -11,9 +11,11 @@ import pytest
 
 from mllm_jax.batch import ModelInputs
 from mllm_jax.common.trees import unflatten
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import axes, mllm
+from mllm_jax.models.connector import Connector
 
 P = 16
 CONFIG = ModelConfig(
@@ -22,6 +24,7 @@ CONFIG = ModelConfig(
     LanguageConfig(vocab=128, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head_dim=8),
     image_token=100,
 )
+ANYRES = dataclasses.replace(CONFIG, grids=GridsConfig("hw", sizes=((28, 56), (56, 28))))
 COMPUTE = ComputeConfig(compute="float32", remat="none")
 
 
@@ -109,6 +112,49 @@ def test_an_unused_slot_has_exactly_zero_gradient(params):
     images = [g for path, g in grads.items() if path.startswith(("vision/", "connector/"))]
     assert images and not any(np.any(g) for g in images)
     assert np.any(grads["language/embedding"])
+
+
+def test_newlines_are_one_more_row_behind_the_image_vectors():
+    """I * P takes the newline vector; its gradient is the sum over its places in all rows."""
+    model = mllm.build(ANYRES, COMPUTE)
+    params = mllm.init(model, jax.random.key(3))
+    newline, table = params["connector/newline"], params["language/embedding"]
+    pair = [row([conversation(seed, 1, 6)], 40, 2) for seed in (1, 2)]
+    both = {name: jnp.concatenate([one[name] for one in pair]) for name in pair[0]}
+    inputs = inputs_of(both)
+    index = np.array(inputs.image_index)
+    index[0, 10], index[1, [7, 12, 21]] = 2 * P, 2 * P
+    inputs = inputs._replace(image_index=jnp.asarray(index))
+    vectors = mllm.image_embeddings(model, params, inputs.pixels)
+    rows = jnp.concatenate([vectors, jnp.broadcast_to(newline, (2, 1, 32))], axis=1)
+    expected = jnp.where(
+        (index >= 0)[:, :, None],
+        jnp.take_along_axis(rows, np.maximum(index, 0)[:, :, None], axis=1),
+        table[inputs.tokens],
+    )
+    np.testing.assert_array_equal(mllm.embed(model, params, inputs), expected)
+    down = jax.random.normal(jax.random.key(5), expected.shape)
+    gradient = jax.grad(lambda p: jnp.sum(mllm.embed(model, p, inputs) * down))(params)
+    places = down[(index == 2 * P)]
+    assert places.shape == (4, 32)
+    np.testing.assert_allclose(gradient["connector/newline"], places.sum(axis=0), rtol=1e-5)
+
+
+def test_the_newline_vector_is_there_with_grids_and_changes_no_other_parameter(params):
+    """Drawn as LLaVA-NeXT's, standard deviation 1 / sqrt(D)."""
+    model = mllm.build(ANYRES, COMPUTE)
+    drawn = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
+    assert drawn.keys() - params.keys() == {"connector/newline"}
+    for path, x in params.items():
+        np.testing.assert_array_equal(drawn[path], x, err_msg=path)
+    assert ANYRES.language is not None
+    wide = dataclasses.replace(ANYRES, language=dataclasses.replace(ANYRES.language, width=4096))
+    shapes = mllm.abstract_params(mllm.build(wide, COMPUTE))
+    assert shapes["connector/newline"].shape == (4096,)
+    connector = Connector(ConnectorConfig("linear"), 8, 4096, jnp.dtype("float32"), newline=True)
+    features = jnp.zeros((1, 1, 8))
+    newline = connector.init(jax.random.key(0), features)["params"]["newline"]
+    assert abs(float(jnp.std(newline)) * 64 - 1) < 0.05
 
 
 def test_the_placeholder_row_of_the_token_table_gets_no_gradient(params):
@@ -236,9 +282,9 @@ def test_accelerators_take_blocks_and_processors_the_loop():
 def test_what_the_forward_pass_does_not_read():
     """The tower's last layer and norm; without image slots the tower and the connector."""
     paths = ["vision/layers/norm1/scale", "vision/post_norm/bias", "vision/class_embedding"]
-    paths += ["connector/linear_1/bias", "language/embedding"]
+    paths += ["connector/linear_1/bias", "connector/newline", "language/embedding"]
     assert mllm.used_layers(CONFIG, paths, True) == {paths[0]: 2, paths[1]: 0}
-    assert mllm.used_layers(CONFIG, paths, False) == dict.fromkeys(paths[:4], 0)
+    assert mllm.used_layers(CONFIG, paths, False) == dict.fromkeys(paths[:5], 0)
     assert CONFIG.vision is not None
     whole = dataclasses.replace(CONFIG, vision=dataclasses.replace(CONFIG.vision, feature_layer=-1))
     assert mllm.used_layers(whole, paths, True) == {paths[1]: 0}

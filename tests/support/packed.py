@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch, Example
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.data.mixture import packing
@@ -27,6 +28,7 @@ MODEL = ModelConfig(
     ConnectorConfig("linear"),
     LanguageConfig(vocab=V, width=24, mlp=56, layers=3, heads=4, kv_heads=2, head_dim=8),
     image_token=V - 1,
+    grids=GridsConfig("hw", sizes=((SIDE, 2 * SIDE), (2 * SIDE, SIDE))),
 )
 COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
 TOWER = PartConfig("vision/.*", train=False)

@@ -1,5 +1,7 @@
 """A small whole model with many addends to every sum: images of 64 patches, words as they are used.
 
+A newline vector follows every line of 8 patches.
+
 The most frequent word stands a fifth of all positions; 48 images have 3,072 patches. Every value
 of the parameters is a bfloat16 number, so the format in which they are held changes no product.
 """
@@ -13,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllm_jax.batch import Batch
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
 from mllm_jax.distributed import sharding
@@ -20,8 +23,9 @@ from mllm_jax.training import setup, state, step
 from mllm_jax.training.loss import weighted_loss
 from tests.support.exact_sums import exact
 
-V, P, SLOTS, TEXT = 64, 64, 3, 64
-ROWS, LENGTH, CHUNK, BETA1 = 16, SLOTS * P + TEXT, 64, 0.9
+V, P, LINE, SLOTS, TEXT = 64, 64, 8, 3, 64
+IMAGES = SLOTS * (P + P // LINE)  # placeholders of a row
+ROWS, LENGTH, CHUNK, BETA1 = 16, IMAGES + TEXT, 70, 0.9
 # compilers may leave out roundings that the program asks for, here and there: activations would
 # differ from program to program, and gradients with them, by up to 1 %
 AS_WRITTEN: dict[str, str | bool] = {"xla_allow_excess_precision": False}
@@ -32,7 +36,8 @@ def model(tied: bool = False) -> ModelConfig:
     language = LanguageConfig(
         vocab=V, width=24, mlp=56, layers=2, heads=4, kv_heads=2, head_dim=8, tied=tied
     )
-    return ModelConfig(VISION, ConnectorConfig("mlp"), language, image_token=V - 1)
+    grids = GridsConfig("hw", sizes=((32, 64),))
+    return ModelConfig(VISION, ConnectorConfig("mlp"), language, V - 1, grids)
 
 
 def batch() -> Batch:
@@ -41,8 +46,10 @@ def batch() -> Batch:
     frequency = 1 / np.arange(1, V)
     tokens = np.full(shape, V - 1, np.int32)
     tokens[:, -TEXT:] = rng.choice(V - 1, (ROWS, TEXT), p=frequency / frequency.sum())
-    index = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
-    index[:, -TEXT:] = -1
+    lines = np.arange(SLOTS * P, dtype=np.int32).reshape(-1, LINE)
+    lines = np.pad(lines, ((0, 0), (0, 1)), constant_values=SLOTS * P)
+    index = np.full(shape, -1, np.int32)
+    index[:, :IMAGES] = lines.ravel()
     weights = np.zeros(shape, np.float32)
     weights[:, -TEXT - 1 : -1] = 1
     side = VISION.image_size

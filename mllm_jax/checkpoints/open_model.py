@@ -9,14 +9,12 @@ import jax
 
 from mllm_jax.checkpoints import frozen, manifest
 from mllm_jax.checkpoints.hf import (
-    files as hf_files,
-)
-from mllm_jax.checkpoints.hf import (
     tokenizer as hf_tokenizer,
 )
 from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
+from mllm_jax.checkpoints.hf.processor import read_processor
 from mllm_jax.checkpoints.hf.reader import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
 from mllm_jax.checkpoints.params import restore, stored_leaves
@@ -91,7 +89,7 @@ class OrbaxSource(ModelSource):
         self.image_fit = "crop"
         if (vision := self.config.model.vision) is not None:
             grids = self.config.model.grids
-            self.image_fit = hf_files.read_processor(files, vision.image_size, grids)[1]
+            self.image_fit = read_processor(files, vision.image_size, grids)[1]
 
     @functools.cached_property
     def _frozen(self) -> dict[str, Leaf]:

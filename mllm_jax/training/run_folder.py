@@ -26,6 +26,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
+from mllm_jax.checkpoints.hf.processor import write_processor
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common import interrupts
@@ -165,7 +166,7 @@ def prepare(
     hf_unread.write_unread(model, source.unread if source else {})
     hf_files.add_end_tokens(model, END_TOKENS)  # where what was trained as an answer ends
     if config.model.patches:
-        hf_files.write_processor(model, config.model, config.data.image_fit)
+        write_processor(model, config.model, config.data.image_fit)
     if template := chat_template(config.data.streams, loader.shares(steps)):
         (model / hf_files.TEMPLATE).write_text(template, encoding="utf-8")
     folder = FolderConfig(

@@ -164,7 +164,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.setattr(recipe.runner, "evaluate", evaluate)
     monkeypatch.setattr(recipe.conversions, "to_hf", to_hf)
     monkeypatch.setattr(recipe.pages, "run", made.reports.append)
-    monkeypatch.setattr("mllm_jax.checkpoints.hf.files.read_processor", lambda *_: (None, "crop"))
+    monkeypatch.setattr("mllm_jax.checkpoints.open_model.read_processor", lambda *_: (None, "crop"))
     return made
 
 

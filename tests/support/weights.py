@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from mllm_jax.checkpoints.hf import files as hf_files
+from mllm_jax.checkpoints.hf.processor import write_processor
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.params import save_params
 from mllm_jax.commands.convert import conversions
@@ -30,7 +31,7 @@ def model_folder(data: Path, out: Path) -> Path:
     out.mkdir(parents=True)
     hf_files.copy_files(data / "tokenizer", out)
     config = tiny.config(data, out)
-    hf_files.write_processor(out, config.model, config.data.image_fit)
+    write_processor(out, config.model, config.data.image_fit)
     loading.dump(FolderConfig(config.model), out / "config.yaml")
     save(arrays(data), out)
     return out

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.config import (
     LAYERS,
@@ -19,6 +18,7 @@ from mllm_jax.checkpoints.hf.config import (
 )
 from mllm_jax.checkpoints.hf.grids import read_original_grids
 from mllm_jax.checkpoints.hf.names import V
+from mllm_jax.checkpoints.hf.processor import cuts_tiles, read_processor
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.fields import Fields
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
@@ -51,12 +51,12 @@ def read_original(
     size = read_image_size(Fields(vision.location, tower), 224)
     grids = read_original_grids(get, size)
     require(
-        grids is None or not hf_files.cuts_tiles(folder),
+        grids is None or not cuts_tiles(folder),
         f"{folder}: config.json is of the original code, whose image_grid_pinpoints are [width, "
         "height], its image processor is transformers' with [height, width]; remove the processor "
         "file if config.json is right",
     )
-    processor, fit = hf_files.read_processor(folder, size)
+    processor, fit = read_processor(folder, size)
     layer = get.whole("mm_vision_select_layer", -2, -LAYERS, LAYERS)
     vision_config = read_vision(f"{where} vision_config", tower, layer, **processor)
     width = get.whole("mm_hidden_size", vision_config.width)

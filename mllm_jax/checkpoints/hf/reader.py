@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.config import (
     LLAVA_VISION,
@@ -43,6 +42,7 @@ from mllm_jax.checkpoints.hf.names import (
     to_ours,
 )
 from mllm_jax.checkpoints.hf.original_llava import read_original
+from mllm_jax.checkpoints.hf.processor import check_placeholders, read_processor
 from mllm_jax.checkpoints.hf.tensor_files import FORMATS, StoredTensor
 from mllm_jax.checkpoints.hf.transpose import copy_into
 from mllm_jax.checkpoints.hf.weight_files import regular_file, stored_tensors
@@ -89,11 +89,11 @@ class HFFolder:
         size = read_image_size(Fields(f"{where} vision_config", vision), 224)
         is_next = self._kind == "llava_next"
         grids = read_grids(Fields(where, raw), size) if is_next else None
-        processor, fit = hf_files.read_processor(self.path, size, grids)
+        processor, fit = read_processor(self.path, size, grids)
         if self._kind == "clip":
             return ModelConfig(vision=read_vision(where, vision, **processor)), fit
         model = read_llava(where, raw, self._connector_kind(raw), grids, **processor)
-        hf_files.check_placeholders(self.path, model)
+        check_placeholders(self.path, model)
         return model, fit
 
     def _connector_kind(self, raw: dict[str, Any]) -> ConnectorKind:

@@ -30,6 +30,7 @@ from mllm_jax.checkpoints.hf import (
 )
 from mllm_jax.checkpoints.hf.connector_form import Form, choose_form, describe
 from mllm_jax.checkpoints.hf.model_card import model_card
+from mllm_jax.checkpoints.hf.processor import write_processor
 from mllm_jax.checkpoints.hf.tensor_files import SHARD_BYTES
 from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
@@ -177,7 +178,7 @@ def join(
         note = choose_template(folder, llama.where, chat_format)
         unread = tower.unread | {hf_unread.TEXT: llama.unread[hf_unread.TEXT]}
         hf_unread.write_unread(folder, unread)
-        hf_files.write_processor(folder, config.model, tower.image_fit)
+        write_processor(folder, config.model, tower.image_fit)
         _write_params(folder, config, leaves)
     _report(name or out, leaves, tower.left_out + llama.left_out, unread)
     if note is not None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf.config import read_llava
 from mllm_jax.checkpoints.hf.grids import read_grids, read_original_grids
+from mllm_jax.checkpoints.hf.processor import cuts_tiles, read_processor, write_processor
 from mllm_jax.checkpoints.hf.unread import listed, read_unread
 from mllm_jax.checkpoints.hf.write_config import write_config
 from mllm_jax.common.errors import ConfigError
@@ -155,7 +155,7 @@ def folder(tmp_path: Path) -> Path:
     """The processor files of a model that was trained by the original code's choices."""
     added = [{"content": "<image>", "id": 128256}]
     put(tmp_path, "tokenizer.json", {"model": {"vocab": {}}, "added_tokens": added})
-    hf_files.write_processor(tmp_path, dataclasses.replace(FULL, grids=TRAINED), "crop")
+    write_processor(tmp_path, dataclasses.replace(FULL, grids=TRAINED), "crop")
     return tmp_path
 
 
@@ -168,7 +168,7 @@ def test_processor_files(folder: Path) -> None:
     assert old["image_processor_type"] == "LlavaNextImageProcessor"
     assert old["image_grid_pinpoints"] == [[672, 336], [336, 1008]]
     assert old["size"] == {"shortest_edge": 336}
-    assert hf_files.read_processor(folder, 336, TRAINED)[1] == "crop"
+    assert read_processor(folder, 336, TRAINED)[1] == "crop"
 
 
 @pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
@@ -177,26 +177,26 @@ def test_processor_and_config_must_agree(folder: Path, file: str) -> None:
     with pytest.raises(
         ConfigError, match=r"pinpoints=\[\[672, 336\], .*; expected \[\[336, 672\], .* as in config"
     ):
-        hf_files.read_processor(folder, 336, other)
+        read_processor(folder, 336, other)
     with pytest.raises(ConfigError, match="image_processor_type='LlavaNextImageProcessor'; exp"):
-        hf_files.read_processor(folder, 336)
+        read_processor(folder, 336)
     tree = json.loads((folder / file).read_text())
     settings = tree.get("image_processor", tree)
     settings["image_processor_type"] = "CLIPImageProcessor"
     put(folder, file, tree)
     with pytest.raises(ConfigError, match=r"'CLIPImageProcessor'; expected LlavaNextImageProcess"):
-        hf_files.read_processor(folder, 336, TRAINED)
+        read_processor(folder, 336, TRAINED)
     settings |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": None}
     put(folder, file, tree)
     with pytest.raises(ConfigError, match=r"pinpoints=\[\[336, 672\], \[672, 336\].*; expected"):
-        hf_files.read_processor(folder, 336, TRAINED)
+        read_processor(folder, 336, TRAINED)
 
 
 def test_a_model_without_tiles_leaves_no_trace(folder: Path) -> None:
-    hf_files.write_processor(folder, FULL, "crop")
+    write_processor(folder, FULL, "crop")
     for name in ("processor_config.json", "preprocessor_config.json"):
         assert "pinpoints" not in (folder / name).read_text()
-    assert not hf_files.cuts_tiles(folder)
+    assert not cuts_tiles(folder)
 
 
 def test_what_is_read_is_not_carried_as_unread(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mllm_jax.checkpoints.hf import (
 )
 from mllm_jax.checkpoints.hf.config import read_llava
 from mllm_jax.checkpoints.hf.grids import read_grids, read_original_grids
+from mllm_jax.checkpoints.hf.processor import check_placeholders, read_processor, write_processor
 from mllm_jax.checkpoints.hf.write_config import write_config
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.fields import Fields
@@ -110,7 +111,7 @@ def folder(tmp_path: Path) -> Path:
     put(tmp_path / "special_tokens_map.json", words)
     put(tmp_path / "generation_config.json", {"eos_token_id": [1, 2], "bos_token_id": 0})
     put(tmp_path / "chat_template.json", {"chat_template": "x"})
-    hf_files.write_processor(tmp_path, MODEL, "pad")
+    write_processor(tmp_path, MODEL, "pad")
     return tmp_path
 
 
@@ -132,10 +133,10 @@ def test_files_beside_the_weights(folder: Path, tmp_path: Path, name: str) -> No
     def read(tree: Any) -> None:
         put(folder / name, tree)
         hf_tokenizer.special_ids(folder)
-        hf_files.read_processor(folder, 28)
-        hf_files.check_placeholders(folder, MODEL)
+        read_processor(folder, 28)
+        check_placeholders(folder, MODEL)
         hf_files.copy_files(folder, out)
-        hf_files.write_processor(out, MODEL, "crop")
+        write_processor(out, MODEL, "crop")
 
     check(read, json.loads((folder / name).read_text()), "json", FEW)
 

@@ -1,4 +1,4 @@
-"""Parameters by path: lazy leaves, and the comparison of two trees.
+"""Parameters by path: lazy leaves, and the refusal of those of another model.
 
 Everything in this folder streams: a `Leaf` knows its shape and number format, and reads its array
 only when asked, so a conversion holds one parameter at a time.
@@ -14,8 +14,7 @@ import numpy as np
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.patterns import matches
-
-SHOWN = 20  # names listed of each kind of difference
+from mllm_jax.common.trees import differences
 
 Index = tuple[slice, ...]  # one slice with start and stop for every axis
 
@@ -98,32 +97,20 @@ def _inside(box: Index, part: Index) -> Index:
 
 
 def compare(
-    where: str, expected: Mapping[str, Any], found: Mapping[str, Any], hint: str = ""
+    where: str, expected: Mapping[str, Any], stored: Mapping[str, Any], hint: str = ""
 ) -> None:
-    """Refuses unless both mappings hold the same names with the same shapes.
+    """Refuses a checkpoint of another model: other names, or other shapes.
 
     Args:
         where: what was opened, for the message.
         expected: name -> anything with `.shape`, what the model needs.
-        found: name -> anything with `.shape`, what is stored.
+        stored: name -> anything with `.shape`.
         hint: what to do, put at the end of the message.
 
     Raises:
         ConfigError: one line that lists missing, extra and misshapen names.
     """
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} is {list(found[name].shape)}, expected {list(expected[name].shape)}"
-        for name in expected
-        if name in found and tuple(found[name].shape) != tuple(expected[name].shape)
-    ]
-    parts = [
-        _listed(*pair)
-        for pair in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
-        if pair[1]
-    ]
-    if parts:
+    if parts := differences(expected, stored):
         message = "; ".join([*parts, *([hint] if hint else [])])
         raise ConfigError(f"{where}: checkpoint of another architecture: {message}")
 
@@ -136,9 +123,3 @@ def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | Non
     return [
         p for p in stored if p in wanted or unread is None or not matches(unread, p, "init.fresh")
     ]
-
-
-def _listed(kind: str, names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{kind} {len(names)} ({', '.join(names[:SHOWN])}{more})"

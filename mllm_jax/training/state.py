@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mllm_jax.common.trees import LISTED, differences, path_differences
 from mllm_jax.config.stage import ComputeConfig, PartConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training.optimizer import Optimizer, assign, merge, split
@@ -76,8 +77,10 @@ def state_shardings(
 
     Raises:
         ConfigError: a dimension does not divide over its mesh axes.
+        ValueError: axes of other parameters.
     """
-    compare(abstract.params, axes, "logical axes")
+    if unnamed := path_differences(abstract.params, axes):
+        raise ValueError(f"the logical axes are those of other parameters: {'; '.join(unnamed)}")
     sharding.check_divides(mesh, axes, abstract.params)
     placed = sharding.shardings(mesh, axes)
 
@@ -100,35 +103,21 @@ def create_state(
     """The state of step 0, from parameters that are already on their devices.
 
     Raises:
-        ValueError: parameters that are missing, too many, misshapen, of another dtype or placed
+        ValueError: parameters that are missing, extra, misshapen, of another dtype or placed
             elsewhere, by path.
     """
     expected, places = abstract.params, shardings.params
-    compare(expected, params, "given parameters")
-    wrong = [
+    wrong = differences(expected, params) or [
         f"{path} is {leaf.dtype}{list(leaf.shape)} on {leaf.sharding}, "
         f"expected {want.dtype}{list(want.shape)} on {place}"
         for path, leaf in params.items()
         for want, place in [(expected[path], places[path])]
-        if (leaf.shape, leaf.dtype) != (want.shape, want.dtype)
-        or not leaf.sharding.is_equivalent_to(place, leaf.ndim)
+        if leaf.dtype != want.dtype or not leaf.sharding.is_equivalent_to(place, leaf.ndim)
     ]
     if wrong:
-        raise ValueError(f"{len(wrong)} parameters do not fit the state: {'; '.join(wrong[:5])}")
+        raise ValueError(f"parameters that do not fit the state: {'; '.join(wrong[:LISTED])}")
     trainable = {path: params[path] for path in abstract.trainable}
     frozen = {path: params[path] for path in abstract.frozen}
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(trainable)
     step = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=shardings.step)()
     return TrainState(step, trainable, frozen, opt_state)
-
-
-def compare(expected: Mapping[str, Any], actual: Mapping[str, Any], what: str) -> None:
-    """Raises ValueError listing paths that are missing from `actual` or too many."""
-    missing, extra = (
-        sorted(expected.keys() - actual.keys()),
-        sorted(actual.keys() - expected.keys()),
-    )
-    if missing or extra:
-        raise ValueError(
-            f"{what}: missing {missing[:5]} ({len(missing)}), too many {extra[:5]} ({len(extra)})"
-        )

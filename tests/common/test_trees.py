@@ -1,10 +1,11 @@
-"""Nested dicts <-> flat dicts by path."""
+"""Nested dicts <-> flat dicts by path, and what two of them do not share."""
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
-from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.common.trees import differences, flatten, path_differences, unflatten
 
 TREE = {
     "language": {"norm": {"scale": 1}, "embedding": 2},
@@ -49,3 +50,22 @@ def test_the_tree_is_not_changed():
     made = unflatten(FLAT)
     made["language"]["norm"]["scale"] = 9
     assert TREE["language"]["norm"]["scale"] == FLAT["language/norm/scale"] == 1
+
+
+def test_differences_by_path():
+    ours = {"a": np.zeros(3), "b": np.zeros((2, 1)), "d": np.zeros(())}
+    theirs = {"b": np.zeros(2), "c": np.zeros(3), "d": np.ones(())}
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == [
+        "missing 1 (a)",
+        "extra 1 (c)",
+        "misshapen 1 (b is [2], expected [2, 1])",
+    ]
+    assert path_differences(ours, theirs) == ["missing 1 (a)", "extra 1 (c)"]
+
+
+def test_lists_are_cut_at_twenty():
+    names = [f"a{i}" for i in range(23)]
+    twenty = ", ".join(names[:20])
+    assert path_differences(names[:20], []) == [f"missing 20 ({twenty})"]
+    assert path_differences([], names) == [f"extra 23 ({twenty}, and 3 more)"]

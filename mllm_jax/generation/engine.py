@@ -21,11 +21,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mllm_jax.batch import Batch, Example
+from mllm_jax.checkpoints.hf.tokenizer import end_ids
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.chat.encoder import Chat, Encoded
-from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
 from mllm_jax.data.images import decode
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.records.parse import Turn
@@ -59,7 +60,7 @@ class Answerer:
         self.template = load_template(files, self.tokenizer)
         image_token = self.config.image_token if self.config.patches else None
         self.chat = Chat(self.tokenizer, self.template, image_token, self.config.patches)
-        self.ends = end_ids(self.tokenizer, files)
+        self.ends = end_ids(files, self.source.ids)
         require(
             any(end < language.vocab for end in self.ends),
             f"{path}: eos_token_id={quoted(self.ends)} is outside of the {language.vocab} rows of "

@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Example
+from mllm_jax.checkpoints.hf.tokenizer import end_ids, special_ids
 from mllm_jax.common.errors import require
 from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.data.chat.encoder import Encoded
-from mllm_jax.data.chat.tokenizer import end_ids
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.distributed.sharding import ways
 from mllm_jax.generation.engine import Answerer, Picture
@@ -52,7 +52,8 @@ def sampler(
     """
     evaluate = config.train.evaluate
     assert evaluate is not None
-    answerer = _Answerer(config, tokenizer, end_ids(tokenizer, run / "model"), mesh)
+    files = run / "model"
+    answerer = _Answerer(config, tokenizer, end_ids(files, special_ids(files)), mesh)
     asked = questions(config, heldout, evaluate.samples)
     require(
         len(asked) > 0,

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mllm_jax.checkpoints.hf.tokenizer import end_ids, special_ids
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.templates import TEMPLATES
-from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
 from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.digits.records import Counts, make_data
 from mllm_jax.digits.tokenizer import CONTROL, make_tokenizer
@@ -36,7 +37,7 @@ def test_control_tokens_are_the_last_rows(folder: Path):
     )
     assert CONTROL[-1] == "<image>", "the configs give <image> the last row"
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin_of_text|>", "<|eot_id|>")
-    assert tokenizer.convert_ids_to_tokens(list(end_ids(tokenizer, folder))) == [
+    assert tokenizer.convert_ids_to_tokens(list(end_ids(folder, special_ids(folder)))) == [
         "<|eot_id|>",
         "<|end_of_text|>",
     ]

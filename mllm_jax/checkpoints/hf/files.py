@@ -50,8 +50,7 @@ def copy_files(source: Path, out: Path) -> None:
     if (source / "config.json").is_file():
         config = read_json(source / "config.json")
         if config.get("model_type") not in CLIP_TYPES:
-            text = Fields(str(source / "config.json"), config).section("text_config", config)
-            write_generation_config(out, special_ids(source, text.tree))
+            write_generation_config(out, special_ids(source, config))
 
 
 def write_model_files(

@@ -68,9 +68,7 @@ class HFFolder:
         names, self.left_out = canonical_names(str(path), stored, clip=self._kind == "clip")
         self._tensors = {name: stored[key] for name, key in names.items()}
         model, self.image_fit = self._read_config(raw)
-        self.ids = (
-            hf_tokenizer.special_ids(path, raw.get("text_config") or raw) if model.language else {}
-        )
+        self.ids = hf_tokenizer.special_ids(path, raw) if model.language else {}
         self._absorb(model)
         self.config = FolderConfig(
             model=model, dtype=self._main_dtype(), base_models=(_base_name(path, raw),)

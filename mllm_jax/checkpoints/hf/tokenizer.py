@@ -50,20 +50,44 @@ def _vocab(model: Fields) -> dict[str, int]:
 
 
 def special_ids(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """bos_token_id, eos_token_id (may be a list), pad_token_id.
+    """bos_token_id, eos_token_id (may be a list), pad_token_id, as transformers generates with.
 
-    From the generation config, else `config`, else the tokenizer; None where none says it.
+    The first that says it: generation_config.json, `config`, its text_config, the tokenizer. None
+    where none does.
+
+    Args:
+        folder: with tokenizer and perhaps generation_config.json.
+        config: the config.json of a language model, or of one with images.
 
     Raises:
         ConfigError: an id that is not a whole number.
     """
     path = folder / "generation_config.json"
-    sources = [_ids(Fields(str(folder / "config.json"), config or {}))]
-    if path.is_file():
-        sources.insert(0, _ids(Fields(str(path), read_json(path))))
+    sources = [_ids(Fields(str(path), read_json(path)))] if path.is_file() else []
+    if config is not None:
+        outer = Fields(str(folder / "config.json"), config)
+        sources += [_ids(outer), _ids(outer.section("text_config", {}))]
     sources.append(_of_tokenizer(folder))
     keys = [f"{name}_id" for name in NAMES]
     return {key: next((s[key] for s in sources if s.get(key) is not None), None) for key in keys}
+
+
+def end_ids(folder: Path, ids: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer.
+
+    Args:
+        folder: for the message.
+        ids: of `special_ids`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    ends = ids["eos_token_id"]
+    require(
+        ends is not None,
+        f"{folder}: no token ends an answer; name one in generation_config.json (eos_token_id)",
+    )
+    return tuple(ends) if isinstance(ends, list) else (ends,)
 
 
 def _ids(get: Fields) -> dict[str, Any]:

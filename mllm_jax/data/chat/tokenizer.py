@@ -149,35 +149,3 @@ def load_template(folder: str | Path, tokenizer: Any) -> str:
     if not isinstance(template, str):
         raise ConfigError(f"{folder}: no chat template; expected chat_template.jinja")
     return template
-
-
-def end_ids(tokenizer: Any, folder: str | Path | None = None) -> tuple[int, ...]:
-    """Ids that end an answer: of the generation config, else the config, else the tokenizer's eos.
-
-    Args:
-        tokenizer: as `load_tokenizer` gives it.
-        folder: a model folder; generation_config.json and config.json are read, as transformers
-            does.
-
-    Raises:
-        ConfigError: there is no id anywhere, or it is not a valid one.
-    """
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder or ".") / name
-        if folder is None or not path.is_file():
-            continue
-        tree = read_json(path)
-        inner = tree.get("text_config")
-        for section in (tree, inner if isinstance(inner, dict) else {}):
-            ids = section.get("eos_token_id")
-            if ids not in (None, []):
-                ids = ids if isinstance(ids, list) else [ids]
-                are_ids = all(type(id) is int and 0 <= id < 2**31 for id in ids)
-                reason = f"{path}: eos_token_id={quoted(ids)}: expected ids of tokens"
-                require(are_ids, reason)
-                return tuple(ids)
-    require(
-        tokenizer.eos_token_id is not None,
-        "the tokenizer has no end token and no generation_config.json names one",
-    )
-    return (tokenizer.eos_token_id,)

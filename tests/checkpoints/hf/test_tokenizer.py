@@ -1,10 +1,12 @@
 """Tokenizer files: ids of special tokens, `<image>` as a new one, files for both transformers."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.common.errors import ConfigError
@@ -32,6 +34,33 @@ def test_special_ids_prefer_the_generation_config(tmp_path: Path) -> None:
         "eos_token_id": [1, 7],
         "pad_token_id": 3,
     }
+
+
+def test_end_ids_are_those_that_transformers_generates_with(tmp_path: Path) -> None:
+    """Of generation_config.json, else config.json, else its text_config, else the tokenizer."""
+
+    def ends(config: dict[str, Any] | None) -> tuple[int, ...]:
+        return hf_tokenizer.end_ids(tmp_path, hf_tokenizer.special_ids(tmp_path, config))
+
+    def of_transformers(config: dict[str, Any]) -> Any:
+        """What it takes where there is no generation_config.json."""
+        return GenerationConfig.from_model_config(copy.deepcopy(config)).eos_token_id
+
+    put(tmp_path, "tokenizer.json", TOKENIZER)
+    put(tmp_path, "tokenizer_config.json", {})
+    with pytest.raises(ConfigError, match="no token ends an answer; name one in generation_conf"):
+        ends({"text_config": {}})
+    put(tmp_path, "tokenizer_config.json", {"eos_token": "<eos>"})
+    assert ends(None) == ends({"eos_token_id": None}) == (1,)
+    inner: dict[str, Any] = {"text_config": {"eos_token_id": [5, 6]}}
+    assert ends(inner) == (5, 6) == tuple(of_transformers(inner))
+    assert (
+        ends(inner | {"eos_token_id": 7}) == (7,) == (of_transformers(inner | {"eos_token_id": 7}),)
+    )
+    put(tmp_path, "generation_config.json", {"bos_token_id": 3})
+    assert ends(inner | {"eos_token_id": 7}) == (7,)
+    put(tmp_path, "generation_config.json", {"eos_token_id": [8, 9]})
+    assert ends(inner | {"eos_token_id": 7}) == (8, 9)
 
 
 def test_early_llamas_have_no_padding_token(tmp_path: Path) -> None:
@@ -105,6 +134,11 @@ def test_tokens_of_every_kind(tmp_path: Path) -> None:
         ("generation_config.json", {"eos_token_id": []}, r"eos_token_id=\[\]; expected ids"),
         ("generation_config.json", {"eos_token_id": [1, "2"]}, "eos_token_id=.*; expected ids"),
         ("generation_config.json", {"eos_token_id": True}, "eos_token_id=True"),
+        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id='x'"),
+        ("generation_config.json", {"eos_token_id": 1.5}, r"eos_token_id=1\.5"),
+        ("generation_config.json", {"eos_token_id": 2**31}, "eos_token_id=2147483648"),
+        ("generation_config.json", {"eos_token_id": {"a": 1}}, "eos_token_id={'a': 1}"),
+        ("generation_config.json", {"eos_token_id": [[1]]}, r"eos_token_id=\[\[1\]\]"),
         ("generation_config.json", {"bos_token_id": [1]}, r"bos_token_id=\[1\]"),
         ("generation_config.json", {"pad_token_id": -2}, "pad_token_id=-2"),
         ("tokenizer_config.json", {"pad_token": 5}, "pad_token=5; expected text"),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.templates import TEMPLATES
-from mllm_jax.data.chat.tokenizer import end_ids, load_template, load_tokenizer
+from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
 from mllm_jax.data.records.parse import Turn
 
 LLAMA3_SPLIT = (
@@ -67,15 +67,6 @@ def test_template_of_a_folder(folder):
     assert load_tokenizer(folder).chat_template == TEMPLATES["llama31"]
 
 
-def test_end_ids(tokenizer, folder):
-    eos = tokenizer.eos_token_id
-    assert end_ids(tokenizer) == end_ids(tokenizer, folder) == (eos,)
-    (folder / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 5}}))
-    assert end_ids(tokenizer, folder) == (5,)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    assert end_ids(tokenizer, folder) == (7, 8)
-
-
 def changed(path: Path, *keys: str, value) -> None:
     """Sets the value in a JSON file."""
     tree = json.loads(path.read_text(encoding="utf-8"))
@@ -127,19 +118,6 @@ def test_the_default_of_several_templates(folder):
     templates = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
     changed(folder / "tokenizer_config.json", "chat_template", value=templates)
     assert load_template(folder, load_tokenizer(folder)) == "a"
-
-
-@pytest.mark.parametrize("ids", ["x", ["x"], 1.5, -1, 2**31, {"a": 1}, True, [[1]]])
-def test_what_is_no_end_id(ids, tokenizer, folder):
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id=.*expected ids"):
-        end_ids(tokenizer, folder)
-
-
-def test_no_end_ids_are_asked_of_the_next_file(tokenizer, folder):
-    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
-    (folder / "config.json").write_text('{"text_config": 7}')
-    assert end_ids(tokenizer, folder) == (tokenizer.eos_token_id,)
 
 
 # ------------------------------------------------------------------------------------- Llama 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import torch_files
 from tests.support.workplace import Case, Change, append, cut_file, in_json, remove, write
 
 FROM = ["convert", "from-hf", "hf", "out"]
@@ -142,6 +143,19 @@ def index(weight_map: Any) -> Change:
     return edit
 
 
+def in_torch_file(instructions: bytes) -> Change:
+    """Puts a pytorch_model.bin whose pickle has these instructions in place of safetensors."""
+
+    def edit(place: Path) -> None:
+        (place / "hf/model.safetensors").unlink()
+        path = place / "hf/pytorch_model.bin"
+        torch_files.write_file(
+            path, torch_files.PROTO + instructions + torch_files.STOP, {"0": bytes(24)}
+        )
+
+    return edit
+
+
 TENSORS: dict[str, tuple[Change, str]] = {
     "no tensors": (remove("hf/model.safetensors"), "safetensors"),
     "an empty file": (write("hf/model.safetensors", b""), "model.safetensors"),
@@ -203,9 +217,42 @@ TENSORS: dict[str, tuple[Change, str]] = {
         index(lambda full: full | {"more": next(iter(full.values()))}),
         "more",
     ),
-    "only a pickle": (
+    "safetensors that are called a pickle": (
         lambda place: (place / "hf/model.safetensors").rename(place / "hf/pytorch_model.bin"),
-        "pytorch_model.bin",
+        "not a file of torch.save",
+    ),
+    "a pickle that runs a program": (
+        in_torch_file(torch_files.call(torch_files.name("posix", "system"), "touch out")),
+        "data.pkl: asks for 'posix.system'",
+    ),
+    "a pickle that evaluates": (
+        in_torch_file(torch_files.call(torch_files.name("builtins", "eval"), "open('out', 'w')")),
+        "'builtins.eval'",
+    ),
+    "a pickle of other tensors": (
+        in_torch_file(torch_files.state_dict(a=torch_files.tensor())),
+        "missing",
+    ),
+    "a pickle of a dict of state dicts": (
+        in_torch_file(torch_files.value({"model": {}})),
+        "'model' is a dict, not a tensor",
+    ),
+    "a pickle of tensors past the end": (
+        in_torch_file(torch_files.state_dict(a=torch_files.tensor(offset=2**40))),
+        "leaves its storage of 6 numbers",
+    ),
+    "a pickle of a pointer": (
+        lambda place: (
+            (place / "hf/model.safetensors").unlink(),
+            (place / "hf/pytorch_model.bin").write_text("version https://git-lfs.github.com/"),
+        ),
+        "git lfs pull",
+    ),
+    "shards of pickles without an index": (
+        lambda place: (place / "hf/model.safetensors").rename(
+            place / "hf/pytorch_model-00001-of-00002.bin"
+        ),
+        "pytorch_model.bin.index.json",
     ),
 }
 

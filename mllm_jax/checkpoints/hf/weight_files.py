@@ -1,19 +1,45 @@
 """Which files of a Hugging Face folder hold its weights: one file, or shards by their index.
 
-Two sets of weights in one folder are refused: transformers would read one, another reader the
-other. Pickle files beside safetensors are left unread, as in transformers.
+safetensors are taken before the files of `torch.save`, which are left unread beside them, as in
+transformers. Two sets of weights in one format are refused: transformers would read one, another
+reader the other.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from mllm_jax.checkpoints.hf.pickled import read_pickled
 from mllm_jax.checkpoints.hf.tensor_files import INDEX, SINGLE, StoredTensor, read_header
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import Fields, is_text
 from mllm_jax.common.json_file import read_json
 from mllm_jax.common.links import is_inside, link_roots
 
-SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+class _Format(NamedTuple):
+    """The files of one format, and what reads one of them."""
+
+    single: str
+    index: str
+    shard: re.Pattern[str]
+    suffix: str
+    read: Callable[[Path], dict[str, StoredTensor]]
+
+
+FORMATS = (  # in the order in which transformers looks for them
+    _Format(
+        SINGLE, INDEX, re.compile(r"model-\d+-of-\d+\.safetensors"), ".safetensors", read_header
+    ),
+    _Format(
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        re.compile(r"pytorch_model-\d+-of-\d+\.bin"),
+        ".bin",
+        read_pickled,
+    ),
+)
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -21,39 +47,34 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a folder, one file or shards by the index.
 
     Raises:
-        ConfigError: no safetensors file, two sets of them, an adapter beside them, a shard that is
-            missing, truncated or outside of the folder, an index that disagrees with its shards.
+        ConfigError: no file of weights, two sets of them in one format, an adapter beside them, a
+            shard that is missing, truncated or outside of the folder, an index that disagrees with
+            its shards.
     """
-    single, index = folder / SINGLE, folder / INDEX
     adapter = next((name for name in ADAPTERS if (folder / name).exists()), None)
     require(
         adapter is None,
         f"{folder}: {adapter} is an adapter, which transformers would apply; merge it into the "
         "weights (peft: merge_and_unload), or move it elsewhere",
     )
-    shards = sorted(path.name for path in folder.iterdir() if SHARD.fullmatch(path.name))
-    if single.exists():
-        other = INDEX if index.exists() else next(iter(shards), None)
+    for form in FORMATS:
+        shards = sorted(path.name for path in folder.iterdir() if form.shard.fullmatch(path.name))
+        if (folder / form.single).exists():
+            other = form.index if (folder / form.index).exists() else next(iter(shards), None)
+            require(
+                other is None,
+                f"{folder}: holds {form.single} and {other}, two sets of weights; "
+                "move the one that is not meant elsewhere",
+            )
+            return form.read(regular_file(folder, form.single))
+        if (folder / form.index).exists():
+            return _by_index(folder, form, shards)
         require(
-            other is None,
-            f"{folder}: holds {SINGLE} and {other}, two sets of weights; "
-            "move the one that is not meant elsewhere",
+            not shards,
+            f"{folder}: holds {''.join(shards[:1])} without {form.index}, which lists the shards",
         )
-        return read_header(regular_file(folder, SINGLE))
-    if index.exists():
-        return _by_index(folder, shards)
-    require(
-        not shards,
-        f"{folder}: holds {''.join(shards[:1])} without {INDEX}, which lists the shards",
-    )
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    require(
-        not pickles,
-        f"{folder}: only {pickles[0].name if pickles else ''}, a pickle file, which is not opened; "
-        "save it as safetensors with transformers: "
-        "AutoModel.from_pretrained(...).save_pretrained(...)",
-    )
-    raise ConfigError(f"{folder}: no {SINGLE} and no {INDEX}")
+    allowed = ", ".join(name for form in FORMATS for name in (form.single, form.index))
+    raise ConfigError(f"{folder}: no weights: none of {allowed}")
 
 
 def regular_file(folder: Path, name: str) -> Path:
@@ -71,39 +92,42 @@ def regular_file(folder: Path, name: str) -> Path:
     return path
 
 
-def _by_index(folder: Path, shards: list[str]) -> dict[str, StoredTensor]:
-    weight_map = _weight_map(folder)
+def _by_index(folder: Path, form: _Format, shards: list[str]) -> dict[str, StoredTensor]:
+    index = folder / form.index
+    weight_map = _weight_map(folder, form)
     listed = set(weight_map.values())
     stray = [name for name in shards if name not in listed]
     require(
         not stray,
-        f"{folder / INDEX}: does not list {quoted(stray)}, shards of other weights or of an "
+        f"{index}: does not list {quoted(stray)}, shards of other weights or of an "
         "interrupted copy; move them elsewhere",
     )
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(listed):
-        for name, tensor in read_header(regular_file(folder, shard)).items():
+        for name, tensor in form.read(regular_file(folder, shard)).items():
             named = weight_map.get(name)
             require(
                 named == shard,
-                f"{folder / INDEX}: disagrees with its shards: {shard} holds {quoted(name)}, "
+                f"{index}: disagrees with its shards: {shard} holds {quoted(name)}, "
                 + ("which is not listed" if named is None else f"listed as in {named}"),
             )
             tensors[name] = tensor
     missing = [name for name in weight_map if name not in tensors]
     require(
         not missing,
-        f"{folder / INDEX}: disagrees with its shards: they lack {quoted(missing)}",
+        f"{index}: disagrees with its shards: they lack {quoted(missing)}",
     )
     return tensors
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def _weight_map(folder: Path, form: _Format) -> dict[str, str]:
     """Tensor -> shard of the index: plain names of files in the folder."""
-    path = folder / INDEX
-    weight_map = Fields(str(path), read_json(regular_file(folder, INDEX))).section("weight_map")
+    path = folder / form.index
+    weight_map = Fields(str(path), read_json(regular_file(folder, path.name))).section("weight_map")
     for name, shard in weight_map.tree.items():
-        if not is_text(shard) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            weight_map.refuse(quoted(name), shard, "the name of a .safetensors file in the folder")
+        if not is_text(shard) or Path(shard).name != shard or not shard.endswith(form.suffix):
+            weight_map.refuse(
+                quoted(name), shard, f"the name of a {form.suffix} file in the folder"
+            )
     require(len(weight_map.tree) > 0, f"{path}: weight_map is empty")
     return weight_map.tree

@@ -12,6 +12,7 @@ from mllm_jax.checkpoints.hf.tensor_files import INDEX, SINGLE, write_tensors
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.common.errors import ConfigError
+from tests.support.torch_files import PROTO, STOP, state_dict, storage, tensor, write_file
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
 
@@ -109,16 +110,82 @@ def test_an_adapter_beside_the_weights_is_refused(shards: Path) -> None:
         stored_tensors(shards)
 
 
-def test_pickles(tmp_path: Path) -> None:
-    """Alone they are refused; beside safetensors they are left unread, as in transformers."""
-    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"pickle file.*save_pretrained"):
-        stored_tensors(tmp_path)
-    assert stored_tensors(write(tmp_path)).keys() == {"a", "b"}
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+BIN_FIRST, BIN_SECOND = (f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2))
+
+
+def write_bin(path: Path, *names: str) -> None:
+    """A file of torch.save: tensors of these names, [0, 0, 0]."""
+    one = {name: tensor(storage(count=3), shape=(3,), strides=(1,)) for name in names}
+    write_file(path, PROTO + state_dict(**one) + STOP, {"0": bytes(12)})
+
+
+@pytest.fixture
+def bin_shards(tmp_path: Path) -> Path:
+    write_bin(tmp_path / BIN_FIRST, "a")
+    write_bin(tmp_path / BIN_SECOND, "b", "c")
+    weight_map = {"a": BIN_FIRST, "b": BIN_SECOND, "c": BIN_SECOND}
+    (tmp_path / BIN_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return tmp_path
+
+
+def test_one_file_of_torch(tmp_path: Path) -> None:
+    write_bin(tmp_path / BIN, "a")
+    assert stored_tensors(tmp_path)["a"].read().tolist() == [0, 0, 0]
+    (tmp_path / "training_args.bin").write_bytes(b"other files are left alone")
+    assert stored_tensors(tmp_path).keys() == {"a"}
+
+
+def test_shards_of_torch(bin_shards: Path) -> None:
+    found = stored_tensors(bin_shards)
+    assert {name: x.file.name for name, x in found.items()} == {
+        "a": BIN_FIRST,
+        "b": BIN_SECOND,
+        "c": BIN_SECOND,
+    }
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"d": BIN_FIRST}, r"they lack \['d'\]"),
+        ({"b": BIN_FIRST}, rf"{BIN_SECOND} holds 'b', listed as in {BIN_FIRST}"),
+        ({"a": f"../{BIN_FIRST}"}, "expected the name of a .bin file in the folder"),
+        ({"a": f"/tmp/{BIN_FIRST}"}, "expected the name of a .bin file in the folder"),
+        ({"a": FIRST}, "expected the name of a .bin file in the folder"),
+        ({"a": BIN_SECOND}, rf"does not list \['{BIN_FIRST}'\]"),
+    ],
+)
+def test_false_indexes_of_torch(bin_shards: Path, entries: dict[str, Any], message: str) -> None:
+    index = json.loads((bin_shards / BIN_INDEX).read_text())
+    index["weight_map"] |= entries
+    (bin_shards / BIN_INDEX).write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=message):
+        stored_tensors(bin_shards)
+
+
+def test_two_sets_of_torch_are_refused(bin_shards: Path) -> None:
+    write_bin(bin_shards / BIN, "a")
+    with pytest.raises(ConfigError, match=rf"holds {BIN} and {BIN_INDEX}, two sets of weights"):
+        stored_tensors(bin_shards)
+    (bin_shards / BIN).unlink()
+    (bin_shards / BIN_INDEX).unlink()
+    with pytest.raises(ConfigError, match=rf"holds {BIN_FIRST} without {BIN_INDEX}"):
+        stored_tensors(bin_shards)
+
+
+def test_safetensors_come_first(bin_shards: Path) -> None:
+    """As transformers looks for them; a file that is not read may be anything."""
+    (bin_shards / BIN).write_bytes(b"")
+    assert stored_tensors(write(bin_shards))["a"].format == "F32"
+    assert stored_tensors(bin_shards)["a"].file.name == FIRST
+    (bin_shards / INDEX).unlink()
+    with pytest.raises(ConfigError, match=rf"holds {FIRST} without {INDEX}"):
+        stored_tensors(bin_shards)
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"no weights: none of model\.safetensors, "):
         stored_tensors(tmp_path)
 
 

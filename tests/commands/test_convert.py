@@ -24,6 +24,7 @@ from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 
 LLAVA = ["llava_mlp", "llava_linear", "llava_linear_gelu", "llava_two_images", "llava_bf16"]
+LLAVA += ["llava_next_mlp", "llava_next_linear", "llava_next_two_images"]
 LLAMA = ["llama", "llama31", "llama32_tied"]
 
 
@@ -64,12 +65,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path, name: str):
     """Stock transformers' model of a folder: it must miss nothing, and find nothing unexpected."""
     transformers = pytest.importorskip("transformers")
-    auto = (
-        transformers.LlavaForConditionalGeneration
-        if name in LLAVA
-        else transformers.LlamaForCausalLM
+    (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
+    assert ("Llava" in architecture, "Next" in architecture) == (name in LLAVA, "_next_" in name)
+    model, info = getattr(transformers, architecture).from_pretrained(
+        folder, output_loading_info=True, dtype="auto"
     )
-    model, info = auto.from_pretrained(folder, output_loading_info=True, dtype="auto")
     assert {key: list(value) for key, value in info.items() if value} == {}
     return model.eval()
 
@@ -87,6 +87,8 @@ def test_transformers_computes_the_same(name: str, oracle: Path, exported: Path)
     inputs = {"input_ids": torch.from_numpy(expected["input_ids"])}
     if "pixel_values" in expected:
         inputs["pixel_values"] = torch.from_numpy(expected["pixel_values"]).to(a.dtype)
+    if "image_sizes" in expected:
+        inputs["image_sizes"] = torch.from_numpy(expected["image_sizes"])
     with torch.no_grad():
         assert torch.equal(a(**inputs).logits, b(**inputs).logits)
         ids = b.generate(
@@ -107,11 +109,13 @@ def test_exported_processor_makes_the_same_inputs(name: str, oracle: Path, expor
     transformers = pytest.importorskip("transformers")
     from PIL import Image
 
-    processor = transformers.LlavaProcessor.from_pretrained(exported / name)
+    settings = json.loads((exported / name / "processor_config.json").read_text())
+    processor = getattr(transformers, settings["processor_class"]).from_pretrained(exported / name)
     expected = np.load(oracle / name / "expected.npz")
     images = [Image.open(path) for path in sorted((oracle / name).glob("image_*.png"))]
     inputs = processor(text=str(expected["prompt"]), images=images, return_tensors="np")
     assert np.array_equal(inputs["input_ids"], expected["input_ids"])
+    assert np.array_equal(inputs.get("image_sizes", 0), expected.get("image_sizes", 0))
     atol = 0.02 if name == "llava_bf16" else 1e-6
     np.testing.assert_allclose(inputs["pixel_values"], expected["pixel_values"], atol=atol)
     assert processor.num_additional_image_tokens == 1
@@ -154,6 +158,24 @@ def test_a_form_that_does_not_fit(exported: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"--connector-form gelu: .*{message}"):
             conversions.to_hf(exported / "models" / name, tmp_path / "hf", connector_form="gelu")
     assert not (tmp_path / "hf").exists()
+
+
+def test_the_choices_of_a_training_survive(oracle: Path, tmp_path: Path) -> None:
+    """Stock transformers does not read them, and opens the folder all the same."""
+    choices = {"order": "wh", "rounding": "original", "several_images": "pad"}
+    name = "llava_next_mlp"
+    source = rewrite(
+        oracle / name, tmp_path / "src", lambda t: t, lambda c: c | {"mllm_jax_grids": choices}
+    )
+    conversions.from_hf(source, tmp_path / "model")
+    grids = open_model(tmp_path / "model").config.model.grids
+    assert grids is not None and grids.rounding == "original"
+    out = convert_out(tmp_path / "model")
+    assert open_model(out).config.model.grids == grids
+    written = load(out, name).config
+    assert written.mllm_jax_grids == choices
+    assert written.image_grid_pinpoints == [list(canvas) for canvas in grids.canvases]
+    assert "`several_images: pad`" in (out / "README.md").read_text()
 
 
 def test_half_precision_survives(oracle: Path, tmp_path: Path) -> None:

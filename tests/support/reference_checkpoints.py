@@ -9,7 +9,8 @@ that mixed-up axes show. OUT/NAME/image_0.png, ... are the pictures, and expecte
     question      what the user asks, without the chat template
     prompt        the text given to the tokenizer or processor
     input_ids     int64 [1, T], each image token repeated once per patch
-    pixel_values  float32 [I, C, height, width], if there are pictures
+    pixel_values  float32 [I, C, height, width], if there are pictures; LLaVA-NeXT: [I, tiles, ...]
+    image_sizes   int64 [I, 2], LLaVA-NeXT: height, width of the pictures
     logits        float32 [1, T, V]
     greedy        int64 [12], generated without stopping at the end of a turn
 """
@@ -31,11 +32,16 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 IMAGE_SIZE, PATCH_SIZE = 28, 7
+PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]  # height, width
 NEW_TOKENS = 12
 UNUSED_ROWS = 5  # of the token table, as published models have them
 # A greedy choice must not depend on how a sum was rounded: the least difference between the two
@@ -102,7 +108,8 @@ def make(folder: Path, reference: Reference) -> None:
     if reference.one_layer:
         one_layer(model.model.multi_modal_projector, model.config.projector_hidden_act)
     model = model.to(reference.dtype).eval()
-    processor = make_processor(tokenizer) if reference.pictures else None
+    is_next = isinstance(model, LlavaNextForConditionalGeneration)
+    processor = make_processor(tokenizer, is_next) if reference.pictures else None
     pictures = [picture(rng, height, width) for height, width in reference.pictures]
     prompt = make_prompt(tokenizer, reference.question, len(pictures))
     inputs = make_inputs(tokenizer, processor, prompt, pictures, reference.dtype)
@@ -165,12 +172,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_processor(tokenizer: Any) -> LlavaProcessor:
-    """LLaVA-1.5's processor at `IMAGE_SIZE`."""
-    pixels = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
-    return LlavaProcessor(
+def make_processor(tokenizer: Any, is_next: bool) -> LlavaProcessor | LlavaNextProcessor:
+    """LLaVA-1.5's processor at `IMAGE_SIZE`, or LLaVA-NeXT's with tiles of that."""
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size: dict[str, Any] = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": square}
+    if is_next:
+        pixels = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=PINPOINTS)
+    else:
+        pixels = CLIPImageProcessorPil(**size)
+    return (LlavaNextProcessor if is_next else LlavaProcessor)(
         pixels,
         tokenizer,
         patch_size=PATCH_SIZE,
@@ -199,9 +209,11 @@ def make_inputs(
         encoded = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
         return {"input_ids": encoded["input_ids"]}
     encoded = processor(text=prompt, images=pictures, return_tensors="pt")
+    sizes = {"image_sizes": encoded["image_sizes"]} if "image_sizes" in encoded else {}
     return {
         "input_ids": encoded["input_ids"],
         "pixel_values": encoded["pixel_values"].to(dtype),
+        **sizes,
     }
 
 
@@ -251,9 +263,9 @@ def llama(tokenizer: Any, *, llama3_rope: bool = True, tied: bool = False) -> Ll
 
 
 def llava(
-    tokenizer: Any, activation: str = "gelu", vision_width: int = 48
-) -> LlavaForConditionalGeneration:
-    """A LLaVA-1.5 whose connector has this activation between its layers."""
+    tokenizer: Any, activation: str = "gelu", vision_width: int = 48, is_next: bool = False
+) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
+    """A LLaVA-1.5 or LLaVA-NeXT whose connector has this activation between its layers."""
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=96,
@@ -263,14 +275,17 @@ def llava(
         patch_size=PATCH_SIZE,
         projection_dim=32,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=language(tokenizer, llama3_rope=True, tied=False),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        projector_hidden_act=activation,
-    )
-    return LlavaForConditionalGeneration(config)
+    fields: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": language(tokenizer, llama3_rope=True, tied=False),
+        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
+        "image_seq_length": (IMAGE_SIZE // PATCH_SIZE) ** 2,
+        "projector_hidden_act": activation,
+    }
+    if is_next:
+        config = LlavaNextConfig(**fields, image_grid_pinpoints=PINPOINTS)
+        return LlavaNextForConditionalGeneration(config)
+    return LlavaForConditionalGeneration(LlavaConfig(**fields))
 
 
 @torch.no_grad()
@@ -309,6 +324,7 @@ def one_layer(connector: Any, activation: str) -> None:
 
 LONG = "Mendi gainean elurra dago oraindik. " * 6  # well beyond Llama 3.1's original length of 64
 SQUARE, WIDE, TALL = (40, 40), (30, 75), (90, 33)
+SMALL, ODD = (20, 20), (51, 61)  # a square takes the first of two canvases
 # Seeds for clear greedy choices; llama and llava_linear end their turn before the last token.
 REFERENCES = {
     "llama": Reference(10, LONG, functools.partial(llama, llama3_rope=False)),
@@ -332,6 +348,19 @@ REFERENCES = {
     "llava_two_images": Reference(21, "Zertan dira desberdinak?", llava, (SQUARE, TALL)),
     "llava_bf16": Reference(
         56, "Di che colore è la porta?", llava, (SQUARE,), dtype=torch.bfloat16
+    ),
+    "llava_next_mlp": Reference(
+        13, "Zenbat itsasontzi daude portuan?", functools.partial(llava, is_next=True), (WIDE,)
+    ),
+    "llava_next_linear": Reference(
+        5,
+        "Who is standing there?",
+        functools.partial(llava, vision_width=32, is_next=True),
+        (TALL,),
+        one_layer=True,
+    ),
+    "llava_next_two_images": Reference(
+        6, "Zertan dira desberdinak?", functools.partial(llava, is_next=True), (SMALL, ODD)
     ),
 }
 

@@ -30,6 +30,7 @@ from mllm_jax.checkpoints.hf.names import (
     BY_NAME,
     BY_PATH,
     HEAD,
+    NEWLINE,
     L,
     V,
     canonical_names,
@@ -151,21 +152,23 @@ class HFFolder:
         expected = {
             n: _Shape(hf_shape(p, shape)) for p, shape in shapes.items() for n in names_of(p, shape)
         }
-        hint = (
-            "the vision weights are in another folder: bring both together with transformers"
-            if self._needs_vision()
-            else ""
-        )
         compare(
             str(self.path),
             {export_name(name, parts): x for name, x in expected.items()},
             {export_name(name, parts): x for name, x in found.items()},
-            hint,
+            self._hint(expected),
         )
         return {path: self._leaf(path, shape) for path, shape in shapes.items()}
 
-    def _needs_vision(self) -> bool:
-        return self._kind == "original" and not any(name.startswith(V) for name in self._tensors)
+    def _hint(self, expected: Mapping[str, Any]) -> str:
+        """What to do about tensors that are usually missing."""
+        if self._kind == "original" and not any(name.startswith(V) for name in self._tensors):
+            return "the vision weights are in another folder: bring both together with transformers"
+        if NEWLINE in expected and NEWLINE not in self._tensors:
+            return (
+                f"{NEWLINE} ends each line of patches: save the folder again with what was trained"
+            )
+        return ""
 
     @staticmethod
     def _is_read(name: str, shapes: Mapping[str, Any], unread: str | None) -> bool:

@@ -1,8 +1,10 @@
 """Hugging Face folders in every key layout; tensors that are missing, extra or misshapen."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,23 +56,28 @@ def replace(*pairs: tuple[str, str]) -> Rename:
 
 VISION, CONNECTOR = "vision_tower.", "multi_modal_projector."
 LANGUAGE, HEAD = "language_model.model.", "language_model.lm_head."
+NEWLINE = "image_newline"
+BOTH = ["llava_two_images", "llava_next_two_images"]
 LLAVA_LAYOUTS = {
     "hub before 4.52": replace(
         (VISION, "vision_tower.vision_model."),
         (CONNECTOR, CONNECTOR),
         ("language_model.", "language_model."),
+        (NEWLINE, NEWLINE),
     ),
     "memory, 4.52": replace(
         (VISION, "model.vision_tower.vision_model."),
         (CONNECTOR, "model.multi_modal_projector."),
         (LANGUAGE, "model.language_model."),
         (HEAD, "lm_head."),
+        (NEWLINE, "model.image_newline"),
     ),
     "memory, 5": replace(
         (VISION, "model.vision_tower."),
         (CONNECTOR, "model.multi_modal_projector."),
         (LANGUAGE, "model.language_model."),
         (HEAD, "lm_head."),
+        (NEWLINE, "model.image_newline"),
     ),
 }
 ORIGINAL = replace(
@@ -79,24 +86,35 @@ ORIGINAL = replace(
     (f"{CONNECTOR}linear_2.", "model.mm_projector.2."),
     (LANGUAGE, "model."),
     (HEAD, "lm_head."),
+    (NEWLINE, "model.image_newline"),
 )
 
 
 def original_config(config: dict, projector: str) -> dict:
-    return config["text_config"] | {
-        "model_type": "llava_llama",
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "mm_projector_type": projector,
-        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
-        "mm_vision_select_layer": -2,
-        "vision_config": config["vision_config"],
-    }
+    tiles = {}
+    if config["model_type"] == "llava_next":
+        pinpoints = [[width, height] for height, width in config["image_grid_pinpoints"]]
+        tiles = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
+        tiles |= {"image_grid_pinpoints": pinpoints}
+    return (
+        config["text_config"]
+        | tiles
+        | {
+            "model_type": "llava_llama",
+            "architectures": ["LlavaLlamaForCausalLM"],
+            "mm_projector_type": projector,
+            "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+            "mm_vision_select_layer": -2,
+            "vision_config": config["vision_config"],
+        }
+    )
 
 
+@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("layout", LLAVA_LAYOUTS)
-def test_llava_layouts(oracle: Path, tmp_path: Path, layout: str) -> None:
+def test_llava_layouts(oracle: Path, tmp_path: Path, layout: str, name: str) -> None:
     rename = LLAVA_LAYOUTS[layout]
-    source = oracle / "llava_two_images"
+    source = oracle / name
     folder = rewrite(source, tmp_path / "x", lambda t: {rename(name): x for name, x in t.items()})
     assert not set(read_all(folder)) & {
         name for name in read_all(source) if name.startswith("vision")
@@ -114,6 +132,48 @@ def test_original_llava_mlp(oracle: Path, tmp_path: Path) -> None:
     )
     same(parameters(folder), parameters(source))
     assert HFFolder(folder).config.model == HFFolder(source).config.model
+
+
+def test_original_llava_next(oracle: Path, tmp_path: Path) -> None:
+    """Its canvases are (width, height); with transformers' processor nobody can know that."""
+    source = oracle / "llava_next_two_images"
+    folder = rewrite(
+        source,
+        tmp_path / "x",
+        lambda t: {ORIGINAL(name): x for name, x in t.items()},
+        lambda c: original_config(c, "mlp2x_gelu"),
+    )
+    with pytest.raises(ConfigError, match=r"are \[width, height\], .* transformers' with \[height"):
+        HFFolder(folder)
+    (folder / "processor_config.json").unlink()
+    same(parameters(folder), parameters(source))
+    ours, theirs = HFFolder(folder).config.model, HFFolder(source).config.model
+    assert ours.grids is not None and theirs.grids is not None
+    assert ours.grids.canvases == theirs.grids.canvases
+    assert (ours.grids.order, ours.grids.rounding) == ("wh", "original")
+    assert ours.grids.several_images == "pad"
+    assert dataclasses.replace(ours, grids=theirs.grids) == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, r"missing 1 \(image_newline\); image_newline ends each line of patches"),
+        (slice(63), r"misshapen 1 \(image_newline is \[63\], expected \[64\]\)"),
+        ((None, slice(None)), r"misshapen 1 \(image_newline is \[1, 64\], expected \[64\]\)"),
+    ],
+)
+def test_a_folder_without_its_newline(
+    oracle: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    def without(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        newline = tensors.pop(NEWLINE)
+        return tensors if change is None else tensors | {NEWLINE: newline[change]}
+
+    opened = HFFolder(rewrite(oracle / "llava_next_mlp", tmp_path / "x", without))
+    with pytest.raises(ConfigError, match=message) as error:
+        opened.leaves(abstract(opened.config.model))
+    assert "\n" not in str(error.value)
 
 
 def test_original_llava_linear(oracle: Path, tmp_path: Path) -> None:

@@ -34,6 +34,17 @@ def add_stage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
 
 
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Which part of a recipe's tree a command is about."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="of a recipe: these stages or variants and what they start from, nothing else",
+    )
+
+
 def load_stage(options: argparse.Namespace) -> "Config":
     """Reads the stage's file and overrides, before anything slow is imported.
 

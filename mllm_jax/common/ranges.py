@@ -116,14 +116,15 @@ class Section:
     """A config section: frozen, and checked against its bounds when it is created."""
 
     at: ClassVar[str] = ""  # its path in a stage file, for messages
+    shorthand: ClassVar[str] = ""  # field that a text alone stands for, instead of a section
 
-    def __init_subclass__(cls, at: str = "", **kwargs: Any):
+    def __init_subclass__(cls, at: str = "", shorthand: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.at = at
+        cls.at, cls.shorthand = at, shorthand
 
     def __post_init__(self):
         for name, kind in hints(type(self)).items():
-            place = f"{self.at}.{name}" if self.at else name
+            place = f"{self.at}.{key_of(name)}" if self.at else key_of(name)
             check(kind, getattr(self, name), place)
 
 
@@ -162,6 +163,11 @@ def hints(cls: type) -> dict[str, Any]:
     """Field -> its type with bounds, in order."""
     types_of = typing.get_type_hints(cls, include_extras=True)
     return {field.name: types_of[field.name] for field in dataclasses.fields(cls)}
+
+
+def key_of(field: str) -> str:
+    """The YAML key of a field: `from_` is `from`, which Python reserves."""
+    return field.removesuffix("_")
 
 
 def unstated(kind: Any, location: str) -> list[str]:

@@ -18,7 +18,7 @@ import yaml
 
 from mllm_jax.common.errors import ConfigError, closest, cut, one_line, quoted, require
 from mllm_jax.common.folders import whole_file
-from mllm_jax.common.ranges import check, hints, some
+from mllm_jax.common.ranges import check, hints, key_of, some
 from mllm_jax.common.yaml_file import NotYAML, parse_yaml, read_yaml
 
 T = typing.TypeVar("T")
@@ -56,11 +56,11 @@ def build(cls: type[T], tree: dict[Any, Any]) -> T:
 
 def check_keys(cls: type, tree: dict[Any, Any], location: str = "") -> None:
     """Raises a ConfigError for a key that the section does not have."""
-    kinds = hints(cls)
+    keys = [key_of(name) for name in hints(cls)]
     for name in tree:
-        if name not in kinds:
-            near = closest(name, kinds)
-            hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(kinds)}"
+        if name not in keys:
+            near = closest(name, keys)
+            hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(keys)}"
             raise ConfigError(f"{_join(location, name)}: unknown key; {hint}")
 
 
@@ -74,7 +74,8 @@ def dump(section: Any, path: str | Path) -> None:
 def to_dict(section: Any) -> Any:
     """A config section as plain dicts, lists and scalars."""
     if dataclasses.is_dataclass(section):
-        return {f.name: to_dict(getattr(section, f.name)) for f in dataclasses.fields(section)}
+        fields = [field.name for field in dataclasses.fields(section)]
+        return {key_of(name): to_dict(getattr(section, name)) for name in fields}
     if isinstance(section, dict):
         return {key: to_dict(value) for key, value in section.items()}
     if isinstance(section, tuple):
@@ -163,17 +164,19 @@ def _read_mapping(kind: Any, value: Any, location: str) -> dict[str, Any]:
 
 
 def _read_section(cls: Any, value: Any, location: str) -> Any:
+    if getattr(cls, "shorthand", "") and isinstance(value, str):
+        value = {cls.shorthand: value}
     _expect(isinstance(value, dict), location or "config", value, "a section (key: value lines)")
     check_keys(cls, value, location)
-    kinds = hints(cls)
+    kinds, read = hints(cls), {}
     for f in dataclasses.fields(cls):
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        require(
-            f.name in value or not needed, f"{_join(location, f.name)}: missing; it has no default"
-        )
-    return cls(
-        **{name: _read(kinds[name], item, _join(location, name)) for name, item in value.items()}
-    )
+        key = key_of(f.name)
+        place = _join(location, key)
+        require(key in value or not needed, f"{place}: missing; it has no default")
+        if key in value:
+            read[f.name] = _read(kinds[f.name], value[key], place)
+    return cls(**read)
 
 
 def _read_scalar(kind: Any, value: Any, location: str) -> Any:

@@ -21,8 +21,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 from mllm_jax.common.markdown import markdown_table
-from mllm_jax.common.ranges import Bound, PathBound, Pattern, Range, Size, hints, some
-from mllm_jax.config.stage import Config, FolderConfig, RecipeConfig
+from mllm_jax.common.ranges import Bound, PathBound, Pattern, Range, Size, hints, key_of, some
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config, FolderConfig
 
 REQUIRED = "required"
 EMPTY = ("null", "{}", "[]")
@@ -56,11 +57,13 @@ def sections(cls: type, path: str = "", default: str = REQUIRED) -> Iterator[Sec
         if (section := _section_of(kind)) is None:
             allowed, choices = ", ".join(_allowed(kind)), tuple(_choices(kind))
             texts = _kind(kind), _default(field), allowed, meanings.get(name, "")
-            options.append(Option(name, *texts, choices))
+            options.append(Option(key_of(name), *texts, choices))
             continue
         deeper = [path, name] if path else [name]
         if _is_mapping(kind):
             deeper.append("NAME")
+        elif _is_list(kind):
+            deeper[-1] += "[]"
         inside.append((section, ".".join(deeper), _default(field)))
     yield SectionOptions(path, default, inspect.getdoc(cls) or "", options)
     for section in inside:
@@ -106,11 +109,15 @@ def _is_mapping(kind: Any) -> bool:
     return typing.get_origin(_plain(kind)) is dict
 
 
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(_plain(kind)) is tuple
+
+
 def _section_of(kind: Any) -> type | None:
-    """The config class that a field holds, itself or by name."""
+    """The config class that a field holds: itself, by name, or as the items of a list."""
     plain = _plain(kind)
-    if _is_mapping(plain):
-        plain = _plain(typing.get_args(plain)[1])
+    if _is_mapping(plain) or _is_list(plain):
+        plain = _plain(typing.get_args(plain)[1 if _is_mapping(plain) else 0])
     return plain if dataclasses.is_dataclass(plain) and isinstance(plain, type) else None
 
 

@@ -1,8 +1,9 @@
-"""Defines the options of a stage, of a recipe and of a model folder, typed and frozen.
+"""Defines the options of a stage and of a model folder, typed and frozen.
 
-`config.model` holds the sections that say what the network is, `config.data` what it reads, and
-`config.loading` fills them from YAML and flags. Each section validates itself when it is made, so a
-command never sees an impossible combination; it hands every part its own section only.
+`config.model` holds the sections that say what the network is, `config.data` what it reads,
+`config.recipe` those of a recipe, and `config.loading` fills them from YAML and flags. Each section
+validates itself when it is made, so a command never sees an impossible combination; it hands every
+part its own section only.
 
 The text under a field says what it means: editors show it, `config.reference` prints it.
 """
@@ -346,31 +347,3 @@ class FolderConfig(Section):
     """Stream -> its share of the trained tokens."""
     scores: Scores = field(default_factory=dict)
     """Name of a score, as `exact match (eu)` -> value."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Section, at="evaluate"):
-    """Held-out data at the end of a recipe: a LLaVA JSON file."""
-
-    data: PathText
-    """LLaVA JSON or JSONL; every record names its language."""
-    images: PathText | None = None
-    """Folder in which image paths start; by default `images` beside `data`, else its folder."""
-    max_new_tokens: Annotated[int, Range("[1, 1_048_576]")] = 32
-    """Tokens after which an answer is cut."""
-    rows: Annotated[int, Range("[1, 65_536]")] = 32
-    """Questions answered at the same time."""
-
-
-@dataclass(frozen=True)
-class RecipeConfig(Section):
-    """Stages in order, each from the last one's weights, then evaluation and export."""
-
-    stages: Annotated[tuple[PathText, ...], Size("[1, 1_000]", "name at least one stage file")]
-    """Stage files in order, relative to the recipe file."""
-    out: PathText = "runs/recipe"
-    """Folder of the recipe; each stage gets a run folder in it."""
-    evaluate: EvaluateConfig | None = None
-    """Held-out data to evaluate the last stage on; none by default."""
-    export: Literal["float32", "bfloat16"] | None = "bfloat16"
-    """Number format of the Hugging Face folder at the end; null for no export."""

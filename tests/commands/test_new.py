@@ -19,7 +19,7 @@ from mllm_jax.commands.new import choices, languages, split, written
 from mllm_jax.commands.new.measure import Measured
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
-from mllm_jax.config.stage import RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
@@ -128,7 +128,7 @@ def test_the_stage_files_say_why(backbones: Path, data: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     align = stage_file.load("gl/configs/align.yaml")
     recipe = loading.load(RecipeConfig, "gl/configs/recipe.yaml")
-    assert recipe.stages == ("align.yaml", "instruct.yaml")
+    assert [stage.file for stage in recipe.stages] == ["align.yaml", "instruct.yaml"]
     assert recipe.evaluate is not None
     assert recipe.evaluate.data == "gl/data/heldout/questions.jsonl"
     for stage, kind in (("align", "captions"), ("instruct", "questions")):
@@ -150,7 +150,8 @@ def test_captions_alone(backbones: Path, data: Path, capsys: pytest.CaptureFixtu
     assert new(backbones, "--data", "selos.jsonl", "--images", "images") == 0
     assert "only captions (nothing is asked): the recipe ends with align" in capsys.readouterr().out
     recipe = loading.load(RecipeConfig, "gl/configs/recipe.yaml")
-    assert recipe.stages == ("align.yaml",) and not Path("gl/configs/instruct.yaml").exists()
+    assert [stage.file for stage in recipe.stages] == ["align.yaml"]
+    assert not Path("gl/configs/instruct.yaml").exists()
     assert recipe.evaluate is not None
     assert recipe.evaluate.data == "gl/data/heldout/captions.jsonl"
     template = Path("gl/models/start/chat_template.jinja").read_text(encoding="utf-8")
@@ -161,7 +162,8 @@ def test_questions_alone(backbones: Path, data: Path, capsys: pytest.CaptureFixt
     words = ["--data", "preguntas.jsonl", "--images", "images", "--connector", "mlp"]
     assert new(backbones, *words, "--chat-format", "llama3") == 0
     assert "no align stage" in capsys.readouterr().out
-    assert loading.load(RecipeConfig, "gl/configs/recipe.yaml").stages == ("instruct.yaml",)
+    stages = loading.load(RecipeConfig, "gl/configs/recipe.yaml").stages
+    assert [stage.file for stage in stages] == ["instruct.yaml"]
     config = stage_file.load("gl/configs/instruct.yaml")
     assert config.init.weights == "gl/models/start"
     assert config.model.connector is not None and config.model.connector.kind == "mlp"

@@ -12,7 +12,8 @@ import pytest
 from mllm_jax.commands.quickstart import stages as quickstart
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
-from mllm_jax.config.stage import Config, RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 
 
@@ -47,7 +48,7 @@ def test_everything_is_there_before_the_first_stage(tmp_path: Path, recipes: lis
     assert recipe.out == str(out)
     assert recipe.evaluate is not None
     assert Path(recipe.evaluate.data).is_file()
-    stages = {name: loading.load(Config, out / "configs" / name) for name in recipe.stages}
+    stages = {x.file: loading.load(Config, out / "configs" / x.file) for x in recipe.stages}
     for stage in stages.values():
         assert all(Path(stream.path).is_file() for stream in stage.data.streams.values())
         assert all(

@@ -12,6 +12,7 @@ import yaml
 from mllm_jax.commands.prepare import tables as prepare
 from mllm_jax.commands.recipe import checks as recipe_checks
 from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.commands.recipe.tree import check_name
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.index import build
 from tests.support import tiny
@@ -177,9 +178,9 @@ def test_a_stage_is_not_named_as_what_a_recipe_writes(files: Files, name: str):
 
 
 def test_capitals_do_not_tell_stages_apart():
-    recipe_checks.check_name("data", ["align"])
-    with pytest.raises(ConfigError, match="two files are named 'Align'"):
-        recipe_checks.check_name("Align", ["align"])
+    check_name("data", ["align"])
+    with pytest.raises(ConfigError, match="two are named 'Align'"):
+        check_name("Align", ["align"])
 
 
 def test_several_processes_find_the_second_stages_missing_index(
@@ -193,14 +194,15 @@ def test_several_processes_find_the_second_stages_missing_index(
     }
     files.recipe["evaluate"] = None
     path = files.write()
-    stages = recipe.load_stages(path, recipe.loading.load(recipe.RecipeConfig, path), files.out)
+    read = recipe.load_recipe(path)
+    stages = recipe.load_stages(path, read, files.out)
     prepare.run(stages["align"], workers=1)
     monkeypatch.setattr(recipe_checks.jax, "process_count", lambda: 2)
     one = jax.devices()[:1]
     with pytest.raises(ConfigError, match=r"^instruct: .*no length index for data.streams.more"):
-        recipe_checks.check_stages(stages, one)
+        recipe_checks.check_stages(stages, read.tree, one)
     prepare.run_recipe(path, workers=1)
-    assert recipe_checks.check_stages(stages, one).pending == ["align", "instruct"]
+    assert recipe_checks.check_stages(stages, read.tree, one).pending == ["align", "instruct"]
 
 
 # ---------------------------------------------------------------------------------- prepare RECIPE
@@ -220,6 +222,12 @@ def test_prepare_makes_the_indexes_of_all_stages(files: Files, monkeypatch, caps
     monkeypatch.setattr(build, "read_chunk", None)
     with pytest.raises(Begun):
         files.run()
+
+
+def test_prepare_takes_some_of_the_stages(files: Files):
+    a_record_of_the_second_stage(files)
+    report = prepare.run_recipe(files.write(), workers=1, only=["align"])
+    assert list(report["stages"]) == ["align"]
 
 
 def test_prepare_names_the_stage_that_is_wrong(files: Files):

@@ -11,15 +11,14 @@ from mllm_jax.common.ranges import Name, Range, Section, Size, Text, check, hint
 from mllm_jax.config import loading
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig, RopeConfig
+from mllm_jax.config.recipe import EvaluateConfig, RecipeConfig
 from mllm_jax.config.stage import (
     Config,
-    EvaluateConfig,
     FolderConfig,
     InitConfig,
     MeshConfig,
     OptimizerConfig,
     PartConfig,
-    RecipeConfig,
     TrainConfig,
 )
 from tests.support.valid_config import tree

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import Mesh
 
 from mllm_jax.config import loading
-from mllm_jax.config.stage import Config, RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config
 from mllm_jax.training.setup import make_setup
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
@@ -39,10 +40,9 @@ def test_a_stage_writes_where_its_recipe_will_look(file: str):
 @pytest.mark.parametrize("file", RECIPES)
 def test_stages_follow_each_other(file: str):
     recipe = loading.load(RecipeConfig, ROOT / file)
-    stages = [load(f"{Path(file).parent}/{name}") for name in recipe.stages]
-    assert {f"{Path(file).parent}/{name}" for name in recipe.stages} == {
-        s for s in STAGES if s.startswith(f"{Path(file).parent}/")
-    }
+    files = [f"{Path(file).parent}/{stage.file}" for stage in recipe.stages]
+    stages = [load(name) for name in files]
+    assert set(files) == {s for s in STAGES if s.startswith(f"{Path(file).parent}/")}
     assert all(stage.model == stages[0].model for stage in stages)
     assert [stage.init.weights for stage in stages[1:]] == [stage.out for stage in stages[:-1]]
     assert recipe.evaluate is not None

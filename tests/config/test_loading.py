@@ -7,7 +7,8 @@ import yaml
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
-from mllm_jax.config.stage import Config, FolderConfig, RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config, FolderConfig
 from tests.support.valid_config import TREE, tree, write
 
 

@@ -11,7 +11,8 @@ import pytest
 from mllm_jax.common.ranges import Range, Section
 from mllm_jax.config import reference
 from mllm_jax.config.data import StreamConfig
-from mllm_jax.config.stage import Config, FolderConfig, RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config, FolderConfig
 from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -55,14 +55,18 @@ def run(config: Config, workers: int, json_file: str | Path | None = None) -> di
 
 
 def run_recipe(
-    path: Path, workers: int, json_file: str | Path | None = None, overrides: Sequence[str] = ()
+    path: Path,
+    workers: int,
+    json_file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Prepares the data of all stages of a recipe; none of them needs to be trained.
 
     Args:
         path: the recipe file.
         workers, json_file: as in `run`.
-        overrides: as `mllm-jax recipe` takes them.
+        overrides, only: as `mllm-jax recipe` takes them.
 
     Returns:
         {"stages": {name of a stage: its report}}.
@@ -73,10 +77,11 @@ def run_recipe(
     """
     if json_file is not None:
         check_file(json_file)
-    recipe, sorted_overrides = load_recipe(path, overrides)
-    stages = load_stages(path, recipe, Path(recipe.out), sorted_overrides)
+    recipe = load_recipe(path, overrides)
+    stages = load_stages(path, recipe, Path(recipe.config.out))
     files, reports = source_files(stages), {}
-    for name, config in stages.items():
+    for name in (recipe.tree.only(only) if only else recipe.tree).files:
+        config = stages[name]
         print(f"stage {name}:", flush=True)
         try:
             reports[name] = _prepare(config, files, workers)

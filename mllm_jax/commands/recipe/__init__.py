@@ -1,14 +1,14 @@
-"""`mllm-jax recipe`: trains the stages of a recipe in order, then evaluates and exports."""
+"""`mllm-jax recipe`: trains the stages of a recipe, then evaluates and exports."""
 
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, add_cluster
+from mllm_jax.commands.flags import Usage, add_cluster, add_only
 from mllm_jax.common.errors import require
 
 USAGE = Usage(
-    "stages in order, then evaluation, export and report",
-    "FILE [--out DIR] [--section.key value ...] [--STAGE.section.key value ...] "
+    "stages in order or as a tree, then evaluation, export and report",
+    "FILE [--out DIR] [--only NAME ...] [--section.key value ...] [--STAGE.section.key value ...] "
     "[--coordinator HOST:PORT --processes N --process I]",
     overrides=True,
     several=True,
@@ -18,6 +18,7 @@ USAGE = Usage(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     # FILE is not a positional of argparse: it would take the value of an override for one
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the file's own `out`")
+    add_only(parser)
     add_cluster(parser)
 
 
@@ -30,4 +31,4 @@ def run(options: argparse.Namespace) -> None:
 
     from mllm_jax.commands.recipe import stages
 
-    stages.run(Path(arguments[0]), out=options.out, overrides=arguments[1:])
+    stages.run(Path(arguments[0]), out=options.out, overrides=arguments[1:], only=options.only)

@@ -4,7 +4,7 @@
           -> questions of the evaluation, with the tokenizer and template that the model will have
 
 A later stage's weights do not exist yet, but what it inherits is known: the tokenizer is that of
-the first stage's source, the chat template that of the last stage that has conversations.
+the first stage's source, the chat template that of the last stage before it with conversations.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +16,12 @@ import jax
 
 from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.commands.recipe.tree import Tree
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
-from mllm_jax.config.stage import Config, EvaluateConfig
+from mllm_jax.config.recipe import EvaluateConfig
+from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
 from mllm_jax.data.index.cache import check_paths
@@ -32,36 +34,29 @@ from mllm_jax.training import loop, run_folder, run_inputs, step, weights_biases
 from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import make_setup
 
-OUTPUTS = ("evaluation", "hf", "report.html", "summary.json")  # what a recipe writes beside stages
 
-
-def check_name(name: str, others: Sequence[str]) -> None:
-    """Refuses a stage whose folder would be another's, or where something else goes.
-
-    Some file systems do not tell capitals apart, so neither does this.
-
-    Raises:
-        ConfigError: see above.
-    """
-    require(
-        name.casefold() not in [other.casefold() for other in others],
-        f"stages: two files are named {name!r}; every stage needs a name of its own",
-    )
-    require(
-        name.casefold() not in OUTPUTS and not name.startswith("."),
-        f"stages: {name!r} names OUT/{name}, which is not free for a stage; rename the file "
-        f"(taken are {', '.join(OUTPUTS)} and names that begin with a dot)",
-    )
-
-
-def check_folders(stages: Mapping[str, Config]) -> None:
+def check_folders(stages: Mapping[str, Config], tree: Tree) -> None:
     """Looks whether the stages' data are there and their folders free, or of these stages."""
     for name, config in stages.items():
         with _naming(name):
+            _check_start(config, tree.parents[name])
             for stream, section in config.data.streams.items():
                 check_paths(stream, section)
             run_folder.check(config, resume="auto")
             _check_length(config)
+
+
+def _check_start(config: Config, start: str | None) -> None:
+    """Refuses to continue a stage that began from another one than the recipe says now."""
+    begun = Path(config.out) / "config.yaml"
+    if start is None or not begun.is_file():
+        return
+    before = loading.load(Config, begun).init.weights
+    require(
+        before is not None and Path(before).name == start,
+        f"out={config.out}: began from {quoted(before)}, but starts from {start} now; put the "
+        f"recipe back, or delete {config.out} and rerun it",
+    )
 
 
 def _check_length(config: Config) -> None:
@@ -88,33 +83,40 @@ class Checked(NamedTuple):
     """What is known of a recipe's stages before the first step."""
 
     pending: list[str]  # names of those that are not finished
-    template: str | None  # chat template that the last model will have; None: the source's own
+    # stage -> chat template that its model will have; None: the first source's own
+    templates: Mapping[str, str | None]
 
 
-def check_stages(stages: Mapping[str, Config], devices: Sequence[Any] | None) -> Checked:
+def check_stages(
+    stages: Mapping[str, Config], tree: Tree, devices: Sequence[Any] | None
+) -> Checked:
     """Opens what every stage that is not finished will read, and lays it out on the devices.
 
     Args:
         stages: by name, in order, as `recipe.load_stages` gives them.
+        tree: of these.
         devices: the mesh's; all there are when None.
 
     Raises:
         ConfigError: as `train.train` would when the stage's turn comes.
     """
-    pending, template = [], None
-    for number, (name, config) in enumerate(stages.items()):
+    pending: list[str] = []
+    templates: dict[str, str | None] = {}
+    for name, config in stages.items():
+        start = tree.parents[name]
+        template = None if start is None else templates[start]
         if is_complete(config, config.train.steps):
             file = Path(config.out) / "model" / TEMPLATE
-            template = file.read_text(encoding="utf-8") if file.is_file() else template
+            templates[name] = file.read_text(encoding="utf-8") if file.is_file() else template
             continue
         with _naming(name):
-            if number == 0 and config.init.weights is not None:
+            if start is None and config.init.weights is not None:
                 loop.check_source(config, open_model(config.init.weights))
             steps, chats = _check_stage(config, source_files(stages), devices)
-        template = chats or template
+        templates[name] = chats or template
         if not is_complete(config, steps):
             pending.append(name)
-    return Checked(pending, template)
+    return Checked(pending, templates)
 
 
 def source_files(stages: Mapping[str, Config]) -> Path:
@@ -129,21 +131,29 @@ def source_files(stages: Mapping[str, Config]) -> Path:
     return run_folder.tokenizer_folder(first.init)
 
 
-def check_questions(c: EvaluateConfig, stages: Mapping[str, Config], template: str | None) -> None:
+def check_questions(
+    c: EvaluateConfig, stages: Mapping[str, Config], templates: Mapping[str, str | None]
+) -> None:
     """Reads the evaluation's questions as `evaluate` will, and makes their prompts.
+
+    Args:
+        c: the section.
+        stages: of the recipe, the first one included.
+        templates: stage that is evaluated -> chat template, see `Checked`.
 
     Raises:
         ConfigError: as `evaluate.evaluate`; there will be no chat template.
     """
     with _naming("evaluate"):
-        config, files = list(stages.values())[-1], source_files(stages)
+        files = source_files(stages)
         records = runner.read_questions(c.data, c.images).records
         tokenizer = load_tokenizer(files)
-        template = template or load_template(files, tokenizer)
-        model = config.model
-        image_token = model.image_token if model.patches else None
-        prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
-        runner.make_items(prompts, records, c.max_new_tokens)
+        kinds = {(template, stages[stage].model) for stage, template in templates.items()}
+        for template, model in kinds:  # stages of a tree mostly differ in neither
+            template = template or load_template(files, tokenizer)
+            image_token = model.image_token if model.patches else None
+            prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
+            runner.make_items(prompts, records, c.max_new_tokens)
 
 
 class _Prompts(Answerer):

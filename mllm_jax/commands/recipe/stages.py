@@ -1,10 +1,11 @@
-"""Stages in order, each from the last one's weights, then evaluation and export.
+"""Trains a recipe's stages, each from the weights of the one it starts from; then the results.
 
     align.yaml -> OUT/align -> instruct.yaml -> OUT/instruct -> OUT/evaluation, OUT/hf,
     OUT/summary.json, OUT/report.html
 
 Everything that can be wrong is looked at before the first stage starts. The same command
-continues a recipe that was stopped: finished stages are skipped, an unfinished one is resumed.
+continues a recipe that was stopped: finished stages are skipped, an unfinished one is resumed. A
+stage that several others start from is trained once.
 
 Several processes train together; process 0 alone, on its own devices, compares the weights, answers
 the evaluation's questions, exports and writes the summary, while the others have ended.
@@ -13,33 +14,40 @@ the evaluation's questions, exports and writes the summary, while the others hav
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import jax
+from typing import Any, NamedTuple
 
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
-from mllm_jax.commands.recipe.checks import check_folders, check_name, check_questions, check_stages
+from mllm_jax.commands.recipe import results
+from mllm_jax.commands.recipe.checks import check_folders, check_questions, check_stages
 from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
+from mllm_jax.commands.recipe.summary import Summary
+from mllm_jax.commands.recipe.tree import Tree, read_tree
 from mllm_jax.commands.report import pages
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
-from mllm_jax.common.json_file import read_json, write_json
-from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
-from mllm_jax.config.stage import Config, EvaluateConfig, FolderConfig, RecipeConfig
+from mllm_jax.config.recipe import RecipeConfig
+from mllm_jax.config.stage import Config
 from mllm_jax.distributed import processes
-from mllm_jax.evaluation import runner
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder
 from mllm_jax.training.heldout import is_complete
 from mllm_jax.training.optimizer import assign
+
+
+class Recipe(NamedTuple):
+    """A recipe file as it is read."""
+
+    config: RecipeConfig
+    tree: Tree
+    overrides: Overrides = NONE  # of its stages
 
 
 def run(
@@ -47,14 +55,16 @@ def run(
     out: str | Path | None = None,
     devices: Sequence[Any] | None = None,
     overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> Path:
-    """Trains the stages of a recipe file, evaluates the last one and exports it.
+    """Trains the stages of a recipe file, evaluates the models they end in and exports them.
 
     Args:
         path: the recipe file; its stage files are looked for beside it.
         out: folder of everything that is made; default: the file's own `out`.
         devices: the mesh's devices in every stage; all there are when None.
         overrides: of the recipe, of every stage or of one, see `recipe.overrides`.
+        only: names of stages and variants; what these start from is trained too, nothing else.
 
     Returns:
         The folder: a run folder per stage, `evaluation/`, `hf/`, `summary.json` (times, modules,
@@ -65,87 +75,85 @@ def run(
             runs.
     """
     path = Path(path)
-    recipe, sorted_overrides = load_recipe(path, overrides)
-    out = Path(out if out is not None else recipe.out)
+    recipe = load_recipe(path, overrides)
+    selected = recipe.tree.only(only) if only else recipe.tree
+    out = Path(out if out is not None else recipe.config.out)
     with exclusive(out) if processes.is_first() else nullcontext():
-        return _run(recipe, load_stages(path, recipe, out, sorted_overrides), out, devices)
+        return _run(recipe, selected, load_stages(path, recipe, out), out, devices)
 
 
 def _run(
-    recipe: RecipeConfig, stages: dict[str, Config], out: Path, devices: Sequence[Any] | None
+    recipe: Recipe,
+    selected: Tree,
+    every: Mapping[str, Config],
+    out: Path,
+    devices: Sequence[Any] | None,
 ) -> Path:
-    check_folders(stages)
-    checked = check_stages(stages, devices)
-    if checked.pending:
-        for folder in (out / "evaluation", out / "hf"):
-            require(
-                not folder.exists(),
-                f"{folder}: was made from older weights than the last stage will have; delete it "
-                "and rerun the recipe",
-            )
-    asked = recipe.evaluate is not None and not (out / "evaluation").exists()
-    if recipe.evaluate is not None and asked and processes.is_first():
-        check_questions(recipe.evaluate, stages, checked.template)
-    summary = _Summary(out / "summary.json")
+    """Trains the selected ones of all stages."""
+    summary = Summary(out / "summary.json", recipe.tree)
+    stages = {name: every[name] for name in selected.files}
+    check_folders(stages, selected)
+    checked = check_stages(stages, selected, devices)
+    for name in checked.pending:
+        _check_followers(name, recipe.tree, every)
     for name, config in stages.items():
-        _train_stage(name, config, summary, devices)
-    last = Path(list(stages.values())[-1].out)
-    if not processes.is_first():
-        return out
-    if recipe.evaluate is not None:
-        _evaluate(last, recipe.evaluate, out, summary)
-    if recipe.export is not None and not (out / "hf").exists():
-        with summary.timed("export"):
-            conversions.to_hf(last, out / "hf", dtype=recipe.export)
-    pages.run(out)
+        start = selected.parents[name]
+        if start is not None and start not in checked.pending:
+            summary.check_start(name, config, Path(stages[start].out))
+    results.check(selected, out, checked.pending)
+    wanting = results.unanswered(recipe.config, selected, out)
+    if recipe.config.evaluate is not None and wanting and processes.is_first():
+        templates = {stage: checked.templates[stage] for stage in wanting}
+        check_questions(recipe.config.evaluate, stages, templates)
+    for name, config in stages.items():
+        start = selected.parents[name]
+        before = None if start is None else Path(stages[start].out)
+        _train_stage(name, config, before, summary, devices)
+    if processes.is_first():
+        results.make(recipe.config, selected, stages, out, summary)
+        pages.run(out)
     return out
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[RecipeConfig, Overrides]:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe file with the overrides that are its own, and those of its stages.
 
     Raises:
         ConfigError: the file or an override is not valid.
     """
-    names = [Path(file).stem for file in loading.load(RecipeConfig, path).stages]
-    sorted_overrides = sort_overrides(overrides, names)
-    return loading.load(RecipeConfig, path, sorted_overrides.recipe), sorted_overrides
+    tree = read_tree(loading.load(RecipeConfig, path))
+    sorted_overrides = sort_overrides(overrides, list(tree.files))
+    config = loading.load(RecipeConfig, path, sorted_overrides.recipe)
+    return Recipe(config, tree, sorted_overrides)
 
 
-def load_stages(
-    path: Path, recipe: RecipeConfig, out: Path, overrides: Overrides = NONE
-) -> dict[str, Config]:
+def load_stages(path: Path, recipe: Recipe, out: Path) -> dict[str, Config]:
     """The stages by name, checked against each other; `recipe.checks` looks at the disk.
 
-    A stage's output is OUT/<name of its file>; from the second one on its weights are the stage
-    before it, whose model it has where its file leaves that out.
+    A stage's output is OUT/<its name>; where it starts from another one, its weights are that
+    stage's, whose model it has where its file leaves that out.
 
     Raises:
         ConfigError: as in `run`.
     """
     stages: dict[str, Config] = {}
-    before: str | None = None
-    for file in recipe.stages:
-        name = Path(file).stem
-        check_name(name, list(stages))
-        model = _first_model(stages, out / name)
-        config = _load_stage(path.parent / file, overrides.of(name), model)
-        if before is not None:
-            weights = str(out / before)
+    for name, file in recipe.tree.files.items():
+        start = recipe.tree.parents[name]
+        model = _model_of_run(out / name) if start is None else stages[start].model
+        config = _load_stage(path.parent / file, recipe.overrides.of(name), model)
+        if start is not None:
+            weights = str(out / start)
             config = dataclasses.replace(
                 config, init=dataclasses.replace(config.init, weights=weights)
             )
-            _check_same_model(next(iter(stages.values())), config, path.parent / file)
+            _check_same_model(start, stages[start], config, path.parent / file)
         stages[name] = dataclasses.replace(config, out=str(out / name))
         assign(_shapes(config.model), config.optimizer.parts)
-        before = name
     return stages
 
 
-def _first_model(stages: dict[str, Config], run: Path) -> ModelConfig | None:
-    """The model of the stages before; of a first one that has begun, that of its run."""
-    if stages:
-        return next(iter(stages.values())).model
+def _model_of_run(run: Path) -> ModelConfig | None:
+    """The model of a first stage that has begun."""
     begun = run / "config.yaml"
     return loading.load(Config, begun).model if begun.is_file() else None
 
@@ -162,9 +170,13 @@ def _load_stage(file: Path, overrides: Sequence[str], model: ModelConfig | None)
 
 
 def _train_stage(
-    name: str, config: Config, summary: "_Summary", devices: Sequence[Any] | None
+    name: str,
+    config: Config,
+    before: Path | None,
+    summary: Summary,
+    devices: Sequence[Any] | None,
 ) -> None:
-    """Trains what is left of a stage."""
+    """Trains what is left of a stage, which starts from the run `before`."""
     run = Path(config.out)
     # a stage counted in epochs is left to `train` to decide: it continues from its last step, and
     # may have nothing to do
@@ -177,6 +189,8 @@ def _train_stage(
     start = time.perf_counter()
     if not finished:
         _say(f"stage {name} -> {run}")
+        if processes.is_first():
+            summary.begin_stage(name, before)
         loop.train(config, resume="auto", devices=devices, sampler=sampler)
     if not processes.is_first():
         return
@@ -190,9 +204,19 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _check_same_model(first: Config, config: Config, file: Path) -> None:
-    for key, (old, new) in run_folder.differences(first.model, config.model).items():
-        difference = f"model.{key} is {quoted(new)}, but {quoted(old)} in the first stage"
+def _check_followers(name: str, tree: Tree, stages: Mapping[str, Config]) -> None:
+    """Refuses to train a stage (again) whose weights others have begun with."""
+    for later in tree.after(name):
+        require(
+            not (Path(stages[later].out) / "config.yaml").is_file(),
+            f"{later}: out={stages[later].out}: was trained from weights of {name} that are no "
+            f"longer there; delete it and rerun the recipe, or put OUT/{name} back",
+        )
+
+
+def _check_same_model(start: str, before: Config, config: Config, file: Path) -> None:
+    for key, (old, new) in run_folder.differences(before.model, config.model).items():
+        difference = f"model.{key} is {quoted(new)}, but {quoted(old)} in stage {start}"
         raise ConfigError(f"{file}: {difference}; all stages of a recipe train one model")
 
 
@@ -227,64 +251,3 @@ def _print_modules(stage: str, modules: list[Module]) -> None:
     for m in modules:
         print(f"  {m.module:<12} {m.parameters:>15,}  {m.trained:<8} {m.before:<11} {m.after}")
     print(flush=True)
-
-
-# ---------------------------------------------------------------------------------------------- end
-
-
-def _evaluate(last: Path, c: EvaluateConfig, out: Path, summary: "_Summary") -> None:
-    """Answers in OUT/evaluation; the scores also go into the model's folder, for its card."""
-    folder = out / "evaluation"
-    if not folder.exists():
-        with summary.timed("evaluation"):
-            runner.evaluate(last, c.data, folder, c.images, c.max_new_tokens, c.rows)
-    languages = read_json(folder / "scores.json")["languages"]
-    card = last / "model" / "config.yaml"
-    scores = {f"exact match ({key})": float(of["exact_match"]) for key, of in languages.items()}
-    loading.dump(dataclasses.replace(loading.load(FolderConfig, card), scores=scores), card)
-
-
-class _Summary:
-    """OUT/summary.json: what was done, how long it took; on disk for a recipe that was stopped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.tree: dict[str, Any] = {"stages": [], "seconds": {}}
-        if path.is_file():
-            self.tree = read_json(path)
-        self.tree["versions"] = versions(*run_folder.LIBRARIES)
-
-    def has_stage(self, name: str) -> bool:
-        return any(stage["name"] == name for stage in self.tree["stages"])
-
-    def add_stage(self, name: str, config: Config, seconds: float, modules: list[Module]) -> None:
-        row = {
-            "name": name,
-            "run": Path(config.out).name,
-            "seconds": seconds,
-            "settings": {
-                "rows": config.data.rows,
-                "length": config.data.length,
-                "learning_rate": config.optimizer.learning_rate,
-                "schedule": config.optimizer.schedule,
-            },
-            "modules": [module._asdict() for module in modules],
-        }
-        self.tree["stages"] = [
-            *(stage for stage in self.tree["stages"] if stage["name"] != name),
-            row,
-        ]
-        self._write()
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.tree["seconds"][name] = time.perf_counter() - start
-        self._write()
-
-    def _write(self) -> None:
-        devices = jax.devices()
-        self.tree["device"] = f"{len(devices)} x {devices[0].device_kind}"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, self.tree)

@@ -1,0 +1,113 @@
+"""What a recipe ends in: every finished model evaluated and exported, and a table of them.
+
+OUT/evaluation, OUT/hf                  of the only one
+OUT/evaluation/NAME, OUT/hf/NAME        of each of several variants
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.commands.convert import conversions
+from mllm_jax.commands.recipe.summary import Summary
+from mllm_jax.commands.recipe.tree import EVALUATION, EXPORT, Tree
+from mllm_jax.common.errors import require
+from mllm_jax.common.json_file import read_json
+from mllm_jax.common.markdown import markdown_table
+from mllm_jax.config import loading
+from mllm_jax.config.recipe import EvaluateConfig, RecipeConfig
+from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.evaluation import runner
+
+FILES = {EVALUATION: "scores.json", EXPORT: "config.json"}  # of results without variants
+
+
+def check(tree: Tree, out: Path, pending: Collection[str]) -> None:
+    """Refuses results that would be taken for those of weights that are yet to be trained.
+
+    Args:
+        tree: of the selected stages.
+        out: folder of the recipe.
+        pending: names of the stages that are not finished.
+
+    Raises:
+        ConfigError: the folder is named.
+    """
+    for kind, file in FILES.items():
+        require(
+            tree.single or not (out / kind / file).exists(),
+            f"{out / kind}: holds the result of a recipe with one model; move it away or delete it",
+        )
+        for variant, stage in tree.variants.items():
+            folder = tree.results(out, kind, variant)
+            require(
+                stage not in pending or not folder.exists(),
+                f"{folder}: was made from older weights than stage {stage} will have; delete it "
+                "and rerun the recipe",
+            )
+
+
+def unanswered(recipe: RecipeConfig, tree: Tree, out: Path) -> list[str]:
+    """The stages whose models are yet to be evaluated."""
+    return [
+        stage
+        for variant, stage in tree.variants.items()
+        if recipe.evaluate is not None and not tree.results(out, EVALUATION, variant).exists()
+    ]
+
+
+def make(
+    recipe: RecipeConfig, tree: Tree, stages: Mapping[str, Config], out: Path, summary: Summary
+) -> None:
+    """Evaluates and exports what is not there yet, and prints how the variants compare."""
+    scores = {}
+    for variant, stage in tree.variants.items():
+        run, name = Path(stages[stage].out), "" if tree.single else f" {variant}"
+        if recipe.evaluate is not None:
+            folder = tree.results(out, EVALUATION, variant)
+            if not folder.exists():
+                with summary.timed(f"evaluation{name}"):
+                    _evaluate(run, recipe.evaluate, folder)
+            scores[variant] = read_json(folder / "scores.json")["languages"]
+            _note_scores(run, scores[variant])
+        folder = tree.results(out, EXPORT, variant)
+        if recipe.export is not None and not folder.exists():
+            with summary.timed(f"export{name}"):
+                conversions.to_hf(run, folder, dtype=recipe.export)
+    if scores and not tree.single:
+        print(f"\n{comparison(tree, scores)}", flush=True)
+
+
+def _evaluate(run: Path, c: EvaluateConfig, folder: Path) -> None:
+    runner.evaluate(run, c.data, folder, c.images, c.max_new_tokens, c.rows)
+
+
+def _note_scores(run: Path, languages: Mapping[str, Any]) -> None:
+    """Puts the scores into the model's folder, for its card."""
+    card = run / "model" / "config.yaml"
+    scores = {f"exact match ({key})": float(of["exact_match"]) for key, of in languages.items()}
+    loading.dump(dataclasses.replace(loading.load(FolderConfig, card), scores=scores), card)
+
+
+def comparison(tree: Tree, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of the variants: exact match and loss of every language, and their stages.
+
+    Args:
+        tree: of the stages.
+        scores: variant -> language -> as in scores.json.
+    """
+    languages = list(dict.fromkeys(name for of in scores.values() for name in of))
+    columns = (f"{x}, {name}" for name in languages for x in ("match", "loss"))
+    rows = []
+    for variant, by_language in scores.items():
+        cells = []
+        for name in languages:
+            of = by_language.get(name, {})
+            cells += [_cell(of.get("exact_match"), ".1%"), _cell(of.get("loss"), ".3f")]
+        rows.append((variant, *cells, " → ".join(tree.path(tree.variants[variant]))))
+    return markdown_table(("variant", *columns, "stages"), rows)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

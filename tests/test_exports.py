@@ -26,6 +26,7 @@ from mllm_jax.checkpoints.hf.tokenizer import special_ids
 from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.commands.convert import conversions
+from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import (
     ConnectorConfig,
     LanguageConfig,
@@ -58,6 +59,8 @@ PLAIN = LanguageConfig(
 # so narrow that a linear connector takes the gelu form
 NARROW = dataclasses.replace(VISION, width=32)
 IMAGE = tiny.VOCAB - 1
+TILES = GridsConfig("hw", ((28, 56), (56, 28), (56, 56), (84, 28)))
+ORIGINAL = GridsConfig("wh", ((28, 56), (56, 28), (56, 56)), "original", "pad")
 Format = Literal["float32", "bfloat16"]
 MODELS: dict[str, tuple[ModelConfig, Format]] = {
     "llava_mlp": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "float32"),
@@ -65,6 +68,11 @@ MODELS: dict[str, tuple[ModelConfig, Format]] = {
     "llava_linear_gelu": (ModelConfig(NARROW, ConnectorConfig("linear"), TEXT, IMAGE), "float32"),
     "llava_tied": (ModelConfig(VISION, ConnectorConfig("mlp", False), PLAIN, IMAGE), "float32"),
     "llava_bfloat16": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE), "bfloat16"),
+    "llava_next": (ModelConfig(VISION, ConnectorConfig("mlp"), TEXT, IMAGE, TILES), "float32"),
+    "llava_next_original": (
+        ModelConfig(VISION, ConnectorConfig("linear"), TEXT, IMAGE, ORIGINAL),
+        "bfloat16",
+    ),
     "llama": (ModelConfig(language=TEXT), "float32"),
     "llama_tied": (ModelConfig(language=PLAIN), "float32"),
     "clip": (ModelConfig(vision=VISION), "float32"),
@@ -164,7 +172,7 @@ def test_both_find_every_tensor_and_compute_the_same(name: str, seen: tuple[dict
         np.testing.assert_allclose(old[f"{name}/pixels"], new[f"{name}/pixels"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(READ))
+@pytest.mark.parametrize("name", sorted(name for name in READ if "next" not in name))
 def test_ours_are_equal(name: str, exports: Path, seen: tuple[dict, dict]) -> None:
     """From the model folder: logits, and pixels from the picture files."""
     opened = Answerer(exports / "models" / name, ComputeConfig(compute="float32", remat="none"))

@@ -15,7 +15,11 @@ import torch  # pyright: ignore[reportMissingImports]  # torch is a test extra o
 import transformers
 from PIL import Image
 
-CLASSES = {"llava": "LlavaForConditionalGeneration", "llama": "LlamaForCausalLM"}
+CLASSES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llama": "LlamaForCausalLM",
+}
 
 
 def see(folder: Path, prompt: str, images: list[Path]) -> dict[str, Any]:
@@ -47,7 +51,8 @@ def _inputs(folder: Path, kind: str, prompt: str, images: list[Path]) -> dict[st
     processor = transformers.AutoProcessor.from_pretrained(folder)
     pictures = [Image.open(path) for path in images]
     inputs = processor(text=prompt, images=pictures, return_tensors="pt")
-    return {name: inputs[name] for name in ("input_ids", "pixel_values")}
+    names = ("input_ids", "pixel_values", "image_sizes")
+    return {name: inputs[name] for name in names if name in inputs}
 
 
 def main() -> None:

@@ -446,7 +446,29 @@ def test_join_refuses_the_wrong_folders(oracle: Path, clip: Path, tmp_path: Path
         conversions.join(tmp_path / "x", clip / "full", clip / "vision")
     with pytest.raises(ConfigError, match="connector='cubic'"):
         conversions.join(tmp_path / "x", clip / "full", oracle / "llama", "cubic")
+    with pytest.raises(ConfigError, match="new-rows='mine': allowed are transformers and ndino"):
+        conversions.join(tmp_path / "x", clip / "full", oracle / "llama", new_rows="mine")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_join_draws_rows_as_it_is_told(oracle: Path, clip: Path, tmp_path: Path) -> None:
+    """412 rows, one for every token of the tokenizer and 5 that were padding before; 448 after."""
+    old = tensors(oracle / "llama31")
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    means = [old[name].mean(0, dtype=np.float64) for name in tables]
+    found = {}
+    for how in ("transformers", "ndino"):
+        conversions.join(tmp_path / how, clip / "vision", oracle / "llama31", new_rows=how)
+        opened = open_model(tmp_path / how)
+        leaves = opened.leaves(conversions.abstract(opened.config.model))
+        read = [leaves[f"language/{name}"].read() for name in ("embedding", "head/kernel")]
+        assert all(np.array_equal(x[:412], old[name]) for x, name in zip(read, tables, strict=True))
+        found[how] = [x[412:] for x in read]
+    for (rows, others), mean in zip(zip(*found.values(), strict=True), means, strict=True):
+        assert 0 < np.abs(rows - mean).max() < 1e-3
+        assert not np.array_equal(rows, others)
+    assert np.abs(found["ndino"][0] - means[0]).max() < 0.05
+    assert np.abs(found["ndino"][1] - means[0]).max() < 0.05, "of the token table's distribution"
 
 
 def unread() -> np.ndarray:

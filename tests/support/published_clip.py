@@ -97,7 +97,7 @@ def make(folder: Path) -> Path:
     """Writes the folder, with random weights."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    sections = {"vision_config": VISION, "text_config": {**TEXT, "vocab_size": 100}}
+    sections: dict[str, Any] = {"vision_config": VISION, "text_config": {**TEXT, "vocab_size": 100}}
     model = CLIPModel(CLIPConfig(**sections, projection_dim=PROJECTION))
     with torch.no_grad():
         for parameter in model.parameters():  # no norm or bias that could go unread unnoticed

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=CHAT_FORMATS,
         help="chat template of the model; default: LLAMA_DIR's own, or one that fits its tokenizer",
     )
+    way.add_argument(
+        "--new-rows",
+        choices=("transformers", "ndino"),
+        default="transformers",
+        help="after whom the new rows of the token tables are drawn: N(mean, 1e-9 covariance) of "
+        "each table's rows, or N(mean, 1e-5 covariance) of the token table's; default: %(default)s",
+    )
     way = add("to-hf", "a model or run folder into a Hugging Face folder")
     way.add_argument("model", type=Path, metavar="MODEL")
     way.add_argument("out", type=Path, metavar="OUT")
@@ -52,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
             language=o.language,
             connector=o.connector,
             chat_format=o.chat_format,
+            new_rows=o.new_rows,
         )
     else:
         conversions.to_hf(o.model, o.out, dtype=o.dtype, connector_form=o.connector_form)

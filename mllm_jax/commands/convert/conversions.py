@@ -37,7 +37,7 @@ from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import HFSource, ModelSource, open_model
 from mllm_jax.checkpoints.params import save_params
 from mllm_jax.commands.convert.chat_format import choose_template, warn_without_template
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
@@ -126,15 +126,15 @@ def join(
     seed: int = 0,
     chat_format: str | None = None,
     name: str | Path | None = None,
+    new_rows: str = "transformers",
 ) -> None:
     """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
 
         join("models/start", vision="weights/clip", language="weights/llama", connector="mlp")
 
     `<image>` joins the tokenizer if it is not there; the token tables grow to a multiple of 64
-    rows, the new ones drawn from the normal distribution with the mean and covariance of the old
-    ones. The connector's matrices are drawn with standard deviation 1 / sqrt(inputs), its biases
-    are zero.
+    rows, the new ones drawn around the mean of the old ones (`join.NEW_ROWS`). The connector's
+    matrices are drawn with standard deviation 1 / sqrt(inputs), its biases are zero.
 
     Args:
         out: the folder to make.
@@ -145,6 +145,7 @@ def join(
         chat_format: a key of `templates.TEMPLATES`; None: the language model's own template, or one
             that fits its tokenizer where it has none.
         name: what OUT will be called, for messages; default: OUT.
+        new_rows: "transformers" or "ndino", after whom new rows are drawn.
 
     Raises:
         ConfigError: a folder is not what is needed, the chat format does not fit the tokenizer, or
@@ -152,6 +153,10 @@ def join(
     """
     require(
         connector in ("linear", "mlp"), f"--connector={connector!r}: allowed are linear and mlp"
+    )
+    require(
+        new_rows in join_chunks.NEW_ROWS,
+        f"--new-rows={quoted(new_rows)}: allowed are {' and '.join(join_chunks.NEW_ROWS)}",
     )
     tower, llama = open_model(vision), open_model(language)
     require(
@@ -172,7 +177,7 @@ def join(
         leaves = {
             **_part(tower, "vision"),
             **join_chunks.fresh_connector(abstract(config.model), config.dtype, seed),
-            **join_chunks.grown(old, rows, first, seed),
+            **join_chunks.grown(old, rows, first, seed, join_chunks.NEW_ROWS[new_rows]),
         }
         hf_files.write_generation_config(folder, llama.ids)
         note = choose_template(folder, llama.where, chat_format)

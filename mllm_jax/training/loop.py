@@ -1,13 +1,12 @@
 """Train one stage: load, plan, fill, compile; then the loop."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from mllm_jax.checkpoints.frozen import FrozenParams
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
@@ -35,13 +34,11 @@ from mllm_jax.training import (
     step,
     weights_biases,
 )
-from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, open_heldout
+from mllm_jax.training.evaluation import Evaluation, Sampler
+from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import TrainSetup, compile_train_step, make_setup, shard_batch
 from mllm_jax.training.writer import MetricsWriter, NoWriter
-
-# (config, run folder, tokenizer, held-out records, mesh) -> parameters -> sample answers as text
-Sampler = Callable[[Config, Path, Any, HeldOut, Mesh], Callable[[Any], str]]
 
 
 def train(
@@ -111,11 +108,12 @@ def _train(
     jax.block_until_ready(now)
     begins = int(now.step)
     log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")
-    loop = Loop(config, setup, loader, checkpoints, frozen, steps, log)
-    if heldout is not None:
-        loop.measure(heldout, begins)
-        if sampler is not None and config.train.evaluate and config.train.evaluate.samples:
-            loop.samples = sampler(config, run, tokenizer, heldout, mesh)
+    samples = None
+    if sampler and heldout is not None and config.train.evaluate and config.train.evaluate.samples:
+        samples = sampler(config, run, tokenizer, heldout, mesh)
+    saved = checkpoints.extra(begins) if begins else {}
+    evaluation = Evaluation(config, setup, heldout, steps, log, saved, samples)
+    loop = Loop(config, setup, loader, checkpoints, frozen, evaluation, steps, log)
     record = _writer(config, steps, begins if begin.resume else None)
     with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
@@ -123,10 +121,9 @@ def _train(
         run_folder.finish(run, writer.last_written)
     if int(now.step) < loop.stop:
         raise Preempted(f"SIGTERM: step {int(now.step)} is saved in {run}; continue with --resume")
-    early = loop.lowest.ends(loop.stop_after)
-    if early:
-        log(run_log.early_end(loop.lowest))
-    log(run_log.end(run, int(now.step), early or int(now.step) == steps, steps))
+    if evaluation.ended:
+        log(run_log.early_end(evaluation.lowest))
+    log(run_log.end(run, int(now.step), evaluation.ended or int(now.step) == steps, steps))
     return run
 
 
@@ -218,38 +215,14 @@ class Loop:
         loader: Loader,
         checkpoints: Checkpoints,
         frozen: FrozenParams,
+        evaluation: Evaluation,
         steps: int,
         log: Log,
     ):
         self.config, self.setup, self.loader, self.log = config, setup, loader, log
-        self.checkpoints, self.frozen = checkpoints, frozen
-        self.steps, self.stop = steps, min(steps, config.train.stop_at or steps)
+        self.checkpoints, self.frozen, self.evaluation = checkpoints, frozen, evaluation
+        self.stop = min(steps, config.train.stop_at or steps)
         self.losses = Mean()  # since the last save
-        self.heldout: HeldOutLoss | None = None
-        self.samples: Callable[[Any], str] | None = None
-        self.lowest, self.measured = Lowest(), dict[int, float]()  # the last held-out loss
-
-    @property
-    def stop_after(self) -> int | None:
-        """`train.evaluate.stop_after`."""
-        evaluate = self.config.train.evaluate
-        return None if evaluate is None else evaluate.stop_after
-
-    def measure(self, heldout: HeldOut, first: int) -> None:
-        """Measures the loss on held-out records on the way; a resumed run knows the lowest.
-
-        Args:
-            heldout: the records.
-            first: step that the run begins or continues with.
-        """
-        evaluate = self.config.train.evaluate
-        assert evaluate is not None
-        languages = self.config.data.languages
-        self.heldout = HeldOutLoss(self.setup, heldout, languages)
-        extra = self.checkpoints.extra(first) if first else {}
-        self.lowest = Lowest.restored(extra, self.heldout.identity)
-        if self.lowest.ends(evaluate.stop_after):
-            self.stop = first
 
     def run(
         self, now: state.TrainState, first: int, writer: MetricsWriter | NoWriter, stop: Stop
@@ -258,6 +231,8 @@ class Loop:
 
         A step's numbers are fetched after the next step is on its way to the device.
         """
+        if self.evaluation.ended:
+            self.stop = first
         if first >= self.stop:
             return now
         batches = self.loader.iterate(first, self.stop)
@@ -278,12 +253,13 @@ class Loop:
                 self._report(pending, waited, writer, meter, watch)
                 waited = 0.0
             pending = (number, numbers, meter.count(host.contents), host.contents.records)
-            last, measure = stop.due(number) or number + 1 == self.stop, self._measures(number + 1)
+            last = stop.due(number) or number + 1 == self.stop
+            measure = self.evaluation.due(number + 1)
             save = last or (number + 1) % self.config.train.save_every == 0
             if save or measure:
                 self._report(pending, waited, writer, meter, watch, now if measure else None)
                 pending = None
-            if self.lowest.ends(self.stop_after):
+            if self.evaluation.ended:
                 last, self.stop = True, number + 1
             if save or last:
                 self._save(now)
@@ -337,32 +313,12 @@ class Loop:
         # the same on resume, or the data moved
         line["records_crc32"] = zlib.crc32("\n".join(records).encode())
         if measured is not None and line["finite"]:
-            line |= self._measure(number + 1, measured)
+            line |= self.evaluation(number + 1, measured.params)
         with waits_for("metrics.jsonl to be written"):
             writer.write(line)
         self.losses.add(line["loss"], line["trained_tokens"])
         self.checkpoints.check()
         metrics.require_finite(number, numbers, self._last_good)
-
-    def _measures(self, step: int) -> bool:
-        evaluate = self.config.train.evaluate
-        return evaluate is not None and due(step, evaluate.every, self.steps)
-
-    def _measure(self, step: int, now: state.TrainState) -> metrics.Line:
-        """The held-out loss after `step` updates."""
-        assert self.heldout is not None
-        with waits_for(f"the held-out loss after step {step}"):
-            line = self.heldout(now.params)
-        self.lowest = self.lowest.after(step, line["heldout/loss"])
-        self.measured = {step: line["heldout/loss"]}
-        self.log(run_log.measured(step, line, self.lowest))
-        if self.samples is not None:
-            path = Path(self.config.out) / "samples" / f"step-{step:06}.txt"
-            path.parent.mkdir(exist_ok=True)
-            heading = f"step {step}, held-out loss {line['heldout/loss']:.4f}\n\n"
-            path.write_text(heading + self.samples(now.params), encoding="utf-8")
-            self.log(f"sample answers: {path}")
-        return line
 
     def _last_good(self) -> str | None:
         self.checkpoints.wait()  # one may be on its way to the disk
@@ -371,9 +327,10 @@ class Loop:
 
     def _save(self, now: state.TrainState) -> None:
         number, start, files = int(now.step), self.log.seconds, self.frozen.files
-        loss, extra = self.losses.take(), {"seed": self.config.seed} | self.lowest.extra()
+        loss, extra = self.losses.take(), {"seed": self.config.seed}
+        extra |= self.evaluation.lowest.extra()
         if self.config.train.keep_best_by == "heldout":
-            loss = self.measured.get(number)
+            loss = self.evaluation.loss_after(number)
         self.checkpoints.save(number, now.trainable, now.opt_state, extra, loss, files)
         folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
         self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")

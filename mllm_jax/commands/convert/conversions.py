@@ -158,16 +158,7 @@ def join(
         new_rows in join_chunks.NEW_ROWS,
         f"--new-rows={quoted(new_rows)}: allowed are {' and '.join(join_chunks.NEW_ROWS)}",
     )
-    tower, llama = open_model(vision), open_model(language)
-    require(
-        tower.config.model.vision is not None,
-        f"--vision {vision}: has no vision tower; give a CLIP folder",
-    )
-    require(
-        llama.config.model.language is not None,
-        f"--language {language}: has no language model; give a Llama folder",
-    )
-    hf_tokenizer.check_tokenizer(llama.files)
+    tower, llama = _backbones(vision, language)
     with new_folder(out) as folder:
         hf_files.copy_files(llama.files, folder)
         image_token, known, added = hf_tokenizer.add_image_token(folder)
@@ -189,6 +180,21 @@ def join(
     if note is not None:
         print(note)
     warn_without_template(Path(out), name or out)
+
+
+def _backbones(vision: str | Path, language: str | Path) -> tuple[ModelSource, ModelSource]:
+    """The two opened models, each of which has the part that is taken of it."""
+    tower, llama = open_model(vision), open_model(language)
+    require(
+        tower.config.model.vision is not None,
+        f"--vision {vision}: has no vision tower; give a CLIP folder",
+    )
+    require(
+        llama.config.model.language is not None,
+        f"--language {language}: has no language model; give a Llama folder",
+    )
+    hf_tokenizer.check_tokenizer(llama.files)
+    return tower, llama
 
 
 def _joined(

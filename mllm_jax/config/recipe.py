@@ -61,5 +61,5 @@ class RecipeConfig(Section):
     """
     evaluate: EvaluateConfig | None = None
     """Held-out data to evaluate the finished models on; none by default."""
-    export: Literal["float32", "bfloat16"] | None = "bfloat16"
+    export: Literal["float32", "bfloat16", "float16"] | None = "bfloat16"
     """Number format of the Hugging Face folders at the end; null for no export."""

@@ -6,6 +6,7 @@ from mllm_jax.report import html, score_sections, stage_sections
 from mllm_jax.report.views import Report, Stage
 
 LINKS = {
+    "variants": "Variants",
     "scores": "Scores",
     "answers": "Answers",
     "loss": "Loss",
@@ -20,8 +21,12 @@ LINKS = {
 def report_page(report: Report) -> str:
     """The page's text."""
     scores, stages = report.scores, report.stages
+    for variant in report.variants:  # of several evaluations, the answers are beside one another
+        scores = variant.scores or scores
+    table = score_sections.variant_scores(report.variants) if report.variants else ""
     parts = {
-        "scores": score_sections.score_table(scores) if scores else "",
+        "variants": score_sections.variant_table(report.variants) if report.variants else "",
+        "scores": table or (score_sections.score_table(scores) if scores else ""),
         "answers": score_sections.answer_sections(scores) if scores else "",
         "loss": stage_sections.losses(stages),
         "course": stage_sections.course(stages),
@@ -52,6 +57,8 @@ def _figures(report: Report) -> list[tuple[str, str]]:
             group = score_sections.overall(report.scores, key)
             name = f"exact match, {html.language_name(key)}"
             figures.append((name, html.percent(group.right / group.count)))
+    elif report.variants:
+        figures.append(("variants", str(len(report.variants))))
     else:
         figures += _losses(report.stages[-1])
     figures.append(("parameters", _count(sum(m.parameters for m in report.stages[-1].modules))))

@@ -4,11 +4,47 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from mllm_jax.report import html
-from mllm_jax.report.views import Answer, Group, Scores
+from mllm_jax.report.views import Answer, Group, OtherAnswer, Scores, Variant
+
+NOTE = (
+    "Exact match; case and final punctuation are ignored. The mark on a bar is what the most "
+    "frequent true answer of a kind would get, were it given to every question; a score at or "
+    "below the mark shows no skill."
+)
+
+
+def variant_table(variants: Sequence[Variant]) -> str:
+    """A row for each variant: exact match and loss of every language, and its stages."""
+    languages = list(dict.fromkeys(key for v in variants if v.scores for key in v.scores.languages))
+    rows = []
+    for variant in variants:
+        scores, cells = variant.scores, []
+        for key in languages:
+            known = scores is not None and key in scores.languages
+            cells.append(_cell(overall(scores, key)) if scores and known else "–")
+            cells.append(_number(scores.languages[key].get("loss") if scores and known else None))
+        rows.append(html.row(variant.name, [*cells, escape(" → ".join(variant.stages))]))
+    names = [(html.language_name(key), "loss per token") for key in languages]
+    head = ["Variant", *(name for pair in names for name in pair), "stages"]
+    return html.section("Variants", NOTE, html.table(head, rows, css="scores"))
+
+
+def variant_scores(variants: Sequence[Variant]) -> str:
+    """The scores of every variant, folded."""
+    parts = [
+        f"<details><summary>{escape(v.name)}</summary>{_table(v.scores)}</details>"
+        for v in variants
+        if v.scores is not None
+    ]
+    return html.section("Scores", "By kind of question.", "".join(parts)) if parts else ""
 
 
 def score_table(scores: Scores) -> str:
     """Exact match per kind of question and language, beside the most frequent answer's."""
+    return html.section("Scores", NOTE, _table(scores))
+
+
+def _table(scores: Scores) -> str:
     cells = {(group.kind, group.language): group for group in scores.groups}
     kinds = list(dict.fromkeys(group.kind for group in scores.groups))
     rows = [
@@ -27,13 +63,7 @@ def score_table(scores: Scores) -> str:
         )
         for key in ("loss", "perplexity")
     ]
-    return html.section(
-        "Scores",
-        "Exact match; case and final punctuation are ignored. The mark on a "
-        "bar is what the most frequent true answer of a kind would get, were it given to every "
-        "question; a score at or below the mark shows no skill.",
-        html.table(["Question", *map(html.language_name, scores.languages)], rows, css="scores"),
-    )
+    return html.table(["Question", *map(html.language_name, scores.languages)], rows, css="scores")
 
 
 def overall(scores: Scores, language: str) -> Group:
@@ -85,6 +115,7 @@ def _card(answer: Answer) -> str:
     pictures = _pictures(answer.pictures)
     mark = "<p class='mark right'>✓ right</p>" if answer.right else ""
     mark = mark or "<p class='mark wrong'>✗ wrong</p>"
+    mark += "".join(map(_other, answer.others))
     css = f"card answer{'' if pictures else ' text'}{'' if answer.right else ' miss'}"
     # every text has a direction of its own, so that none turns the words around it
     attributes = f"dir=auto lang='{escape(answer.language, quote=True)}'"
@@ -95,6 +126,13 @@ def _card(answer: Answer) -> str:
         f"<p class=truth><span class=soft>truth:</span> "
         f"<bdi {attributes}>{escape(answer.truth)}</bdi></p>{mark}</div></article>"
     )
+
+
+def _other(other: OtherAnswer) -> str:
+    """What another variant answers, in a line."""
+    text = f"<bdi dir=auto>{escape(other.answer) or '(nothing)'}</bdi>"
+    mark = "✓" if other.right else "✗"
+    return f"<p class=truth><span class=soft>{escape(other.variant)}:</span> {text} {mark}</p>"
 
 
 def _pictures(pictures: Sequence) -> str:

@@ -56,15 +56,25 @@ class Group(NamedTuple):
     common: str  # that answer
 
 
+class OtherAnswer(NamedTuple):
+    """What another variant answers to the same question."""
+
+    variant: str
+    answer: str
+    right: bool
+
+
 class Answer(NamedTuple):
     """A question, the model's answer, and the true one."""
 
+    id: str  # of the record
     language: str
     question: str
     answer: str
     truth: str
     right: bool
     pictures: Sequence[UInt8[np.ndarray, "height width C"] | str]  # or why there is none
+    others: Sequence[OtherAnswer] = ()
 
 
 class Scores(NamedTuple):
@@ -78,6 +88,14 @@ class Scores(NamedTuple):
     count: int  # of all answers
 
 
+class Variant(NamedTuple):
+    """A finished model of a recipe that is a tree."""
+
+    name: str
+    stages: Sequence[str]  # from the first one to its own
+    scores: Scores | None  # None: not evaluated yet
+
+
 class Report(NamedTuple):
     """The whole page."""
 
@@ -88,3 +106,4 @@ class Report(NamedTuple):
     facts: Facts  # time, devices, versions
     seconds: float
     missing: Sequence[str]  # what is not there yet, one line each
+    variants: Sequence[Variant] = ()  # of a tree; `scores` is None then

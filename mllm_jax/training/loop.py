@@ -167,6 +167,7 @@ def _describe(
     if heldout is not None:
         log(run_log.heldout(config, heldout))
     log(run_log.parameters(setup.abstract))
+    log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
     log(run_log.begin(config, begin.step, steps))
 
 

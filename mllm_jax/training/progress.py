@@ -128,8 +128,7 @@ class Recent:
         line, languages = self._lines[-1][0], self.language_losses
         parts = [f"loss {self.loss:.4f}"]
         parts += [f"{name} {loss:.3f}" for name, loss in languages.items() if len(languages) > 1]
-        rates = {value for name, value in line.items() if name.startswith("learning_rate/")}
-        parts.append("lr " + " ".join(f"{rate:.2e}" for rate in sorted(rates)))
+        parts.append(f"lr {_rates(line)}")
         parts.append(f"grad {line['grad_norm']:.3f}")
         seconds = sum(one["step_seconds"] for one, _, _ in self._lines)
         tokens = sum(
@@ -149,3 +148,14 @@ def _mean(pairs: list[tuple[float, float]]) -> float:
     """Of (loss, tokens); the last loss where there is no token."""
     tokens = sum(count for _, count in pairs)
     return sum(loss * count for loss, count in pairs) / tokens if tokens else pairs[-1][0]
+
+
+def _rates(line: Line) -> str:
+    """The learning rates; where they differ, each with its parts: 2.00e-06 vision, 1.00e-05 all."""
+    parts: dict[float, list[str]] = {}
+    for name, value in line.items():
+        if name.startswith("learning_rate/"):
+            parts.setdefault(value, []).append(name.removeprefix("learning_rate/"))
+    if len(parts) == 1:
+        return f"{next(iter(parts)):.2e}"
+    return ", ".join(f"{rate:.2e} {'+'.join(parts[rate])}" for rate in sorted(parts))

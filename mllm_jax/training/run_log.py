@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mllm_jax.config.stage import Config
+from mllm_jax.config.stage import Config, OptimizerConfig
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
@@ -73,6 +73,12 @@ def _by_module(params: Mapping[str, Any]) -> Counter[str]:
     for path, leaf in params.items():
         counts[path.split("/")[0]] += math.prod(leaf.shape)
     return counts
+
+
+def rates(config: OptimizerConfig) -> str:
+    """Peak learning rates: 1e-05, or 1e-05, vision 2e-06 where a part has its own."""
+    own = [f"{name} {of.learning_rate:g}" for name, of in config.parts.items() if of.learning_rate]
+    return ", ".join([f"{config.learning_rate:g}", *own])
 
 
 def begin(config: Config, step: int | None, steps: int) -> str:

@@ -130,11 +130,55 @@ def test_a_recipe_between_its_stages(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (out / "report.html").exists()
 
 
+def make_tree(out: Path) -> None:
+    """Two finished variants and one whose stage is not there, as `recipe` leaves them."""
+    rate = ("optimizer.parts", {"eyes": {"match": "vision/.*", "learning_rate": 2e-6},
+                                "rest": {"match": "(connector|language)/.*"}})  # fmt: skip
+    for name in ("mlp", "it", "pt"):
+        make_run(out / name, 20, None, rate)
+    rows = [
+        {"name": name, "from": start, "run": name, "seconds": 60.0, "modules": []}
+        for name, start in (("mlp", None), ("pt", "mlp"), ("it", "mlp"))
+    ]
+    variants = {"IT": "it", "PT": "pt", "LONG": "long"}
+    summary = {"stages": rows, "seconds": {"evaluation IT": 2.0}, "variants": variants}
+    (out / "summary.json").write_text(json.dumps(summary))
+    for name, truths in (("IT", ["gorria", "berdea"]), ("PT", ["gorria", "gorria"])):
+        make_answers(out / name, [], truths)
+        (out / "evaluation").mkdir(exist_ok=True)
+        (out / name / "evaluation").rename(out / "evaluation" / name)
+        (out / name).rmdir()
+
+
+def test_variants_of_a_tree_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "IT").mkdir()
+    (out / "PT").mkdir()
+    make_tree(out)
+    assert main(["report", str(out)]) == 0
+    assert "report: LONG: stage long is not finished yet\n" in capsys.readouterr().out
+    text = (out / "report.html").read_text(encoding="utf-8")
+    text = text.replace("\N{NARROW NO-BREAK SPACE}", " ")
+    for words in (
+        "in 3 stages: mlp, pt, it; 2 models, 2 of them evaluated.",
+        "<h2>Variants</h2>",
+        "mlp → it",
+        "mlp → pt",
+        "50.0 %",
+        "100.0 %",
+        "<details><summary>IT</summary>",
+        "<span class=soft>IT:</span> <bdi dir=auto>gorria</bdi> ✓",
+        "2e-05, eyes 2e-06, cosine",
+    ):
+        assert words in text, words
+
+
 def test_pictures_are_those_that_the_model_gets(tmp_path: Path):
     run = make_run(tmp_path / "run")
     files = make_pictures(tmp_path / "images")
     make_answers(run, list(files.values()), ["gorria"] * 3)
-    scores, notes = answers.read_scores(run, config_of(run), {})
+    scores, notes = answers.read_scores(run / "evaluation", config_of(run), {})
     assert scores is not None and notes == []
     clear, tall, turned = (np.asarray(answer.pictures[0]) for answer in scores.answers)
     for picture, path in zip((clear, tall, turned), files.values(), strict=True):
@@ -159,7 +203,7 @@ def test_pictures_that_are_gone_are_said(tmp_path: Path, capsys: pytest.CaptureF
 def test_scores_beside_the_majority_answer(tmp_path: Path):
     run = make_run(tmp_path / "run")
     make_answers(run, [], ["gorria", "Urdina.", "urdina", "berdea"])
-    scores, _ = answers.read_scores(run, config_of(run), {"colour": "Which colour"})
+    scores, _ = answers.read_scores(run / "evaluation", config_of(run), {"colour": "Which colour"})
     assert scores is not None
     (group,) = scores.groups
     assert (group.kind, group.language, group.right, group.count) == ("colour", "eu", 1, 4)

@@ -1,5 +1,6 @@
 """Every YAML file of the project loads, fits its neighbours, and builds its abstract state."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
+from mllm_jax.commands.recipe.tree import read_tree
 from mllm_jax.config import loading
+from mllm_jax.config.grids import NEXT_SIZES, GridsConfig
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.training.setup import make_setup
@@ -21,6 +24,9 @@ RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("recip
 # connector 1024 x 4096 + 4096; CLIP ViT-L/14-336 and Llama-3.1-8B as counted by transformers, with
 # 64 more rows in both tables
 BASQUE = {"vision": 303_507_456, "connector": 4_198_400, "language": 8_030_261_248 + 2 * 64 * 4096}
+# 1024 x 4096 + 4096 + 4096 x 4096 + 4096 as counted from the published class; grids add the newline
+NDINO = BASQUE | {"connector": 20_979_712}
+NEWLINE = 4096
 
 
 def load(file: str) -> Config:
@@ -28,8 +34,8 @@ def load(file: str) -> Config:
 
 
 def test_the_folders_are_what_the_readme_says():
-    assert RECIPES == ["basque/recipe.yaml", "quickstart/recipe.yaml"]
-    assert len(STAGES) == 5
+    assert RECIPES == ["basque/recipe.yaml", "ndino/recipe.yaml", "quickstart/recipe.yaml"]
+    assert len(STAGES) == 9
 
 
 @pytest.mark.parametrize("file", STAGES)
@@ -39,13 +45,60 @@ def test_a_stage_writes_where_its_recipe_will_look(file: str):
 
 @pytest.mark.parametrize("file", RECIPES)
 def test_stages_follow_each_other(file: str):
-    recipe = loading.load(RecipeConfig, ROOT / file)
-    files = [f"{Path(file).parent}/{stage.file}" for stage in recipe.stages]
-    stages = [load(name) for name in files]
-    assert set(files) == {s for s in STAGES if s.startswith(f"{Path(file).parent}/")}
-    assert all(stage.model == stages[0].model for stage in stages)
-    assert [stage.init.weights for stage in stages[1:]] == [stage.out for stage in stages[:-1]]
+    recipe, folder = loading.load(RecipeConfig, ROOT / file), Path(file).parent
+    tree = read_tree(recipe)
+    stages = {name: load(f"{folder}/{path}") for name, path in tree.files.items()}
+    assert {f"{folder}/{path}" for path in tree.files.values()} == {
+        stage for stage in STAGES if stage.startswith(f"{folder}/")
+    }
+    models = [dataclasses.replace(stage.model, grids=None) for stage in stages.values()]
+    assert all(model == models[0] for model in models)
+    for path in dict.fromkeys(tree.files.values()):  # alone, a file starts as its first stage does
+        name = next(name for name, of in tree.files.items() if of == path)
+        start = tree.parents[name]
+        assert start is None or stages[name].init.weights == stages[start].out
     assert recipe.evaluate is not None
+
+
+def test_ndino_has_six_variants_from_eight_runs():
+    tree = read_tree(loading.load(RecipeConfig, ROOT / "ndino" / "recipe.yaml"))
+    assert {name: tree.path(stage) for name, stage in tree.variants.items()} == {
+        "IT": ["mlp", "it"],
+        "PT+IT": ["mlp", "pt", "pt_it"],
+        "LONG-IT": ["mlp", "long"],
+        "PT+LONG-IT": ["mlp", "pt", "pt_long"],
+        "IT+LONG-IT": ["mlp", "it", "it_long"],
+        "PT+IT+LONG-IT": ["mlp", "pt", "pt_it", "pt_it_long"],
+    }
+    assert len(tree.files) == 8
+
+
+@pytest.mark.parametrize(
+    ("file", "rate", "vision", "rows", "length", "steps", "chat"),
+    [
+        ("mlp", 1e-3, None, 256, 1024, None, "plain"),
+        ("pt", 1e-5, 2e-6, 128, 8192, 250_000 // 128, "plain"),
+        ("it", 1e-5, 2e-6, 128, 8192, 260_302 // 128, "llama3"),
+        ("long", 1e-5, 2e-6, 128, 8192, 500, "llama3"),
+    ],
+)
+def test_ndino_has_the_published_numbers(file, rate, vision, rows, length, steps, chat):
+    config = load(f"ndino/{file}.yaml")
+    optimizer, parts = config.optimizer, config.optimizer.parts
+    assert (optimizer.learning_rate, config.data.rows, config.data.length) == (rate, rows, length)
+    assert config.train.steps == steps and (steps or config.train.epochs == 1)
+    assert (optimizer.warmup_ratio, optimizer.schedule, optimizer.floor) == (0.03, "cosine", 0.0)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, 1.0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert {stream.format for stream in config.data.streams.values()} == {chat}
+    assert not config.data.pack, "a row is a conversation, so rows are the published batch"
+    grids = config.model.grids
+    if file == "mlp":
+        assert grids is None and config.data.image_fit == "crop"
+        return
+    assert parts["vision"].learning_rate == vision and all(part.train for part in parts.values())
+    assert grids == GridsConfig("wh", NEXT_SIZES, "original", "pad")
+    assert config.data.image_slots >= 5, "an image and its four tiles"
 
 
 @pytest.mark.parametrize("folder", ["basque", "quickstart"])
@@ -81,6 +134,9 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
     }
     if file.startswith("basque"):
         assert sizes == BASQUE
+    elif file.startswith("ndino"):
+        newline = NEWLINE if config.model.grids else 0
+        assert sizes == NDINO | {"connector": NDINO["connector"] + newline}
     else:
         assert 1_000_000 < sum(sizes.values()) < 3_000_000
     trained = {path.split("/")[0] for path in setup.abstract.trainable}
@@ -88,8 +144,9 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
         "backbone": {"vision", "connector", "language"},
         "align": {"connector"},
         "instruct": {"connector", "language"},
+        "mlp": {"connector"},
     }
-    assert trained == wanted[Path(file).stem]
+    assert trained == wanted.get(Path(file).stem, wanted["backbone"])
     moments = sum(x.size for x in jax.tree.leaves(setup.abstract.opt_state) if x.ndim)
     idle = 0  # of the image tower, whose last layer and norm nothing reads
     if "vision" in trained and config.model.vision is not None:

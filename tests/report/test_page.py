@@ -71,6 +71,7 @@ def stage(name: str, start: float, end: float, steps: int, heldout: bool = False
 def made_up(languages: tuple[str, ...] = ("eu", "en")) -> Report:
     answers = [
         Answer(
+            "1",
             language,
             f"Zein zenbaki da hau? {HOSTILE}",
             truth if n % 4 != 1 else f"{HOSTILE} {LONG}",

@@ -47,6 +47,15 @@ def test_language_losses_are_weighted_by_what_each_language_grew():
     assert recent.language_losses == pytest.approx({"eu": 2.0})
 
 
+def test_learning_rates_are_named_where_parts_have_their_own():
+    recent = Recent()
+    recent.add(line(0), 0.0)
+    assert "lr 1.00e-03  grad" in recent.summary()
+    own = {"learning_rate/vision": 2e-6, "learning_rate/rest": 1e-3}
+    recent.add(line(1, **own), 0.5)
+    assert "lr 2.00e-06 vision, 1.00e-03 all+rest  grad" in recent.summary()
+
+
 def test_a_line_is_due_every_few_steps_and_after_half_a_minute():
     """Steps of 20 seconds: the fourth one comes after QUIET, whatever `log_every` says."""
     ticks = iter([0.0, 20.0, 40.0, 60.0, 80.0])

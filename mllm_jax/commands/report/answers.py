@@ -15,6 +15,7 @@ from mllm_jax.evaluation.metrics import normalise
 from mllm_jax.report.metrics_file import read_lines
 from mllm_jax.report.views import Answer, Group, Scores
 
+ANSWERS = "answers.jsonl"
 PER_GROUP = 3  # answers of every kind and language on the page
 CARDS = 60  # at most so many in all
 OTHER = "question"  # kind of the records whose ids name none
@@ -36,25 +37,19 @@ Groups = Mapping[tuple[str, str], Sequence[Line]]  # kind, language -> lines
 def read_scores(
     folder: Path, config: Config, kinds: Mapping[str, str]
 ) -> tuple[Scores | None, list[str]]:
-    """The evaluation in a folder, and lines about what is missing.
+    """An evaluation's scores, and lines about what is missing.
 
     Args:
-        folder: of the run or recipe; the evaluation is in `evaluation/`.
+        folder: of the evaluation.
         config: of the stage that was evaluated: how pictures are prepared.
         kinds: headings of the kinds of questions, for those that have one.
 
     Raises:
         ConfigError: damaged files (named).
     """
-    path = folder / "evaluation" / "answers.jsonl"
-    if not path.is_file():
+    if not (folder / ANSWERS).is_file():
         return None, ["no evaluation yet, so no scores and answers"]
-    lines = list(read_lines(path))
-    for number, line in enumerate(lines, start=1):
-        wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
-        require(not wrong, f"{path}:{number}: not a line of answers ({', '.join(wrong)})")
-    require(len(lines) > 0, f"{path}: is empty; evaluate again")
-    scores_file = folder / "evaluation" / "scores.json"
+    lines, scores_file = read_answers(folder), folder / "scores.json"
     with naming_damage(scores_file):
         languages = {
             name: {key: of[key] for key in ("loss", "perplexity")}
@@ -74,6 +69,17 @@ def read_scores(
         count=len(lines),
     )
     return scores, pictures.notes()
+
+
+def read_answers(folder: Path) -> list[Line]:
+    """The lines of an evaluation's answers.jsonl. Raises ConfigError where one is not valid."""
+    path = folder / ANSWERS
+    lines = list(read_lines(path))
+    for number, line in enumerate(lines, start=1):
+        wrong = [key for key, kind in KEYS.items() if not isinstance(line.get(key), kind)]
+        require(not wrong, f"{path}:{number}: not a line of answers ({', '.join(wrong)})")
+    require(len(lines) > 0, f"{path}: is empty; evaluate again")
+    return lines
 
 
 def kind_of(line: Line) -> str:
@@ -104,6 +110,7 @@ def _chosen(groups: Groups, lines: Iterable[Line]) -> tuple[list[Line], list[Lin
 
 def _answer(line: Line, pictures: "_Pictures") -> Answer:
     return Answer(
+        id=str(line["id"]),
         language=line["language"],
         question=line["question"].replace("<image>", "").strip(),
         answer=line["answer"],

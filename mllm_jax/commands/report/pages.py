@@ -2,6 +2,7 @@
 
 RUN/config.yaml, metrics.jsonl, ...                   a run
 OUT/summary.json, OUT/<stage>/, OUT/evaluation/       a recipe or the quickstart: several runs
+OUT/evaluation/<variant>/                             of a recipe that is a tree
 
 A folder of an unfinished recipe gives a page about what is there; what is missing is said in it.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from mllm_jax.commands.report.answers import read_scores
 from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.commands.report.stages import read_machine, read_stage
+from mllm_jax.commands.report.variants import read_variants
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import whole_file
 from mllm_jax.common.json_file import read_json
@@ -20,7 +22,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.report import html
 from mllm_jax.report.page import report_page
-from mllm_jax.report.views import Report, Scores, Stage
+from mllm_jax.report.views import Report, Scores, Stage, Variant
 
 PAGE = "report.html"
 
@@ -63,7 +65,13 @@ def collect(folder: Path) -> Report:
         read_stage(run, config, done.get(run.name))
         for run, config in zip(runs, configs, strict=True)
     ]
-    scores, notes = read_scores(folder, configs[-1], summary.get("kinds", {}))
+    scores, variants = None, []
+    if "variants" in summary:
+        names = {run.name: config for run, config in zip(runs, configs, strict=True)}
+        with naming_damage(path):
+            variants, notes = read_variants(folder, summary, names)
+    else:
+        scores, notes = read_scores(folder / "evaluation", configs[-1], summary.get("kinds", {}))
     seconds = {stage.name: _seconds(stage, done.get(stage.name)) for stage in stages}
     times = {**seconds, **summary.get("seconds", {})}
     facts = [(name, html.duration(value)) for name, value in times.items()]
@@ -73,12 +81,13 @@ def collect(folder: Path) -> Report:
     facts += (summary.get("versions") or machine.get("versions", {})).items()
     return Report(
         title=summary.get("title", f"Report of {'/'.join(folder.resolve().parts[-2:])}"),
-        about=_about(stages, scores),
+        about=_about(stages, scores, variants),
         stages=stages,
         scores=scores,
         facts=facts,
         seconds=sum(times.values()),
         missing=[*missing, *notes],
+        variants=variants,
     )
 
 
@@ -120,12 +129,15 @@ def _seconds(stage: Stage, entry: dict[str, Any] | None) -> float:
     return entry["seconds"] if entry else stage.metrics.total("step_seconds")
 
 
-def _about(stages: Sequence[Stage], scores: Scores | None) -> str:
-    names = " → ".join(stage.name for stage in stages)
+def _about(stages: Sequence[Stage], scores: Scores | None, variants: Sequence[Variant]) -> str:
+    names = (", " if variants else " → ").join(stage.name for stage in stages)
     steps = sum(stage.metrics.steps for stage in stages)
     trained = f"{html.counted(steps, 'step')} of training"
     if len(stages) > 1:
         trained += f" in {len(stages)} stages: {names}"
+    if variants:
+        evaluated = sum(variant.scores is not None for variant in variants)
+        return f"{trained}; {html.counted(len(variants), 'model')}, {evaluated} of them evaluated."
     if scores is None:
         return f"{trained}."
     languages = " and ".join(map(html.language_name, scores.languages))

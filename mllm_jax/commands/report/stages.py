@@ -20,7 +20,7 @@ from mllm_jax.data.mixture.weights import record_weights
 from mllm_jax.report import html
 from mllm_jax.report.metrics_file import Metrics, read_metrics
 from mllm_jax.report.views import Facts, Module, Share, Stage
-from mllm_jax.training import run_folder, run_inputs
+from mllm_jax.training import run_folder, run_inputs, run_log
 from mllm_jax.training.optimizer import assign
 
 SAMPLES = 8  # files of samples on the page, the latest ones
@@ -71,7 +71,7 @@ def _data_facts(run: Path, config: Config, metrics: Metrics) -> Facts:
 def _facts(config: Config, metrics: Metrics, run: Path, entry: Mapping[str, Any] | None) -> Facts:
     data, optimizer = config.data, config.optimizer
     seconds = entry["seconds"] if entry else metrics.total("step_seconds")
-    rate = f"{optimizer.learning_rate:g}, {optimizer.schedule}"
+    rate = f"{run_log.rates(optimizer)}, {optimizer.schedule}"
     rate += f", warm-up {html.percent(optimizer.warmup_ratio)}" if optimizer.warmup_ratio else ""
     fresh = f", reinitialised: {config.init.fresh}" if config.init.fresh else ""
     speed = metrics.middle("real_tokens_per_second")

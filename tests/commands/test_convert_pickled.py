@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mllm_jax import __main__ as command_line
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
@@ -94,6 +95,28 @@ def test_the_export_holds_the_published_numbers(joined: Path, clip: Path, tmp_pa
         tmp_path / "hf", output_loading_info=True
     )
     assert {key: list(value) for key, value in info.items() if value} == {}
+
+
+def test_a_connector_of_the_original_llava(clip: Path, oracle: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    given = {
+        f"model.mm_projector.{layer}.{part}": torch.randn(shape, dtype=torch.bfloat16)
+        for layer, inputs in ((0, 48), (2, 64))
+        for part, shape in (("weight", (64, inputs)), ("bias", (64,)))
+    }
+    torch.save(given, tmp_path / "mm_projector.bin")
+    words = ["--vision", str(clip), "--language", str(oracle / "llama31"), "--connector-weights"]
+    words = ["convert", "join", str(tmp_path / "model"), *words, str(tmp_path / "mm_projector.bin")]
+    assert command_line.main(words) == 0
+    config = open_model(tmp_path / "model").config.model
+    assert config.connector is not None
+    assert config.connector.kind == "mlp"
+    conversions.to_hf(tmp_path / "model", tmp_path / "hf")
+    exported = read_all(tmp_path / "hf")
+    for name, x in given.items():
+        layer = {"0": "linear_1", "2": "linear_2"}[name.split(".")[2]]
+        found = exported[f"multi_modal_projector.{layer}.{name.split('.')[3]}"]
+        assert found.tobytes() == x.view(torch.int16).numpy().tobytes(), name
 
 
 @pytest.mark.parametrize("name", ["llava_mlp", "llava_bf16", "llama32_tied"])

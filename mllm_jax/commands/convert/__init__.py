@@ -22,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     way.add_argument("out", type=Path, metavar="OUT")
     way.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
     way.add_argument("--language", type=Path, required=True, metavar="LLAMA_DIR")
-    way.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    kinds = way.add_mutually_exclusive_group()
+    kinds.add_argument("--connector", choices=("linear", "mlp"), default="linear")
+    kinds.add_argument(
+        "--connector-weights",
+        type=Path,
+        metavar="FILE",
+        help="a trained connector instead of a new one: mm_projector.bin of the original LLaVA",
+    )
     way.add_argument(
         "--chat-format",
         choices=CHAT_FORMATS,
@@ -60,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
             connector=o.connector,
             chat_format=o.chat_format,
             new_rows=o.new_rows,
+            connector_weights=o.connector_weights,
         )
     else:
         conversions.to_hf(o.model, o.out, dtype=o.dtype, connector_form=o.connector_form)

@@ -10,7 +10,7 @@ name at the very end: a failed conversion leaves nothing.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.hf.connector_form import Form, choose_form, describe
 from mllm_jax.checkpoints.hf.model_card import model_card
 from mllm_jax.checkpoints.hf.processor import write_processor
+from mllm_jax.checkpoints.hf.projector import Projector
 from mllm_jax.checkpoints.hf.tensor_files import SHARD_BYTES
 from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
@@ -127,6 +128,7 @@ def join(
     chat_format: str | None = None,
     name: str | Path | None = None,
     new_rows: str = "transformers",
+    connector_weights: str | Path | None = None,
 ) -> None:
     """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
 
@@ -146,28 +148,29 @@ def join(
             that fits its tokenizer where it has none.
         name: what OUT will be called, for messages; default: OUT.
         new_rows: "transformers" or "ndino", after whom new rows are drawn.
+        connector_weights: a file with a trained connector instead of a fresh one, `connector` is
+            then not read; the original LLaVA's mm_projector.bin.
 
     Raises:
         ConfigError: a folder is not what is needed, the chat format does not fit the tokenizer, or
             OUT is not empty.
     """
-    require(
-        connector in ("linear", "mlp"), f"--connector={connector!r}: allowed are linear and mlp"
-    )
-    require(
-        new_rows in join_chunks.NEW_ROWS,
-        f"--new-rows={quoted(new_rows)}: allowed are {' and '.join(join_chunks.NEW_ROWS)}",
-    )
+    _check_option("--connector", connector, ("linear", "mlp"))
+    _check_option("--new-rows", new_rows, join_chunks.NEW_ROWS)
     tower, llama = _backbones(vision, language)
+    trained = Projector(connector_weights) if connector_weights is not None else None
+    bridge = trained.config if trained else loading.build(ConnectorConfig, {"kind": connector})
     with new_folder(out) as folder:
         hf_files.copy_files(llama.files, folder)
         image_token, known, added = hf_tokenizer.add_image_token(folder)
-        config, rows = _joined(tower, llama, connector, image_token, known + added)
+        config, rows = _joined(tower, llama, bridge, image_token, known + added)
         old = _part(llama, "language")
         first = image_token if added else None
+        shapes = abstract(config.model)
+        fresh = join_chunks.fresh_connector(shapes, config.dtype, seed)
         leaves = {
             **_part(tower, "vision"),
-            **join_chunks.fresh_connector(abstract(config.model), config.dtype, seed),
+            **(trained.leaves(shapes) if trained else fresh),
             **join_chunks.grown(old, rows, first, seed, join_chunks.NEW_ROWS[new_rows]),
         }
         hf_files.write_generation_config(folder, llama.ids)
@@ -180,6 +183,11 @@ def join(
     if note is not None:
         print(note)
     warn_without_template(Path(out), name or out)
+
+
+def _check_option(flag: str, value: str, allowed: Iterable[str]) -> None:
+    allowed = list(allowed)
+    require(value in allowed, f"{flag}={quoted(value)}: allowed are {' and '.join(allowed)}")
 
 
 def _backbones(vision: str | Path, language: str | Path) -> tuple[ModelSource, ModelSource]:
@@ -198,14 +206,18 @@ def _backbones(vision: str | Path, language: str | Path) -> tuple[ModelSource, M
 
 
 def _joined(
-    tower: ModelSource, llama: ModelSource, connector: str, image_token: int, tokens: int
+    tower: ModelSource,
+    llama: ModelSource,
+    connector: ConnectorConfig,
+    image_token: int,
+    tokens: int,
 ) -> tuple[FolderConfig, int]:
     language = llama.config.model.language
     assert language is not None
     rows = -(-max(language.vocab, tokens) // join_chunks.ROWS) * join_chunks.ROWS
     model = ModelConfig(
         vision=tower.config.model.vision,
-        connector=loading.build(ConnectorConfig, {"kind": connector}),
+        connector=connector,
         language=dataclasses.replace(language, vocab=rows),
         image_token=image_token,
     )

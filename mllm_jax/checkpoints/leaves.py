@@ -57,8 +57,8 @@ def read_parts(leaf: Leaf, indices: Iterable[Iterable[slice]]) -> list[np.ndarra
 
     Parts that fill a box together, as the shards of neighbouring devices do, are read as one.
     """
-    wanted = [bounds(index, leaf.shape) for index in indices]
-    parts = {str(part): part for part in wanted}  # slices have no hash before Python 3.12
+    chosen = [bounds(index, leaf.shape) for index in indices]
+    parts = {str(part): part for part in chosen}  # slices have no hash before Python 3.12
     box = tuple(
         slice(min(cut.start for cut in axis), max(cut.stop for cut in axis))
         for axis in zip(*parts.values(), strict=True)
@@ -68,7 +68,7 @@ def read_parts(leaf: Leaf, indices: Iterable[Iterable[slice]]) -> list[np.ndarra
         read = {key: whole[_inside(box, part)] for key, part in parts.items()}
     else:
         read = {key: leaf.at(part) for key, part in parts.items()}
-    return [read[str(part)] for part in wanted]
+    return [read[str(part)] for part in chosen]
 
 
 def place(leaf: Leaf, abstract: Any) -> jax.Array:
@@ -97,12 +97,12 @@ def _inside(box: Index, part: Index) -> Index:
 
 
 def compare(
-    where: str, expected: Mapping[str, Any], stored: Mapping[str, Any], hint: str = ""
+    location: str, expected: Mapping[str, Any], stored: Mapping[str, Any], hint: str = ""
 ) -> None:
     """Refuses a checkpoint of another model: other names, or other shapes.
 
     Args:
-        where: what was opened, for the message.
+        location: what was opened, for the message.
         expected: name -> anything with `.shape`, what the model needs.
         stored: name -> anything with `.shape`.
         hint: what to do, put at the end of the message.
@@ -112,14 +112,14 @@ def compare(
     """
     if parts := differences(expected, stored):
         message = "; ".join([*parts, *([hint] if hint else [])])
-        raise ConfigError(f"{where}: checkpoint of another architecture: {message}")
+        raise ConfigError(f"{location}: checkpoint of another architecture: {message}")
 
 
-def drop_unread(stored: Iterable[str], wanted: Container[str], unread: str | None) -> list[str]:
+def drop_unread(stored: Iterable[str], needed: Container[str], unread: str | None) -> list[str]:
     """The stored paths that must have a place.
 
-    That is all but those that match the regex `unread` and are not wanted.
+    That is all but those that match the regex `unread` and are not needed.
     """
     return [
-        p for p in stored if p in wanted or unread is None or not matches(unread, p, "init.fresh")
+        p for p in stored if p in needed or unread is None or not matches(unread, p, "init.fresh")
     ]

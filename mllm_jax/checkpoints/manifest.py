@@ -41,8 +41,8 @@ def note(folder: Path, inside: Path) -> None:
 
     So each process reads its own files again, while they are in its memory; `close` gathers them.
     """
-    found = checksums(folder, _files(inside))
-    (folder / f"{NOTES}{inside.name}").write_text(json.dumps(found), encoding="utf-8")
+    entries = checksums(folder, _files(inside))
+    (folder / f"{NOTES}{inside.name}").write_text(json.dumps(entries), encoding="utf-8")
 
 
 def close(folder: Path, about: Mapping[str, Any]) -> None:
@@ -63,9 +63,9 @@ def close(folder: Path, about: Mapping[str, Any]) -> None:
         for path in _files(folder)
         if path not in stamps and path.relative_to(folder).as_posix() not in known
     ]
-    found = known | checksums(folder, files)
+    entries = known | checksums(folder, files)
     with (folder / FILE).open("w", encoding="utf-8") as file:
-        json.dump({**about, "files": found}, file)
+        json.dump({**about, "files": entries}, file)
         file.flush()
         os.fsync(file.fileno())
 
@@ -109,12 +109,12 @@ def look(folder: Path, files: Files, names: Iterable[str]) -> list[int]:
         return list(pool.map(one, names))
 
 
-def words(folder: Path, files: Files, name: str, found: int) -> str:
+def describe(folder: Path, files: Files, name: str, state: int) -> str:
     """What is wrong with a file, with its path."""
     path, size = folder / name, files[name][0]
-    if found == MISSING:
+    if state == MISSING:
         return f"{path}: is missing"
-    if found == CUT:
+    if state == CUT:
         now = path.stat().st_size if path.is_file() else 0
         return f"{path}: has {now} bytes, {size} were saved"
     return f"{path}: holds other bytes than were saved (crc32)"
@@ -126,13 +126,13 @@ def damage(folder: Path, files: Files) -> str | None:
     All processes call it: each reads its share of the files, all get the same answer.
     """
     names = sorted(files)
-    found = np.zeros(len(names), np.int32)
+    states = np.zeros(len(names), np.int32)
     share = slice(jax.process_index(), None, jax.process_count())
-    found[share] = look(folder, files, names[share])
+    states[share] = look(folder, files, names[share])
     if jax.process_count() > 1:
-        found = multihost_utils.process_allgather(found).max(0)
-    wrong = [(name, int(x)) for name, x in zip(names, found, strict=True) if x != INTACT]
-    return words(folder, files, *wrong[0]) if wrong else None
+        states = multihost_utils.process_allgather(states).max(0)
+    wrong = [(name, int(x)) for name, x in zip(names, states, strict=True) if x != INTACT]
+    return describe(folder, files, *wrong[0]) if wrong else None
 
 
 def verify(folder: Path, files: Files) -> None:
@@ -146,9 +146,9 @@ def verify(folder: Path, files: Files) -> None:
         DamagedCheckpoint: names the first file that is not as it was saved.
     """
     names = sorted(files)
-    for name, found in zip(names, look(folder, files, names), strict=True):
-        if found != INTACT:
-            raise DamagedCheckpoint(words(folder, files, name, found))
+    for name, state in zip(names, look(folder, files, names), strict=True):
+        if state != INTACT:
+            raise DamagedCheckpoint(describe(folder, files, name, state))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -159,8 +159,8 @@ def checksums(folder: Path, files: Iterable[Path] | None = None) -> Files:
     """Size and crc32 of files under `folder`, all of them when None; they are on the disk then."""
     paths = list(_files(folder) if files is None else files)
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda path: (path.stat().st_size, _crc(path, sync=True)), paths))
-    return {path.relative_to(folder).as_posix(): x for path, x in zip(paths, found, strict=True)}
+        entries = list(pool.map(lambda path: (path.stat().st_size, _crc(path, sync=True)), paths))
+    return {path.relative_to(folder).as_posix(): x for path, x in zip(paths, entries, strict=True)}
 
 
 def _crc(path: Path, sync: bool = False) -> int:

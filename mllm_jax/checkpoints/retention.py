@@ -12,7 +12,7 @@ class Keep(NamedTuple):
     best: int = 0
 
 
-def kept(losses: Mapping[int, float | None], keep: Keep) -> set[int]:
+def retained(losses: Mapping[int, float | None], keep: Keep) -> set[int]:
     """The steps that stay: the last ones, multiples of `every`, and those of the lowest losses.
 
         steps 100 .. 900, loss lowest at 300, Keep(last=2, every=400, best=1) -> 300 400 800 900

@@ -56,8 +56,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         ConfigError: one line naming the key, the value and what is allowed.
     """
     # JSON is YAML: one reader checks what comes from here and from the command line
-    words = [f"--{k}={json.dumps(v, default=os.fspath)}" for k, v in (overrides or {}).items()]
-    return load(path, words)
+    options = [f"--{k}={json.dumps(v, default=os.fspath)}" for k, v in (overrides or {}).items()]
+    return load(path, options)
 
 
 def _model_of(tree: dict[Any, Any]) -> "ModelConfig":

@@ -25,7 +25,7 @@ from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.leaves import Leaf, compare
 from mllm_jax.checkpoints.manifest import DamagedCheckpoint, Files
 from mllm_jax.checkpoints.params import restore, stored_leaves
-from mllm_jax.checkpoints.retention import Keep, kept
+from mllm_jax.checkpoints.retention import Keep, retained
 from mllm_jax.common.errors import ConfigError, RunError, require
 from mllm_jax.common.trees import unflatten
 from mllm_jax.distributed import processes
@@ -52,8 +52,8 @@ class _Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is shown."""
-        words = record.getMessage()
-        return "background save thread" not in words and "raised an exception" not in words
+        message = record.getMessage()
+        return "background save thread" not in message and "raised an exception" not in message
 
 
 class Checkpoints:
@@ -247,7 +247,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         losses = {step: manifest.read(self.folder / str(step))["loss"] for step in self.steps()}
-        for step in losses.keys() - kept(losses, self.keep):
+        for step in losses.keys() - retained(losses, self.keep):
             shutil.rmtree(self._rename(step, DELETED))  # never half of it under its name
 
     def _rename(self, step: int, ending: str) -> Path:

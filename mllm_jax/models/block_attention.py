@@ -105,8 +105,8 @@ def _forward(causal: bool, q: Array, k: Array, v: Array, segments: Array) -> tup
     return out, (q, k, v, segments, out, tuple(logsums))
 
 
-def _backward(causal: bool, kept: tuple, d_out: Array) -> tuple:
-    q, k, v, segments, out, logsums = kept
+def _backward(causal: bool, residuals: tuple, d_out: Array) -> tuple:
+    q, k, v, segments, out, logsums = residuals
     T, G, H = q.shape
     d_queries = []
     d_keys, d_values = jnp.zeros((T, H), jnp.float32), jnp.zeros((T, H), jnp.float32)

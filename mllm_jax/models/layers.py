@@ -85,8 +85,10 @@ def _linear_forward(kind: tuple[str, DType], x: Any, kernel: Any) -> tuple[Any, 
     return _linear(kind, x, kernel), (x, kernel)
 
 
-def _linear_backward(kind: tuple[str, DType], kept: tuple[Any, Any], dy: Any) -> tuple[Any, Any]:
-    (equation, reduce), (x, kernel) = kind, kept
+def _linear_backward(
+    kind: tuple[str, DType], residuals: tuple[Any, Any], dy: Any
+) -> tuple[Any, Any]:
+    (equation, reduce), (x, kernel) = kind, residuals
     inputs, out = equation.split("->")
     letters, weights = inputs.split(",")
     back = f"{out},{weights}->{letters}"
@@ -198,10 +200,10 @@ def stack(
     whole = jax.tree.leaves(params)[0].shape[0] > count
 
     def body(h: Any, layer: Any) -> tuple[Any, Any]:
-        own, own_state = layer
-        if whole:
-            own = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, own, 0, False), params)
-        out: Any = block.apply({"params": own}, h, own_state, *shared)
+        one, layer_state = layer  # its parameters, or its number
+        slice_of = lambda w: jax.lax.dynamic_index_in_dim(w, one, 0, False)  # noqa: E731
+        layer_params = jax.tree.map(slice_of, params) if whole else one
+        out: Any = block.apply({"params": layer_params}, h, layer_state, *shared)
         return out
 
     if remat != "none":

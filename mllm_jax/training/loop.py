@@ -195,14 +195,14 @@ def check_samples(config: Config, sampler: Sampler | None) -> None:
     evaluate = config.train.evaluate
     if evaluate is None or evaluate.samples == 0:
         return
-    where = f"train.evaluate.samples={evaluate.samples}"
+    option = f"train.evaluate.samples={evaluate.samples}"
     require(
         sampler is not None,
-        f"{where}: pass sampler=mllm_jax.generation.samples.sampler to train, or set 0",
+        f"{option}: pass sampler=mllm_jax.generation.samples.sampler to train, or set 0",
     )
     require(
         jax.process_count() == 1,
-        f"{where}: sample answers are written by runs of one process only; set 0",
+        f"{option}: sample answers are written by runs of one process only; set 0",
     )
 
 

@@ -47,13 +47,13 @@ def require_finite(
     """
     if not float(metrics["finite"]):
         checkpoint = last_good()
-        where = (
+        saved = (
             f"last good checkpoint: {checkpoint}"
             if checkpoint
             else "no checkpoint was saved before"
         )
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}, not finite; {where}")
+        raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}, not finite; {saved}")
 
 
 class StepTime(NamedTuple):

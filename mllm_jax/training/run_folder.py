@@ -113,7 +113,7 @@ def check(config: Config, resume: Resume) -> Beginning:
     }
     last = max(checkpoint_steps(run / "checkpoints"), default=None)
     free = {key for key in differ if key.startswith(FREE) or _lies_ahead(key, last or 0)}
-    changed = [words for key, words in differ.items() if key not in free]
+    changed = [change for key, change in differ.items() if key not in free]
     require(
         not changed,
         f"out={config.out}: cannot continue with another config: {'; '.join(changed[:5])}; put it "
@@ -121,7 +121,7 @@ def check(config: Config, resume: Resume) -> Beginning:
     )
     if last is not None and last < (config.train.steps or last + 1):  # steps are left to plan
         _check_order(run)
-    notes = [words for key, words in differ.items() if key in free]
+    notes = [change for key, change in differ.items() if key in free]
     if differ.keys() & {"train.steps", "train.epochs"}:
         notes.append(
             "the learning rates now follow another length; to keep them, stop, and continue with "
@@ -244,8 +244,8 @@ def is_fresh(init: InitConfig, path: str) -> bool:
 
 def _lies_ahead(key: str, step: int) -> bool:
     """Whether an option is a change of the mixture's weights that no step has seen yet."""
-    found = re.match(r"data\.changes\.(\d+)\.", key)
-    return found is not None and int(found[1]) >= step
+    match = re.match(r"data\.changes\.(\d+)\.", key)
+    return match is not None and int(match[1]) >= step
 
 
 def differences(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:

@@ -77,8 +77,10 @@ def _by_module(params: Mapping[str, Any]) -> Counter[str]:
 
 def rates(config: OptimizerConfig) -> str:
     """Peak learning rates: 1e-05, or 1e-05, vision 2e-06 where a part has its own."""
-    own = [f"{name} {of.learning_rate:g}" for name, of in config.parts.items() if of.learning_rate]
-    return ", ".join([f"{config.learning_rate:g}", *own])
+    parts = [
+        f"{name} {of.learning_rate:g}" for name, of in config.parts.items() if of.learning_rate
+    ]
+    return ", ".join([f"{config.learning_rate:g}", *parts])
 
 
 def begin(config: Config, step: int | None, steps: int) -> str:

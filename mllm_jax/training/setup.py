@@ -141,16 +141,16 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
 
     The rows are those of `sharding.rows_here`, in that order.
     """
-    where, shares = sharding.batch_sharding(mesh), sharding.shares_here(mesh)
+    placement, shares = sharding.batch_sharding(mesh), sharding.shares_here(mesh)
 
     def one(x: Any) -> jax.Array:
         size = x.shape[0] // len(shares)
         whole = (size * sharding.ways(mesh, "batch"), *x.shape[1:])
 
-        def own(index: Any) -> Any:
+        def local_part(index: Any) -> Any:
             at = shares.index((index[0].start or 0) // size) * size
             return x[at : at + size]
 
-        return jax.make_array_from_callback(whole, where, own)
+        return jax.make_array_from_callback(whole, placement, local_part)
 
     return jax.tree.map(one, batch)

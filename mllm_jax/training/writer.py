@@ -116,29 +116,29 @@ def cut(path: Path, resume_step: int) -> Line | None:
         ConfigError: a line that is not a JSON object with a step (file and line); nothing is
             changed then.
     """
-    kept: list[str] = []
+    lines: list[str] = []
     last = None
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    for number, words in enumerate(whole.split("\n")[:-1], start=1):
-        line = _parse(words)
+    for number, text_line in enumerate(whole.split("\n")[:-1], start=1):
+        line = _parse(text_line)
         require(
             line is not None,
             f"{path}:{number}: not a line of metrics; repair or remove the file to resume",
         )
         if line is not None and line["step"] < resume_step:
-            kept.append(words + "\n")
+            lines.append(text_line + "\n")
             last = line
     with whole_file(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        file.writelines(kept)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     return last
 
 
-def _parse(words: str) -> Line | None:
+def _parse(text_line: str) -> Line | None:
     try:
-        line = json.loads(words)
+        line = json.loads(text_line)
     except json.JSONDecodeError:
         return None
     return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None

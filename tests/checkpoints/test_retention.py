@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm_jax.checkpoints.retention import Keep, Mean, kept
+from mllm_jax.checkpoints.retention import Keep, Mean, retained
 
 LOSSES = {100: 4.0, 200: 3.0, 300: 1.0, 400: 2.5, 500: 1.5, 600: 2.0}
 CASES = [
@@ -18,14 +18,14 @@ CASES = [
 
 @pytest.mark.parametrize(("keep", "steps"), CASES)
 def test_kept(keep: Keep, steps: set[int]):
-    assert kept(LOSSES, keep) == steps
+    assert retained(LOSSES, keep) == steps
 
 
 def test_what_was_not_measured_is_never_the_best_and_of_equal_ones_the_later_is():
-    assert kept({1: None, 2: 1.0, 3: 1.0, 4: None}, Keep(1, best=1)) == {3, 4}
-    assert kept({1: None, 2: None}, Keep(1, best=1)) == {2}
-    assert kept({1: 0.0, 2: 1.0, 3: None}, Keep(1, best=1)) == {1, 3}
-    assert kept({}, Keep(2)) == set()
+    assert retained({1: None, 2: 1.0, 3: 1.0, 4: None}, Keep(1, best=1)) == {3, 4}
+    assert retained({1: None, 2: None}, Keep(1, best=1)) == {2}
+    assert retained({1: 0.0, 2: 1.0, 3: None}, Keep(1, best=1)) == {1, 3}
+    assert retained({}, Keep(2)) == set()
 
 
 def test_the_mean_is_over_tokens_and_begins_anew():

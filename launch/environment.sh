@@ -79,6 +79,12 @@ make_environment() { # make_environment PYTHON FLAVOUR WANT
   [[ $want == run ]] || extras+=("$want")
   ((${#extras[@]} == 0)) || target=".[$(IFS=, && echo "${extras[*]}")]"
   .venv/bin/pip install --quiet --editable "$target"
+  if [[ $want == test ]]; then
+    # A SentencePiece vocabulary that tests read (tests/support/vocabulary.py), where no import
+    # finds the package: transformers does not start beside it without what it requires.
+    .venv/bin/pip install --quiet --no-deps --upgrade --target .venv/share/vocabulary \
+      mistral-common==1.13.1
+  fi
 }
 
 prepare() { # prepare run|test

@@ -17,7 +17,9 @@ from mllm_jax.distributed.cluster import TIMEOUTS
 if TYPE_CHECKING:
     from mllm_jax.config.stage import Config
 
-CHAT_FORMATS = ("llama31", "llama3", "plain")  # data.chat.templates.TEMPLATES, which loads slowly
+# data.chat.templates.TEMPLATES, which loads slowly; those that ask questions first
+CHAT_FORMATS = ("llama31", "llama3", "vicuna_v1", "plain", "plain_newline")
+QUESTION_FORMATS = CHAT_FORMATS[:3]
 
 
 class Usage(NamedTuple):

@@ -44,8 +44,20 @@ class StreamConfig(Section, at="data.streams.*"):
     """Language of the records that do not name their own; one of `data.languages`."""
     weight: Weight = 1.0
     """Share of the mixture, relative to the other streams' weights."""
-    format: Literal["plain", "llama3", "llama31"] = "llama31"
+    format: Literal["plain", "plain_newline", "llama3", "llama31", "vicuna_v1"] = "llama31"
     """Template of conversations; `plain`: images and caption alone, as LLaVA aligns with."""
+    train_control_tokens: bool = False
+    """Trains all special tokens and the headers of answers, as LLaVA-NDiNO's llama3 mask does.
+
+    Of a user's turn `<|start_header_id|>`, `<|end_header_id|>` and `<|eot_id|>` are trained.
+    """
+    drop_token_zero: bool = False
+    """Leaves tokens of id 0 out of conversations, as LLaVA-NDiNO's padding does.
+
+    In Llama 3's vocabulary that is a "!" by itself.
+    """
+    image_first: bool = False
+    """Moves the only `<image>` of a turn to its beginning, as LLaVA's code does."""
     kind: Literal["json", "text", "parquet", "arrow", "array_record", "tfds", "webdataset"] = "json"
     """How the rows are stored; `json` is a LLaVA JSON list or a JSONL file."""
     layout: Literal[
@@ -93,6 +105,16 @@ class StreamConfig(Section, at="data.streams.*"):
             f"data.streams.*: hub={self.hub!r} and revision={self.revision!r} belong together; set "
             "revision to a commit hash so that every user reads the same data",
         )
+        require(
+            not self.train_control_tokens or self.format in ("llama3", "llama31"),
+            f"data.streams.*.train_control_tokens: format {self.format} has no headers of special "
+            "tokens; it acts in llama3 and llama31",
+        )
+        for name in ("train_control_tokens", "drop_token_zero", "image_first"):
+            require(
+                not (getattr(self, name) and self.is_text),
+                f"data.streams.*.{name}: has no effect on documents",
+            )
         require(
             self.split is None or self.kind != "json",
             f"data.streams.*.split={self.split!r}: kind json has no splits; name the file",

@@ -39,7 +39,7 @@ from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.stage import Config, FolderConfig, InitConfig
-from mllm_jax.data.chat.templates import END_TOKENS, TEMPLATES
+from mllm_jax.data.chat.templates import END_TOKENS, PLAIN_FORMATS, TEMPLATES
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.distributed import processes
@@ -233,7 +233,9 @@ def main_format(streams: dict[str, StreamConfig], shares: dict[str, float]) -> s
     Args:
         streams, shares: as for `chat_template`.
     """
-    chats = [name for name, of in streams.items() if of.format != "plain" and not of.is_text]
+    chats = [
+        name for name, of in streams.items() if of.format not in PLAIN_FORMATS and not of.is_text
+    ]
     return streams[max(chats, key=shares.__getitem__)].format if chats else None
 
 

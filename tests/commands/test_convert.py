@@ -611,7 +611,10 @@ def test_a_format_whose_tokens_are_not_there(
     conversions.join(tmp_path / "b", clip / "vision", source)
     conversions.to_hf(tmp_path / "b", tmp_path / "hf")
     said = capsys.readouterr().out
-    assert f"{source}: no chat template, and no special tokens of llama31, llama3, plain" in said
+    assert (
+        f"{source}: no chat template, and no special tokens of llama31, llama3, vicuna_v1, plain"
+        in said
+    )
     for out in ("b", "hf"):
         assert f"{tmp_path / out}: no chat template, so generate, chat and evaluate" in said
 

@@ -122,6 +122,12 @@ def _of_tokenizer(folder: Path) -> dict[str, int | None]:
     return {f"{name}_id": known.get(text) for name, text in texts.items() if text is not None}
 
 
+def end_text(folder: Path) -> str | None:
+    """The token that ends the texts of a tokenizer, where it names one."""
+    token = _of_tokenizer(folder).get("eos_token_id")
+    return next((text for text, id in tokens(folder).items() if id == token), None)
+
+
 def token_text(get: Fields, name: str) -> str | None:
     """A special token's text: stored as text, or in an object with its content."""
     if isinstance(get.tree.get(name), dict):

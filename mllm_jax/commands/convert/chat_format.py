@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
-from mllm_jax.commands.flags import CHAT_FORMATS
+from mllm_jax.commands.flags import QUESTION_FORMATS
 from mllm_jax.common.errors import require
-from mllm_jax.data.chat.templates import END_TOKENS, TEMPLATES, special_tokens
+from mllm_jax.data.chat.templates import END_TOKENS, TEMPLATES, source_for, special_tokens
 
-PREFERRED = CHAT_FORMATS  # the first that the tokenizer has the tokens of
+PREFERRED = (*QUESTION_FORMATS, "plain")  # the first that the tokenizer has the tokens of
 
 
 def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> str | None:
@@ -30,18 +30,19 @@ def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> st
     if chat_format is None and has_template:
         return None
     known = hf_tokenizer.tokens(folder).keys()
-    fitting = [name for name in PREFERRED if known >= set(special_tokens(name))]
+    fitting = [name for name in PREFERRED if known >= set(special_tokens(TEMPLATES[name]))]
     if chat_format is None and not fitting:
         return f"{backbone}: no chat template, and no special tokens of {', '.join(PREFERRED)}"
     name = chat_format or fitting[0]
-    missing = [token for token in special_tokens(name) if token not in known]
+    template = source_for(name, known, hf_tokenizer.end_text(folder))
+    missing = [token for token in special_tokens(template) if token not in known]
     require(
         not missing,
         f"--chat-format {name}: the tokenizer of {backbone} has no {', '.join(missing)}; its "
         f"tokens fit {', '.join(fitting) or 'none of the formats'}",
     )
-    (folder / hf_files.TEMPLATE).write_text(TEMPLATES[name], encoding="utf-8")
-    hf_files.add_end_tokens(folder, [end for end in END_TOKENS if end in special_tokens(name)])
+    (folder / hf_files.TEMPLATE).write_text(template, encoding="utf-8")
+    hf_files.add_end_tokens(folder, [end for end in END_TOKENS if end in template])
     if chat_format is None:
         return f"chat template: {name}, since {backbone} has none; --chat-format chooses another"
     return f"chat template: {name}" + (", instead of the backbone's own" if has_template else "")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import CHAT_FORMATS, Usage
+from mllm_jax.commands.flags import QUESTION_FORMATS, Usage
 
 USAGE = Usage("a recipe, its data and its first weights for a language of your own")
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--chat-format",
-        choices=CHAT_FORMATS[:2],
+        choices=QUESTION_FORMATS,
         help="of questions; default: that of LLAMA_DIR's chat template",
     )
 

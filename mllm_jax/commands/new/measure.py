@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.encoder import Chat
-from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.data.chat.templates import format_for
 from mllm_jax.data.records.parse import Record
 
 SAMPLE = 2000  # records of a stage that are tokenised
@@ -50,7 +50,7 @@ def measure(
         chosen = [record for other, record in sample if other == name]
         chat = Chat(
             tokenizer,
-            TEMPLATES["plain" if name == "document" else name],
+            format_for("plain" if name == "document" else name, tokenizer),
             model.image_token,
             model.patches,
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
@@ -25,6 +26,7 @@ from mllm_jax.commands.new.yaml_text import chosen, yaml_text
 from mllm_jax.common.errors import one_line, require
 from mllm_jax.common.folders import check_new, new_folder
 from mllm_jax.config.model import ModelConfig
+from mllm_jax.data.chat.templates import TEMPLATES, special_tokens
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 
 
@@ -122,9 +124,12 @@ RECIPE = "All stages, then the evaluation and the export: mllm-jax recipe {out}/
 
 
 def _chat_format(files: Path, asked: str | None) -> str:
-    """The format of questions: as asked, else that of the backbone's template."""
+    """The format of questions: as asked, else that of the backbone's tokens and template."""
     if asked is not None:
         return asked
+    known = hf_tokenizer.tokens(files)
+    if known.keys().isdisjoint(special_tokens(TEMPLATES["llama3"])) and "</s>" in known:
+        return "vicuna_v1"
     if not (files / TEMPLATE).is_file():
         return "llama31"
     return "llama31" if "Cutting Knowledge" in (files / TEMPLATE).read_text("utf-8") else "llama3"

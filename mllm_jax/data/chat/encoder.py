@@ -16,11 +16,10 @@ themselves, and a difference is refused.
 
 Special tokens of the template become ids directly. Runs of text between them are encoded whole, so
 "\\n\\n" and the content merge as in the stock tokenizer, and character offsets say which tokens are
-trained: those of an answer, and the token that ends its turn. `<image>` becomes P placeholders of
-weight 0.
+trained: all behind the prompt, so those of an answer (`tokens.loss_mask`), and what ends its turn.
+`<image>` becomes P placeholders of weight 0.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -30,10 +29,10 @@ import numpy as np
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.data.chat import literal_tokenizer as private
 from mllm_jax.data.chat import messages as msg
-from mllm_jax.data.chat import rendering
-from mllm_jax.data.chat.messages import Messages
-from mllm_jax.data.chat.prompt_template import Items, PromptTemplate, Run
-from mllm_jax.data.chat.templates import END_OF_TEXT, LEAVES_OUT_USER_TEXT, SPECIAL, TEMPLATES
+from mllm_jax.data.chat.prompt_template import Items, Run
+from mllm_jax.data.chat.prompts import PROBE, Prompts
+from mllm_jax.data.chat.switches import Switches, drop_token, move_images
+from mllm_jax.data.chat.templates import END_OF_TEXT, SPECIAL, name_of
 from mllm_jax.data.chat.tokens import (
     NO_TOKEN,
     Encoded,
@@ -45,12 +44,9 @@ from mllm_jax.data.chat.tokens import (
     named,
     starts,
 )
-from mllm_jax.data.records.parse import IMAGE, Turn
+from mllm_jax.data.records.parse import Turn
 
-_REMEMBERED = 4096  # prompt templates that are cached
-_LONG = 1000  # items of one that is not cached: it hardly occurs twice
-_SENTINEL = re.compile(f"({msg.SENTINELS})")
-_PROBE = (Turn("user", ("Kaixo, zer moduz?",)), Turn("assistant", ("Ondo, 12 x 3 = 36.",)))
+_OFF = Switches()
 
 
 class Chat:
@@ -63,6 +59,7 @@ class Chat:
         image_token: int | None,
         patches: int,
         variables: dict[str, str] | None = None,
+        switches: Switches = _OFF,
     ):
         """Checks that tokenizer and template fit each other.
 
@@ -72,6 +69,7 @@ class Chat:
             image_token: id of the image token; None for a model that reads text only.
             patches: placeholders of one image.
             variables: further names for the template, e.g. {"date_string": "1 Jan 2026"}.
+            switches: what is otherwise than usual in conversations for training.
 
         Raises:
             ConfigError: the tokenizer has no beginning token, or a conversation does not come out
@@ -82,24 +80,23 @@ class Chat:
             "the tokenizer names no bos_token, with which a conversation begins",
         )
         self._tokenizer, self._template = tokenizer, template
-        self._is_ours = rendering.is_ours(template)
         self.image_token = NO_TOKEN if image_token is None else image_token
-        self._patches = patches
-        self._variables = dict(variables or {})
+        self._patches, self._switches = patches, switches
         self._bos: int = tokenizer.bos_token_id
-        # a template may leave the beginning token to tokenizer(text), as processors do
-        self._adds_bos = tokenizer("a")["input_ids"][:1] == [self._bos]
-        self._mark = "" if image_token is None else private.token_text(tokenizer, image_token)
-        self._control = private.control_tokens(tokenizer, self._mark)
+        mark = "" if image_token is None else private.token_text(tokenizer, image_token)
+        self._control = private.control_tokens(tokenizer, mark)
         self._check_tokens()
-        longest_first = sorted(self._control, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self._literal = private.LiteralTokenizer(
             tokenizer.backend_tokenizer, frozenset(self._control)
         )
-        self._prompts: dict[tuple[Any, ...], PromptTemplate] = {}
-        self._no_strings = self._refusal(typed=False)
-        self._no_parts = self._refusal(typed=True)
+        self._prompts = Prompts(
+            tokenizer,
+            template,
+            self._control,
+            (mark, self.image_token),
+            variables or {},
+            switches.train_control_tokens,
+        )
         self._check_probe()
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
@@ -128,19 +125,21 @@ class Chat:
                 beginning token.
         """
         require(
-            self._no_strings is None or not conversations,
+            self._prompts.no_strings is None or not conversations,
             "the chat template takes typed parts only and cannot be trained with: with strings, "
-            f"{self._no_strings}",
+            f"{self._prompts.no_strings}",
         )
         plans, images = [], []
         for n, turns in enumerate(conversations):
+            turns = move_images(turns) if self._switches.image_first else turns
             try:
-                prompt, texts = self._as_strings(turns, generate=False)
+                prompt, texts = self._prompts.as_strings(turns, generate=False)
             except ConfigError as error:
                 raise named(names, n, error) from error
             plans.append(prompt.fill(texts))
             images.append(prompt.images)
-        return self._encode(plans, images, names)
+        flat = self._encode(plans, images, names)
+        return drop_token(flat, 0) if self._switches.drop_token_zero else flat
 
     def completions(self, texts: Sequence[str]) -> Flat:
         """Documents for training on text alone: beginning token, text, end of text.
@@ -152,7 +151,8 @@ class Chat:
         """
         end = self._control.get(END_OF_TEXT, self._tokenizer.eos_token_id)
         require(end is not None, f"the tokenizer has neither {END_OF_TEXT} nor an eos_token")
-        ids = [[self._bos, *text_ids, end] for text_ids in self._literal.ids(list(texts))]
+        bodies = self._literal.ids(list(texts), first=True)
+        ids = [[self._bos, *text_ids, end] for text_ids in bodies]
         tokens = np.fromiter(chain.from_iterable(ids), np.int32)
         ends = np.cumsum([len(text_ids) for text_ids in ids], dtype=np.int64)
         trained = np.ones(len(tokens), np.bool_)
@@ -168,15 +168,15 @@ class Chat:
         """
         require(len(turns) > 0 and turns[-1].role == "user", "a prompt ends with a user turn")
         images = msg.count_images(turns)
-        typed = self._no_parts is None and all(map(msg.says_the_same_typed, turns))
-        if typed and (images or self._no_strings is not None):
-            prompt, texts = self._as_parts(turns)
+        typed = self._prompts.no_parts is None and all(map(msg.says_the_same_typed, turns))
+        if typed and (images or self._prompts.no_strings is not None):
+            prompt, texts = self._prompts.as_parts(turns)
         else:
             require(
-                self._no_strings is None,
+                self._prompts.no_strings is None,
                 "the chat template takes typed parts only: put a line break after every image",
             )
-            prompt, texts = self._as_strings(turns, generate=True)
+            prompt, texts = self._prompts.as_strings(turns, generate=True)
         flat = self._encode([prompt.fill(texts)], [images], ())
         return expand_all(flat, self.image_token, self._patches)[0]
 
@@ -185,156 +185,32 @@ class Chat:
 
         LLaVA-1.5's of the Hugging Face Hub takes typed parts alone and ends answers by a space.
         """
-        self.encode(_PROBE)
+        self.encode(PROBE)
 
     def check_prompts(self) -> None:
         """Refuses a tokenizer for which a prompt is not a prefix of the trained tokens.
 
         GPT-2's pre-tokenization makes two tokens of two line breaks before an answer, and one at
-        the end of a prompt: training and generation would disagree.
+        the end of a prompt: training and generation would disagree. So would they where a prompt
+        ends by a space that a SentencePiece-style tokenizer writes into the answer's first token.
         """
-        prompt = self.prompt(_PROBE[:1]).tokens.tolist()
-        whole = self.encode(_PROBE).tokens.tolist()
+        prompt = self.prompt(PROBE[:1]).tokens.tolist()
+        template, texts = self._prompts.as_strings(PROBE, generate=False)
+        whole = self._encode([template.fill(texts)], [0], ()).tokens.tolist()
         require(
             whole[: len(prompt)] == prompt,
             f"the prompt's tokens change when an answer is appended ({prompt} is not a prefix of "
             f"{whole}), so training and generation would disagree; use a tokenizer with Llama-3 "
-            "pre-tokenization",
+            "pre-tokenization, or another format",
         )
 
-    # ------------------------------------------------------------------------------ rendering
-
-    def _render(self, messages: Messages, generate: bool) -> str:
-        return rendering.render(
-            self._tokenizer, self._template, messages, generate, self._variables
-        )
-
-    def _refusal(self, typed: bool) -> str | None:
-        """Why the template does not take this kind of content, tried on a small conversation."""
-        image = (IMAGE, "\n") if self._mark else ()
-        turns = (
-            Turn("user", (*image, "a")),
-            Turn("assistant", ("b",)),
-            Turn("user", ("c",)),
-        )
-        try:
-            prompt, texts = (
-                self._as_parts(turns) if typed else self._as_strings(turns, generate=True)
-            )
-        except rendering.TooMuchWork:
-            raise
-        except ConfigError as error:
-            return str(error)
-        items = prompt.fill(texts)
-        if any(isinstance(item, Run) and "'type'" in item.text for item in items):
-            return "the chat template prints the list of parts itself"
-        if items.count(self.image_token) != msg.count_images(turns):
-            return f"the chat template does not write {self._mark!r} for an image"
-        return None
-
-    def _as_strings(
-        self, turns: Sequence[Turn], generate: bool
-    ) -> tuple[PromptTemplate, Sequence[str]]:
-        """The prompt template of a conversation whose contents are strings, and its texts."""
-        shape, texts = msg.take_texts(turns)
-        prompt = self._prompts.get((shape, generate))
-        if prompt is None:
-            prompt = self._prompt_of_strings(shape, generate)
-            prompt.check_ends(self.image_token)
-            self._remember((shape, generate), prompt)
-        if not self._is_ours:
-            self._check_texts(prompt, msg.as_strings(shape, self._mark), texts, generate)
-        return prompt, prompt.with_space(texts)
-
-    def _prompt_of_strings(self, shape: msg.Shape, generate: bool) -> PromptTemplate:
-        images = sum(piece is IMAGE for _, *pieces in shape for piece in pieces)
-        roles, space = msg.roles_of_texts(shape), msg.outer_space(shape)
-        bare = msg.as_strings(msg.without_space(shape), self._mark)
-        prompt = self._prompt_template(bare, roles, generate, images)
-        if any(a or b for a, b in space):
-            spaced = self._render(msg.as_strings(shape, self._mark), generate)
-            left = msg.kept_space(prompt.rendered, spaced, space)
-            if left is None:
-                raise ConfigError(
-                    "the chat template changes more than white space if a text begins or ends with "
-                    "it"
-                )
-            if any(a or b for a, b in left):
-                return prompt._replace(space=left)
-        return prompt
-
-    def _as_parts(self, turns: Sequence[Turn]) -> tuple[PromptTemplate, list[str]]:
-        """The prompt template of a prompt whose contents are typed parts, and its texts."""
-        messages, texts, roles = msg.as_parts(turns)
-        prompt = self._prompts.get((repr(messages),))
-        if prompt is None:
-            prompt = self._prompt_template(messages, roles, True, msg.count_images(turns))
-            self._remember((repr(messages),), prompt)
-        if not self._is_ours:
-            self._check_texts(prompt, messages, texts, True)
-        return prompt, texts
-
-    def _check_texts(
-        self, prompt: PromptTemplate, messages: Messages, texts: Sequence[str], generate: bool
-    ) -> None:
-        """Refuses a chat template that renders these texts otherwise than the prompt template.
-
-        Some depend on the texts: they cut an answer at `</think>`, or omit an empty one.
-        """
-        table = {msg.FIRST + n: text for n, text in enumerate(prompt.with_space(texts))}
-        expected = prompt.rendered.translate(table)
-        rendered = self._render(msg.with_texts(messages, texts), generate)
-        if rendered == expected:
-            return
-        pairs = zip(rendered, expected, strict=False)
-        end = min(len(rendered), len(expected))
-        n = next((n for n, (a, b) in enumerate(pairs) if a != b), end)
-        begin = max(0, n - 10)
-        written, place = (quoted(text[begin : n + 30], 60) for text in (rendered, expected))
-        raise ConfigError(
-            f"the chat template depends on the texts: it writes {written} where other texts would "
-            f"be written as {place}; leave out what it treats specially, or use another template"
-        )
-
-    def _remember(self, key: tuple[Any, ...], prompt: PromptTemplate) -> None:
-        if len(self._prompts) < _REMEMBERED and len(prompt.items) < _LONG:
-            self._prompts[key] = prompt
-
-    def _prompt_template(
-        self, messages: Messages, roles: list[str], generate: bool, images: int
-    ) -> PromptTemplate:
-        """Renders, and cuts the rendering at special tokens and sentinels."""
-        items: list[Any] = []
-        seen: list[int] = []
-        rendered = self._render(messages, generate)
-        for piece in _SENTINEL.split(rendered):
-            if _SENTINEL.fullmatch(piece):
-                seen.append(ord(piece) - msg.FIRST)
-                parts: list[Any] = [(seen[-1],)]
-            else:
-                parts = [self._control.get(p, (p,)) for p in self._split.split(piece) if p]
-            for part in parts:
-                if isinstance(part, tuple) and items and isinstance(items[-1], tuple):
-                    items[-1] += part
-                else:
-                    items.append(part)
-        if self._adds_bos and self._bos not in items:
-            items.insert(0, self._bos)
-        may_lose = LEAVES_OUT_USER_TEXT in self._template
-        for n, role in enumerate(roles):
-            lost = n not in seen and not (may_lose and (generate or role == "user"))
-            require(
-                not lost and seen.count(n) < 2,
-                "the chat template does not render every text exactly once",
-            )
-        answers = () if generate else (n for n, role in enumerate(roles) if role == "assistant")
-        return PromptTemplate(tuple(items), frozenset(answers), images, rendered)
+    # --------------------------------------------------------------------------------- checks
 
     def _check_tokens(self) -> None:
         """Our formats write special tokens by name."""
+        name = name_of(self._template)
         missing = [t for t in SPECIAL.findall(self._template) if t not in self._control]
-        if self._is_ours and missing:
-            name = next(name for name, source in TEMPLATES.items() if source == self._template)
+        if name is not None and missing:
             raise ConfigError(
                 f"format {name} writes {missing[0]}, which is not a special token of this "
                 "tokenizer; choose a format of its own tokens, or another tokenizer"
@@ -342,22 +218,15 @@ class Chat:
 
     def _check_probe(self) -> None:
         """The tokenizer itself must encode a rendered conversation to the same ids."""
+        rendered, prompt, texts = self._prompts.probe()
+        adds_bos = self._prompts.adds_bos and self._tokenizer.bos_token not in rendered
+        name = name_of(self._template)
         require(
-            self._no_strings is None or self._no_parts is None,
-            f"the chat template renders neither strings nor typed parts; with strings, "
-            f"{self._no_strings}",
+            name is None or adds_bos or "bos_token" in self._template,
+            f"format {name} leaves {self._tokenizer.bos_token} to the tokenizer, which does not "
+            "begin texts by it; set add_bos_token in tokenizer_config.json",
         )
-        if self._no_strings is None:
-            shape, texts = msg.take_texts(_PROBE)
-            messages, roles = msg.as_strings(shape, ""), msg.roles_of_texts(shape)
-        else:
-            messages, texts, roles = msg.as_parts(_PROBE)
-        rendered = self._render(messages, generate=False)
-        for n, text in enumerate(texts):
-            rendered = rendered.replace(chr(msg.FIRST + n), text)
-        bos_is_ours = self._adds_bos and self._tokenizer.bos_token not in rendered
-        stock = list(self._tokenizer(rendered, add_special_tokens=bos_is_ours)["input_ids"])
-        prompt = self._prompt_template(messages, roles, False, 0)
+        stock = list(self._tokenizer(rendered, add_special_tokens=adds_bos)["input_ids"])
         encoded = self._encode([prompt.fill(texts)], [0], ()).tokens.tolist()
         require(
             encoded == stock,
@@ -370,17 +239,8 @@ class Chat:
 
     def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
         """Filled prompt templates -> tokens; `images` is how many each must have."""
-        cut: dict[str, None] = {}  # texts, in order and once
-        whole: dict[str, None] = {}
-        for run in chain.from_iterable(plans):
-            if isinstance(run, Run):
-                (cut if run.has_borders else whole)[run.text] = None
-        texts = [text for text in whole if text not in cut]
-        encodings: Encodings = {
-            text: (ids, ()) for text, ids in zip(texts, self._literal.ids(texts), strict=True)
-        }
-        encodings |= zip(cut, self._literal.ids_and_offsets(list(cut)), strict=True)
-        flat = flatten(plans, encodings, names)
+        flat = flatten(plans, self._encodings(plans), names, self._prompts.rules.headers)
+        flat = flat._replace(trained=flat.trained & (flat.tokens != self.image_token))
         begins, first = counts(flat, self._bos), flat.tokens[starts(flat.ends)]
         places = counts(flat, self.image_token)
         wrong = np.flatnonzero((begins != 1) | (first != self._bos) | (places != images))
@@ -394,3 +254,19 @@ class Chat:
             rendered = f"{places[n]} places for them when rendered"
             reason = f"the conversation has {images[n]} images, but {rendered}"
         raise named(names, n, ConfigError(reason))
+
+    def _encodings(self, plans: list[Items]) -> Encodings:
+        """The tokens of all runs, each text once, with offsets where they are needed."""
+        borders: dict[tuple[str, bool], bool] = {}
+        for run in chain.from_iterable(plans):
+            if isinstance(run, Run):
+                borders[run.key] = run.has_borders or borders.get(run.key, False)
+        encodings: Encodings = {}
+        for first in (False, True):
+            keys = [key for key in borders if key[1] is first]
+            whole, parted = ([key for key in keys if borders[key] is b] for b in (False, True))
+            ids = self._literal.ids([text for text, _ in whole], first)
+            encodings |= {key: (found, ()) for key, found in zip(whole, ids, strict=True)}
+            pairs = self._literal.ids_and_offsets([text for text, _ in parted], first)
+            encodings |= zip(parted, pairs, strict=True)
+        return encodings

@@ -42,17 +42,23 @@ class Flat(NamedTuple):
         )
 
 
-# text -> ids, and the characters of each where they were asked for
-Encodings = dict[str, tuple[list[int], Sequence[tuple[int, int]]]]
+# `Run.key` -> ids, and the characters of each where they were asked for
+Encodings = dict[tuple[str, bool], tuple[list[int], Sequence[tuple[int, int]]]]
 
 
-def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) -> Flat:
+def flatten(
+    plans: Sequence[Items],
+    encodings: Encodings,
+    names: Sequence[str],
+    control: bool = False,
+) -> Flat:
     """Ids and encoded texts, end to end. Trained are answers, and the token after each.
 
     Args:
         plans: filled prompt templates.
         encodings: of every run's text; offsets where one has borders.
         names: what messages call the conversations; may be empty.
+        control: whether special tokens are trained wherever they are.
 
     Raises:
         ConfigError: a token crosses the border of an answer.
@@ -64,7 +70,7 @@ def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) 
         answered = False  # the item before was an answer: this one ends its turn
         for item in items:
             if isinstance(item, Run):
-                ids, offsets = encodings[item.text]
+                ids, offsets = encodings[item.key]
                 tokens += ids
                 answered = bool(item.spans)
                 if not item.has_borders:
@@ -76,7 +82,7 @@ def flatten(plans: Sequence[Items], encodings: Encodings, names: Sequence[str]) 
                     raise named(names, n, error) from error
             else:
                 tokens.append(item)
-                trained.append(answered)
+                trained.append(answered or control)
                 answered = False
         ends.append(len(tokens))
     ids = np.array(tokens, np.int32)
@@ -87,20 +93,37 @@ _ALL = (b"\0", b"\1")
 
 
 def loss_mask(run: Run, offsets: Sequence[tuple[int, int]]) -> bytes:
-    """1 for tokens inside a trained span, 0 outside; a token on the border is an error."""
+    """1 for tokens of a trained span, 0 outside.
+
+    SentencePiece-style tokenizers write the space before a word into its token, so a token that
+    begins before an answer is one of its tokens if only white space of it is outside:
+
+        ASSISTANT: Ondo.      spans [11, 16)
+        ASS IST ANT : ▁O nd o .
+         0   0   0  0  1  1 1 1
+
+    Raises:
+        ConfigError: any other token crosses the border of a span.
+    """
     trained = bytearray(len(offsets))
     for start, end in run.spans:
         for t, (left, right) in enumerate(offsets):
             if left >= start and right <= end:
                 trained[t] = 1
             elif right > start and left < end:
-                answer = run.text[start:end]
-                spaced = answer != answer.strip()
-                raise ConfigError(
-                    f"a token crosses the border of the answer {quoted(answer, 60)}"
-                    + ("; trim the white space around it" if spaced else "")
-                )
+                token, outside = run.text[left:right], run.text[left:start]
+                if right > end or token.isspace() or not outside.isspace():
+                    raise _crossing(run.text[start:end])
+                trained[t] = 1
     return bytes(trained)
+
+
+def _crossing(answer: str) -> ConfigError:
+    spaced = answer != answer.strip()
+    return ConfigError(
+        f"a token crosses the border of the answer {quoted(answer, 60)}"
+        + ("; trim the white space around it" if spaced else "")
+    )
 
 
 def starts(ends: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:

@@ -25,7 +25,8 @@ from mllm_jax.common.locks import WAIT, claimed
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.encoder import Chat
-from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.data.chat.switches import Switches
+from mllm_jax.data.chat.templates import format_for
 from mllm_jax.data.index.build import Reader, build
 from mllm_jax.data.index.freshness import (
     changed,
@@ -44,7 +45,7 @@ from mllm_jax.data.records.parse import read_record
 from mllm_jax.data.sources.kinds import list_files, open_source
 from mllm_jax.data.sources.shards import Listing
 
-VERSION = 5  # of the content of an index; another version is another key
+VERSION = 6  # of the content of an index; another version is another key
 
 
 class Mixture(NamedTuple):
@@ -68,15 +69,18 @@ def open_streams(mixture: Mixture) -> list[StreamIndex]:
     """
     data, model = mixture.data, mixture.model
     image_token = model.image_token if model.patches else None
-    formats = sorted({stream.format for stream in data.streams.values()})
-    chats = {f: Chat(mixture.tokenizer, TEMPLATES[f], image_token, patches=1) for f in formats}
-    for chat in chats.values():
-        chat.check_prompts()
+    chats = {}
+    for stream in data.streams.values():
+        key = stream.format, Switches.of(stream)
+        if key not in chats:
+            template = format_for(stream.format, mixture.tokenizer)
+            chats[key] = Chat(mixture.tokenizer, template, image_token, 1, switches=key[1])
+            chats[key].check_prompts()
     opened = []
     tokenizer = _digest(mixture.tokenizer.backend_tokenizer.to_str().encode())
     for number, (name, stream) in enumerate(data.streams.items()):
         _check_skip(name, stream)
-        reader = _Opener(name, mixture, chats[stream.format], tokenizer)
+        reader = _Opener(name, mixture, chats[stream.format, Switches.of(stream)], tokenizer)
         folder, notes, digest = _folder(reader, mixture)
         store = Store(folder)
         opened.append(StreamIndex(number, name, store, data, model, reader.pictures, notes, digest))
@@ -136,7 +140,9 @@ class _Opener:
         return {
             "version": VERSION,
             "tokenizer": self._tokenizer,
-            "template": _digest(TEMPLATES[self.stream.format].encode()),
+            "template": _digest(format_for(self.stream.format, self._mixture.tokenizer).encode()),
+            "switches": Switches.of(self.stream)._asdict(),
+            "eos_token": self._mixture.tokenizer.eos_token,
             "image_token": self._mixture.model.image_token if self._mixture.model.patches else None,
             "kind": self.stream.kind,
             "split": self.stream.split,

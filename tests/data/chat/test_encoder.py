@@ -74,6 +74,18 @@ TABLE = [
     ),
     ("plain text", "plain", (user(""), answer("Testua.")), "⟨bos⟩[Testua.⟨stop⟩]"),
     (
+        "a line break and no token ends a caption",
+        "plain_newline",
+        (user(IMAGE, "\nDeskribatu."), answer(" Katu bat. ")),
+        "⟨bos⟩⟨im⟩⟨im⟩[Katu bat.\n]",
+    ),
+    (
+        "captions of several images, and one of none",
+        "plain_newline",
+        (*(user(IMAGE), answer("Bat.")), *(user(IMAGE), answer("Bi")), *(user("x"), answer("3"))),
+        "⟨bos⟩⟨im⟩⟨im⟩[Bat.\n]⟨im⟩⟨im⟩[Bi\n3\n]",
+    ),
+    (
         "one round without a system turn",
         "llama3",
         (user("Zer da?"), answer("Katu bat.")),
@@ -178,6 +190,7 @@ TEXT = st.text(st.sampled_from("aZ .,\n'\t1é語🙂?  "), max_size=12)
     "format",
     [
         "plain",
+        "plain_newline",
         "llama3",
         "llama31",
         pytest.param("meta3", marks=pytest.mark.realdata),
@@ -192,7 +205,7 @@ def test_ids_are_those_of_transformers(format, tokenizer, image_token, request, 
     else:
         template = TEMPLATES[format]
     chat = chat_of(tokenizer, template, image_token)
-    turns = [] if beginning is None or format == "plain" else [system(beginning)]
+    turns = [] if beginning is None or format.startswith("plain") else [system(beginning)]
     for question, reply in rounds:
         turns += [user(IMAGE, "\n" + question), answer("x" + reply)]
     encoded = chat.encode(turns)
@@ -207,7 +220,7 @@ def chat_of(tokenizer, template: str, image_token: int) -> Chat:
     return CHATS.setdefault(template, Chat(tokenizer, template, image_token, patches=1))
 
 
-@pytest.mark.parametrize("format", ["llama3", "llama31", "plain"])
+@pytest.mark.parametrize("format", ["llama3", "llama31", "plain", "plain_newline"])
 @pytest.mark.parametrize(
     "asked",
     [
@@ -222,7 +235,7 @@ def chat_of(tokenizer, template: str, image_token: int) -> Chat:
 )
 def test_a_prompt_is_the_beginning_of_the_training_text(format, asked, tokenizer, image_token):
     chat = Chat(tokenizer, TEMPLATES[format], image_token, patches=2)
-    before = () if format == "plain" else (user_turn("Bat?", 1), answer("Bai."))
+    before = () if format.startswith("plain") else (user_turn("Bat?", 1), answer("Bai."))
     prompt = chat.prompt((*before, asked))
     whole = chat.encode((*before, asked, answer("Katu.")))
     n = len(prompt.tokens)
@@ -319,8 +332,11 @@ def test_answers_must_be_ended_and_cut_out_cleanly(tokenizer, image_token):
     with pytest.raises(ConfigError, match="special token directly after every answer"):
         unended.encode(turns)
     spaced = Chat(tokenizer, role + " {{ m.content }}<|eot_id|>{% endfor %}", image_token, 2)
-    with pytest.raises(ConfigError, match=r"record 'k': a token crosses the border.*bat"):
-        spaced.encode_batch([(user("Zer?"), answer("bat"))], ["record 'k'"])  # " bat" is one token
+    encoded = spaced.encode((user("Zer?"), answer("bat")))  # " bat" is one token
+    assert show(tokenizer, encoded).endswith("⟨end⟩[ bat⟨eot⟩]")
+    joined = Chat(tokenizer, role + " b{{ m.content }}<|eot_id|>{% endfor %}", image_token, 2)
+    with pytest.raises(ConfigError, match=r"record 'k': a token crosses the border.*eltz"):
+        joined.encode_batch([(user("Zer?"), answer("eltz"))], ["record 'k'"])
     with pytest.raises(ConfigError, match="typed parts only"):
         Chat(tokenizer, TYPED_ONLY, image_token, 2).encode(turns)
 

@@ -81,9 +81,14 @@ TEXTS = st.lists(st.text("aZ .,\n'\t1é語🙂<|>", max_size=9), max_size=40)
 @pytest.mark.parametrize("kind", [None, metaspace, prefixed])
 def test_texts_encoded_together_are_as_if_alone(kind, tokenizer, texts):
     backend = kind(tokenizer) if kind else tokenizer.backend_tokenizer
-    copy = LiteralTokenizer(backend, frozenset(["[S]" if kind is metaspace else "<|eot_id|>"]))
-    assert (copy._together == 1) is (kind is metaspace)
-    assert copy.ids(texts) == [copy._copy.encode(t, add_special_tokens=False).ids for t in texts]
+    control = "[S]" if kind is metaspace else "<|eot_id|>"
+    copy = LiteralTokenizer(backend, frozenset([control]))
+    alone = [copy._copy.encode(t, add_special_tokens=False).ids for t in texts]
+    assert copy.ids(texts, first=True) == alone
+    assert [ids for ids, _ in copy.ids_and_offsets(texts, first=True)] == alone
+    behind = [backend.encode(f"{control}{t}", add_special_tokens=False).ids[1:] for t in texts]
+    assert copy.ids(texts) == (behind if kind is metaspace else alone)
+    assert [ids for ids, _ in copy.ids_and_offsets(texts)] == copy.ids(texts)
 
 
 def test_a_nul_is_refused(tokenizer):
@@ -92,3 +97,10 @@ def test_a_nul_is_refused(tokenizer):
         for encode in (copy.ids, copy.ids_and_offsets):
             with pytest.raises(ConfigError, match="a text holds a NUL character"):
                 encode(texts)
+
+
+def test_offsets_behind_a_control_token():
+    """The tokenizer's input begins before it; offsets are those of the text."""
+    copy = LiteralTokenizer(metaspace(None), frozenset(["[S]"]))
+    assert copy.ids_and_offsets(["a a"]) == [([1, 2], [(0, 1), (1, 3)])]
+    assert copy.ids_and_offsets(["a a"], first=True) == [([2, 2], [(0, 1), (1, 3)])]

@@ -34,7 +34,7 @@ def test_many_are_expanded_as_one_by_one():
 def test_flatten():
     """Trained are answers, of "ca t" a half, and the 8 after each."""
     answer, asked, mixed = Run("cat", ((0, 3),)), Run("cat", ()), Run("ca t", ((3, 4),))
-    encodings = {"cat": ([1, 2], ()), "ca t": ([3, 4], [(0, 3), (3, 4)])}
+    encodings = {answer.key: ([1, 2], ()), mixed.key: ([3, 4], [(0, 3), (3, 4)])}
     made = flatten([[7, asked, 8, answer, 8], [7, mixed, 8]], encodings, ())
     assert lists(made) == [
         [7, 1, 2, 8, 1, 2, 8, 7, 3, 4, 8],
@@ -43,7 +43,9 @@ def test_flatten():
     ]
     assert starts(made.ends).tolist() == [0, 7]
     assert counts(made, 8).tolist() == [2, 1]
-    encodings["ca t"] = ([3, 4], [(0, 2), (2, 4)])
+    made = flatten([[7, asked, 8, answer, 8]], encodings, (), control=True)
+    assert lists(made) == [[7, 1, 2, 8, 1, 2, 8], [1, 0, 0, 1, 1, 1, 1], [7]]
+    encodings[mixed.key] = ([3, 4], [(0, 1), (1, 4)])
     with pytest.raises(ConfigError, match=r"^two: a token crosses the border of the answer 't'"):
         flatten([[7, asked, 8], [7, mixed, 8]], encodings, ["one", "two"])
 
@@ -63,8 +65,21 @@ def test_join():
 def test_marks_of_a_span():
     run = Run("\n\nKatu bat", ((2, 10),))
     assert list(loss_mask(run, [(0, 2), (2, 4), (4, 6), (6, 10)])) == [0, 1, 1, 1]
-    with pytest.raises(ConfigError, match="crosses the border of the answer 'Katu bat'"):
-        loss_mask(run, [(0, 3), (3, 10)])
+
+
+def test_a_token_on_the_border_of_a_span():
+    """It is one of the answer's if only white space of it is outside."""
+    run = Run("ASSISTANT: Ondo.", ((11, 15),))
+    tokens = [(0, 9), (9, 10), (10, 12), (12, 15), (15, 16)]
+    assert list(loss_mask(run, tokens)) == [0, 0, 1, 1, 0]
+    alone = [(0, 9), (9, 10), (10, 11), (11, 12), (11, 12), (12, 15), (15, 16)]
+    assert list(loss_mask(run, alone)) == [0, 0, 0, 1, 1, 1, 0]
+    for crossing in ([(9, 12), (12, 15)], [(10, 12), (12, 16)]):
+        with pytest.raises(ConfigError, match="crosses the border of the answer 'Ondo'"):
+            loss_mask(run, crossing)
+    spaces = Run("a   b", ((2, 5),))
+    with pytest.raises(ConfigError, match="of the answer '  b'; trim the white space around it"):
+        loss_mask(spaces, [(0, 1), (1, 3), (3, 5)])
 
 
 def test_parts_of_one_letter_are_all_trained():

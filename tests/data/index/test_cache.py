@@ -247,6 +247,9 @@ def test_another_format_is_another_index(mixture, reads, tmp_path):
         {"stream": {"ignore": ("note",)}},
         {"stream": {"columns": {"language": "language"}}},
         {"stream": {"language": "eu"}},
+        {"stream": {"train_control_tokens": True}},
+        {"stream": {"drop_token_zero": True}},
+        {"stream": {"image_first": True}},
     ],
     ids=str,
 )
@@ -254,6 +257,19 @@ def test_whatever_decides_what_is_in_it_is_another_index(mixture, tmp_path, othe
     open_streams(mixture())
     open_streams(mixture(**other))
     assert len(folders(tmp_path)) == 2
+
+
+def test_streams_of_one_format_may_be_switched_otherwise(write, model, tokenizer, make_data):
+    """What a switch changes in a stream it changes in no other."""
+    path = str(write("s.jsonl", TALKS[:3]))
+    usual = StreamConfig(path, format="llama3")
+    other = dataclasses.replace(usual, train_control_tokens=True)
+    first, second = open_streams(Mixture(make_data({"a": usual, "b": other}), model, tokenizer))
+    assert np.array_equal(first.sizes, second.sizes)
+    a, b = ([int(stream[n].weights.sum()) for n in range(3)] for stream in (first, second))
+    # BOS, two marks and the end of the question, and the answer's header: two marks, its name, \n\n
+    header = len(tokenizer("assistant")["input_ids"]) + 3
+    assert [y - x for x, y in zip(a, b, strict=True)] == [4 + header] * 3
 
 
 def test_decoding_is_deeper_than_looking(mixture, reads):

@@ -219,7 +219,7 @@ def reference() -> str:
     for title, (cls, use) in FILES.items():
         blocks.append(f"## {title}\n\n{_paragraphs(inspect.getdoc(cls) or '')} It is {use}.\n")
         for section in sections(cls):
-            if section.path in described:
+            if section.path and section.path in described:
                 continue  # `model` of a model folder is that of a stage
             described.add(section.path)
             blocks.append(_section_text(section))

@@ -101,6 +101,14 @@ def test_defaults_are_written_as_in_yaml():
     assert described["data.streams.NAME.skip"].allowed == "(0, 1]"
 
 
+def test_options_of_a_file_itself_are_on_the_page():
+    """A recipe's and a model folder's, whose sections are without a path as a stage's are."""
+    page = reference.reference().partition("## Recipe file")[2]
+    recipe, _, folder = page.partition("## config.yaml of a model folder")
+    assert "| `export` | choice | `bfloat16` |" in recipe and "| `from` |" in recipe
+    assert "| `base_models` |" in folder
+
+
 def test_the_page_is_what_the_fields_say():
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     again = "run: python -m mllm_jax.config.reference > docs/config.md"

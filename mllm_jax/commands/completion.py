@@ -12,7 +12,8 @@ PATHS = {
     **dict.fromkeys(("FILE", "RECIPE"), "FILE"),
     **dict.fromkeys(("DIR", "MODEL", "SRC", "OUT", "CLIP_DIR", "LLAMA_DIR"), "DIRECTORY"),
 }
-RECIPES = ("prepare", "recipe")  # verbs whose first word is a file that argparse is not told of
+# verbs whose first word is a file that argparse is not told of
+RECIPES = ("prepare", "preflight", "recipe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

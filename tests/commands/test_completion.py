@@ -54,7 +54,7 @@ def complete(bash: Path, line: str, folder: Path) -> list[str]:
         ("mllm-jax prepare --data.rows 8 --wor", ["--workers"]),
         ("mllm-jax generate ", ["runs"]),
         ("mllm-jax convert ", ["from-hf", "join", "to-hf"]),
-        ("mllm-jax convert join out --conn", ["--connector"]),
+        ("mllm-jax convert join out --conn", ["--connector", "--connector-weights"]),
         ("mllm-jax convert to-hf runs out --dtype b", ["bfloat16"]),
         ("mllm-jax completion ", list(SHELLS)),
         ("mllm-jax evaluate runs --optimizer.", []),
@@ -81,7 +81,8 @@ def test_all_verbs_and_all_options_are_offered(bash: Path, tmp_path: Path):
 
 def test_verbs_that_read_their_file_themselves_have_no_positional():
     for name in RECIPES:
-        options, rest = make_parser().parse_known_args([name, "recipe.yaml"])
+        more = ["--hardware", "h200:8"] if name == "preflight" else []
+        options, rest = make_parser().parse_known_args([name, "recipe.yaml", *more])
         assert rest == ["recipe.yaml"] and options.verb == name
 
 

@@ -50,6 +50,21 @@ def test_absent_fields_are_those_of_llava_next_config() -> None:
     assert ours == read_llava("here", written, "mlp", read(written))
 
 
+def test_a_config_as_the_converter_of_transformers_4_39_writes_it() -> None:
+    """With <image> added to Llama 3's 128,256 rows, which grow to a multiple of 64."""
+    text = {"model_type": "llama", "vocab_size": 128320, "intermediate_size": 14336}
+    text |= {"num_key_value_heads": 8, "max_position_embeddings": 8192, "rope_theta": 500000.0}
+    config = NEXT | {"text_config": text | {"rms_norm_eps": 1e-5}, "ignore_index": -100}
+    config |= {"image_token_index": 128256, "use_image_newline_parameter": True}
+    config |= {"image_grid_pinpoints": [list(size) for size in NEXT_SIZES], "vocab_size": 128320}
+    model = read_llava("here", config, "mlp", read(config))
+    language = dataclasses.replace(LanguageConfig(), max_length=8192)
+    assert model == dataclasses.replace(FULL, language=language, grids=GridsConfig("hw"))
+    assert [model.image_layout(size).placeholders for size in ((480, 640), (336, 336))] == [
+        2340, 1176,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("grids", GRIDS)
 def test_what_was_trained_with_is_restored(grids: GridsConfig) -> None:
     """Stock transformers takes (height, width) and tries the canvases in the order given."""

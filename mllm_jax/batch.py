@@ -52,7 +52,9 @@ class Contents(NamedTuple):
     languages: Int64[np.ndarray, "n"]  # number of the language
     tokens: Int64[np.ndarray, "n"]  # image placeholders included
     images: Int64[np.ndarray, "n"]
+    tiles: Int64[np.ndarray, "n"]  # image slots that the images take
     positions: int  # rows x length
+    slots: int  # rows x image slots
 
 
 class ModelInputs(NamedTuple):

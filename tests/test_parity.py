@@ -98,7 +98,7 @@ def test_pixel_values_from_the_image_files(llava):
     opened = Answerer(llava.folder)
     vision = opened.config.vision
     assert vision is not None
-    ours = np.stack(opened.pictures(llava.pictures))
+    ours = np.concatenate([one.pixels for one in opened.pictures(llava.pictures)])
     ours = decode.normalise(ours, vision.image_mean, vision.image_std)
     given = llava.expected["pixel_values"].transpose(0, 2, 3, 1)
     # the bfloat16 model was given its pixels in bfloat16: half a unit in the last of 8 bits

@@ -1,6 +1,7 @@
 """Reads the file of one stage; a `model` section that is left out is that of its weights.
 
     init: {weights: models/start}     ->  model: as in models/start/config.yaml
+    model: {grids: {order: hw}}       ->  the same, its images cut into tiles from here on
 
 The config in a run's folder always has the section, so a run can be read without its weights.
 """
@@ -36,11 +37,17 @@ def load(
     """
     tree = read_yaml(path)
     loading.check_keys(Config, tree)  # a misspelt `model` is not a model that is left out
-    if tree.get("model") is None:
+    section = tree.get("model")
+    if section is None or _has_grids_alone(section):
         if model is None:
             model = _model_of(loading.overridden(tree, overrides))
-        tree["model"] = loading.to_dict(model)
+        tree["model"] = loading.to_dict(model) | (section or {})
     return loading.build(Config, loading.overridden(tree, overrides))
+
+
+def _has_grids_alone(section: Any) -> bool:
+    """Whether a `model` section adds grids to the model of the weights and says no more."""
+    return isinstance(section, dict) and section.keys() == {"grids"}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

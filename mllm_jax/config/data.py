@@ -125,7 +125,7 @@ class StreamConfig(Section, at="data.streams.*"):
 class DataConfig(Section, at="data"):
     """The mixture, and the shape of a batch.
 
-    A batch is `rows` rows of `length` tokens with `image_slots` images each.
+    A batch is `rows` rows of `length` tokens with `image_slots` squares of images each.
     """
 
     streams: Annotated[
@@ -145,7 +145,10 @@ class DataConfig(Section, at="data"):
     length: Annotated[int, Range("[2, 16_777_216]")] = 2048
     """Tokens of a row, image placeholders included."""
     image_slots: Annotated[int, Range("[0, 65_536]")] = 1
-    """Images that a row has room for; 0 for a model that reads text only."""
+    """Squares of images that a row has room for; 0 for a model that reads text only.
+
+    An image is one; with `model.grids` the whole image is one, and each of its tiles.
+    """
     rows: Annotated[int, Range("[1, 1_000_000]")] = 128
     """Rows of a batch, over all devices; a multiple of `train.microbatches`."""
     pack: bool = True

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import UInt8
 
-from mllm_jax.batch import Batch, Contents
+from mllm_jax.batch import TEXT, Batch, Contents, Example
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.images import decode
+from mllm_jax.data.images.tiles import Tiles, of_record
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.mixture.order import Ref
@@ -46,7 +47,7 @@ class Batches:
         Args:
             streams: from `open_streams`.
             config: shape of a batch, threads, limits on images.
-            model: image token, image size and patches.
+            model: image token, and how images are laid out.
             share: numbers of a batch's rows that this process loads, when several processes do; all
                 rows when None.
         """
@@ -54,7 +55,7 @@ class Batches:
         self._patches = model.patches
         self._size = model.vision.image_size if model.vision is not None and self._patches else 1
         self._share = range(config.rows) if share is None else share
-        self._cache = _ImageCache(config, model)
+        self._images = _Images(config, model)
 
     @property
     def streams(self) -> list[StreamIndex]:
@@ -66,9 +67,13 @@ class Batches:
         """Streams, and the shape of a batch."""
         return self._config
 
-    def pixels(self, image: str | bytes) -> UInt8[np.ndarray, "height width C"]:
-        """An image as the vision tower reads it. Raises ConfigError if it cannot be decoded."""
-        return self._cache[image]
+    def tiles(self, images: Sequence[str | bytes]) -> list[Tiles]:
+        """The images of a record as the vision tower reads them.
+
+        Raises:
+            ConfigError: one that cannot be decoded.
+        """
+        return [self._images.tiles(image, len(images)) for image in images]
 
     def rows(self, step: int) -> list[list[Ref]]:
         """The examples in all rows of a batch, the same in every process."""
@@ -85,15 +90,31 @@ class Batches:
         """A row of these examples, and "stream/id" of each."""
         examples = [self._streams[ref.stream][ref.record] for ref in refs]
         records = [example.record for example in examples]
-        pixels = [self._cache[image] for example in examples for image in example.images]
+        images = [tiles for example in examples for tiles in self._of(example)]
         data = self._config
         row = packing.assemble(
-            examples, pixels, data.length, data.image_slots, self._patches, self._size
+            examples, images, data.length, data.image_slots, self._patches, self._size
         )
-        tokens, placeholders = row.tokens == self._model.image_token, row.image_index >= 0
+        tokens, placeholders = row.tokens == self._model.image_token, row.image_index != TEXT
         if self._patches and not np.array_equal(placeholders, tokens):
             raise ValueError(f"image tokens and placeholders differ in the row of {records[:5]}")
         return row, records
+
+    def _of(self, example: Example) -> list[Tiles]:
+        """The images of an example. Raises ConfigError where one is not what the index knows."""
+        images = self.tiles(example.images)
+        placeholders = example.placeholders[example.placeholders != TEXT]
+        pairs, start = [(len(one.pixels), one.placeholders) for one in images], 0
+        for path, numbers in zip(example.images, of_record(pairs, self._patches), strict=True):
+            end = start + len(numbers)
+            if not np.array_equal(placeholders[start:end], numbers):
+                name = path if isinstance(path, str) else f"image of {len(path)} bytes"
+                raise ConfigError(
+                    f"{example.record}: {name}: the image has another size than when the stream "
+                    "was read; remove the stream's index and run `mllm-jax prepare --config FILE`"
+                )
+            start = end
+        return images
 
     def _contents(self, planned: list[list[Ref]]) -> Contents:
         refs = [(self._streams[ref.stream], ref.record) for row in planned for ref in row]
@@ -103,7 +124,9 @@ class Batches:
             np.array([stream.language(record) for stream, record in refs], np.int64),
             np.array([stream.sizes[record] for stream, record in refs], np.int64),
             np.array([stream.images[record] for stream, record in refs], np.int64),
+            np.array([stream.tiles[record] for stream, record in refs], np.int64),
             self._config.rows * self._config.length,
+            self._config.rows * self._config.image_slots,
         )
 
     def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
@@ -126,38 +149,38 @@ class Batches:
         return iter(steps.to_iter_dataset(options))
 
 
-class _ImageCache:
-    """Image -> pixels; keeps the first `data.image_cache` MiB of those read by path.
+class _Images:
+    """Reads images; keeps the first `data.image_cache` MiB of those read by path.
 
     Shared by the threads of a loader.
     """
 
     def __init__(self, config: DataConfig, model: ModelConfig):
-        self._config, self._model, vision = config, model, model.vision
-        self._args = None
-        if vision is not None:
-            shape = (vision.image_size, config.image_fit, vision.image_mean)
-            self._args = (*shape, config.max_pixels)
-        self._pixels: dict[str, UInt8[np.ndarray, "height width C"]] = {}
+        self._config, self._model = config, model
+        self._kept: dict[tuple[str, int], Tiles] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Every worker process keeps images of its own."""
-        return _ImageCache, (self._config, self._model)
+        return _Images, (self._config, self._model)
 
-    def __getitem__(self, path: str | bytes) -> UInt8[np.ndarray, "height width C"]:
-        assert self._args is not None, "an image reached a model without a vision tower"
-        if isinstance(path, bytes):
-            return decode.load_pixels(path, *self._args)
-        if path in self._pixels:
-            return self._pixels[path]
-        pixels = decode.load_pixels(path, *self._args)
+    def tiles(self, image: str | bytes, images: int) -> Tiles:
+        """An image of a record of so many, as the vision tower reads it."""
+        images = min(images, 2) if self._model.grids is not None else 1  # all that a layout asks
+        if isinstance(image, bytes):
+            return self._load(image, images)
+        key = image, images
+        if key in self._kept:
+            return self._kept[key]
+        tiles = self._load(image, images)
         with self._lock:
-            if (
-                path not in self._pixels
-                and self._bytes + pixels.nbytes <= self._config.image_cache * 2**20
-            ):
-                self._pixels[path] = pixels
-                self._bytes += pixels.nbytes
-        return pixels
+            size = tiles.pixels.nbytes
+            if key not in self._kept and self._bytes + size <= self._config.image_cache * 2**20:
+                self._kept[key] = tiles
+                self._bytes += size
+        return tiles
+
+    def _load(self, image: str | bytes, images: int) -> Tiles:
+        config = self._config
+        return decode.load_tiles(image, self._model, config.image_fit, images, config.max_pixels)

@@ -40,7 +40,7 @@ class HeldOut(Batches):
 
         Args:
             config: as `heldout_data` makes it.
-            model: image token, image size and patches.
+            model: image token, and how images are laid out.
             tokenizer: as `load_tokenizer` gives it.
             records: most records of a language in a stream.
             share: numbers of a batch's rows that this process loads, when several processes do; all
@@ -73,9 +73,9 @@ class HeldOut(Batches):
         if not self._config.pack:
             return [[ref] for ref in self.refs]
         sizes = [int(self._streams[ref.stream].sizes[ref.record]) for ref in self.refs]
-        images = [int(self._streams[ref.stream].images[ref.record]) for ref in self.refs]
+        tiles = [int(self._streams[ref.stream].tiles[ref.record]) for ref in self.refs]
         shape = self._config.length, self._config.image_slots
-        return [[self.refs[i] for i in row] for row in packing.best_fit(sizes, images, *shape)]
+        return [[self.refs[i] for i in row] for row in packing.best_fit(sizes, tiles, *shape)]
 
 
 def heldout_data(

@@ -37,7 +37,7 @@ class Loader(Batches):
 
         Args:
             config: streams, lengths, policies.
-            model: image token, image size and patches.
+            model: image token, and how images are laid out.
             tokenizer: as `load_tokenizer` gives it.
             seed: of the order.
             share: numbers of a step's rows that this process loads, when several processes do; all

@@ -34,10 +34,11 @@ from mllm_jax.common.versions import versions
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import images_beside
+from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.records.parse import IMAGE, Record, Turn
 from mllm_jax.evaluation import metrics as scoring
 from mllm_jax.evaluation.questions import languages_in, load_records
-from mllm_jax.generation.engine import Answerer, Picture
+from mllm_jax.generation.engine import Answerer
 from mllm_jax.models.mllm import MLLM
 from mllm_jax.training.setup import apply_of
 from mllm_jax.training.step import make_eval_step
@@ -55,6 +56,7 @@ class Item(NamedTuple):
     question: str  # last user's turn, images left out
     truth: str
     images: tuple[str | bytes, ...]  # seen so far
+    slots: int  # image slots that these take
     prompt: Encoded
     # prompt and truth, weights of this truth alone; None where the template ends no answer
     whole: Encoded | None
@@ -149,13 +151,13 @@ def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int)
         if turn.role == "assistant"
     ]
     names = [f"record {quoted(record.id, 60)}" for record, _ in places]
-    wholes = _wholes(opened, [record.turns[: end + 1] for record, end in places], names)
+    shown = [_images(record, end) for record, end in places]
+    wholes = _wholes(opened, [record.turns[: end + 1] for record, end in places], names, shown)
     items: list[Item] = []
     trained = 0  # tokens of the record's earlier answers
-    for (record, end), whole, name in zip(places, wholes, names, strict=True):
+    for (record, end), whole, name, images in zip(places, wholes, names, shown, strict=True):
         turn = items[-1].turn + 1 if items and items[-1].record is record else 0
-        seen = sum(part is IMAGE for earlier in record.turns[:end] for part in earlier.parts)
-        prompt = opened.prompt(record.turns[:end], max_new_tokens, f"{name}: ")
+        prompt = opened.prompt(record.turns[:end], max_new_tokens, f"{name}: ", images)
         if whole is not None:
             before, size = trained if turn else 0, len(prompt.tokens)
             opened.check_length(size, len(whole.tokens) - size, f"{name}: ")
@@ -164,12 +166,22 @@ def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int)
             weights[np.flatnonzero(weights)[:before]] = 0
             whole = whole._replace(weights=weights)
         question, truth = _text(record.turns[end - 1]), _text(record.turns[end])
-        items.append(Item(record, turn, question, truth, record.images[:seen], prompt, whole))
+        slots = sum(layout.tiles for layout in opened.layouts(images))
+        items.append(Item(record, turn, question, truth, images, slots, prompt, whole))
     return items
 
 
+def _images(record: Record, end: int) -> tuple[str | bytes, ...]:
+    """The images of a record that its first `end` turns have."""
+    seen = sum(part is IMAGE for earlier in record.turns[:end] for part in earlier.parts)
+    return record.images[:seen]
+
+
 def _wholes(
-    opened: Answerer, conversations: Sequence[Sequence[Turn]], names: Sequence[str]
+    opened: Answerer,
+    conversations: Sequence[Sequence[Turn]],
+    names: Sequence[str],
+    images: Sequence[Sequence[str | bytes]],
 ) -> Sequence[Encoded | None]:
     """Conversations with their last answers; None of each where the template ends no answer."""
     try:
@@ -177,7 +189,8 @@ def _wholes(
     except ConfigError as error:
         print(f"no loss is measured, only answers are: {error}", flush=True)
         return [None] * len(conversations)
-    return opened.chat.encode_batch(conversations, names)
+    placeholders = [opened.placeholders(each) for each in images]
+    return opened.chat.encode_batch(conversations, names, placeholders)
 
 
 def _text(turn: Turn) -> str:
@@ -248,8 +261,8 @@ def _batches(items: Sequence[Item], rows: int) -> list[_Rows]:
     """Items of like length together, text-only ones apart: those skip the vision tower."""
 
     def slots(number: int) -> int:
-        images = len(items[number].images)
-        return 1 << (images - 1).bit_length() if images else 0
+        tiles = items[number].slots
+        return 1 << (tiles - 1).bit_length() if tiles else 0
 
     order = sorted(range(len(items)), key=lambda number: (slots(number), items[number].size))
     batches = []
@@ -262,10 +275,10 @@ def _batches(items: Sequence[Item], rows: int) -> list[_Rows]:
 
 def _read_ahead(
     opened: Answerer, batches: Sequence[Sequence[Item]], pool: ThreadPoolExecutor
-) -> Iterator[list[list[Picture]]]:
+) -> Iterator[list[list[Tiles]]]:
     """The pictures of each batch; those of the next are read while this one is answered."""
 
-    def start(batch: Sequence[Item]) -> list[Future[list[Picture]]]:
+    def start(batch: Sequence[Item]) -> list[Future[list[Tiles]]]:
         return [pool.submit(opened.pictures, item.images) for item in batch]
 
     waiting = start(batches[0])
@@ -277,7 +290,7 @@ def _read_ahead(
 def _losses(
     opened: Answerer,
     items: Sequence[Item],
-    pictures: Sequence[Sequence[Picture]],
+    pictures: Sequence[Sequence[Tiles]],
     rows: int,
     slots: int,
 ) -> list[tuple[float, int]] | list[tuple[None, None]]:

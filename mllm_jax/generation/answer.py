@@ -53,7 +53,7 @@ def generate(
     require(is_text(prompt), "the prompt is not UTF-8 text")
     opened = Answerer(model)
     pictures = opened.pictures(images)
-    asked = opened.prompt([user_turn(prompt, len(images))], max_new_tokens)
+    asked = opened.prompt([user_turn(prompt, len(images))], max_new_tokens, images=images)
     (tokens,) = opened.answer(
         [asked], [pictures], max_new_tokens, temperature=temperature, seed=seed, ends=end_ids
     )

@@ -18,21 +18,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mllm_jax.batch import Batch, Example
 from mllm_jax.checkpoints.hf.tokenizer import end_ids
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.chat.encoder import Chat, Encoded
 from mllm_jax.data.chat.tokenizer import load_template, load_tokenizer
+from mllm_jax.data.chat.tokens import ImagePlaceholders
 from mllm_jax.data.images import decode
+from mllm_jax.data.images.tiles import Tiles, of_record, placeholders
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.records.parse import Turn
 from mllm_jax.models import mllm
 
-Picture = UInt8[np.ndarray, "height width C"]
+File = str | Path | bytes
 
 
 class Answerer:
@@ -83,20 +86,27 @@ class Answerer:
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
         )
 
-    def prompt(self, turns: Sequence[Turn], max_new_tokens: int, prefix: str = "") -> Encoded:
+    def prompt(
+        self,
+        turns: Sequence[Turn],
+        max_new_tokens: int,
+        prefix: str = "",
+        images: Sequence[File] = (),
+    ) -> Encoded:
         """Turns that end with a user's, as tokens by the folder's own template.
 
         Args:
             turns: the conversation so far.
             max_new_tokens: room that the answer must have.
             prefix: what messages begin with.
+            images: files of its images; needed where their sizes decide how many tokens they take.
 
         Raises:
-            ConfigError: the template refuses the turns, or prompt and answer do not fit the
-                model's length.
+            ConfigError: the template refuses the turns, an image cannot be read, or prompt and
+                answer do not fit the model's length.
         """
         try:
-            encoded = self.chat.prompt(turns)
+            encoded = self.chat.prompt(turns, self.placeholders(images))
         except ConfigError as error:
             raise ConfigError(f"{prefix}{error}") from error
         self.check_length(len(encoded.tokens), max_new_tokens, prefix)
@@ -112,24 +122,45 @@ class Answerer:
             f"the model's max_length={limit}; shorten the prompt or the answer",
         )
 
-    def pictures(self, paths: Sequence[str | Path | bytes]) -> list[Picture]:
-        """Image files as the vision tower takes them. Raises ConfigError for any other file."""
+    def layouts(self, images: Sequence[File]) -> list[ImageLayout]:
+        """How the images of one conversation are laid out; no file is read where all are alike.
+
+        Raises:
+            ConfigError: an image whose header cannot be read.
+        """
+        alike = self.config.grids is None
+        sizes = [(1, 1) if alike else decode.check(image) for image in images]
+        return [self.config.image_layout(size, len(images)) for size in sizes]
+
+    def placeholders(self, images: Sequence[File]) -> ImagePlaceholders:
+        """Those of a conversation's images; None where each takes one square.
+
+        Raises:
+            ConfigError: as `layouts`.
+        """
         vision = self.config.vision
+        if self.config.grids is None or vision is None:
+            return None
+        pairs = [(of.tiles, placeholders(of, vision)) for of in self.layouts(images)]
+        return of_record(pairs, vision.patches)
+
+    def pictures(self, images: Sequence[File]) -> list[Tiles]:
+        """The images of one conversation as the vision tower takes them.
+
+        Raises:
+            ConfigError: a file that is not an image.
+        """
         require(
-            not paths or self.config.patches > 0,
+            not images or self.config.patches > 0,
             f"{self.path}: the model reads text only; leave images out",
         )
-        if vision is None:
-            return []
         fit: Any = self.source.image_fit
-        return [
-            decode.load_pixels(path, vision.image_size, fit, vision.image_mean) for path in paths
-        ]
+        return [decode.load_tiles(image, self.config, fit, len(images)) for image in images]
 
     def batch(
         self,
         encoded: Sequence[Encoded],
-        pictures: Sequence[Sequence[Picture]],
+        pictures: Sequence[Sequence[Tiles]],
         rows: int,
         slots: int,
         left: bool = False,
@@ -164,7 +195,7 @@ class Answerer:
     def answer(
         self,
         prompts: Sequence[Encoded],
-        pictures: Sequence[Sequence[Picture]],
+        pictures: Sequence[Sequence[Tiles]],
         max_new_tokens: int,
         *,
         temperature: float = 0.0,
@@ -189,7 +220,7 @@ class Answerer:
             rows, slots: at least so many rows and image slots: one compiled program for many
                 calls.
         """
-        rows, slots = max(rows or 0, len(prompts)), max(slots or 0, *map(len, pictures))
+        rows, slots = max(rows or 0, len(prompts)), max(slots or 0, *map(slots_of, pictures))
         batch = self.batch(prompts, pictures, rows, slots, left=True)
         of_rows = np.zeros(rows, np.int32)
         of_rows[: len(prompts)] = range(len(prompts)) if numbers is None else numbers
@@ -212,6 +243,11 @@ class Answerer:
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def slots_of(pictures: Sequence[Tiles]) -> int:
+    """Image slots that the pictures of a conversation take."""
+    return sum(len(picture.pixels) for picture in pictures)
 
 
 def compute_for(stored: str, platform: str) -> ComputeConfig:

@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_jax.batch import Example
+from mllm_jax.batch import TEXT, Example
 from mllm_jax.checkpoints.hf.tokenizer import end_ids, special_ids
 from mllm_jax.common.errors import require
 from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import HeldOut
+from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.distributed.sharding import ways
-from mllm_jax.generation.engine import Answerer, Picture
+from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 
 
@@ -34,7 +35,7 @@ class Question(NamedTuple):
     name: str  # "stream/id"
     language: str
     prompt: Encoded
-    images: tuple[str | bytes, ...]
+    pictures: list[Tiles]  # of the prompt
     expected: list[int]
 
 
@@ -60,25 +61,23 @@ def sampler(
         f"train.evaluate.samples={evaluate.samples}: the held-out records are documents, which ask "
         "nothing; set 0",
     )
-    pictures = [[heldout.pixels(image) for image in one.images] for one in asked]
-    return functools.partial(_samples, answerer, asked, pictures, evaluate.max_new_tokens)
+    return functools.partial(_samples, answerer, asked, evaluate.max_new_tokens)
 
 
 def _samples(
     answerer: "_Answerer",
     asked: Sequence[Question],
-    pictures: Sequence[Sequence[Picture]],
     limit: int,
     params: Any,
 ) -> str:
     answerer.params = params
     rows = -(-len(asked) // answerer.rows_multiple) * answerer.rows_multiple
     with jax.set_mesh(answerer.mesh):
-        prompts = [one.prompt for one in asked]
+        prompts, pictures = [one.prompt for one in asked], [one.pictures for one in asked]
         output_ids = answerer.answer(prompts, pictures, limit, rows=rows)
     parts = [
         f"--- {one.name} ({one.language})\n"
-        f"prompt:   {answerer.prompt_text(one.prompt).strip()}\n"
+        f"prompt:   {answerer.prompt_text(one).strip()}\n"
         f"expected: {answerer.text(one.expected).strip()}\n"
         f"answer:   {answerer.text(ids).strip()}\n"
         for one, ids in zip(asked, output_ids, strict=True)
@@ -97,10 +96,11 @@ def questions(config: Config, heldout: HeldOut, count: int) -> list[Question]:
             group.append(stream[ref.record])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*by_language.values()))
     chosen = [example for example in turns if example is not None][:count]
-    return [_question(example, config.data.languages) for example in chosen]
+    languages = config.data.languages
+    return [_question(example, heldout.tiles(example.images), languages) for example in chosen]
 
 
-def _question(example: Example, languages: Sequence[str]) -> Question:
+def _question(example: Example, pictures: list[Tiles], languages: Sequence[str]) -> Question:
     """The example up to its first answer, and that answer.
 
     tokens   <user> # # what <assistant> bi katu <eot> <user> more
@@ -111,12 +111,12 @@ def _question(example: Example, languages: Sequence[str]) -> Question:
     start = int(np.argmax(trained))
     end = start + int(np.argmin(np.append(trained[start:], False)))
     placeholders = example.placeholders[:start]
-    patches = int(example.placeholders.max(initial=-1) + 1) // max(1, len(example.images))
-    images = int((placeholders >= 0).sum()) // max(1, patches)
+    ends = np.cumsum([len(picture.placeholders) for picture in pictures])
+    count = int(np.searchsorted(ends, np.count_nonzero(placeholders != TEXT), side="right"))
     prompt = Encoded(example.tokens[:start], np.zeros(start, np.float32), placeholders)
     expected = example.tokens[start:end].tolist()
     language = languages[example.language]
-    return Question(example.record, language, prompt, example.images[:images], expected)
+    return Question(example.record, language, prompt, pictures[:count], expected)
 
 
 class _Answerer(Answerer):
@@ -130,17 +130,17 @@ class _Answerer(Answerer):
         self.model = mllm.build(config.model, self.compute, platform)
         self.rows_multiple = ways(mesh, "batch")
 
-    def prompt_text(self, prompt: Encoded) -> str:
+    def prompt_text(self, question: Question) -> str:
         """The prompt with its control tokens; `<image>` for all placeholders of an image."""
-        patches = max(1, self.config.patches)
-        placeholders = np.asarray(prompt.placeholders)
+        is_image = np.asarray(question.prompt.placeholders) != TEXT
+        lengths = [len(picture.placeholders) for picture in question.pictures]
+        first = np.flatnonzero(is_image)[np.cumsum([0, *lengths])[:-1]]  # of each picture
         parts: list[str] = []
-        spans = itertools.groupby(range(len(placeholders)), lambda i: bool(placeholders[i] >= 0))
-        for is_image, group in spans:
+        for inside, group in itertools.groupby(range(len(is_image)), lambda i: bool(is_image[i])):
             at = list(group)
-            if is_image:
-                parts.append("<image>" * (len(at) // patches))
+            if inside:
+                parts.append("<image>" * int(np.isin(at, first).sum()))
             else:
-                ids = np.asarray(prompt.tokens)[at].tolist()
+                ids = np.asarray(question.prompt.tokens)[at].tolist()
                 parts.append(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         return "".join(parts)

@@ -38,6 +38,7 @@ from mllm_jax.models.llama import Cache, Llama, empty_cache
 
 Params = Mapping[str, Any]  # path -> array
 
+NEWLINE = "connector/newline"  # path of the newline vector
 # platform -> attention backend for `compute.attention: auto`
 AUTO_ATTENTION = {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}
 
@@ -148,7 +149,7 @@ def embed(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T
     is_newline = index == vectors.shape[1]
     x = _replace_placeholders(x, vectors, jnp.where(is_newline, TEXT, index))
     # added where it belongs, not gathered: its gradient is the sum over all rows in float32
-    newline = add_shared(jnp.zeros_like(x), params["connector/newline"])
+    newline = add_shared(jnp.zeros_like(x), params[NEWLINE])
     return jnp.where(is_newline[:, :, None], newline, x)
 
 

@@ -25,6 +25,7 @@ class StepView(NamedTuple):
     steps: int | None  # of the run; None: not counted
     batch: Batch  # all rows of the step, as numpy arrays
     images: int  # in all rows
+    tiles: int  # image slots that they take
     rows: Sequence[RowView]  # the first of them
     sizes: Mapping[str, Int64[np.ndarray, "n"]]  # stream -> tokens of all its examples
     sample: mixture.Sample
@@ -59,7 +60,8 @@ def _head(heading: str, view: StepView) -> str:
     ]
     slots = batch.pixels.shape[0] * batch.pixels.shape[1]
     if slots:
-        figures.append((f"images in {html.counted(slots, 'slot')}", f"{view.images:,}"))
+        tiles = "" if view.tiles == view.images else f", {html.counted(view.tiles, 'tile')}"
+        figures.append((f"images in {html.counted(slots, 'slot')}", f"{view.images:,}{tiles}"))
     links = " ".join(f"<a href='#{name}'>{title}</a>" for name, title in PARTS.items())
     return (
         f"<header><h1>{escape(heading)}</h1><p class=soft>{escape(_about(view))}</p>"

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     languages: Int64[np.ndarray, "n"]
     tokens: Int64[np.ndarray, "n"]  # image placeholders included
     trained: Int64[np.ndarray, "n"]
-    images: Int64[np.ndarray, "n"]
+    tiles: Int64[np.ndarray, "n"]  # image slots
 
 
 class Target(NamedTuple):
@@ -132,7 +132,7 @@ def _fill(sample: Sample, target: Target) -> Iterator[tuple[str, str]]:
     yield "padding", f"{html.percent(1 - sample.tokens.sum() / places)} of {places:,} tokens"
     slots = sample.rows * target.image_slots
     if slots:
-        share = html.percent(sample.images.sum() / slots)
+        share = html.percent(sample.tiles.sum() / slots)
         yield "image slots in use", f"{share} of {slots:,}"
     yield "trained", f"{html.percent(sample.trained.sum() / places)} of {places:,} tokens"
     yield "examples in a row", f"{len(sample.tokens) / sample.rows:.1f} in the mean"

@@ -24,6 +24,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
+from mllm_jax.models import mllm
 from mllm_jax.training import (
     flops,
     metrics,
@@ -107,7 +108,7 @@ def _train(
         now = restore_state(setup, checkpoints, frozen, source, config)
     jax.block_until_ready(now)
     begins = int(now.step)
-    log(f"weights: {_origin(config, begin)}, {seconds + log.seconds - start:.1f} s")
+    log(f"weights: {_origin(config, begin, source)}, {seconds + log.seconds - start:.1f} s")
     samples = None
     if sampler and heldout is not None and config.train.evaluate and config.train.evaluate.samples:
         samples = sampler(config, run, tokenizer, heldout, mesh)
@@ -171,13 +172,15 @@ def _describe(
     log(run_log.begin(config, begin.step, steps))
 
 
-def _origin(config: Config, begin: run_folder.Beginning) -> str:
+def _origin(config: Config, begin: run_folder.Beginning, source: ModelSource | None) -> str:
     """Where the parameters came from."""
     if begin.step is not None:
         return f"restored from checkpoint {begin.step}"
-    if config.init.weights is None:
+    if source is None:
         return f"random, seed {config.seed}"
     drawn = f", {config.init.fresh} reinitialised" if config.init.fresh else ""
+    if config.model.grids is not None and source.config.model.grids is None:
+        drawn += f", {mllm.NEWLINE} new, drawn with seed {config.seed}"
     return f"read from {config.init.weights}{drawn}"
 
 
@@ -343,9 +346,10 @@ def check_source(config: Config, source: ModelSource | None) -> None:
         return
     connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind
     drawn_anew = run_folder.is_fresh(config.init, "connector/linear_1/kernel")
+    differences = run_folder.model_differences(source.config.model, config.model)
     differ = [
         f"{key} is {theirs!r}, the config says {ours!r}"
-        for key, (theirs, ours) in run_folder.differences(source.config.model, config.model).items()
+        for key, (theirs, ours) in differences.items()
         if not (drawn_anew and key in connector)
     ]
     where = f"init.weights={config.init.weights!r}"

@@ -1,9 +1,9 @@
 """What a run says about itself: the numbers of each step, from the device and from the host.
 
-`Meter` counts what only the host knows (padding, images, shares of the mixture, waiting) and joins
-it with the step's device metrics into one line; `MetricsWriter` puts lines into metrics.jsonl,
-TensorBoard and before the reader's eyes. The loop fetches a step's metrics after the next step is
-dispatched, so the device never waits for a line:
+`Meter` counts what only the host knows (padding, image slots, shares of the mixture, waiting) and
+joins it with the step's device metrics into one line; `MetricsWriter` puts lines into
+metrics.jsonl, TensorBoard and before the reader's eyes. The loop fetches a step's metrics after the
+next step is dispatched, so the device never waits for a line:
 
     for step in range(start, stop):
         with watch.waiting():
@@ -94,7 +94,9 @@ class Counts(NamedTuple):
 
     positions: int  # rows x length
     tokens: int  # real ones: no padding
-    images: int  # image slots in use
+    images: int
+    slots: int  # rows x image slots
+    tiles: int  # of these, in use
     # "records", "tokens" -> "stream" and "language" -> count by number
     mixture: dict[str, dict[str, Float64[np.ndarray, "n"]]]
 
@@ -140,6 +142,8 @@ class Meter:
             positions=contents.positions,
             tokens=int(contents.tokens.sum()),
             images=int(contents.images.sum()),
+            slots=contents.slots,
+            tiles=int(contents.tiles.sum()),
             mixture={
                 what: {
                     kind: np.bincount(n, each, minlength=len(self.names[kind]))
@@ -182,8 +186,10 @@ class Meter:
             "data_wait_share": step_time.waiting / step_time.seconds,
             "padding_share": 1 - counts.tokens / counts.positions,
         }
+        if counts.slots:
+            line["unused_slot_share"] = 1 - counts.tiles / counts.slots
         if self._flops is not None:
-            rate = self._flops(counts.images) / step_time.seconds
+            rate = self._flops(counts.tiles) / step_time.seconds
             line["teraflops_per_second"] = rate / 1e12
             if self._peak is not None:
                 line["mfu"] = rate / self._peak

@@ -69,10 +69,12 @@ def _frozen_leaves(
 def _fresh_paths(paths: list[str], source: ModelSource | None, config: Config) -> set[str]:
     if source is None:
         return set(paths)
-    fresh = {path for path in paths if run_folder.is_fresh(config.init, path)}
-    pattern = config.init.fresh
-    require(pattern is None or bool(fresh), f"init.fresh={pattern!r} matches no parameter path")
-    return fresh
+    pattern, init = config.init.fresh, config.init
+    require(
+        pattern is None or any(run_folder.is_fresh(init, path) for path in paths),
+        f"init.fresh={pattern!r} matches no parameter path",
+    )
+    return run_folder.drawn_paths(config, paths, source.config.model)
 
 
 def _drawn(setup: TrainSetup, paths: Sequence[str], config: Config) -> dict[str, Leaf]:

@@ -12,7 +12,7 @@ metrics.jsonl   tensorboard/   checkpoints/<step>/
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,11 +38,13 @@ from mllm_jax.common.trees import flatten
 from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
 from mllm_jax.config.data import StreamConfig
+from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, FolderConfig, InitConfig
 from mllm_jax.data.chat.templates import END_TOKENS, PLAIN_FORMATS, TEMPLATES
 from mllm_jax.data.loader import Loader
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.distributed import processes
+from mllm_jax.models.mllm import NEWLINE
 
 # what may differ between a run and its continuation, and is said then; `train.steps` stretches the
 # schedule, everything else that decides which numbers come out of a step must stay
@@ -242,6 +244,26 @@ def main_format(streams: dict[str, StreamConfig], shares: dict[str, float]) -> s
 def is_fresh(init: InitConfig, path: str) -> bool:
     """Whether `init.fresh` has this parameter reinitialised."""
     return init.fresh is not None and matches(init.fresh, path, "init.fresh")
+
+
+def model_differences(weights: ModelConfig, stage: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Where a stage's model is another one than its weights'; `grids` may be added to it."""
+    if weights.grids is None:
+        stage = dataclasses.replace(stage, grids=None)
+    return differences(weights, stage)
+
+
+def drawn_paths(config: Config, paths: Iterable[str], weights: ModelConfig) -> set[str]:
+    """The parameters that the weights do not give a stage.
+
+    Args:
+        config: the stage.
+        paths: of all its parameters.
+        weights: the model of `init.weights`. Where it has no `grids` and the stage has, the newline
+            vector is new.
+    """
+    new = {NEWLINE} if weights.grids is None and config.model.grids is not None else set()
+    return {path for path in paths if path in new or is_fresh(config.init, path)}
 
 
 def _lies_ahead(key: str, step: int) -> bool:

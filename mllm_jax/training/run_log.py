@@ -33,7 +33,8 @@ def data(config: Config, loader: Loader, steps: int) -> Iterator[str]:
     for stream in loader.streams:
         yield f"stream {stream.name}: {_contents(stream)}, {shares[stream.name]:.1%} of the mixture"
     rows, length = config.data.rows, config.data.length
-    images = f" and {config.data.image_slots} images" if config.data.image_slots else ""
+    unit = "image slots" if config.model.grids is not None else "images"
+    images = f" and {config.data.image_slots} {unit}" if config.data.image_slots else ""
     total = f"{loader.total_records:,} examples"
     yield f"data: {total}; a batch is {rows} rows of {length:,} tokens{images}"
 

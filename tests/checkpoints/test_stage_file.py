@@ -1,6 +1,7 @@
 """A stage's model is that of its weights where the file does not say it."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,26 @@ def test_overrides_change_what_the_weights_say(tmp_path: Path, weights: Path):
 def test_a_model_that_is_written_is_taken(tmp_path: Path):
     path = write(tmp_path, {"weights": "not there"}, model=True)
     assert stage_file.load(path).model == MODEL
+
+
+def test_grids_are_added_to_the_model_of_the_weights(tmp_path: Path, weights: Path):
+    """By a section with grids alone; or on the command line, where the section is left out."""
+    path = write(tmp_path, {"weights": str(weights)})
+    side = MODEL.vision.image_size if MODEL.vision is not None else 0
+    sizes = [[side, 2 * side]]
+    added = stage_file.load(path, [f"--model.grids.sizes={sizes}", "--model.grids.order=hw"])
+    tree = yaml.safe_load(path.read_text()) | {"model": {"grids": {"order": "hw", "sizes": sizes}}}
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for model in (
+        stage_file.load(path).model,
+        added.model,
+        stage_file.load(path, model=MODEL).model,
+    ):
+        assert model.grids is not None and model.grids.canvases == ((side, 2 * side),)
+        assert dataclasses.replace(model, grids=None) == MODEL
+    path.write_text(yaml.safe_dump(tree | {"model": {"grids": {"sizes": sizes}}}))
+    with pytest.raises(ConfigError, match=r"model.grids.order: missing; it has no default"):
+        stage_file.load(path)
 
 
 def test_weights_that_do_not_exist_yet(tmp_path: Path):

@@ -13,6 +13,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.model import ModelConfig, VisionConfig
 from mllm_jax.data.images import decode as images
+from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.loader import HostBatch, Loader
 
 WORDS = ["Zer", "ikusten", "da", "irudian", "txakur", "beltz", "bat", "belardian", "korrika", "bi"]
@@ -347,14 +348,14 @@ def test_what_just_fits_together(streams, model, tokenizer, make_data):
 def test_the_first_images_are_kept_as_far_as_there_is_room(load, monkeypatch):
     read = []
 
-    def pixels(path, *_):
+    def tiles(path, *_):
         read.append(path)
-        return np.zeros((400, 1000, 1), np.uint8)
+        return Tiles(np.zeros((1, 400, 1000, 1), np.uint8), np.arange(4, dtype=np.int32))
 
-    cache = load(image_cache=1)._cache
-    monkeypatch.setattr(images, "load_pixels", pixels)
+    loader = load(image_cache=1)
+    monkeypatch.setattr(images, "load_tiles", tiles)
     for path in "abcabc":
-        assert cache[path].nbytes == 400_000
+        assert loader.tiles([path])[0].pixels.nbytes == 400_000
     assert read == ["a", "b", "c", "c"]
 
 

@@ -19,8 +19,8 @@ class Lengths:
 
     languages: tuple[str, ...] = ("eu",)
 
-    def __init__(self, sizes, images):
-        self.sizes, self.images = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
+    def __init__(self, sizes, tiles):
+        self.sizes, self.tiles = np.asarray(sizes, np.int64), np.asarray(tiles, np.int64)
 
     def __len__(self):
         return len(self.sizes)

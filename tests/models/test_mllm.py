@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.batch import ModelInputs
+from mllm_jax.batch import NEWLINE, TEXT, ModelInputs
 from mllm_jax.common.trees import unflatten
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -45,6 +46,15 @@ def conversation(seed, images, text):
     return np.concatenate(tokens), np.concatenate(seats), pixels
 
 
+def tiled(seed, text):
+    """A conversation with an image in three tiles, of which two lines of three patches are seen."""
+    rng = np.random.default_rng(seed)
+    lines = [P + 5, P + 6, 2 * P + 4, NEWLINE, P + 9, P + 10, 2 * P + 8, NEWLINE]
+    seats = np.concatenate([np.full(text, TEXT), np.arange(P), lines, np.full(text, TEXT)])
+    tokens = np.where(seats == TEXT, rng.integers(0, 100, len(seats)), 100)
+    return tokens, seats, rng.integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+
+
 def row(conversations, length, slots):
     """Hand-packs conversations into one row: what data/packing must do, written a second time."""
     arrays = {
@@ -56,10 +66,11 @@ def row(conversations, length, slots):
         n = len(tokens)
         arrays["tokens"][at : at + n] = tokens
         arrays["targets"][at : at + n - 1] = tokens[1:]
-        weights[at : at + n - 1] = seats[1:] < 0
+        weights[at : at + n - 1] = seats[1:] == TEXT
         arrays["segments"][at : at + n] = number
         arrays["positions"][at : at + n] = np.arange(n)
-        arrays["image_index"][at : at + n] = np.where(seats >= 0, seats + slot * P, -1)
+        index = np.where(seats >= 0, seats + slot * P, seats)
+        arrays["image_index"][at : at + n] = np.where(seats == NEWLINE, slots * P, index)
         pixels[slot : slot + len(images)] = images
         at, slot = at + n, slot + len(images)
     arrays = {name: jnp.asarray(value)[None] for name, value in arrays.items()}
@@ -101,6 +112,21 @@ def test_packed_equals_unpacked_loss_and_gradients(params, backend):
     np.testing.assert_allclose(packed, sum(loss for loss, _ in alone), rtol=1e-6)
     summed = jax.tree.map(lambda *g: sum(g), *(grads for _, grads in alone))
     jax.tree.map(close, packed_grads, summed)
+
+
+def test_packed_equals_unpacked_with_tiles_a_plain_image_and_text():
+    """One program for rows of five slots, whatever is in them; the newline's gradient adds up."""
+    model = mllm.build(ANYRES, COMPUTE)
+    params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(2))
+    chats = [tiled(1, 6), conversation(2, 0, 20), conversation(3, 1, 9), tiled(4, 4)]
+    parts = [chats[:3], chats[3:]]
+    packed = [loss_and_grads(params, model, row(part, 110, 5)) for part in parts]
+    alone = [loss_and_grads(params, model, row([chat], 110, 5)) for chat in chats]
+    total = sum(loss for loss, _ in packed)
+    np.testing.assert_allclose(total, sum(loss for loss, _ in alone), rtol=1e-6)
+    sums = [jax.tree.map(lambda *g: sum(g), *(g for _, g in runs)) for runs in (packed, alone)]
+    assert np.any(sums[1]["connector/newline"])
+    jax.tree.map(close, *sums)
 
 
 def test_an_unused_slot_has_exactly_zero_gradient(params):
@@ -153,7 +179,7 @@ def test_the_newline_vector_is_there_with_grids_and_changes_no_other_parameter(p
     assert shapes["connector/newline"].shape == (4096,)
     connector = Connector(ConnectorConfig("linear"), 8, 4096, jnp.dtype("float32"), newline=True)
     features = jnp.zeros((1, 1, 8))
-    newline = connector.init(jax.random.key(0), features)["params"]["newline"]
+    newline: Any = connector.init(jax.random.key(0), features)["params"]["newline"]
     assert abs(float(jnp.std(newline)) * 64 - 1) < 0.05
 
 

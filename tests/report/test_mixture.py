@@ -23,7 +23,7 @@ def sample() -> mixture.Sample:
         languages=ints(0, 0, 0, 0, 1),
         tokens=ints(10, 10, 10, 5, 15),
         trained=ints(2, 2, 2, 1, 3),
-        images=ints(1, 1, 1, 0, 0),
+        tiles=ints(1, 1, 1, 0, 0),
     )
 
 

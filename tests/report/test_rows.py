@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_jax.report.rows import Origin, RowView, row_card
+from mllm_jax.report.rows import ImageView, Origin, RowView, row_card
 
 TEXTS = {0: "!", 1: "<bos>", 2: "Zer", 3: "\n", 4: " katu", 5: "<eot>", 9: "<image>"}
 ORIGINS = (Origin("captions", "eu", "a/<b>", 2, 41), Origin("texts", "en", "7", 0, 42))
@@ -38,6 +38,7 @@ def row() -> RowView:
         image_index=ints(-1, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1),
         pixels=pixels,
         patches=2,
+        images=[ImageView(0, 1), ImageView(1, 1)],
         origins=ORIGINS,
         texts=TEXTS,
         control=frozenset({1, 5, 9}),
@@ -115,6 +116,33 @@ def test_two_images_of_two_examples_side_by_side_are_two_chips(row: RowView):
     assert flows(row_card(view)) == ["<bos>|image 1 × 2", "image 2 × 2"]
 
 
+def test_tiles_and_the_places_of_newlines(row: RowView):
+    """An image of two tiles in lines of two patches, and one square with a newline behind it."""
+    places = np.array([-1, 0, 1, 2, 4, 8, 3, 5, 8, 6, 7, 8, -1, -1], np.int32)
+    segments = np.array([1] * 13 + [0], np.int32)
+    view = row._replace(
+        image_index=places,
+        segments=segments,
+        tokens=np.where(places >= 0, 9, row.tokens),
+        pixels=np.zeros((4, 4, 4, 3), np.uint8),
+        images=[ImageView(0, 3), ImageView(3, 1)],
+        origins=ORIGINS[:1],
+    )
+    card = row_card(view)
+    assert flows(card)[0] == (
+        "<bos>|image 1 × 2|tiles of image 1: 2 × (2 + newline)|image 2 × 2 + newline|!"
+    )
+    assert re.findall(r"newlines at places ([0-9, ]+)", card) == ["5, 8", "11"]
+    captions = re.findall(r"<figcaption>([^<]+)</figcaption>", card)
+    assert captions == [
+        "image 1, example 1",
+        "image 1, tile 1 of 2",
+        "image 1, tile 2 of 2",
+        "image 2, example 1",
+    ]
+    assert "4 of 4 image slots" in card
+
+
 def test_a_row_of_text_alone(row: RowView):
     nothing = np.full(14, -1, np.int32)
     card = row_card(
@@ -123,6 +151,7 @@ def test_a_row_of_text_alone(row: RowView):
             image_index=nothing,
             pixels=np.zeros((0, 1, 1, 3), np.uint8),
             patches=0,
+            images=[],
         )
     )
     assert "image" not in card.replace("&lt;image&gt;", "")

@@ -11,17 +11,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_jax.batch import Batch, Example
+from mllm_jax.batch import TEXT, Batch, Example
 from mllm_jax.config.grids import GridsConfig
+from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig, PartConfig
+from mllm_jax.data.images.tiles import Tiles, of_record, placeholders
 from mllm_jax.data.mixture import packing
 from mllm_jax.distributed import sharding
 from mllm_jax.training import setup, state
 from mllm_jax.training.setup import TrainSetup
 
 V, P, SIDE = 208, 4, 16  # vocabulary, patches and pixels of an image
-ROWS, LENGTH, SLOTS = 16, 66, 3
+ROWS, LENGTH, SLOTS = 16, 66, 5
 CHUNK = 33  # two chunks of logits
 MODEL = ModelConfig(
     VisionConfig(image_size=SIDE, patch_size=8, width=16, mlp=40, layers=6, heads=2),
@@ -50,30 +52,51 @@ def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> Trai
     return setup.make_setup(MODEL, compute, config, mesh, steps=10)
 
 
-def example(rng: np.random.Generator, images: int, text: int, stage: str) -> Example:
+def image(rng: np.random.Generator, kind: str) -> Tiles:
+    """`square`: as LLaVA-1.5's; `padded`: a newline behind it; `tiles`: three, partly cut off."""
+    layout = {
+        "square": ImageLayout(1, P, None, None, newline=False),
+        "padded": ImageLayout(1, P + 1, None, None, newline=True),
+        "tiles": MODEL.image_layout((SIDE, 20)),
+    }[kind]
+    assert MODEL.vision is not None
+    pixels = rng.integers(0, 256, (layout.tiles, SIDE, SIDE, 3), dtype=np.uint8)
+    return Tiles(pixels, placeholders(layout, MODEL.vision))
+
+
+def example(rng: np.random.Generator, images: list[Tiles], text: int, setup: str) -> Example:
     """Images and text with a trained answer; a caption trains all its words."""
-    tokens = [np.full(P, V - 1)] * images + [rng.integers(0, V - 1, text)]
-    seats = np.concatenate([np.arange(images * P), np.full(text, -1)])
+    numbered = of_record([(len(one.pixels), one.placeholders) for one in images], P)
+    seats = np.concatenate([*numbered, np.full(text, TEXT)])
+    size = len(seats) - text
+    tokens = np.concatenate([np.full(size, V - 1), rng.integers(0, V - 1, text)])
     weights = np.zeros(len(seats))
-    weights[-text if stage == "align" else -(text // 2) :] = 1
+    weights[-text if setup == "align" else -(text // 2) :] = 1
     return Example(
-        np.concatenate(tokens).astype(np.int32),
+        tokens.astype(np.int32),
         weights.astype(np.float32),
         seats.astype(np.int32),
-        tuple(str(rng.integers(1 << 30)) for _ in range(images)),
+        tuple(str(rng.integers(1 << 30)) for _ in images),
         int(rng.integers(2)),
         int(rng.integers(2)),
         "stream/id",
     )
 
 
-def row(seed: int, kind: str, stage: str) -> packing.Row:
-    """A packed row. `kind`: images (every example has one or two), text (none has), both."""
+KINDS = {
+    "images": (("tiles",), ("square", "padded")),
+    "text": ((), (), ()),
+    "both": (("padded", "square"), (), ("tiles",)),
+}
+
+
+def row(seed: int, kind: str, setup: str) -> packing.Row:
+    """A packed row: every example has images, none has, or both."""
     rng = np.random.default_rng(seed)
-    counts = {"images": (1, 2), "text": (0, 0, 0), "both": (2, 0, 1)}[kind]
-    examples = [example(rng, n, int(rng.integers(6, 15)), stage) for n in counts]
-    pixels = [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(sum(counts))]
-    return packing.assemble(examples, pixels, LENGTH, SLOTS, P, SIDE)
+    images = [[image(rng, name) for name in names] for names in KINDS[kind]]
+    examples = [example(rng, few, int(rng.integers(6, 15)), setup) for few in images]
+    flat = [one for few in images for one in few]
+    return packing.assemble(examples, flat, LENGTH, SLOTS, P, SIDE)
 
 
 def batch(kinds: str, stage: str, seed: int = 0) -> Batch:

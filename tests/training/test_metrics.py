@@ -18,7 +18,9 @@ CONTENTS = Contents(
     languages=np.array([0, 0, 1]),
     tokens=np.array([3, 2, 7]),
     images=np.array([0, 0, 2]),
+    tiles=np.array([0, 0, 4]),
     positions=16,
+    slots=5,
 )
 
 
@@ -47,13 +49,14 @@ def meter(**kwargs):
 def test_counts_by_hand():
     counts = meter().count(CONTENTS)
     assert (counts.positions, counts.tokens, counts.images) == (16, 12, 2)
+    assert (counts.slots, counts.tiles) == (5, 4)
     assert counts.mixture["records"]["stream"].tolist() == [1, 2]
     assert counts.mixture["records"]["language"].tolist() == [2, 1, 0]
     assert counts.mixture["tokens"]["language"].sum() == 12
 
 
 def test_line_by_hand():
-    one = meter(flops=lambda images: 2e12 * images, peak=10e12)
+    one = meter(flops=lambda tiles: 1e12 * tiles, peak=10e12)
     line = one.line(7, numbers(), one.count(CONTENTS), metrics.StepTime(2.0, 0.5))
     wanted = {
         "step": 7,
@@ -71,6 +74,7 @@ def test_line_by_hand():
         "step_seconds": 2.0,
         "data_wait_share": 0.25,
         "padding_share": 0.25,
+        "unused_slot_share": 0.2,
         "teraflops_per_second": 2.0,
         "mfu": 0.2,
         "learning_rate/connector": 1e-3,

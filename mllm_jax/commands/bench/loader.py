@@ -76,10 +76,11 @@ def _speed(loader: Loader, steps: int) -> dict[str, Any]:
     for _ in range(WARMUP):
         next(batches)
     before, begin = _cpu_seconds(), time.perf_counter()
-    records = images = tokens = places = slots = 0
+    records = images = tiles = tokens = places = slots = 0
     for batch in batches:
         records += len(batch.records)
         images += int(batch.contents.images.sum())
+        tiles += int(batch.contents.tiles.sum())
         tokens += int((batch.batch.segments > 0).sum())
         places += batch.batch.segments.size
         slots += batch.batch.pixels.shape[0] * batch.batch.pixels.shape[1]
@@ -90,7 +91,7 @@ def _speed(loader: Loader, steps: int) -> dict[str, Any]:
         "images_per_cpu_second": round(images / used, 1),
         "tokens_per_second": round(tokens / seconds, 1),
         "useful_tokens": round(tokens / places, 4),
-        "slots_used": round(images / slots, 4) if slots else None,
+        "slots_used": round(tiles / slots, 4) if slots else None,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used, 2),
     }

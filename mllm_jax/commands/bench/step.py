@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mllm_jax.batch import Batch
+from mllm_jax.batch import NEWLINE, TEXT, Batch
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import check_file, whole_file
@@ -27,6 +27,7 @@ from mllm_jax.common.hardware import peak_rate
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
+from mllm_jax.data.images.tiles import Placeholders, placeholders
 from mllm_jax.distributed import sharding
 from mllm_jax.training import flops, state
 from mllm_jax.training.setup import (
@@ -171,9 +172,10 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
     The loss is fetched every step, as the PyTorch baseline does.
     """
     model, compute, _, _, length, rows = work
+    index, _ = _image(model)
     require(
-        length > model.patches + 1,
-        f"--length {length}: too short for an image of {model.patches} tokens and text",
+        length > len(index) + 1,
+        f"--length {length}: too short for an image of {len(index)} tokens and text",
     )
     mesh = sharding.make_mesh(work.mesh.axes)
     parts = sharding.ways(mesh, "batch")
@@ -197,29 +199,38 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
 
 
 def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
-    """Random rows: BOS, one image if the model has a vision tower, text.
+    """Random rows: BOS, one square image if the model has a vision tower, text.
 
     The targets after the image's last placeholder are trained.
     """
     assert model.language is not None
     random = np.random.default_rng(0)
-    patches, shape = model.patches, (rows, length)
+    (image, slots), shape = _image(model), (rows, length)
+    end = len(image)
     ids = random.integers(0, model.language.vocab - 1, shape, dtype=np.int32)
-    index = np.full(shape, -1, np.int32)
-    if patches:
+    index = np.full(shape, TEXT, np.int32)
+    if slots:
         assert model.image_token is not None
-        ids[:, 1 : 1 + patches] = model.image_token
-        index[:, 1 : 1 + patches] = np.arange(patches)
+        ids[:, 1 : 1 + end] = model.image_token
+        index[:, 1 : 1 + end] = np.where(image == NEWLINE, slots * model.patches, image)
     weights = np.ones(shape, np.float32)
-    weights[:, :patches] = 0  # targets that are image tokens
+    weights[:, :end] = 0  # targets that are image tokens
     weights[:, -1] = 0  # nothing follows
-    side = model.vision.image_size if model.vision is not None and patches else 1
-    pixels = random.integers(0, 256, (rows, 1 if patches else 0, side, side, 3), dtype=np.uint8)
+    side = model.vision.image_size if model.vision is not None and slots else 1
+    pixels = random.integers(0, 256, (rows, slots, side, side, 3), dtype=np.uint8)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
     zeros, ones = np.zeros(shape, np.int32), np.ones(shape, np.int32)
     return Batch(
         ids, np.roll(ids, -1, axis=1), weights, ones, positions, index, zeros, zeros, pixels
     )
+
+
+def _image(model: ModelConfig) -> tuple[Placeholders, int]:
+    """The placeholders of an image of the tower's own size, and its image slots."""
+    if model.vision is None or not model.patches:
+        return np.zeros(0, np.int32), 0
+    layout = model.image_layout((model.vision.image_size, model.vision.image_size))
+    return placeholders(layout, model.vision), layout.tiles
 
 
 def report(
@@ -229,7 +240,7 @@ def report(
     device = setup.mesh.devices.flat[0]
     trainable = setup.abstract.trainable
     config, compute = setup.model.config, setup.model.compute
-    useful = flops.flops_per_step(config, trainable, rows, length, rows if config.patches else 0)
+    useful = flops.flops_per_step(config, trainable, rows, length, rows * _image(config)[1])
     peak = peak_rate(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {

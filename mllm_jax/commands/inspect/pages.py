@@ -19,7 +19,7 @@ from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import HostBatch, Loader
 from mllm_jax.report.inspect_page import StepView, inspect_page
 from mllm_jax.report.mixture import Sample, Target
-from mllm_jax.report.rows import Origin, RowView
+from mllm_jax.report.rows import ImageView, Origin, RowView
 from mllm_jax.training.run_folder import tokenizer_folder
 
 # behind a run's end, rows are planned as far as this: some seconds' work
@@ -69,6 +69,7 @@ def run(config: Config, out: str | Path, step: int = 0, rows: int = 4) -> Path:
             steps=steps,
             batch=host.batch,
             images=int(host.contents.images.sum()),
+            tiles=int(host.contents.tiles.sum()),
             rows=_rows(config, loader, host, TokenTexts(tokenizer), step)[:rows],
             sizes={stream.name: stream.sizes for stream in loader.streams},
             sample=_sample(config, loader, step),
@@ -90,12 +91,15 @@ def _rows(
     token_texts = {token: texts[token] for token in used}
     control = frozenset(token for token in used if texts.is_control(token))
     for n, refs in enumerate(loader.rows(step)):
-        origins = []
+        origins, images = [], list[ImageView]()
         for segment, ref in enumerate(refs, start=1):
-            stream = loader.streams[ref.stream].name
-            record = next(records).removeprefix(f"{stream}/")
+            stream = loader.streams[ref.stream]
+            record = next(records).removeprefix(f"{stream.name}/")
             language = config.data.languages[_language(batch, n, segment)]
-            origins.append(Origin(stream, language, record, ref.epoch, ref.position))
+            origins.append(Origin(stream.name, language, record, ref.epoch, ref.position))
+            for layout in stream.image_layouts(ref.record):
+                first = images[-1].first + images[-1].tiles if images else 0
+                images.append(ImageView(first, layout.tiles))
         view = RowView(
             number=n,
             tokens=np.asarray(batch.tokens[n]),
@@ -106,6 +110,7 @@ def _rows(
             image_index=np.asarray(batch.image_index[n]),
             pixels=np.asarray(batch.pixels[n]),
             patches=config.model.patches,
+            images=images,
             origins=origins,
             texts=token_texts,
             control=control,
@@ -137,5 +142,5 @@ def _sample(config: Config, loader: Loader, step: int) -> Sample:
         languages=np.array(languages, np.int64),
         tokens=np.array([loader.streams[r.stream].sizes[r.record] for r in refs], np.int64),
         trained=np.array(targets, np.int64),
-        images=np.array([loader.streams[r.stream].images[r.record] for r in refs], np.int64),
+        tiles=np.array([loader.streams[r.stream].tiles[r.record] for r in refs], np.int64),
     )

@@ -215,7 +215,7 @@ def _check_followers(name: str, tree: Tree, stages: Mapping[str, Config]) -> Non
 
 
 def _check_same_model(start: str, before: Config, config: Config, file: Path) -> None:
-    for key, (old, new) in run_folder.differences(before.model, config.model).items():
+    for key, (old, new) in run_folder.model_differences(before.model, config.model).items():
         difference = f"model.{key} is {quoted(new)}, but {quoted(old)} in stage {start}"
         raise ConfigError(f"{file}: {difference}; all stages of a recipe train one model")
 
@@ -232,8 +232,9 @@ def module_table(config: Config) -> list[Module]:
     shapes, init = _shapes(config.model), config.init
     before = {}
     if init.weights is not None:
-        read = {path: x for path, x in shapes.items() if not run_folder.is_fresh(init, path)}
-        before = open_model(init.weights).leaves(read, init.fresh)
+        source = open_model(init.weights)
+        drawn = run_folder.drawn_paths(config, shapes, source.config.model)
+        before = source.leaves({p: x for p, x in shapes.items() if p not in drawn}, init.fresh)
     after = open_model(config.out).leaves(shapes)
     owner = assign(shapes, config.optimizer.parts)
     trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}

@@ -116,7 +116,7 @@ def _answer(line: Line, pictures: "_Pictures") -> Answer:
         answer=line["answer"],
         truth=line["truth"],
         right=bool(line["correct"]),
-        pictures=[pictures.load(image) for image in line["images"]],
+        pictures=[x for image in line["images"] for x in pictures.load(image, line["images"])],
     )
 
 
@@ -125,19 +125,19 @@ class _Pictures:
 
     def __init__(self, config: Config):
         # a run's model has the image processor that its data section asks for
-        self._vision, self._data = config.model.vision, config.data
+        self._model = config.model
+        self._fit: Any = config.data.image_fit
         self._unread: list[str] = []
 
-    def load(self, path: str) -> Any:
-        """Pixels; or why there are none, in a few words."""
-        if self._vision is None:
-            return "this model reads text only"
+    def load(self, path: str, images: Sequence[str]) -> Sequence[Any]:
+        """The squares that the model reads of one of the images; or why there are none."""
+        if self._model.vision is None:
+            return ["this model reads text only"]
         try:
-            size, mean = self._vision.image_size, self._vision.image_mean
-            return decode.load_pixels(path, size, self._data.image_fit, mean)
+            return list(decode.load_tiles(path, self._model, self._fit, len(images)).pixels)
         except ConfigError as error:  # moved or removed since the evaluation: said, not hidden
             self._unread.append(str(error))
-            return one_line(str(error), 120)
+            return [one_line(str(error), 120)]
 
     def notes(self) -> list[str]:
         """One line about pictures that could not be read."""

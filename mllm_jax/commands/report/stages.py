@@ -78,7 +78,10 @@ def _facts(config: Config, metrics: Metrics, run: Path, entry: Mapping[str, Any]
     return [
         ("time", html.duration(seconds) + ("" if entry else " in steps")),
         *_data_facts(run, config, metrics),
-        ("batch", f"{data.rows:,} rows × {data.length:,} tokens, {data.image_slots} images a row"),
+        (
+            "batch",
+            f"{data.rows:,} rows × {data.length:,} tokens, {data.image_slots} image slots a row",
+        ),
         ("weights", str(config.init.weights or "random") + fresh),
         ("learning rate", rate),
         ("number formats", f"{config.compute.compute}, parameters {config.compute.parameters}"),
@@ -132,7 +135,7 @@ class _Counted:
 
     used: int
     sizes: Float64[np.ndarray, "1"]  # tokens of the mean example
-    images: Float64[np.ndarray, "1"]
+    tiles: Float64[np.ndarray, "1"]
     languages: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -188,11 +191,12 @@ def stream_targets(
 
 def _counted(of: Mapping[str, Any], data: DataConfig, name: str) -> _Counted:
     mean = np.array([of["tokens"] / max(of["used"], 1)])
-    images = np.array([of["images"] / max(of["used"], 1)])
+    # runs of before counted images, each of which was one tile
+    tiles = np.array([of.get("tiles", of["images"]) / max(of["used"], 1)])
     declared = data.streams[name].language
     # records may name languages of their own, beside the stream's
     languages = tuple(of["tokens_per_word"]) or ((declared,) if declared else ())
-    return _Counted(of["used"], mean, images, languages)
+    return _Counted(of["used"], mean, tiles, languages)
 
 
 def _share(metrics: Metrics, kind: str, name: str, target: float | None) -> Share:

@@ -17,7 +17,7 @@ themselves, and a difference is refused.
 Special tokens of the template become ids directly. Runs of text between them are encoded whole, so
 "\\n\\n" and the content merge as in the stock tokenizer, and character offsets say which tokens are
 trained: all behind the prompt, so those of an answer (`tokens.loss_mask`), and what ends its turn.
-`<image>` becomes P placeholders of weight 0.
+`<image>` becomes its placeholders, of weight 0.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,7 @@ from mllm_jax.data.chat.tokens import (
     Encoded,
     Encodings,
     Flat,
+    ImagePlaceholders,
     counts,
     expand_all,
     flatten,
@@ -67,7 +68,7 @@ class Chat:
             tokenizer: as `load_tokenizer` gives it; not changed.
             template: Jinja source, a value of TEMPLATES or a folder's own.
             image_token: id of the image token; None for a model that reads text only.
-            patches: placeholders of one image.
+            patches: placeholders of an image that takes one square, P.
             variables: further names for the template, e.g. {"date_string": "1 Jan 2026"}.
             switches: what is otherwise than usual in conversations for training.
 
@@ -104,11 +105,14 @@ class Chat:
         return self.encode_batch([turns])[0]
 
     def encode_batch(
-        self, conversations: Sequence[Sequence[Turn]], names: Sequence[str] = ()
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        names: Sequence[str] = (),
+        images: Sequence[ImagePlaceholders] | None = None,
     ) -> list[Encoded]:
-        """Many conversations for training, one by one. Raises ConfigError, see `encode_flat`."""
+        """Many conversations for training; see `encode_flat` and, for `images`, `expand_all`."""
         flat = self.encode_flat(conversations, names)
-        return expand_all(flat, self.image_token, self._patches)
+        return expand_all(flat, self.image_token, self._patches, images)
 
     def encode_flat(
         self, conversations: Sequence[Sequence[Turn]], names: Sequence[str] = ()
@@ -159,12 +163,12 @@ class Chat:
         trained[starts(ends)] = False
         return Flat(tokens, trained, ends)
 
-    def prompt(self, turns: Sequence[Turn]) -> Encoded:
+    def prompt(self, turns: Sequence[Turn], placeholders: ImagePlaceholders = None) -> Encoded:
         """A conversation that ends with a user turn, and the header that asks for an answer.
 
         Images go to the template as typed parts where it takes them (so do transformers'
         processors) and a line break follows each (`records.user_turn`); otherwise the string has
-        `<image>` in place of the image. All weights are 0.
+        `<image>` in place of the image. All weights are 0. `placeholders` as in `expand_all`.
         """
         require(len(turns) > 0 and turns[-1].role == "user", "a prompt ends with a user turn")
         images = msg.count_images(turns)
@@ -178,7 +182,7 @@ class Chat:
             )
             prompt, texts = self._prompts.as_strings(turns, generate=True)
         flat = self._encode([prompt.fill(texts)], [images], ())
-        return expand_all(flat, self.image_token, self._patches)[0]
+        return expand_all(flat, self.image_token, self._patches, [placeholders])[0]
 
     def check_answers(self) -> None:
         """Refuses a template that does not mark the end of an answer: it cannot be trained with.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
+from mllm_jax.batch import TEXT
 from mllm_jax.common.errors import ConfigError, quoted
 from mllm_jax.data.chat.prompt_template import Items, Run
 
@@ -16,7 +17,7 @@ NO_TOKEN = -1  # the image token of a model that reads no images
 class Encoded(NamedTuple):
     """A conversation as tokens.
 
-    `placeholders[t]` is -1 for text, k * P + p for patch p of image k.
+    `placeholders[t]` is TEXT, NEWLINE, or k * P + p for patch p of the conversation's k-th slot.
     """
 
     tokens: Int32[np.ndarray, "T"]
@@ -147,23 +148,53 @@ def expand(
     tokens: Int32[np.ndarray, "t"],
     weights: Float32[np.ndarray, "t"],
     image_token: int,
-    patches: int,
+    images: Sequence[Int32[np.ndarray, "_"]],
 ) -> Encoded:
     """Widens every image token of a record to its placeholders, untrained.
 
-    With P = 3:  a <image> b  ->  a <image> <image> <image> b, placeholders -1 0 1 2 -1
+    With the placeholders 0 1 2:  a <image> b  ->  a <image> <image> <image> b,  TEXT 0 1 2 TEXT
+
+    Args:
+        tokens, weights: of the record, an image being one token.
+        image_token: id of `<image>`.
+        images: the placeholders of each, numbered over the record: `tiles.of_record`.
+
+    Raises:
+        ValueError: not as many images as image tokens.
     """
     is_image = tokens == image_token
+    if int(is_image.sum()) != len(images):
+        raise ValueError(f"{is_image.sum()} image tokens, placeholders of {len(images)} images")
     weights = weights * ~is_image
-    if patches > 1:
-        copies = np.where(is_image, patches, 1)
-        tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
-    placeholders = np.where(is_image, np.cumsum(is_image, dtype=np.int32) - 1, np.int32(-1))
+    copies = np.ones(len(tokens), np.int64)
+    copies[is_image] = [len(image) for image in images]
+    tokens, weights, is_image = (np.repeat(x, copies) for x in (tokens, weights, is_image))
+    placeholders = np.full(len(tokens), TEXT, np.int32)
+    if images:
+        placeholders[is_image] = np.concatenate(images)
     return Encoded(tokens, weights, placeholders)
 
 
-def expand_all(flat: Flat, image_token: int, patches: int) -> list[Encoded]:
-    """`expand` of every conversation."""
-    weights = flat.trained.astype(np.float32)
-    bounds = pairwise([0, *flat.ends.tolist()])
-    return [expand(flat.tokens[a:b], weights[a:b], image_token, patches) for a, b in bounds]
+# of the images of a conversation -> their placeholders, or None: squares of P patches
+ImagePlaceholders = Sequence[Int32[np.ndarray, "_"]] | None
+
+
+def expand_all(
+    flat: Flat, image_token: int, patches: int, images: Sequence[ImagePlaceholders] | None = None
+) -> list[Encoded]:
+    """`expand` of every conversation.
+
+    Args:
+        flat: the conversations.
+        image_token: id of `<image>`.
+        patches: of an image that takes one square, P.
+        images: the placeholders of every conversation's images; where None, each takes a square.
+    """
+    weights, encoded = flat.trained.astype(np.float32), []
+    for n, (a, b) in enumerate(pairwise([0, *flat.ends.tolist()])):
+        tokens, laid_out = flat.tokens[a:b], None if images is None else images[n]
+        if laid_out is None:
+            squares = int((tokens == image_token).sum())
+            laid_out = list(np.arange(squares * patches, dtype=np.int32).reshape(squares, patches))
+        encoded.append(expand(tokens, weights[a:b], image_token, laid_out))
+    return encoded

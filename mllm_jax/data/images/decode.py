@@ -15,20 +15,21 @@ import errno
 import io
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig
+from mllm_jax.config.model import ModelConfig
+from mllm_jax.data.images.orientation import BROKEN, UPRIGHT, orientation, upright_size
 from mllm_jax.data.images.resize import to_square
+from mllm_jax.data.images.tiles import Tiles, tile
 from mllm_jax.data.record_errors import RecordError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip/clip.py
@@ -38,23 +39,8 @@ MAX_SIDE = 2**25
 # Raster formats whose header tells the size. PIL reads others too: EPS and WMF call an interpreter,
 # ICO and ICNS hold images of another size than they say.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# EXIF 2.32, 4.6.4 A, Orientation: where row 0 and column 0 of the stored pixels are
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Phones append a preview or a gain map to an ordinary JPEG; its first image is the picture.
 _FIRST_IS_THE_PICTURE = "MPO"
-# what PIL raises for broken files, depending on the format and on what is broken
-_BROKEN = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, TypeError),
-    *(OverflowError, struct.error, zlib.error),
-)
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -65,8 +51,8 @@ class BadImage(RecordError, ConfigError):
         return BadImage, (self.code, self.reason)
 
 
-def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
-    """Checks an image by its header.
+def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Checks an image by its header, and gives its upright (height, width).
 
     Args:
         image: a path, or the bytes of an image file.
@@ -77,8 +63,11 @@ def check(image: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> None:
             that is broken is image_broken.
         ConfigError: the file system does not let us read the file; that is not a record error.
     """
-    with _opened(image, max_pixels):
-        pass
+    with _opened(image, max_pixels) as opened:
+        try:
+            return upright_size(opened)
+        except BROKEN as error:
+            raise _broken(_name(image), error) from error
 
 
 def decode(
@@ -113,6 +102,31 @@ def load_pixels(
         BadImage, ConfigError: as `decode`.
     """
     return to_square(_upright_rgb(image, max_pixels), size, fit, mean, max_pixels)
+
+
+def load_tiles(
+    image: str | Path | bytes,
+    model: ModelConfig,
+    fit: Literal["crop", "pad"],
+    images: int = 1,
+    max_pixels: int = MAX_PIXELS,
+) -> Tiles:
+    """An image as the vision tower reads it: one square, or LLaVA-NeXT's tiles.
+
+    Args:
+        image: as in `load_pixels`.
+        model: how it is laid out.
+        fit: what happens to images that are not square where nothing is cut into tiles.
+        images: how many its conversation has.
+        max_pixels: an image with more is refused.
+
+    Raises:
+        BadImage, ConfigError: as `decode`.
+    """
+    assert model.vision is not None, "an image reached a model without a vision tower"
+    picture = _upright_rgb(image, max_pixels)
+    layout = model.image_layout((picture.height, picture.width), images)
+    return tile(picture, layout, model.vision, fit, max_pixels)
 
 
 def fingerprint(pixels: UInt8[np.ndarray, "height width C"]) -> int:
@@ -198,7 +212,7 @@ def _identified(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
             ) from error
         reason = f"it begins like {' or '.join(kinds)}, but its header cannot be read"
         raise BadImage("image_broken", f"{name}: the image is broken: {reason}") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _broken(name, error) from error
 
 
@@ -210,7 +224,7 @@ def _begins_like(kind: str, start: bytes) -> bool:
 def _is_animated(opened: Image.Image, name: str) -> bool:
     try:
         frames = getattr(opened, "is_animated", False)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _broken(name, error) from error
     return frames and opened.format != _FIRST_IS_THE_PICTURE
 
@@ -221,24 +235,13 @@ def _upright_rgb(image: str | Path | bytes, max_pixels: int) -> Image.Image:
         name = _name(image)
         try:
             opened.load()
-            method = _UPRIGHT.get(_orientation(opened))
+            method = UPRIGHT.get(orientation(opened))
             return _rgb(opened if method is None else opened.transpose(method))
         except MemoryError as error:
             reason = f"{name}: {opened.width} x {opened.height} pixels do not fit into memory"
             raise BadImage("image_pixels", reason) from error
-        except _BROKEN as error:
+        except BROKEN as error:
             raise _broken(name, error) from error
-
-
-def _orientation(image: Image.Image) -> Any:
-    """EXIF's orientation, 1 (upright) where there is none or nobody could read it.
-
-    `ImageOps.exif_transpose` also writes all other tags again, and fails on odd ones of them.
-    """
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _BROKEN:  # a picture that is whole, with a block beside it that is not
-        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -31,6 +31,16 @@ def to_square(
     return _cropped(image.resize(shape, _BICUBIC), size)
 
 
+def resized(image: Image.Image, shape: tuple[int, int], max_pixels: int) -> Image.Image:
+    """The picture as (width, height) by bicubic, whatever its proportions.
+
+    One with a side of whose square `max_pixels` is less is reduced by whole factors first, equal
+    but for rounding: bicubic weights of 1,000,000 -> 336 take gigabytes.
+    """
+    gap = 3.0 if max(image.size) ** 2 > max_pixels else None
+    return image.resize(shape, _BICUBIC, reducing_gap=gap)
+
+
 def _padded(
     image: Image.Image, size: int, mean: tuple[float, float, float], max_pixels: int
 ) -> Image.Image:
@@ -38,8 +48,7 @@ def _padded(
     side = max(image.size)
     if side**2 > max_pixels:
         width, height = (max(1, round(length * size / side)) for length in image.size)
-        # reduced by whole factors first: bicubic weights of 1,000,000 -> 336 take gigabytes
-        image = image.resize((width, height), _BICUBIC, reducing_gap=3.0)
+        image = resized(image, (width, height), max_pixels)
         side = size
     width, height = image.size
     canvas = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))

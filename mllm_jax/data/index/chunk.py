@@ -22,7 +22,16 @@ from mllm_jax.data.sources.base import Source
 
 TOGETHER = 2**22  # bytes tokenised at a time: a tokenizer takes up to 200 times as much
 NAME = 200  # characters of an id that a record error keeps
-Look = Callable[[str | bytes], int]
+
+
+class Seen(NamedTuple):
+    """What is known of an image once it has been looked at."""
+
+    hash: int  # see images.fingerprint; 0 where it was not decoded
+    size: tuple[int, int]  # upright height and width
+
+
+Look = Callable[[str | bytes], Seen]
 
 
 class Reader(NamedTuple):
@@ -42,21 +51,21 @@ class Reader(NamedTuple):
 class _Good(NamedTuple):
     row: int
     record: Record
-    hashes: list[int]
+    images: list[Seen]
     content: bytes  # see `_content`
 
 
 def looks(reader: Reader) -> Look:
-    """What gives an image's hash, or 0 where only its header is looked at. Raises RecordError.
+    """What looks at an image, at its header alone where it is not decoded. Raises RecordError.
 
     It remembers the files that it has seen, so it must not outlive a build.
     """
 
-    def look(image: str | bytes) -> int:
+    def look(image: str | bytes) -> Seen:
         if not reader.decode:
-            images.check(image, reader.max_pixels)
-            return 0
-        return images.fingerprint(images.decode(image, reader.max_pixels))
+            return Seen(0, images.check(image, reader.max_pixels))
+        pixels = images.decode(image, reader.max_pixels)
+        return Seen(images.fingerprint(pixels), pixels.shape[:2])
 
     remembered = lru_cache(REMEMBERED)(look)
     return lambda image: remembered(image) if isinstance(image, str) else look(image)
@@ -75,12 +84,12 @@ def read_chunk(reader: Reader, rows: range, look: Look) -> Chunk:
             raw = reader.columns(values, row)
             key = str(raw["id"])
             record = read_record(raw, key, reader.folder, reader.language, reader.languages)
-            hashes = [look(image) for image in record.images]
+            seen = [look(image) for image in record.images]
         except RecordError as error:
             key = reader.columns.key(values or {}, row)
             faults.append(_line(reader, row, key, error))
         else:
-            good.append(_Good(row, record, hashes, _content(record)))
+            good.append(_Good(row, record, seen, _content(record)))
             if "unread" in raw:
                 count_keys(unread, Counter(raw["unread"]))
     usable, flats = [], []
@@ -135,7 +144,7 @@ def _chunk(
     pictures = [_paths(item.record, start) for item in usable]
     records = np.zeros(len(usable), RECORD)
     records["size"] = np.diff(flat.ends, prepend=0)
-    records["images"] = [len(item.hashes) for item in usable]
+    records["images"] = [len(item.images) for item in usable]
     records["row"] = [item.row for item in usable]
     records["language"] = [reader.languages.index(item.record.language) for item in usable]
     word_counts = [_count_words(item.record) for item in usable]
@@ -145,13 +154,14 @@ def _chunk(
     records["id"] = np.cumsum([_bytes(key) for key in ids])
     records["pictures"] = np.cumsum([_bytes(paths) for paths in pictures])
     _measure(records, flat.trained, flat.tokens == reader.chat.image_token)
-    hashes = np.array([h for item in usable for h in item.hashes], np.uint64)
+    seen = [image for item in usable for image in item.images]
     digests = b"".join([digest(i.record.id.encode()) + digest(i.content) for i in usable])
     return Chunk(
         records,
         flat.tokens,
         flat.trained,
-        hashes,
+        np.array([image.hash for image in seen], np.uint64),
+        np.array([image.size for image in seen], np.int32).reshape(-1, 2),
         "".join(ids).encode(),
         np.frombuffer(digests, np.uint64).reshape(-1, 2),
         "".join(pictures).encode(),

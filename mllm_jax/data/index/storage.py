@@ -7,6 +7,7 @@ folder at the end:
     tokens.bin      int32, records end to end; an image is one token
     weights.bin     bool, likewise
     hashes.bin      uint64, of every image, see images.fingerprint; 0 where not decoded
+    image_sizes.bin int32, upright height and width of every image
     ids.bin         UTF-8, ids end to end
     digests.bin     uint64, two a record: of its id and of its content; gone when doubles are marked
     pictures.bin    UTF-8, image paths in the image folder; a record's end in NUL each; a path that
@@ -42,7 +43,7 @@ RECORD = np.dtype(
         ("tokens", np.int64),  # end of its tokens
         ("id", np.int64),  # end of its id
         ("pictures", np.int64),  # end of its image paths
-        ("hashes", np.int64),  # end of its image hashes
+        ("hashes", np.int64),  # end of its image hashes and sizes
         ("size", np.int32),  # tokens, an image counted as one
         ("images", np.int32),
         ("first", np.int32),  # first token that is a target; `size` if there is none
@@ -66,6 +67,7 @@ class Chunk(NamedTuple):
     tokens: Int32[np.ndarray, "t"]
     weights: Bool[np.ndarray, "t"]
     hashes: UInt64[np.ndarray, "i"]
+    image_sizes: Int32[np.ndarray, "i 2"]  # upright height and width
     ids: bytes
     digests: UInt64[np.ndarray, "n 2"]  # of the ids and of the contents
     pictures: bytes
@@ -80,6 +82,7 @@ def save_chunk(chunk: Chunk, path: Path) -> None:
         "tokens": chunk.tokens,
         "weights": chunk.weights,
         "hashes": chunk.hashes,
+        "image_sizes": chunk.image_sizes,
         "ids": np.frombuffer(chunk.ids, np.uint8),
         "digests": chunk.digests,
         "pictures": np.frombuffer(chunk.pictures, np.uint8),
@@ -105,6 +108,7 @@ def load_chunk(path: Path) -> Chunk:
             file["tokens"],
             file["weights"],
             file["hashes"],
+            file["image_sizes"],
             file["ids"].tobytes(),
             file["digests"],
             file["pictures"].tobytes(),
@@ -131,6 +135,7 @@ def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
         (folder / "tokens.bin").open("wb") as tokens,
         (folder / "weights.bin").open("wb") as weights,
         (folder / "hashes.bin").open("wb") as hashes,
+        (folder / "image_sizes.bin").open("wb") as image_sizes,
         (folder / "ids.bin").open("wb") as ids,
         (folder / "digests.bin").open("wb") as digest,
         (folder / "pictures.bin").open("wb") as pictures,
@@ -146,6 +151,7 @@ def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
             tokens.write(chunk.tokens.tobytes())
             weights.write(chunk.weights.tobytes())
             hashes.write(chunk.hashes.tobytes())
+            image_sizes.write(chunk.image_sizes.tobytes())
             ids.write(chunk.ids)
             digest.write(chunk.digests.tobytes())
             pictures.write(chunk.pictures)
@@ -246,6 +252,7 @@ class Store:
         self._tokens = _open(folder / "tokens.bin", np.int32)
         self._weights = _open(folder / "weights.bin", np.bool_)
         self.hashes = _open(folder / "hashes.bin", np.uint64)
+        self.image_sizes = _open(folder / "image_sizes.bin", np.int32).reshape(-1, 2)
         self._ids = _open(folder / "ids.bin", np.uint8)
         self._pictures = _open(folder / "pictures.bin", np.uint8)
 
@@ -268,6 +275,10 @@ class Store:
         if place < len(self.numbers) and self.numbers[place, 0] == record:
             return f"{name}#{self.numbers[place, 1]}"
         return name
+
+    def images(self, record: int) -> slice:
+        """Where its images are in `hashes` and `image_sizes`."""
+        return self._span(record, "hashes")
 
     def unread(self) -> dict[str, int]:
         """Keys that nothing read -> how many times they held something, most frequent first."""

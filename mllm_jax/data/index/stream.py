@@ -19,8 +19,10 @@ from jaxtyping import Int64, UInt64
 from mllm_jax.batch import Example
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.data import DataConfig, StreamConfig
+from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.tokens import NO_TOKEN, Encoded, expand
+from mllm_jax.data.index.image_layouts import ImageLayouts
 from mllm_jax.data.index.storage import Store
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.record_errors import NAMED, NEVER_SKIPPED, RefusedRow, refusal
@@ -48,7 +50,7 @@ class StreamIndex:
             name: of the stream in the mixture.
             store: its index folder.
             data: lengths, the policies for records that are too long or cannot be used.
-            model: image token and patches.
+            model: image token, and how images are laid out.
             pictures: row -> images, for those that are in the rows themselves.
             notes: what of the stream's folder is not read, for people.
             digest: of the source's files.
@@ -61,7 +63,8 @@ class StreamIndex:
         self._store, self._pictures = store, pictures
         stream = data.streams[name]
         self._folder = image_folder(stream)
-        self._length, self._patches = data.length, model.patches
+        self._length, self._slots = data.length, "tiles" if model.grids else "images"
+        self._layouts = ImageLayouts(store, model)
         image = model.image_token if model.patches else None
         self._image = NO_TOKEN if image is None else image
         faults = list(store.faults())
@@ -73,19 +76,20 @@ class StreamIndex:
         if stream.is_text:
             fates = np.zeros(len(records), np.int64)
             self._records, self._pieces, self.sizes = _pieces(store, records, data.length)
-            self.images = np.zeros(len(self._records), np.int64)
+            self.images = self.tiles = np.zeros(len(self._records), np.int64)
         else:
-            lengths = _lengths(store, records, model.patches)
+            lengths = self._layouts.lengths(records)
             fates = packing.fate(lengths, data.length, data.image_slots, data.over_long)
             self._refuse(records, lengths, fates, data)
             usable = np.flatnonzero(fates <= packing.CUT)
             self._records, self._pieces = records[usable], np.zeros(len(usable), np.int64)
             self.sizes = np.minimum(lengths.size, data.length)[usable]
-            self.images = lengths.images[usable]
+            self.images = store.records["images"][self._records].astype(np.int64)
+            self.tiles = lengths.tiles[usable]
         require(
             len(self._records) > 0,
             f"data.streams.{name}: no record fits into data.length={data.length} tokens and "
-            f"data.image_slots={data.image_slots} images",
+            f"data.image_slots={data.image_slots} {self._slots}",
         )
         table = store.records[records]
         self.dropped = _by_language(table["language"][fates >= packing.LONG], data.languages)
@@ -116,8 +120,12 @@ class StreamIndex:
         tokens, weights = (field[start:] for field in self._store.tokens(record))
         if piece:
             weights[0] = 0  # a target of the piece before
-        wide = expand(tokens, weights, self._image, self._patches)
+        wide = expand(tokens, weights, self._image, self._layouts.placeholders(record))
         return Encoded(*(field[: self._length] for field in wide))
+
+    def image_layouts(self, index: int) -> list[ImageLayout]:
+        """How the images of an example are laid out."""
+        return self._layouts.of(int(self._records[index]))
 
     def language(self, index: int) -> int:
         """Number of the language of an example."""
@@ -175,7 +183,9 @@ class StreamIndex:
         reasons = []
         for i in bad[:NAMED]:
             if fates[i] == packing.IMAGES:
-                reason = f"{lengths.images[i]} images, but data.image_slots={data.image_slots}"
+                reason = (
+                    f"{lengths.tiles[i]} {self._slots}, but data.image_slots={data.image_slots}"
+                )
             else:
                 reason = f"{lengths.size[i]} tokens, but data.length={data.length}"
             reasons.append(f"record {quoted(self._store.id(int(records[i])), 60)} has {reason}")
@@ -221,18 +231,6 @@ def check_faults(name: str, stream: StreamConfig, faults: list[RefusedRow], tota
     raise ConfigError(refusal(stream.path, refused, total) + allow)
 
 
-def _lengths(store: Store, records: Int64[np.ndarray, "n"], patches: int) -> packing.Lengths:
-    """Lengths once every image token is `patches` tokens wide."""
-    table, more = store.records[records], max(patches, 1) - 1
-    images = table["images"].astype(np.int64)
-    return packing.Lengths(
-        size=table["size"] + images * more,
-        images=images,
-        first_trained=table["first"] + table["before"].astype(np.int64) * more,
-        last_placeholder=np.where(images > 0, table["last"] + images * more, -1),
-    )
-
-
 def _pieces(
     store: Store, records: Int64[np.ndarray, "n"], length: int
 ) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "p"], Int64[np.ndarray, "p"]]:
@@ -260,6 +258,7 @@ class StreamReport(NamedTuple):
     dropped: dict[str, int]
     cut: dict[str, int]
     images: int
+    tiles: int  # squares that the vision tower reads for them
     tokens: int  # image placeholders included
     trained_tokens: int
     trained_share: float
@@ -278,6 +277,7 @@ def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
         dropped=stream.dropped,
         cut=stream.cut,
         images=int(stream.images.sum()),
+        tiles=int(stream.tiles.sum()),
         tokens=tokens,
         trained_tokens=stream.trained,
         trained_share=stream.trained / tokens,

@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
-from mllm_jax.batch import Batch, Example
+from mllm_jax.batch import NEWLINE, TEXT, Batch, Example
+from mllm_jax.data.images.tiles import Tiles, of_record
 
 Window = list[list[int]]  # rows of numbers of positions inside the window
 
@@ -29,29 +30,29 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 Counts = Sequence[int] | Int64[np.ndarray, "n"]
 
 
-def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
+def best_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
     """Places each example, longest first, into the row where it leaves the least room.
 
     Args:
         sizes: tokens of each example, image placeholders included; none above `length`.
-        images: images of each example; none above `image_slots`.
+        tiles: image slots of each example; none above `image_slots`.
         length: tokens of a row.
-        image_slots: images of a row.
+        image_slots: of a row.
 
     Returns:
         Rows of indices into `sizes`, ascending within a row, rows by their first index. Every index
         occurs once.
     """
-    tokens, pictures = np.asarray(sizes, np.int64), np.asarray(images, np.int64)
-    image_slots = min(image_slots, int(pictures.sum()))  # more are never used; each costs a list
+    tokens, tiles = np.asarray(sizes, np.int64), np.asarray(tiles, np.int64)
+    image_slots = min(image_slots, int(tiles.sum()))  # more are never used; each costs a list
     rows: Window = []
     # rows by free image slots; each list in order of free tokens: (tokens, number of the row)
     free: list[list[tuple[int, int]]] = [[] for _ in range(image_slots + 1)]
-    for i in np.lexsort((-pictures, -tokens)).tolist():
-        size, image_count = int(tokens[i]), int(pictures[i])
-        assert size <= length and image_count <= image_slots, "an example above the limits"
+    for i in np.lexsort((-tiles, -tokens)).tolist():
+        size, taken = int(tokens[i]), int(tiles[i])
+        assert size <= length and taken <= image_slots, "an example above the limits"
         best: tuple[int, int, int] | None = None  # free tokens, row, free slots
-        for slots in range(image_count, image_slots + 1):
+        for slots in range(taken, image_slots + 1):
             at = bisect.bisect_left(free[slots], (size,))
             if at < len(free[slots]) and (best is None or free[slots][at] < best[:2]):
                 best = (*free[slots][at], slots)
@@ -63,30 +64,28 @@ def best_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Wi
             free[slots].pop(bisect.bisect_left(free[slots], (room, row)))
             rows[row].append(i)
         if room > size:
-            bisect.insort(free[slots - image_count], (room - size, row))
+            bisect.insort(free[slots - taken], (room - size, row))
     return sorted(sorted(row) for row in rows)
 
 
-def first_fit(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
+def first_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
     """Each example in order, into the first row that has room: what many trainers do."""
     rows: Window = []
     free: list[tuple[int, int]] = []
-    for i, (size, image_count) in enumerate(zip(map(int, sizes), map(int, images), strict=True)):
-        fits = (
-            row for row, (room, slots) in enumerate(free) if room >= size and slots >= image_count
-        )
+    for i, (size, taken) in enumerate(zip(map(int, sizes), map(int, tiles), strict=True)):
+        fits = (row for row, (room, slots) in enumerate(free) if room >= size and slots >= taken)
         row = next(fits, len(rows))
         if row == len(rows):
             rows.append([])
             free.append((length, image_slots))
         rows[row].append(i)
-        free[row] = (free[row][0] - size, free[row][1] - image_count)
+        free[row] = (free[row][0] - size, free[row][1] - taken)
     return rows
 
 
-def one_each(sizes: Counts, images: Counts, length: int, image_slots: int) -> Window:
+def one_each(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
     """No packing: a row for every example."""
-    del images, length, image_slots
+    del tiles, length, image_slots
     return [[i] for i in range(len(sizes))]
 
 
@@ -119,7 +118,7 @@ def spread(rows: Window, streams: Int64[np.ndarray, "n"], seed: Sequence[int]) -
 
 # ---------------------------------------------------------------------------------------- over-long
 
-# what becomes of a record: taken, cut, too many tokens, too many images
+# what becomes of a record: taken, cut, too many tokens, too many tiles
 FITS, CUT, LONG, IMAGES = range(4)
 
 
@@ -127,7 +126,7 @@ class Lengths(NamedTuple):
     """What packing needs to know of the records of a stream."""
 
     size: Int64[np.ndarray, "n"]  # tokens, image placeholders included
-    images: Int64[np.ndarray, "n"]
+    tiles: Int64[np.ndarray, "n"]  # image slots
     # first token that is a target (never token 0); `size` if there is none
     first_trained: Int64[np.ndarray, "n"]
     last_placeholder: Int64[np.ndarray, "n"]  # last token of an image span; -1 without images
@@ -149,7 +148,7 @@ def fate(
     result = np.where(too_long, LONG, FITS)
     if policy == "cut":
         result = np.where(too_long & cuttable, CUT, result)
-    return np.where(lengths.images > image_slots, IMAGES, result).astype(np.int64)
+    return np.where(lengths.tiles > image_slots, IMAGES, result).astype(np.int64)
 
 
 # ----------------------------------------------------------------------------------------- assembly
@@ -171,7 +170,7 @@ class Row(NamedTuple):
 
 def assemble(
     examples: Sequence[Example],
-    pixels: Sequence[UInt8[np.ndarray, "height width C"]],
+    images: Sequence[Tiles],
     length: int,
     image_slots: int,
     patches: int,
@@ -188,41 +187,62 @@ def assemble(
         image_index  - - - 0 1 - - - -
 
     Args:
-        examples: together at most `length` tokens and `image_slots` images.
-        pixels: their images, in order.
+        examples: together at most `length` tokens and `image_slots` tiles.
+        images: theirs, in order.
         length: tokens of the row.
-        image_slots: images of the row; unused ones are black.
-        patches: placeholders of an image.
-        image_size: side of an image in pixels.
+        image_slots: tiles of the row; unused ones are black.
+        patches: of a tile, P.
+        image_size: side of a tile in pixels.
 
     Raises:
         ValueError: placeholders and images disagree; such a row must never reach a device.
     """
     row = _empty(length, image_slots, image_size)
     start = slot = 0
+    rest = iter(images)
     for segment, example in enumerate(examples, start=1):
-        size, images = len(example.tokens), len(example.images)
+        size, shown = len(example.tokens), list(itertools.islice(rest, len(example.images)))
         span, inner = slice(start, start + size), slice(start, start + size - 1)
-        is_image = example.placeholders >= 0
-        if not np.array_equal(example.placeholders[is_image], np.arange(images * patches)):
-            raise ValueError(
-                f"{example.record}: {is_image.sum()} placeholders, {images} images of {patches} "
-                "patches"
-            )
+        _check_placeholders(example, shown, patches)
+        tiles = sum(len(image.pixels) for image in shown)
+        if slot + tiles > image_slots:
+            raise ValueError(f"{example.record}: tile {slot + tiles} of {image_slots} image slots")
+        for image in shown:
+            row.pixels[slot : slot + len(image.pixels)] = image.pixels
+            slot += len(image.pixels)
         row.tokens[span] = example.tokens
         row.targets[inner] = example.tokens[1:]
         row.weights[inner] = example.weights[1:]
         row.segments[span] = segment
         row.positions[span] = np.arange(size)
-        row.image_index[span] = np.where(is_image, example.placeholders + slot * patches, -1)
+        row.image_index[span] = _in_row(example.placeholders, slot - tiles, image_slots, patches)
         row.streams[span] = example.stream
         row.languages[span] = example.language
-        start, slot = start + size, slot + images
-    if slot != len(pixels) or slot > image_slots:
-        raise ValueError(f"{slot} images in the examples, {len(pixels)} given, {image_slots} slots")
-    for i, image in enumerate(pixels):
-        row.pixels[i] = image
+        start += size
+    if next(rest, None) is not None:
+        raise ValueError(f"{len(images)} images, which are more than those of the examples")
     return row
+
+
+def _check_placeholders(example: Example, images: Sequence[Tiles], patches: int) -> None:
+    """Raises ValueError where an example's placeholders are not those of its images."""
+    placeholders = example.placeholders[example.placeholders != TEXT]
+    pairs = [(len(image.pixels), image.placeholders) for image in images]
+    theirs = np.concatenate([np.zeros(0, np.int32), *of_record(pairs, patches)])
+    if len(images) != len(example.images) or not np.array_equal(placeholders, theirs):
+        raise ValueError(
+            f"{example.record}: {len(placeholders)} placeholders of {len(example.images)} images, "
+            f"{len(theirs)} of the {len(images)} given"
+        )
+
+
+def _in_row(
+    placeholders: Int32[np.ndarray, "n"], first: int, image_slots: int, patches: int
+) -> Int32[np.ndarray, "n"]:
+    """Placeholders of an example whose first tile is in slot `first`, as `Batch.image_index`."""
+    index = np.where(placeholders >= 0, placeholders + first * patches, placeholders)
+    index[placeholders == NEWLINE] = image_slots * patches
+    return index
 
 
 def _empty(length: int, image_slots: int, image_size: int) -> Row:
@@ -235,7 +255,7 @@ def _empty(length: int, image_slots: int, image_size: int) -> Row:
         weights=np.zeros(length, np.float32),
         segments=zeros(),
         positions=zeros(),
-        image_index=np.full(length, -1, np.int32),
+        image_index=np.full(length, TEXT, np.int32),
         streams=zeros(),
         languages=zeros(),
         pixels=np.zeros((image_slots, image_size, image_size, 3), np.uint8),

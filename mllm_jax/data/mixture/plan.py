@@ -54,7 +54,7 @@ class Plan:
         lengths = Lengths(
             np.cumsum([0, *(len(stream) for stream in streams)])[:-1],
             np.concatenate([stream.sizes for stream in streams]),
-            np.concatenate([stream.images for stream in streams]),
+            np.concatenate([stream.tiles for stream in streams]),
         )
         self._lengths, self._seed = lengths, seed
         self._passes = mixture_passes(streams, data)
@@ -167,7 +167,7 @@ class Lengths(NamedTuple):
 
     first: Int64[np.ndarray, "s"]  # of each stream
     sizes: Int64[np.ndarray, "n"]
-    images: Int64[np.ndarray, "n"]
+    tiles: Int64[np.ndarray, "n"]
 
 
 class Phase:
@@ -226,15 +226,15 @@ class Phase:
         for _ in range(windows):
             ends.append(self._cut(ends[-1]))
         _, index = self._examples(range(ends[-1]))
-        sizes, images = lengths.sizes[index], lengths.images[index]
+        sizes, tiles = lengths.sizes[index], lengths.tiles[index]
         for way, pack in WAYS.items():
             rows = 0
             for part in map(slice, ends, ends[1:]):
-                rows += len(pack(sizes[part], images[part], data.length, data.image_slots))
+                rows += len(pack(sizes[part], tiles[part], data.length, data.image_slots))
             slots = max(1, data.image_slots)
             shares[way] = (
                 float(sizes.sum() / (rows * data.length)),
-                float(images.sum() / (rows * slots)),
+                float(tiles.sum() / (rows * slots)),
             )
         return shares
 
@@ -247,8 +247,8 @@ class Phase:
         if not data.pack:
             return [[i] for i in range(len(positions))]
         streams, index = self._examples(positions)
-        sizes, images = lengths.sizes[index], lengths.images[index]
-        rows = best_fit(sizes, images, data.length, data.image_slots)
+        sizes, tiles = lengths.sizes[index], lengths.tiles[index]
+        rows = best_fit(sizes, tiles, data.length, data.image_slots)
         return spread(rows, streams, [self._order.seed, self.first_row, positions.start])
 
     def _examples(self, positions: range) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
@@ -265,6 +265,6 @@ class Phase:
         passes = list(map(str, self._passes.rates))
         identity = [*shape, passes, self._order.identity, self._head]
         digest = blake2b(json.dumps(identity).encode(), digest_size=8)
-        digest.update(self._lengths.sizes.tobytes() + self._lengths.images.tobytes())
+        digest.update(self._lengths.sizes.tobytes() + self._lengths.tiles.tobytes())
         home = Path(data.index or first.index_home)
         return home / "plans" / f"{digest.hexdigest()}.rows"

@@ -26,7 +26,7 @@ class Measured(Protocol):
     """What is known of a stream without reading it: its examples' lengths, and its languages."""
 
     sizes: Int64[np.ndarray, "n"]  # tokens
-    images: Int64[np.ndarray, "n"]
+    tiles: Int64[np.ndarray, "n"]  # image slots
     languages: tuple[str, ...]
 
     def __len__(self) -> int: ...

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mllm_jax.batch import NEWLINE
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.chat.prompt_template import Run
 from mllm_jax.data.chat.tokens import Flat, counts, expand, expand_all, flatten, loss_mask, starts
@@ -10,10 +11,28 @@ from mllm_jax.data.chat.tokens import Flat, counts, expand, expand_all, flatten,
 
 def test_expand():
     tokens, weights = np.array([5, 9, 6, 9, 7], np.int32), np.array([0, 1, 0, 0, 1], np.float32)
-    wide = expand(tokens, weights, 9, 3)
+    wide = expand(
+        tokens, weights, 9, [np.arange(3, dtype=np.int32), np.arange(3, 6, dtype=np.int32)]
+    )
     assert wide.tokens.tolist() == [5, 9, 9, 9, 6, 9, 9, 9, 7]
     assert wide.weights.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1]
     assert wide.placeholders.tolist() == [-1, 0, 1, 2, -1, 3, 4, 5, -1]
+
+
+def test_images_of_different_widths():
+    """The first image takes three placeholders, one of them a newline; the second takes two."""
+    tokens, weights = np.array([9, 5, 9], np.int32), np.array([0, 1, 0], np.float32)
+    images = [np.array([0, 3, NEWLINE], np.int32), np.array([4, 5], np.int32)]
+    wide = expand(tokens, weights, 9, images)
+    assert wide.tokens.tolist() == [9, 9, 9, 5, 9, 9]
+    assert wide.weights.tolist() == [0, 0, 0, 1, 0, 0]
+    assert wide.placeholders.tolist() == [0, 3, NEWLINE, -1, 4, 5]
+    both = flat([9, 5, 9, 9, 7], [0, 1, 0, 0, 1], [3, 5])
+    first, second = expand_all(both, 9, 2, [images, None])
+    assert lists(first) == lists(wide)
+    assert second.placeholders.tolist() == [0, 1, -1]
+    with pytest.raises(ValueError, match="2 image tokens, placeholders of 1 images"):
+        expand(tokens, weights, 9, images[:1])
 
 
 def flat(tokens: list[int], trained: list[int], ends: list[int]) -> Flat:

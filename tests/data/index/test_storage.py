@@ -16,7 +16,7 @@ def make(folder, ids, contents):
     records["row"] = np.arange(len(ids))
     records["id"] = np.cumsum([len(one.encode()) for one in ids])
     np.save(folder / "records.npy", records)
-    for name in ("tokens", "weights", "hashes", "pictures"):
+    for name in ("tokens", "weights", "hashes", "image_sizes", "pictures"):
         (folder / f"{name}.bin").write_bytes(b"")
     (folder / "ids.bin").write_bytes("".join(ids).encode())
     (folder / "faults.jsonl").write_text("")

@@ -21,9 +21,9 @@ class Lengths:
 
     languages: tuple[str, ...] = ("eu",)
 
-    def __init__(self, sizes, images=None):
+    def __init__(self, sizes, tiles=None):
         self.sizes = np.asarray(sizes, np.int64)
-        self.images = np.zeros(len(self.sizes), np.int64) if images is None else images
+        self.tiles = np.zeros(len(self.sizes), np.int64) if tiles is None else tiles
 
     def __len__(self):
         return len(self.sizes)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_jax.batch import Example
+from mllm_jax.batch import NEWLINE, Example
+from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.mixture.packing import (
     CUT,
@@ -135,13 +136,19 @@ def example(tokens, weights, seats, images, stream=0, language=0) -> Example:
     )
 
 
-def grey(value: int) -> np.ndarray:
-    return np.full((2, 2, 3), value, np.uint8)
+def grey(value: int, patches: int = 2) -> Tiles:
+    """A picture of one square."""
+    return Tiles(np.full((1, 2, 2, 3), value, np.uint8), np.arange(patches, dtype=np.int32))
 
 
 ABC = example([11, 12, 13], [0, 1, 1], [-1, -1, -1], [])
 IMG = example([14, 9, 9, 15, 16], [0, 0, 0, 1, 1], [-1, 0, 1, -1, -1], ["a"], 1, 1)
 TWO = example([9, 9, 9, 9, 17], [0, 0, 0, 0, 1], [0, 1, 2, 3, -1], ["b", "c"], 0, 1)
+TILED = example([9, 9, 9, 9, 9, 18], [0, 0, 0, 0, 0, 1], [0, 1, 3, 4, NEWLINE, -1], ["d"], 0, 0)
+TILED_PIXELS = Tiles(
+    np.arange(4, 7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8),
+    np.array([0, 1, 3, 4, NEWLINE], np.int32),
+)
 
 
 def test_assemble_by_hand():
@@ -154,7 +161,7 @@ def test_assemble_by_hand():
     assert row.image_index.tolist() == [-1, -1, -1, -1, 0, 1, -1, -1, -1, -1]
     assert row.streams.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
     assert row.languages.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 0, 0]
-    assert row.pixels.tolist() == [grey(7).tolist(), grey(0).tolist()]
+    assert row.pixels.tolist() == [*grey(7).pixels.tolist(), *grey(0).pixels.tolist()]
 
 
 def test_images_of_a_row_share_its_slots():
@@ -163,13 +170,25 @@ def test_images_of_a_row_share_its_slots():
     assert row.pixels[:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
+def test_tiles_take_a_slot_each_and_newlines_the_place_behind_all_slots():
+    """An image of one square, one of three tiles, P = 2: a row of 5 slots, 5 * 2 the newline."""
+    row = assemble([IMG, TILED], [grey(1), TILED_PIXELS], 12, 5, 2, 2)
+    assert row.image_index.tolist() == [-1, 0, 1, -1, -1, 2, 3, 5, 6, 10, -1, -1]
+    assert row.pixels[:, 0, 0, 0].tolist() == [1, 4, 5, 6, 0]
+    swapped = assemble([TILED, IMG], [TILED_PIXELS, grey(1)], 12, 4, 2, 2)
+    assert swapped.image_index.tolist() == [0, 1, 3, 4, 8, -1, -1, 6, 7, -1, -1, -1]
+    assert swapped.pixels[:, 0, 0, 0].tolist() == [4, 5, 6, 1]
+
+
 def test_seats_and_images_must_agree():
-    with pytest.raises(ValueError, match="2 placeholders, 1 images of 3 patches"):
-        assemble([IMG], [grey(0)], 10, 2, 3, 2)
-    with pytest.raises(ValueError, match="1 images in the examples, 0 given"):
+    with pytest.raises(ValueError, match="2 placeholders of 1 images, 3 of the 1 given"):
+        assemble([IMG], [grey(0, 3)], 10, 2, 3, 2)
+    with pytest.raises(ValueError, match="2 placeholders of 1 images, 0 of the 0 given"):
         assemble([IMG], [], 10, 2, 2, 2)
-    with pytest.raises(ValueError, match="2 images in the examples, 2 given, 1 slots"):
+    with pytest.raises(ValueError, match="s/1: tile 2 of 1 image slots"):
         assemble([TWO], [grey(0)] * 2, 10, 1, 2, 2)
+    with pytest.raises(ValueError, match="2 images, which are more than those of the examples"):
+        assemble([IMG], [grey(0)] * 2, 10, 2, 2, 2)
 
 
 def test_stack():

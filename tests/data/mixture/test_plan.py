@@ -13,8 +13,8 @@ class Lengths:
 
     languages: tuple[str, ...] = ("eu",)
 
-    def __init__(self, sizes, images):
-        self.sizes, self.images = np.asarray(sizes), np.asarray(images)
+    def __init__(self, sizes, tiles):
+        self.sizes, self.tiles = np.asarray(sizes), np.asarray(tiles)
 
     def __len__(self):
         return len(self.sizes)

@@ -17,7 +17,7 @@ class Stream:
     def __init__(self, records: int, tokens: int, *languages: str):
         """Half of the records are one token longer than `tokens`, half one shorter."""
         self.sizes = np.full(records, tokens) + np.where(np.arange(records) % 2, 1, -1)
-        self.images, self.languages = np.zeros(records, np.int64), languages
+        self.tiles, self.languages = np.zeros(records, np.int64), languages
 
     def __len__(self) -> int:
         return len(self.sizes)

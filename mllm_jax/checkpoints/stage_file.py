@@ -36,6 +36,11 @@ def load(
         ConfigError: as `loading.load`; the section is left out and the weights are not there.
     """
     tree = read_yaml(path)
+    require(
+        "stages" not in tree,
+        f"{path}: a recipe, where a stage file is expected; mllm-jax recipe and prepare take it, "
+        "other commands one of its stages",
+    )
     loading.check_keys(Config, tree)  # a misspelt `model` is not a model that is left out
     section = tree.get("model")
     if section is None or _has_grids_alone(section):

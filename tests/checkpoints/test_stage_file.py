@@ -90,6 +90,14 @@ def test_no_weights_and_no_model(tmp_path: Path, init):
         stage_file.load(write(tmp_path, init))
 
 
+def test_a_recipe_is_not_a_stage_file(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("stages: [align.yaml]\nout: runs\n", encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: a recipe, where a stage file is"
+    ):
+        stage_file.load(tmp_path / "recipe.yaml")
+
+
 def test_a_program_gives_overrides_as_values(tmp_path: Path):
     path = write(tmp_path, {"tokenizer": "words"}, model=True)
     values = {

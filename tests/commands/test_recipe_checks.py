@@ -234,3 +234,9 @@ def test_prepare_names_the_stage_that_is_wrong(files: Files):
     a_record_of_the_second_stage(files)
     with pytest.raises(ConfigError, match=r"^instruct: .*bad.jsonl"):
         prepare.run_recipe(files.write(), workers=1)
+
+
+def test_a_stage_file_is_not_a_recipe(files: Files):
+    files.write()
+    with pytest.raises(ConfigError, match=r"align\.yaml: a stage file, where a recipe is expected"):
+        recipe.load_recipe(files.root / "align.yaml")

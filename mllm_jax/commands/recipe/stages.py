@@ -31,6 +31,7 @@ from mllm_jax.commands.recipe.tree import Tree, read_tree
 from mllm_jax.commands.report import pages
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.folders import exclusive
+from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.recipe import RecipeConfig
@@ -121,6 +122,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: the file or an override is not valid.
     """
+    keys = read_yaml(path).keys()
+    require(
+        "stages" in keys or "data" not in keys,
+        f"{path}: a stage file, where a recipe is expected; mllm-jax train and prepare take it by "
+        "--config",
+    )
     tree = read_tree(loading.load(RecipeConfig, path))
     sorted_overrides = sort_overrides(overrides, list(tree.files))
     config = loading.load(RecipeConfig, path, sorted_overrides.recipe)

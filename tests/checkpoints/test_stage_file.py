@@ -92,9 +92,7 @@ def test_no_weights_and_no_model(tmp_path: Path, init):
 
 def test_a_recipe_is_not_a_stage_file(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("stages: [align.yaml]\nout: runs\n", encoding="utf-8")
-    with pytest.raises(
-        ConfigError, match=r"recipe\.yaml: a recipe, where a stage file is"
-    ):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: a recipe, where a stage file is"):
         stage_file.load(tmp_path / "recipe.yaml")
 
 

@@ -1,10 +1,12 @@
 """Folders whose weights are files of torch.save, through every command that opens a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from mllm_jax import __main__ as command_line
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
@@ -12,7 +14,10 @@ from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.images import decode
+from mllm_jax.distributed import sharding
+from mllm_jax.generation.answer import generate
 from mllm_jax.models import mllm
+from mllm_jax.models.axes import logical_axes
 from tests.checkpoints.folders import read_all
 
 FLOAT32 = ComputeConfig(compute="float32", remat="none")
@@ -136,3 +141,25 @@ def test_any_folder_opens_as_well_from_torch_files(name: str, oracle: Path, tmp_
         assert trees[2][path].read().tobytes() == whole.tobytes(), path
         part = tuple(slice(n // 2, n) for n in leaf.shape)
         assert trees[2][path].at(part).tobytes() == whole[part].tobytes(), path
+
+
+def test_a_folder_of_torch_files_answers_and_fills_a_mesh(
+    oracle: Path, tmp_path: Path, make_mesh: Callable[..., Mesh]
+) -> None:
+    """The greedy tokens of transformers; every device holds its own part of every parameter."""
+    source = published_clip().save_as_bin(oracle / "llava_mlp", tmp_path / "src")
+    expected = np.load(source / "expected.npz")
+    pictures = sorted(source.glob("image_*.png"))
+    question = str(expected["question"])
+    answer = generate(source, question, pictures, max_new_tokens=12, end_ids=())
+    assert answer.tokens == expected["greedy"].tolist()
+
+    shapes = conversions.abstract(open_model(source).config.model)
+    places = sharding.shardings(make_mesh(fsdp=4, tensor=2), logical_axes(shapes))
+    placed = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[path])
+        for path, x in shapes.items()
+    }
+    loaded = open_model(source).load(placed)
+    for path, leaf in open_model(oracle / "llava_mlp").leaves(shapes).items():
+        np.testing.assert_array_equal(loaded[path], leaf.read(), path)

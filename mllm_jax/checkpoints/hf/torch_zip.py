@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 
 DIRECTORY_BYTES = 2**24  # of all entries' names and sizes; a storage takes about 90
+TAIL_BYTES = 2**17  # the end of the file, which is read to find the directory; 65,557 are enough
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and of extra field
 LOCAL_SIGNATURE = b"PK\x03\x04"
 ENCRYPTED, UTF8 = 0x1, 0x800  # flags of an entry
@@ -141,7 +142,7 @@ class _Bounded:
     def read(self, count: int = -1) -> bytes:
         if count > DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"a directory of {count:,} bytes")
-        return self._file.read(count if count >= 0 else DIRECTORY_BYTES)
+        return self._file.read(count if count >= 0 else TAIL_BYTES)
 
 
 def _stored_name(entry: zipfile.ZipInfo) -> bytes:

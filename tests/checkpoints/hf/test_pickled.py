@@ -4,13 +4,14 @@ import contextlib
 import math
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.checkpoints.hf import pickled
@@ -309,6 +310,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_file(tmp_path_factory.mktemp("fuzz") / "good.bin", whole, GOOD)
 
 
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(data: st.DataObject, good: Path) -> None:
     """Bytes changed, cut, doubled anywhere: ConfigError, or tensors that can be read."""
@@ -337,6 +339,7 @@ def test_damaged_files_are_read_or_refused(data: st.DataObject, good: Path) -> N
                 assert x.read().size == math.prod(x.shape)
 
 
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_changed_pickles_are_read_or_refused(data: st.DataObject, good: Path) -> None:
     """The same inside of a zip file that is right."""
@@ -356,6 +359,7 @@ def test_changed_pickles_are_read_or_refused(data: st.DataObject, good: Path) ->
                 assert x.read().size == math.prod(x.shape)
 
 
+@settings(max_examples=200, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 5), max_size=4),
     strides=st.lists(st.integers(0, 9), max_size=4),
@@ -378,6 +382,27 @@ def test_any_view_is_as_numpy_strides_it(
         return
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=False))
     assert len(shape) != len(strides) or last >= 40 or math.prod(shape) > 40 or offset > 40
+
+
+def test_only_what_is_asked_for_is_in_memory(tmp_path: Path) -> None:
+    """64 MB, of which a small tensor, then a part of a transposed one are read."""
+    side = 4096
+    wide = tensor(storage(count=side * side), 0, (side, side), (1, side))
+    small = tensor(storage(count=side * side), side, (side,), (1,))
+    numbers = np.arange(side * side, dtype=np.float32)
+    pickle = PROTO + state_dict(wide=wide, small=small) + STOP
+    path = write_file(tmp_path / "a.bin", pickle, {"0": numbers.tobytes()})
+    tracemalloc.start()
+    try:
+        stored = read_pickled(path)
+        one = stored["small"].read()
+        part = stored["wide"].read((slice(0, 8), slice(0, 8)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(one, numbers[side : 2 * side])
+    np.testing.assert_array_equal(part, numbers.reshape(side, side).T[:8, :8])
+    assert peak < 2**20
 
 
 def test_the_names_that_weights_need() -> None:

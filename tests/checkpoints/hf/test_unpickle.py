@@ -12,7 +12,7 @@ from collections import OrderedDict
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_jax.checkpoints.hf.unpickle import (
@@ -66,6 +66,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=200, deadline=None)
 @given(values, st.sampled_from([2, 3, 4, 5]))
 def test_values_are_those_of_pickle(x: Any, protocol: int) -> None:
     data = pickle.dumps(x, protocol)
@@ -245,6 +246,7 @@ small = st.sampled_from(
 )
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.lists(small, max_size=40), st.binary(max_size=20))
 def test_any_program_ends_with_a_value_or_a_refusal(program: list[bytes], rest: bytes) -> None:
     for data in (PROTO + b"".join(program) + STOP, b"".join(program) + rest, rest):

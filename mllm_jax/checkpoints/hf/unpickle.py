@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from mllm_jax.common.errors import ConfigError, quoted
 
 PICKLE_BYTES = 2**21  # about 14,000 tensors; any such pickle ends within seconds and 200 MB
-INTEGER_BITS = 64
+INTEGER_BITS = 64  # with the sign, as torch counts
 INSTRUCTIONS = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
 
@@ -120,7 +120,7 @@ class Unpickler:
 
     def _integer(self, value: int) -> None:
         if value.bit_length() >= INTEGER_BITS:
-            self._refuse(f"{quoted(value)} has more than {INTEGER_BITS} bits")
+            self._refuse(f"{quoted(value)} does not fit into {INTEGER_BITS} bits")
         self._push(value)
 
     def _tuple(self, values: list[Any]) -> None:

@@ -122,6 +122,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         edited(lambda c: central(c, "data/0", 42, "<I", 10**6)),
         "is not where the directory says",
     ),
+    "an offset before the start": (
+        edited(lambda c: c.pop(c.index(PICKLE))),  # all that follows is a byte nearer to it
+        "'data.pkl' is not where the directory says",
+    ),
     "an offset at another entry": (
         edited(lambda c: central(c, "data/0", 42, "<I", 0)),
         "is not where the directory says",

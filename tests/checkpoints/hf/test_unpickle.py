@@ -149,7 +149,7 @@ ATTACKS = {
     "DUP": (value(1) + b"2", "instruction DUP"),
     "BYTEARRAY8": (b"\x96" + b"\xff" * 8, "instruction BYTEARRAY8"),
     "NEXT_BUFFER": (b"\x97", "instruction NEXT_BUFFER"),
-    "an integer of 65 bits": (value(2**64), "more than 64 bits"),
+    "an integer of 65 bits": (value(2**63), "does not fit into 64 bits"),
     "a number that is called": (value(1) + b")R", "calls an int"),
     "a format that is called": (name("torch", "uint16") + b")R", "calls a str"),
     "a call without a tuple": (name("collections", "OrderedDict") + b"NR", "calls a function"),

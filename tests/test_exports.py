@@ -35,7 +35,7 @@ from mllm_jax.config.model import (
     VisionConfig,
 )
 from mllm_jax.config.stage import ComputeConfig, FolderConfig
-from mllm_jax.data.images.decode import load_pixels, normalise
+from mllm_jax.data.images.decode import normalise
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 from tests.support import tiny
@@ -58,6 +58,12 @@ PLAIN = LanguageConfig(
 )  # fmt: skip
 # so narrow that a linear connector takes the gelu form
 NARROW = dataclasses.replace(VISION, width=32)
+# its last hidden state, before the post-norm, of 4 x 4 patches: 3 pixels of a side are left out
+SIGLIP = VisionConfig(
+    image_size=31, patch_size=7, width=48, mlp=96, layers=3, heads=4, feature_layer=-1,
+    activation="gelu_pytorch_tanh", norm_eps=1e-6, kind="siglip", pooling_head=True,
+    image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5),
+)  # fmt: skip
 IMAGE = tiny.VOCAB - 1
 TILES = GridsConfig("hw", ((28, 56), (56, 28), (56, 56), (84, 28)))
 ORIGINAL = GridsConfig("wh", ((28, 56), (56, 28), (56, 56)), "original", "pad")
@@ -73,6 +79,7 @@ MODELS: dict[str, tuple[ModelConfig, Format]] = {
         ModelConfig(VISION, ConnectorConfig("linear"), TEXT, IMAGE, ORIGINAL),
         "bfloat16",
     ),
+    "llava_siglip": (ModelConfig(SIGLIP, ConnectorConfig("mlp"), TEXT, IMAGE), "float32"),
     "llama": (ModelConfig(language=TEXT), "float32"),
     "llama_tied": (ModelConfig(language=PLAIN), "float32"),
     "clip": (ModelConfig(vision=VISION), "float32"),
@@ -135,7 +142,8 @@ def _write(out: Path, files: Path, model: ModelConfig, dtype: Format) -> None:
     arrays = {path: draw(path, shape) for path, shape in shapes.items()}
     leaves = {p: Leaf(x.shape, x.dtype, lambda x=x: x) for p, x in arrays.items()}
     out.mkdir(parents=True)
-    write_hf(out, FolderConfig(model, dtype), leaves, files, special_ids(files))
+    fit = "stretch" if model.vision is SIGLIP else "crop"
+    write_hf(out, FolderConfig(model, dtype), leaves, files, special_ids(files), fit)
 
 
 def see(python: str | Path, exports: Path, out: Path) -> dict[str, np.ndarray]:
@@ -183,13 +191,13 @@ def test_ours_are_equal(name: str, exports: Path, seen: tuple[dict, dict]) -> No
     if name.startswith("llama"):
         assert opened.config.patches == 0
     else:
-        raw = [
-            load_pixels(exports / f"{x}.png", VISION.image_size, "crop") for x in ("wide", "tall")
-        ]
-        pixels = normalise(np.stack(raw), VISION.image_mean, VISION.image_std)[None]
+        vision = opened.config.vision
+        assert vision is not None
+        raw = opened.pictures([exports / f"{x}.png" for x in ("wide", "tall")])
+        pixels = normalise(np.stack(raw), vision.image_mean, vision.image_std)[None]
         np.testing.assert_allclose(pixels[0], expected["pixels"].transpose(0, 2, 3, 1), atol=1e-5)
         places = tokens == opened.config.image_token
-        assert places.sum() == 2 * VISION.patches
+        assert places.sum() == 2 * vision.patches
         index = np.where(places, np.cumsum(places, axis=1) - 1, -1).astype(np.int32)
     ours = logits(opened.model, opened.params, tokens, index, pixels)
     np.testing.assert_allclose(np.asarray(ours), expected["logits"], atol=1e-5, rtol=0)

@@ -33,6 +33,8 @@ NAMES = (
     "llava_linear",
     "llava_linear_gelu",
     "llava_mlp",
+    "llava_siglip",
+    "llava_siglip_last",
     "llava_two_images",
 )
 NEXT = ("llava_next_linear", "llava_next_mlp", "llava_next_two_images")

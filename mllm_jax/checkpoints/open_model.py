@@ -30,7 +30,7 @@ class ModelSource:
     Attributes:
         config: what the network is, and what its card says.
         files: folder of the tokenizer, processor and chat template files.
-        image_fit: "crop" or "pad", what the folder's image processor does.
+        image_fit: "crop", "pad" or "stretch", what the folder's image processor does.
         ids: bos_token_id, eos_token_id (may be a list), pad_token_id; None where there is none.
         where: the folder, for messages.
         left_out: names of stored tensors that no parameter needs (a CLIP model's text half,
@@ -89,7 +89,7 @@ class OrbaxSource(ModelSource):
         self.image_fit = "crop"
         if (vision := self.config.model.vision) is not None:
             grids = self.config.model.grids
-            self.image_fit = read_processor(files, vision.image_size, grids)[1]
+            self.image_fit = read_processor(files, vision.image_size, grids, vision.kind)[1]
 
     @functools.cached_property
     def _frozen(self) -> dict[str, Leaf]:

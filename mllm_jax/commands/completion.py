@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 # metavar of a flag or positional -> what shtab completes
 PATHS = {
     **dict.fromkeys(("FILE", "RECIPE"), "FILE"),
-    **dict.fromkeys(("DIR", "MODEL", "SRC", "OUT", "CLIP_DIR", "LLAMA_DIR"), "DIRECTORY"),
+    **dict.fromkeys(("DIR", "MODEL", "SRC", "OUT", "VISION_DIR", "LLAMA_DIR"), "DIRECTORY"),
 }
 # verbs whose first word is a file that argparse is not told of
 RECIPES = ("prepare", "preflight", "recipe")

@@ -157,8 +157,12 @@ class DataConfig(Section, at="data"):
     """Consecutive examples of the mixture that are packed together."""
     over_long: Literal["drop", "cut", "fail"] = "fail"
     """What becomes of a record longer than a row: left out and counted, text cut, or an error."""
-    image_fit: Literal["crop", "pad"] = "crop"
-    """How an image becomes square: its centre is cropped, or it is padded with the mean colour."""
+    image_fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How an image becomes square: cropped to its centre, padded, or stretched.
+
+    `pad` fills with the mean colour; `stretch` does not keep the sides in proportion, as SigLIP's
+    image processor.
+    """
     max_pixels: Annotated[int, Range("[1, 10_000_000_000]")] = 100_000_000
     """Pixel limit per image, read off its header; protects against decompression bombs."""
     index: PathText | None = None

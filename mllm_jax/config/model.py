@@ -21,10 +21,16 @@ Stretch = Annotated[float, Range("(0, 1_000_000]")]  # factors of rotary frequen
 
 @dataclass(frozen=True)
 class VisionConfig(Section, at="model.vision"):
-    """CLIP's image tower, as in Hugging Face's CLIPVisionConfig. Sizes in pixels or units."""
+    """An image tower: CLIP's or SigLIP's, as in CLIPVisionConfig and SiglipVisionConfig.
+
+    Sizes in pixels or units. The defaults are those of CLIP ViT-L/14-336.
+    """
 
     image_size: Pixels = 336
-    """Side in pixels of the square that the tower reads; a multiple of `patch_size`."""
+    """Side in pixels of the square that the tower reads; for CLIP a multiple of `patch_size`.
+
+    SigLIP reads whole patches: of 384 pixels in patches of 14 the last 6 are left out.
+    """
     patch_size: Pixels = 14
     """Side of a patch in pixels."""
     width: Dim = 1024
@@ -35,8 +41,8 @@ class VisionConfig(Section, at="model.vision"):
     """Number of transformer layers."""
     heads: Heads = 16
     """Number of attention heads."""
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    """Activation of the feed-forward layers."""
+    activation: Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"] = "quick_gelu"
+    """Activation of the feed-forward layers; SigLIP has `gelu_pytorch_tanh`."""
     norm_eps: Eps = 1e-5
     """Epsilon of the layer norms."""
     feature_layer: Annotated[int, Range("[-10_001, 10_000]")] = -2
@@ -47,14 +53,28 @@ class VisionConfig(Section, at="model.vision"):
     """Mean of each colour channel (0 to 1), which is subtracted from the pixels."""
     image_std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
     """Standard deviation of each colour channel (0 to 1), by which pixels are divided."""
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter with which images are resized; published SigLIP 2 processors say `bilinear`."""
+    kind: Literal["clip", "siglip"] = "clip"
+    """`clip`: class token and a norm before the layers; `siglip`: neither, and a patch bias."""
+    pooling_head: bool = False
+    """Whether a SigLIP tower has its attention pooling; not used, but carried to exports."""
 
     def __post_init__(self):
         super().__post_init__()
         location = "model.vision"
         require(
-            self.image_size % self.patch_size == 0,
+            self.kind == "siglip" or self.image_size % self.patch_size == 0,
             f"{location}.image_size={self.image_size} is not a multiple of "
             f"patch_size={self.patch_size}",
+        )
+        require(
+            self.image_size >= self.patch_size,
+            f"{location}.image_size={self.image_size} is below patch_size={self.patch_size}",
+        )
+        require(
+            self.kind == "siglip" or not self.pooling_head,
+            f"{location}.pooling_head=true: only a tower with kind: siglip has one; leave it out",
         )
         require(
             self.width % self.heads == 0,
@@ -70,6 +90,11 @@ class VisionConfig(Section, at="model.vision"):
     def patches(self) -> int:
         """Patches of one square, P: the vectors that the tower gives for it."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Vectors inside of the tower: the patches, and CLIP's class token."""
+        return self.patches + (self.kind == "clip")
 
     @property
     def used_layers(self) -> int:
@@ -165,7 +190,7 @@ class ModelConfig(Section, at="model"):
     """What the network is. A backbone alone (only `vision`, or only `language`) is a model too."""
 
     vision: VisionConfig | None = None
-    """CLIP's image tower; none for a model that reads text only."""
+    """The image tower; none for a model that reads text only."""
     connector: ConnectorConfig | None = None
     """What maps image features into the language model; needed where both parts are there."""
     language: LanguageConfig | None = None

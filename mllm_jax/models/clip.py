@@ -17,6 +17,7 @@ from mllm_jax.models.layers import Einsum, LayerNorm, stack
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 
@@ -24,7 +25,7 @@ def normalise(
     config: VisionConfig,
     pixels: UInt8[Array, "B height width C"] | Float[Array, "B height width C"],
 ) -> Float[Array, "B height width C"]:
-    """RGB bytes -> what CLIP was trained on: scaled to 0..1, minus mean, over std.
+    """RGB bytes -> what the tower was trained on: scaled to 0..1, minus mean, over std.
 
     Floats count as normalised already.
     """
@@ -34,6 +35,20 @@ def normalise(
     mean = jnp.asarray(config.image_mean, jnp.float32).reshape(shape)
     std = jnp.asarray(config.image_std, jnp.float32).reshape(shape)
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def patches(
+    config: VisionConfig,
+    pixels: UInt8[Array, "B height width 3"] | Float[Array, "B height width 3"],
+    dtype: jnp.dtype,
+) -> Float[Array, "B h p w q C"]:
+    """Normalised pixels by patches; those beyond the last whole patch are left out.
+
+    So does a convolution without padding, whose stride is the patch.
+    """
+    B, p, side = pixels.shape[0], config.patch_size, config.image_size // config.patch_size
+    whole = pixels[:, : side * p, : side * p]
+    return normalise(config, whole).astype(dtype).reshape(B, side, p, side, p, 3)
 
 
 class Block(nn.Module):
@@ -116,8 +131,7 @@ class CLIP(nn.Module):
         c, dtype = self.config, jnp.dtype(self.compute.compute)
         formats = dtype, jnp.dtype(self.compute.reduce)
         B, p, D = pixels.shape[0], c.patch_size, c.width
-        side = c.image_size // p
-        x = normalise(c, pixels).astype(dtype).reshape(B, side, p, side, p, 3)
+        x = patches(c, pixels, dtype)
         x = Einsum("BhpwqC,pqCD->BhwD", (p, p, 3, D), None, *formats, name="patch_embedding")(x)
         init = nn.initializers.normal(D**-0.5)
         class_embedding = self.param("class_embedding", init, (D,), jnp.float32)

@@ -35,10 +35,12 @@ from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
 from mllm_jax.models.llama import Cache, Llama, empty_cache
+from mllm_jax.models.siglip import SigLIP
 
 Params = Mapping[str, Any]  # path -> array
 
 NEWLINE = "connector/newline"  # path of the newline vector
+TOWERS: dict[str, type[CLIP] | type[SigLIP]] = {"clip": CLIP, "siglip": SigLIP}
 # platform -> attention backend for `compute.attention: auto`
 AUTO_ATTENTION = {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}
 
@@ -49,7 +51,7 @@ class MLLM:
 
     config: ModelConfig
     compute: ComputeConfig
-    vision: CLIP | None
+    vision: CLIP | SigLIP | None
     connector: Connector | None
     language: Llama | None
 
@@ -71,7 +73,7 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
     return MLLM(
         config,
         compute,
-        CLIP(vision, compute, backend) if vision is not None else None,
+        TOWERS[vision.kind](vision, compute, backend) if vision is not None else None,
         connector,
         Llama(language, compute, backend) if language is not None else None,
     )
@@ -115,7 +117,8 @@ def used_layers(config: ModelConfig, paths: Iterable[str], images: bool) -> dict
     """
     vision = config.vision
     used: dict[str, int] = {}
-    unread = ("vision/post_norm/",) if images else ("vision/", "connector/")
+    behind = ("vision/post_norm/", "vision/head/")
+    unread = behind if images else ("vision/", "connector/")
     for path in paths:
         if path.startswith(unread):
             used[path] = 0

@@ -135,7 +135,7 @@ def _language_layer(
 
 
 def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:
-    size, tokens = width(compute), share.images * (c.patches + 1)
+    size, tokens = width(compute), share.images * c.tokens
     weights = 4 * c.width**2 + 2 * c.width * c.mlp
     return (weights + tokens * (4 * c.width + 2 * c.mlp)) * size
 

@@ -88,7 +88,7 @@ def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
 
 
 def _vision(c: VisionConfig, images: int) -> list[Part]:
-    layers, tokens = c.used_layers, c.patches + 1
+    layers, tokens = c.used_layers, c.tokens
     names = ("attention/q", "attention/k", "attention/v", "attention/out")
     sizes = dict.fromkeys(names, c.width**2) | {f"mlp/{n}": c.width * c.mlp for n in ("in", "out")}
     weights = {f"vision/layers/{name}/kernel": layers * size for name, size in sizes.items()}

@@ -30,6 +30,7 @@ FIELDS: list[tuple[str, Any]] = [
     ("vision_feature_layer", 99),
     ("vision_feature_layer", [-2, -3]),
     ("vision_feature_select_strategy", "all"),
+    ("vision_feature_select_strategy", "full"),  # would keep the class token of CLIP
     ("projector_hidden_act", "swish"),
     ("projector_hidden_act", 7),
     ("multimodal_projector_bias", "yes"),
@@ -70,6 +71,7 @@ FIELDS: list[tuple[str, Any]] = [
     ("text_config.rope_scaling", {"rope_type": "linear", "factor": 2.0}),
     ("text_config.partial_rotary_factor", 0.5),
     ("vision_config", 3),
+    ("vision_config.model_type", "siglip2_vision_model"),
     ("vision_config.hidden_size", None.__class__.__name__),
     ("vision_config.image_size", [16, 16, 16]),
     ("vision_config.image_size", 17),
@@ -372,6 +374,11 @@ FILES: dict[str, tuple[list[str], Change, str]] = {
         FROM,
         in_json("hf/preprocessor_config.json", "size", "big"),
         "size",
+    ),
+    "SigLIP whose first patch would be left out as a class token": (
+        FROM,
+        in_json(CONFIG, "vision_config.model_type", "siglip_vision_model"),
+        "vision_feature_select_strategy='default'; expected full: SigLIP has no class token",
     ),
     "processor of another size": (
         FROM,

@@ -71,3 +71,24 @@ def make_clip(out: Path) -> Path:
     )
     processor.save_pretrained(out / "full")
     return out
+
+
+def make_siglip(out: Path) -> Path:
+    """Folders vision (SiglipVisionModel, no head) and full (SiglipModel, image processor)."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
+    vision = sizes | {"image_size": 30, "patch_size": 7}
+    alone = transformers.SiglipVisionConfig(**vision, vision_use_head=False)
+    transformers.SiglipVisionModel(alone).save_pretrained(out / "vision")
+    full = transformers.SiglipConfig(vision_config=vision, text_config=sizes | {"vocab_size": 100})
+    transformers.SiglipModel(full).save_pretrained(out / "full")
+    processor = transformers.SiglipImageProcessorPil(size={"height": 30, "width": 30}, resample=2)
+    processor.save_pretrained(out / "full")
+    return out

@@ -23,8 +23,9 @@ from mllm_jax.config.model import ConnectorConfig
 from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 
+SIGLIP = ["llava_siglip", "llava_siglip_last"]
 LLAVA = ["llava_mlp", "llava_linear", "llava_linear_gelu", "llava_two_images", "llava_bf16"]
-LLAVA += ["llava_next_mlp", "llava_next_linear", "llava_next_two_images"]
+LLAVA += ["llava_next_mlp", "llava_next_linear", "llava_next_two_images", *SIGLIP]
 LLAMA = ["llama", "llama31", "llama32_tied"]
 
 
@@ -118,7 +119,7 @@ def test_exported_processor_makes_the_same_inputs(name: str, oracle: Path, expor
     assert np.array_equal(inputs.get("image_sizes", 0), expected.get("image_sizes", 0))
     atol = 0.02 if name == "llava_bf16" else 1e-6
     np.testing.assert_allclose(inputs["pixel_values"], expected["pixel_values"], atol=atol)
-    assert processor.num_additional_image_tokens == 1
+    assert processor.num_additional_image_tokens == (name not in SIGLIP)
     assert processor.chat_template
     config = json.loads((exported / name / "config.json").read_text())
     assert config["image_seq_length"] == 16

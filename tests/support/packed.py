@@ -4,6 +4,7 @@ Sizes are chosen so that a shape in a compiled program tells what it is: no two 
 where a test asks which.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -32,6 +33,16 @@ MODEL = ModelConfig(
     image_token=V - 1,
     grids=GridsConfig("hw", sizes=((SIDE, 2 * SIDE), (2 * SIDE, SIDE))),
 )
+# a tower without class token, which leaves out the last pixels of a side, as SigLIP of 384 / 14
+SIGLIP = VisionConfig(
+    image_size=SIDE, patch_size=7, width=16, mlp=40, layers=6, heads=2,
+    activation="gelu_pytorch_tanh", kind="siglip", pooling_head=True,
+)  # fmt: skip
+MODELS: dict[str, ModelConfig] = {
+    "align": MODEL,
+    "instruct": MODEL,
+    "siglip": dataclasses.replace(MODEL, vision=SIGLIP, grids=None),
+}
 COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
 TOWER = PartConfig("vision/.*", train=False)
 CONNECTOR = PartConfig("connector/.*")
@@ -42,6 +53,7 @@ PARTS = {
         "vision": TOWER,
     },
     "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
+    "siglip": {"all": PartConfig(".*")},
 }
 BETA1 = 0.9
 
@@ -49,7 +61,7 @@ BETA1 = 0.9
 def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
     config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
-    return setup.make_setup(MODEL, compute, config, mesh, steps=10)
+    return setup.make_setup(MODELS[stage], compute, config, mesh, steps=10)
 
 
 def image(rng: np.random.Generator, kind: str) -> Tiles:
@@ -127,10 +139,10 @@ class Run(NamedTuple):
 
 
 @functools.cache
-def drawn() -> Any:
-    """One set of random parameters for every mesh."""
+def drawn(stage: str) -> Any:
+    """One set of random parameters for every mesh, with the stage's model."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    made = make_setup("instruct", one)
+    made = make_setup(stage, one)
     return jax.tree.map(np.asarray, setup.init_params(made, made.params, seed=1))
 
 
@@ -138,7 +150,7 @@ def drawn() -> Any:
 def compiled(stage: str, mesh: Mesh, microbatches: int) -> Run:
     """The real train step of the stage, compiled for the mesh, with a fresh state."""
     made = make_setup(stage, mesh)
-    params = jax.device_put(drawn(), made.shardings.params)
+    params = jax.device_put(drawn(stage), made.shardings.params)
     fresh = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     shapes = jax.eval_shape(lambda: batch("b" * ROWS, stage))
     call = setup.compile_train_step(made, made.abstract, shapes, microbatches, 2, 2)

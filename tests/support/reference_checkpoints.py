@@ -38,6 +38,8 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
 )
 
 IMAGE_SIZE, PATCH_SIZE = 28, 7
@@ -108,8 +110,7 @@ def make(folder: Path, reference: Reference) -> None:
     if reference.one_layer:
         one_layer(model.model.multi_modal_projector, model.config.projector_hidden_act)
     model = model.to(reference.dtype).eval()
-    is_next = isinstance(model, LlavaNextForConditionalGeneration)
-    processor = make_processor(tokenizer, is_next) if reference.pictures else None
+    processor = make_processor(tokenizer, model.config) if reference.pictures else None
     pictures = [picture(rng, height, width) for height, width in reference.pictures]
     prompt = make_prompt(tokenizer, reference.question, len(pictures))
     inputs = make_inputs(tokenizer, processor, prompt, pictures, reference.dtype)
@@ -172,20 +173,23 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_processor(tokenizer: Any, is_next: bool) -> LlavaProcessor | LlavaNextProcessor:
-    """LLaVA-1.5's processor at `IMAGE_SIZE`, or LLaVA-NeXT's with tiles of that."""
-    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    size: dict[str, Any] = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": square}
+def make_processor(tokenizer: Any, config: Any) -> LlavaProcessor | LlavaNextProcessor:
+    """LLaVA-1.5's processor for the model's tower, or LLaVA-NeXT's with tiles of its size."""
+    clip = config.vision_config.model_type == "clip_vision_model"
+    is_next = config.model_type == "llava_next"
+    size = config.vision_config.image_size
+    square = {"height": size, "width": size}
+    cropped: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": square}
     if is_next:
-        pixels = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=PINPOINTS)
+        pixels = LlavaNextImageProcessorPil(**cropped, image_grid_pinpoints=PINPOINTS)
     else:
-        pixels = CLIPImageProcessorPil(**size)
+        pixels = CLIPImageProcessorPil(**cropped) if clip else SiglipImageProcessorPil(size=square)
     return (LlavaNextProcessor if is_next else LlavaProcessor)(
         pixels,
         tokenizer,
         patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which is then left out
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(clip),  # the class token, which is then left out
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -288,6 +292,27 @@ def llava(
     return LlavaForConditionalGeneration(LlavaConfig(**fields))
 
 
+def llava_siglip(tokenizer: Any, layer: int) -> LlavaForConditionalGeneration:
+    """A LLaVA with SigLIP's tower, whose side holds no whole number of patches."""
+    vision = SiglipVisionConfig(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE + PATCH_SIZE - 1,
+        patch_size=PATCH_SIZE,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=language(tokenizer, llama3_rope=True, tied=False),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="full",
+    )
+    return LlavaForConditionalGeneration(config)
+
+
 @torch.no_grad()
 def spread(model: Any) -> None:
     """Makes weights six times wider and moves norms and biases off their initial values.
@@ -325,7 +350,8 @@ def one_layer(connector: Any, activation: str) -> None:
 LONG = "Mendi gainean elurra dago oraindik. " * 6  # well beyond Llama 3.1's original length of 64
 SQUARE, WIDE, TALL = (40, 40), (30, 75), (90, 33)
 SMALL, ODD = (20, 20), (51, 61)  # a square takes the first of two canvases
-# Seeds for clear greedy choices; llama and llava_linear end their turn before the last token.
+# Seeds for clear greedy choices, and for logits that float32 tells to 1e-4: of siglip_last with
+# seed 0 torch's are 5e-4 from those in float64. llama and llava_linear end their turn early.
 REFERENCES = {
     "llama": Reference(10, LONG, functools.partial(llama, llama3_rope=False)),
     "llama31": Reference(90, LONG, llama),
@@ -346,6 +372,15 @@ REFERENCES = {
         one_layer=True,
     ),
     "llava_two_images": Reference(21, "Zertan dira desberdinak?", llava, (SQUARE, TALL)),
+    "llava_siglip": Reference(
+        4,
+        "Zenbat sagar daude saskian?",
+        functools.partial(llava_siglip, layer=-2),
+        (WIDE, TALL),
+    ),
+    "llava_siglip_last": Reference(
+        15, "Quante finestre ha la casa?", functools.partial(llava_siglip, layer=-1), (TALL,)
+    ),
     "llava_bf16": Reference(
         56, "Di che colore è la porta?", llava, (SQUARE,), dtype=torch.bfloat16
     ),

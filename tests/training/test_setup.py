@@ -30,7 +30,8 @@ KINDS = {
 
 
 STAGES = ["align", "instruct"]
-QUICK = {("fsdp 4 x tensor 2", "align", 1), ("data 2 x fsdp 2 x tensor 2", "instruct", 2)}
+ALL_AXES = "data 2 x fsdp 2 x tensor 2"
+QUICK = {("fsdp 4 x tensor 2", "align", 1), (ALL_AXES, "instruct", 2)}
 # every mesh, stage and number of microbatches; compiling them all takes minutes
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
@@ -48,10 +49,16 @@ def assert_same_gradient(got, want):
     assert got.keys() == want.keys()
     for path, one in got.items():
         other = want[path]
+        if path.endswith("attention/k/bias"):  # softmax does not feel it: noise around zero
+            assert max(np.abs(one).max(), np.abs(other).max()) < 1e-7, path
+            continue
         assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max(), path
 
 
-@pytest.mark.parametrize(("shape", "stage", "microbatches"), CASES)
+@pytest.mark.parametrize(
+    ("shape", "stage", "microbatches"),
+    [*CASES, pytest.param(ALL_AXES, "siglip", 2, marks=pytest.mark.slow)],
+)
 def test_eight_devices_equal_one(mesh, make_mesh, stage, microbatches):
     """Losses, sums and gradients of packed rows, with and without images; one program for all."""
     one = packed.compiled(stage, make_mesh(devices=1), 1)
@@ -128,7 +135,7 @@ def test_moments_and_master_copies_lie_like_their_parameters(mesh, stage):
     In bfloat16 with float32 master copies, as large stages run.
     """
     made = packed.make_setup(stage, mesh, ComputeConfig(compute="bfloat16"))
-    cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(), made.params)
+    cast = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), packed.drawn(stage), made.params)
     params = jax.device_put(cast, made.shardings.params)
     created = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     names = axes.logical_axes(made.abstract.params)

@@ -1,8 +1,8 @@
 """Hugging Face's `config.json` -> ModelConfig. What we would compute differently is refused.
 
-Defaults are those of transformers' CLIPVisionConfig, LlamaConfig and LlavaConfig, since older
-configs leave them out. Two fields for one fact must agree, unless both transformers 4 and 5 take
-the same one.
+Defaults are those of transformers' CLIPVisionConfig, SiglipVisionConfig, LlamaConfig and
+LlavaConfig, since older configs leave them out. Two fields for one fact must agree, unless both
+transformers 4 and 5 take the same one.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,19 @@ from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 
 ConnectorKind = Literal["linear", "mlp"]
-CLIP_TYPES = ("clip", "clip_vision_model")
+TowerKind = Literal["clip", "siglip"]
+# image towers, alone or with a text half
+TOWERS: dict[str, TowerKind] = {
+    "clip": "clip",
+    "clip_vision_model": "clip",
+    "siglip": "siglip",
+    "siglip_vision_model": "siglip",
+}
+# whether the first vector of a tower, CLIP's class token, is left out
+STRATEGIES: dict[TowerKind, str] = {"clip": "default", "siglip": "full"}
 # with mm_projector_type; transformers' own "llava" has text_config
 ORIGINAL_LLAVA = ("llava_llama", "llava")
-SUPPORTED = "llava, llava_next, llama, clip_vision_model, clip and original LLaVA"
+SUPPORTED = f"llava, llava_next, llama, original LLaVA, {', '.join(TOWERS)}"
 LLAVA_VISION = {  # LlavaConfig's and LlavaNextConfig's own default tower, CLIP ViT-L/14-336
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -32,6 +41,7 @@ LLAVA_VISION = {  # LlavaConfig's and LlavaNextConfig's own default tower, CLIP 
 # Largest sizes of a config, far above any model that is known: what is built from them stays small.
 LAYERS, HEADS, WIDTH, VOCAB, PIXELS = 10_000, 2**16, 2**20, 2**24, 2**14
 EPS = (0.0, 1.0)  # bounds of a norm's epsilon
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")  # of a tower
 
 C = TypeVar("C")
 
@@ -44,7 +54,7 @@ def is_original(config: dict[str, Any]) -> bool:
 
 
 def model_type(folder: Path, config: dict[str, Any]) -> str:
-    """One of "llava", "llava_next", "llama", "clip", "original".
+    """One of "llava", "llava_next", "llama", "tower", "original".
 
     Raises:
         ConfigError: any other model, or quantised weights.
@@ -60,25 +70,26 @@ def model_type(folder: Path, config: dict[str, Any]) -> str:
         return "original"
     if kind in ("llava", "llava_next", "llama"):
         return kind
-    if kind in CLIP_TYPES:
-        return "clip"
+    if kind in TOWERS:
+        return "tower"
     raise ConfigError(
         f"{where}: model_type={quoted(kind)} is not supported; supported are {SUPPORTED}"
     )
 
 
-def clip_vision(where: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The section of a CLIPConfig or CLIPVisionConfig that says what the image tower is.
+def tower_section(where: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The section of a tower's config, alone or with a text half, that says what the tower is.
 
     Older CLIP configs also have `vision_config_dict`, which transformers lets replace the other:
     both must describe one tower.
     """
-    if config.get("model_type") == "clip_vision_model":
+    kind = config.get("model_type", "clip")
+    if kind.endswith("_vision_model"):
         return config
     get = Fields(where, config)
     vision, old = (get.section(name, {}).tree for name in ("vision_config", "vision_config_dict"))
     if not old:
-        return vision
+        return {"model_type": f"{kind}_vision_model"} | vision
     if vision:
         towers = [read_vision(f"{where} vision_config", section) for section in (vision, old)]
         require(
@@ -90,29 +101,44 @@ def clip_vision(where: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_vision(where: str, config: Any, feature_layer: int = -2, **processor: Any) -> VisionConfig:
-    """A CLIPVisionConfig as ours; `processor` may bring image_mean and image_std.
+    """A CLIPVisionConfig or SiglipVisionConfig as ours; `processor` is what `read_processor` gives.
 
     Raises:
         ConfigError: what we would compute differently.
     """
     get = Fields(where, config)
-    get.expect("model_type", "clip_vision_model")
+    kind = read_tower_kind(get)
+    siglip = kind == "siglip"
     get.expect("num_channels", 3)
+    own: dict[str, Any] = (
+        {"pooling_head": get.flag("vision_use_head", True)}
+        if siglip
+        else {"projection": get.whole("projection_dim", 512, 1, WIDTH)}
+    )
     return _checked(
         where,
         VisionConfig,
+        kind=kind,
         image_size=read_image_size(get, 224),
-        patch_size=get.whole("patch_size", 32, 1, PIXELS),
+        patch_size=get.whole("patch_size", 16 if siglip else 32, 1, PIXELS),
         width=get.whole("hidden_size", 768, 1, WIDTH),
         mlp=get.whole("intermediate_size", 3072, 1, WIDTH),
         layers=get.whole("num_hidden_layers", 12, 1, LAYERS),
         heads=get.whole("num_attention_heads", 12, 1, HEADS),
-        activation=get.choice("hidden_act", "quick_gelu", "quick_gelu", "gelu"),
-        norm_eps=get.number("layer_norm_eps", 1e-5, *EPS),
+        activation=get.choice(
+            "hidden_act", "gelu_pytorch_tanh" if siglip else "quick_gelu", *ACTIVATIONS
+        ),
+        norm_eps=get.number("layer_norm_eps", 1e-6 if siglip else 1e-5, *EPS),
         feature_layer=feature_layer,
-        projection=get.whole("projection_dim", 512, 1, WIDTH),
+        **own,
         **processor,
     )
+
+
+def read_tower_kind(get: Fields) -> TowerKind:
+    """Which tower a vision section describes; CLIP's where it does not say."""
+    names = [name for name in TOWERS if name.endswith("_vision_model")]
+    return TOWERS[get.choice("model_type", names[0], *names)]
 
 
 def read_image_size(get: Fields, default: int) -> int:
@@ -165,25 +191,41 @@ def read_llava(
         config: its tree.
         kind: what the projector's tensors showed it to be.
         grids: LLaVA-NeXT's canvases, from `grids.read_grids`.
-        processor: image_mean and image_std.
+        processor: what `read_processor` gives.
 
     Raises:
         ConfigError: what we would compute differently.
     """
     get = Fields(where, config)
-    get.expect("vision_feature_select_strategy", "default")  # no class token
     layer = get.whole("vision_feature_layer", -2, -LAYERS, LAYERS)
-    text, vision = get.section("text_config", {}), get.section("vision_config", LLAVA_VISION)
+    text, section = get.section("text_config", {}), get.section("vision_config", LLAVA_VISION)
+    vision = read_vision(section.location, section.tree, layer, **processor)
+    check_strategy(get, vision.kind, "default")
     language = read_language(text.location, text.tree, _read_tied(get, text))
     return _checked(
         where,
         ModelConfig,
-        vision=read_vision(vision.location, vision.tree, layer, **processor),
+        vision=vision,
         connector=ConnectorConfig(kind=kind, bias=get.flag("multimodal_projector_bias", True)),
         language=language,
         image_token=_read_image_token(get),
         grids=grids,
     )
+
+
+def check_strategy(get: Fields, kind: TowerKind, default: str) -> None:
+    """Refuses to leave out the first patch of SigLIP, or to keep the class token of CLIP.
+
+    Args:
+        get: a config or a processor.
+        kind: of the tower.
+        default: what transformers takes where the field is absent.
+    """
+    name = "vision_feature_select_strategy"
+    value, right = get.text(name, default), STRATEGIES[kind]
+    if value != right:
+        reason = "CLIP's class token is left out" if kind == "clip" else "SigLIP has no class token"
+        get.refuse(name, value, f"{right}: {reason}")
 
 
 def _read_image_token(get: Fields) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.checkpoints.hf.config import CLIP_TYPES
+from mllm_jax.checkpoints.hf.config import TOWERS
 from mllm_jax.checkpoints.hf.processor import NEW_PROCESSOR, PROCESSOR, write_processor
 from mllm_jax.checkpoints.hf.tokenizer import portable, special_ids, tokens
 from mllm_jax.checkpoints.hf.weight_files import regular_file
@@ -49,7 +49,7 @@ def copy_files(source: Path, out: Path) -> None:
         (out / TEMPLATE).write_text(template, encoding="utf-8")
     if (source / "config.json").is_file():
         config = read_json(source / "config.json")
-        if config.get("model_type") not in CLIP_TYPES:
+        if config.get("model_type") not in TOWERS:
             write_generation_config(out, special_ids(source, config))
 
 

@@ -19,6 +19,7 @@ processor = AutoProcessor.from_pretrained("PATH")
 model = {auto}.from_pretrained("PATH")
 ```"""
 
+TOWERS = {"clip": "CLIP", "siglip": "SigLIP"}
 # how a linear connector is stored, by its form
 STORED: dict[Form | None, str] = {
     None: "",
@@ -101,7 +102,7 @@ def _summary(config: FolderConfig, form: Form | None) -> str:
     vision, language, connector = config.model.vision, config.model.language, config.model.connector
     if vision is not None:
         lines.append(
-            f"- vision: CLIP, {vision.layers} layers of width {vision.width}, "
+            f"- vision: {TOWERS[vision.kind]}, {vision.layers} layers of width {vision.width}, "
             f"{vision.image_size} px in patches of {vision.patch_size} ({vision.patches} vectors "
             f"per image), features of layer {vision.feature_layer}"
         )

@@ -43,6 +43,7 @@ _VL, _LL = f"{V}encoder.layers.{{layer}}", f"{L}layers.{{layer}}"
 ROWS: tuple[Row, ...] = (
     Row("vision/class_embedding", f"{V}embeddings.class_embedding", "D->D"),
     Row("vision/patch_embedding/kernel", f"{V}embeddings.patch_embedding.weight", "DCpq->pqCD"),
+    Row("vision/patch_embedding/bias", f"{V}embeddings.patch_embedding.bias", "D->D"),
     Row("vision/position_embedding", f"{V}embeddings.position_embedding.weight", "PD->PD"),
     *_norm("vision/pre_norm", f"{V}pre_layrnorm"),
     *_norm(f"{_VISION}/norm1", f"{_VL}.layer_norm1"),
@@ -60,6 +61,17 @@ ROWS: tuple[Row, ...] = (
     Row(f"{_VISION}/mlp/out/kernel", f"{_VL}.mlp.fc2.weight", "DF->FD"),
     Row(f"{_VISION}/mlp/out/bias", f"{_VL}.mlp.fc2.bias", "D->D"),
     *_norm("vision/post_norm", f"{V}post_layernorm"),
+    # SigLIP's attention pooling, with queries, keys and values in one matrix
+    Row("vision/head/probe", f"{V}head.probe", "IPD->IPD"),
+    Row("vision/head/attention/in/kernel", f"{V}head.attention.in_proj_weight", "ED->DE"),
+    Row("vision/head/attention/in/bias", f"{V}head.attention.in_proj_bias", "E->E"),
+    Row("vision/head/attention/out/kernel", f"{V}head.attention.out_proj.weight", "D(NH)->NHD"),
+    Row("vision/head/attention/out/bias", f"{V}head.attention.out_proj.bias", "D->D"),
+    *_norm("vision/head/norm", f"{V}head.layernorm"),
+    Row("vision/head/mlp/in/kernel", f"{V}head.mlp.fc1.weight", "FD->DF"),
+    Row("vision/head/mlp/in/bias", f"{V}head.mlp.fc1.bias", "F->F"),
+    Row("vision/head/mlp/out/kernel", f"{V}head.mlp.fc2.weight", "DF->FD"),
+    Row("vision/head/mlp/out/bias", f"{V}head.mlp.fc2.bias", "D->D"),
     Row("connector/linear_1/kernel", f"{C}linear_1.weight", "DC->CD"),
     Row("connector/linear_1/bias", f"{C}linear_1.bias", "D->D"),
     Row("connector/linear_2/kernel", f"{C}linear_2.weight", "DC->CD"),
@@ -88,8 +100,8 @@ PREFIXES: dict[str, str] = {
     "model.vision_tower.vision_model.": V,  # in memory, transformers 4.52 to 4.57
     "model.vision_tower.vision_tower.vision_model.": V,  # original LLaVA
     "model.vision_tower.vision_tower.": V,
-    "vision_model.": V,  # CLIPModel; CLIPVisionModel on the Hub
-    "": V,  # CLIPVisionModel, written by transformers 5
+    "vision_model.": V,  # CLIPModel, SiglipModel; their VisionModels on the Hub
+    "": V,  # CLIPVisionModel, SiglipVisionModel, written by transformers 5
     "model.multi_modal_projector.": C,
     "model.mm_projector.0.": f"{C}linear_1.",  # original LLaVA, mlp2x_gelu
     "model.mm_projector.2.": f"{C}linear_2.",
@@ -105,7 +117,7 @@ PREFIXES: dict[str, str] = {
 
 # what checkpoints hold beside our parameters: computed buffers, and parts that no MLLM uses
 BUFFERS = r"(.*\.)?(position_ids|rotary_emb\.inv_freq)"
-CLIP_ONLY = r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale"
+TEXT_HALF = r"text_model\..*|(text|visual)_projection\.weight|logit_(scale|bias)"
 
 
 def canonical(name: str) -> str | None:
@@ -208,14 +220,14 @@ def export_name(name: str, parts: frozenset[str]) -> str:
 
 
 def canonical_names(
-    where: str, names: Mapping[str, object], clip: bool
+    where: str, names: Mapping[str, object], tower: bool
 ) -> tuple[dict[str, str], list[str]]:
     """Gives every stored name its place in the table.
 
     Args:
         where: the folder, for messages.
         names: the stored names.
-        clip: whether this is a CLIP checkpoint, whose text half is left out.
+        tower: whether this is a CLIP or SigLIP checkpoint, whose text half is left out.
 
     Returns:
         ({table name: stored name}, names left out). A name of no known layout keeps its own name in
@@ -224,7 +236,7 @@ def canonical_names(
     Raises:
         ConfigError: two stored tensors stand for the same parameter.
     """
-    left_out = BUFFERS + (f"|{CLIP_ONLY}" if clip else "")
+    left_out = BUFFERS + (f"|{TEXT_HALF}" if tower else "")
     found: dict[str, str] = {}
     skipped = []
     for stored in names:

@@ -59,6 +59,13 @@ def read_original(
     processor, fit = read_processor(folder, size)
     layer = get.whole("mm_vision_select_layer", -2, -LAYERS, LAYERS)
     vision_config = read_vision(f"{where} vision_config", tower, layer, **processor)
+    if vision_config.kind != "clip":  # its code cuts off SigLIP's last layer and drops no patch
+        vision.refuse(
+            "model_type",
+            "siglip_vision_model",
+            "clip_vision_model: the original code's "
+            "SigLIP towers are not read; convert the folder to llava with transformers",
+        )
     width = get.whole("mm_hidden_size", vision_config.width)
     if width != vision_config.width:
         get.refuse("mm_hidden_size", width, f"{vision_config.width}, the tower's hidden_size")

@@ -17,12 +17,13 @@ from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.config import (
     LLAVA_VISION,
     ConnectorKind,
-    clip_vision,
     model_type,
     read_image_size,
     read_language,
     read_llava,
+    read_tower_kind,
     read_vision,
+    tower_section,
 )
 from mllm_jax.checkpoints.hf.connector_form import FORMS, Columns, single_layer
 from mllm_jax.checkpoints.hf.grids import read_grids
@@ -66,7 +67,7 @@ class HFFolder:
         raw = read_json(regular_file(path, "config.json"))
         self._kind = model_type(path, raw)
         stored = stored_tensors(path)
-        names, self.left_out = canonical_names(str(path), stored, clip=self._kind == "clip")
+        names, self.left_out = canonical_names(str(path), stored, tower=self._kind == "tower")
         self._tensors = {name: stored[key] for name, key in names.items()}
         model, self.image_fit = self._read_config(raw)
         self.ids = hf_tokenizer.special_ids(path, raw) if model.language else {}
@@ -81,15 +82,16 @@ class HFFolder:
             return ModelConfig(language=read_language(where, raw)), "crop"
         if self._kind == "original":
             return read_original(self.path, raw, self._tensors)
-        if self._kind == "clip":
-            vision = clip_vision(where, raw)
+        if self._kind == "tower":
+            vision = tower_section(where, raw)
         else:
             vision = Fields(where, raw).section("vision_config", LLAVA_VISION).tree
-        size = read_image_size(Fields(f"{where} vision_config", vision), 224)
+        tower = Fields(f"{where} vision_config", vision)
+        size = read_image_size(tower, 224)
         is_next = self._kind == "llava_next"
         grids = read_grids(Fields(where, raw), size) if is_next else None
-        processor, fit = read_processor(self.path, size, grids)
-        if self._kind == "clip":
+        processor, fit = read_processor(self.path, size, grids, read_tower_kind(tower))
+        if self._kind == "tower":
             return ModelConfig(vision=read_vision(where, vision, **processor)), fit
         model = read_llava(where, raw, self._connector_kind(raw), grids, **processor)
         check_placeholders(self.path, model)

@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.checkpoints.hf.config import clip_vision, model_type
+from mllm_jax.checkpoints.hf.config import model_type, tower_section
 from mllm_jax.checkpoints.hf.grids import PINPOINTS, write_grids
 from mllm_jax.checkpoints.hf.write_config import (
+    INERT_CLIP,
     INERT_TEXT,
-    INERT_VISION,
     outer_fields,
     text_fields,
     vision_fields,
@@ -35,11 +35,11 @@ _ORIGINAL = {PINPOINTS, "image_aspect_ratio", "image_crop_resolution", "image_sp
 _KNOWN = {
     OUTER: {*outer_fields(_FULL), "image_token_id", "vocab_size", "text_config", "vision_config"},
     TEXT: {*text_fields(LanguageConfig(), {}), "partial_rotary_factor", "vision_config"},
-    VISION: {*vision_fields(VisionConfig())},
+    VISION: {*vision_fields(VisionConfig()), *vision_fields(VisionConfig(kind="siglip"))},
 }
 # about the files it came with, and code beside them
 _BOOKKEEPING = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
-_INERT = {*INERT_TEXT, *INERT_VISION, "pretraining_tp"} - {"attention_dropout"}
+_INERT = {*INERT_TEXT, *INERT_CLIP, "pretraining_tp"} - {"attention_dropout"}
 
 
 def read_unread(folder: Path) -> dict[str, dict[str, Any]]:
@@ -66,8 +66,8 @@ def _sections(folder: Path, raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
     where, kind = str(folder / "config.json"), model_type(folder, raw)
     if kind == "llama":
         return {OUTER: {}, TEXT: raw, VISION: {}}
-    if kind == "clip":
-        return {OUTER: {}, TEXT: {}, VISION: clip_vision(where, raw)}
+    if kind == "tower":
+        return {OUTER: {}, TEXT: {}, VISION: tower_section(where, raw)}
     get = Fields(where, raw)
     vision = get.section("vision_config", {}).tree
     if kind == "original":  # one flat config

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.checkpoints.hf.config import STRATEGIES
 from mllm_jax.checkpoints.hf.connector_form import Form, choose_form
 from mllm_jax.checkpoints.hf.grids import write_grids
 from mllm_jax.checkpoints.hf.rope import write_rope
@@ -10,7 +11,8 @@ from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 
 # What training alone or nobody uses: a source's own values take their place.
 INERT_TEXT = {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True}
-INERT_VISION = {"attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02}
+INERT_CLIP = {"attention_dropout": 0.0, "initializer_factor": 1.0, "initializer_range": 0.02}
+INERT_SIGLIP = {"attention_dropout": 0.0}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -21,7 +23,7 @@ def write_config(
     carried: Mapping[str, Mapping[str, Any]] | None = None,
     form: Form | None = None,
 ) -> dict[str, Any]:
-    """`config.json` for stock transformers: LLaVA(-NeXT), Llama or CLIP by the parts of `model`.
+    """`config.json` for stock transformers: LLaVA(-NeXT), Llama or a tower by `model`'s parts.
 
     Args:
         model: what the network is.
@@ -36,9 +38,13 @@ def write_config(
         dict((carried or {}).get(name, {})) for name in ("outer", "text_config", "vision_config")
     )
     if model.vision is not None:
-        vision = {**INERT_VISION, **vision, **vision_fields(model.vision)}
-    if model.language is None:
-        return {"architectures": ["CLIPVisionModel"], **vision, **stored}
+        clip = model.vision.kind == "clip"
+        inert = INERT_CLIP if clip else INERT_SIGLIP
+        vision = {**inert, **vision, **vision_fields(model.vision)}
+        if model.language is None:
+            name = "CLIPVisionModel" if clip else "SiglipVisionModel"
+            return {"architectures": [name], **vision, **stored}
+    assert model.language is not None
     text = {**INERT_TEXT, **text, **text_fields(model.language, ids)}
     if model.vision is None:
         return {"architectures": ["LlamaForCausalLM"], **text, **stored}
@@ -71,16 +77,20 @@ def outer_fields(model: ModelConfig, form: Form | None = None) -> dict[str, Any]
         "multimodal_projector_bias": model.connector.bias,
         "projector_hidden_act": choose_form(model, form) or "gelu",
         "vision_feature_layer": model.vision.feature_layer,
-        "vision_feature_select_strategy": "default",
+        "vision_feature_select_strategy": STRATEGIES[model.vision.kind],
         "tie_word_embeddings": model.language.tied,
         **(write_grids(model.grids) if model.grids is not None else {}),
     }
 
 
 def vision_fields(vision: VisionConfig) -> dict[str, Any]:
-    """A CLIPVisionConfig."""
+    """A CLIPVisionConfig or SiglipVisionConfig."""
+    if vision.kind == "clip":
+        own = {"model_type": "clip_vision_model", "projection_dim": vision.projection}
+    else:
+        own = {"model_type": "siglip_vision_model", "vision_use_head": vision.pooling_head}
     return {
-        "model_type": "clip_vision_model",
+        **own,
         "hidden_size": vision.width,
         "intermediate_size": vision.mlp,
         "num_hidden_layers": vision.layers,
@@ -90,7 +100,6 @@ def vision_fields(vision: VisionConfig) -> dict[str, Any]:
         "patch_size": vision.patch_size,
         "hidden_act": vision.activation,
         "layer_norm_eps": vision.norm_eps,
-        "projection_dim": vision.projection,
     }
 
 

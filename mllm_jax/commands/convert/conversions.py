@@ -1,7 +1,7 @@
 """Hugging Face folder <-> model folder, and the joining of two backbones.
 
-    from_hf   LLaVA, Llama or CLIP folder            -> model folder
-    join      CLIP folder + Llama folder + connector -> model folder
+    from_hf   LLaVA, Llama or tower folder           -> model folder
+    join      tower folder + Llama folder + connector -> model folder
     to_hf     model, run or Hugging Face folder      -> folder that stock transformers opens
 
 One parameter is in memory at a time. Everything is written to a folder beside OUT that gets its
@@ -130,7 +130,7 @@ def join(
     new_rows: str = "transformers",
     connector_weights: str | Path | None = None,
 ) -> None:
-    """Puts a CLIP tower and a Llama together with a fresh connector: the model folder OUT.
+    """Puts an image tower and a Llama together with a fresh connector: the model folder OUT.
 
         join("models/start", vision="weights/clip", language="weights/llama", connector="mlp")
 
@@ -140,7 +140,7 @@ def join(
 
     Args:
         out: the folder to make.
-        vision: CLIPVisionModel, CLIPModel or a model folder with a vision tower.
+        vision: CLIP or SigLIP, alone or with its text half, or a model folder with a tower.
         language: LlamaForCausalLM or a model folder with a language model.
         connector: "linear" or "mlp".
         seed: of the connector and of the new rows.
@@ -195,7 +195,7 @@ def _backbones(vision: str | Path, language: str | Path) -> tuple[ModelSource, M
     tower, llama = open_model(vision), open_model(language)
     require(
         tower.config.model.vision is not None,
-        f"--vision {vision}: has no vision tower; give a CLIP folder",
+        f"--vision {vision}: has no vision tower; give a CLIP or SigLIP folder",
     )
     require(
         llama.config.model.language is not None,

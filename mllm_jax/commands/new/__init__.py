@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="DIR")
     parser.add_argument("--language", required=True, metavar="CODE", help="for example gl")
     parser.add_argument("--name", metavar="NAME", help="of the language, for example Galician")
-    parser.add_argument("--vision", type=Path, required=True, metavar="CLIP_DIR")
+    parser.add_argument("--vision", type=Path, required=True, metavar="VISION_DIR")
     parser.add_argument("--llm", type=Path, required=True, metavar="LLAMA_DIR")
     parser.add_argument("--connector", choices=("linear", "mlp"), default="linear")
     parser.add_argument(

@@ -28,6 +28,12 @@ FREEZING = {
 }
 
 
+FITS = {
+    "clip": Choice("crop", "ours: CLIP's resize and centre crop, as LLaVA-1.5 aligns"),
+    "siglip": Choice("stretch", "ours: both sides resized, as SigLIP was trained"),
+}
+
+
 class Model(NamedTuple):
     """What is trained."""
 
@@ -85,7 +91,7 @@ def _tree(
         {name: stream.language for name, stream in streams.items()},
         project_language,
     )
-    every = max(1, shape.steps // 4)
+    every, vision = max(1, shape.steps // 4), model.config.vision
     return {
         "init": {"weights": Choice(str(weights), "the model, and its architecture")},
         "data": {
@@ -94,7 +100,7 @@ def _tree(
             "image_slots": shape.image_slots,
             "rows": shape.rows,
             "over_long": Choice("drop", "ours: what does not fit a row is left out and counted"),
-            "image_fit": Choice("crop", "ours: CLIP's resize and centre crop, as LLaVA-1.5 aligns"),
+            "image_fit": FITS["clip" if vision is None else vision.kind],
             "streams": {
                 name: _stream(stream, dataset.images, None if single else shares[name])
                 for name, stream in streams.items()

@@ -1,11 +1,12 @@
-"""Decodes image files to the pixels that CLIP expects, equal to Hugging Face's PIL processor.
+"""Decodes image files to the pixels that towers expect, equal to Hugging Face's PIL processors.
 
 An image is a path, or the encoded bytes that a shard holds. Its header is checked before anything
-is decoded: kind, pixels, frames. One resize everywhere (PIL, bicubic), in training,
+is decoded: kind, pixels, frames. One resize everywhere (PIL, the tower's filter), in training,
 generation and evaluation alike:
 
-    crop   shortest edge to `size`, then the central square         (CLIP, LLaVA pretraining)
-    pad    a square canvas in the mean colour, then to `size`       (LLaVA-1.5 fine-tuning)
+    crop      shortest edge to `size`, then the central square         (CLIP, LLaVA pretraining)
+    pad       a square canvas in the mean colour, then to `size`       (LLaVA-1.5 fine-tuning)
+    stretch   both sides to `size`, whatever they were                 (SigLIP)
 
 The model gets uint8 and normalises on the device; `normalise` is the reference for tests and
 export checks.
@@ -18,7 +19,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -28,7 +28,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.images.orientation import BROKEN, UPRIGHT, orientation, upright_size
-from mllm_jax.data.images.resize import to_square
+from mllm_jax.data.images.resize import Fit, Resample, to_square
 from mllm_jax.data.images.tiles import Tiles, tile
 from mllm_jax.data.record_errors import RecordError
 
@@ -84,9 +84,10 @@ def decode(
 def load_pixels(
     image: str | Path | bytes,
     size: int,
-    fit: Literal["crop", "pad"],
+    fit: Fit,
     mean: tuple[float, float, float] = CLIP_MEAN,
     max_pixels: int = MAX_PIXELS,
+    resample: Resample = "bicubic",
 ) -> UInt8[np.ndarray, "height width C"]:
     """An image as RGB pixels [size, size, 3].
 
@@ -97,17 +98,18 @@ def load_pixels(
         fit: what happens to images that are not square, see the top of this file.
         mean: channel means in 0..1; `pad` fills with int(255 * mean).
         max_pixels: an image with more is refused; see also `resizing.to_square`.
+        resample: filter of the resize.
 
     Raises:
         BadImage, ConfigError: as `decode`.
     """
-    return to_square(_upright_rgb(image, max_pixels), size, fit, mean, max_pixels)
+    return to_square(_upright_rgb(image, max_pixels), size, fit, mean, max_pixels, resample)
 
 
 def load_tiles(
     image: str | Path | bytes,
     model: ModelConfig,
-    fit: Literal["crop", "pad"],
+    fit: Fit,
     images: int = 1,
     max_pixels: int = MAX_PIXELS,
 ) -> Tiles:
@@ -148,7 +150,7 @@ def normalise(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float32[np.ndarray, "*batch C"]:
-    """uint8 pixels -> (x / 255 - mean) / std, as CLIP was trained."""
+    """uint8 pixels -> (x / 255 - mean) / std, as the towers were trained."""
     scaled = pixels.astype(np.float32) * np.float32(1 / 255)
     return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 

@@ -16,7 +16,7 @@ Values are those of transformers' LlavaNextImageProcessorPil, and of the origina
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -25,7 +25,7 @@ from PIL import Image
 from mllm_jax.batch import NEWLINE
 from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.model import VisionConfig
-from mllm_jax.data.images.resize import resized, to_square
+from mllm_jax.data.images.resize import Fit, Resample, resized, to_square
 
 Placeholders = Int32[np.ndarray, "_"]
 
@@ -41,7 +41,7 @@ def tile(
     image: Image.Image,
     layout: ImageLayout,
     vision: VisionConfig,
-    fit: Literal["crop", "pad"],
+    fit: Fit,
     max_pixels: int,
 ) -> Tiles:
     """An RGB picture, upright, by its layout.
@@ -53,19 +53,22 @@ def tile(
         fit: what happens to pictures that are not square where nothing is cut: `config.data`.
         max_pixels: as in `resize.to_square`.
     """
-    side, mean = vision.image_size, vision.image_mean
+    side, mean, resample = vision.image_size, vision.image_mean, vision.resample
     numbers = placeholders(layout, vision)
     if layout.canvas is None:
-        square = to_square(image, side, "pad" if layout.newline else fit, mean, max_pixels)
+        fit = "pad" if layout.newline else fit
+        square = to_square(image, side, fit, mean, max_pixels, resample)
         return Tiles(square[None], numbers)
-    whole = np.asarray(resized(image, (side, side), max_pixels))
-    canvas = np.asarray(_on_canvas(image, layout.canvas, max_pixels))
+    whole = np.asarray(resized(image, (side, side), max_pixels, resample))
+    canvas = np.asarray(_on_canvas(image, layout.canvas, max_pixels, resample))
     rows, columns = layout.canvas[0] // side, layout.canvas[1] // side
     cut = canvas.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
     return Tiles(np.concatenate([whole[None], cut]), numbers)
 
 
-def _on_canvas(image: Image.Image, canvas: tuple[int, int], max_pixels: int) -> Image.Image:
+def _on_canvas(
+    image: Image.Image, canvas: tuple[int, int], max_pixels: int, resample: Resample
+) -> Image.Image:
     """The picture as large as fits, its sides in proportion, in the middle of a black canvas."""
     (height, width), (tall, wide) = canvas, (image.height, image.width)
     if width / wide < height / tall:
@@ -74,7 +77,7 @@ def _on_canvas(image: Image.Image, canvas: tuple[int, int], max_pixels: int) -> 
         shape = min(math.ceil(wide * (height / tall)), width), height
     black = Image.new("RGB", (width, height))
     corner = (width - shape[0]) // 2, (height - shape[1]) // 2
-    black.paste(resized(image, shape, max_pixels), corner)
+    black.paste(resized(image, shape, max_pixels, resample), corner)
     return black
 
 

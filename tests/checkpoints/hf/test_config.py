@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from mllm_jax.checkpoints.hf.config import (
-    clip_vision,
     model_type,
     read_language,
     read_llava,
     read_vision,
+    tower_section,
 )
 from mllm_jax.checkpoints.hf.write_config import write_config
 from mllm_jax.common.errors import ConfigError
@@ -60,7 +60,13 @@ def test_another_llama_is_refused(fields: dict[str, Any], message: str) -> None:
         ({"layer_norm_eps": float("inf")}, "layer_norm_eps=inf"),
         ({"projection_dim": "x"}, "projection_dim='x'"),
         ({"num_channels": 1}, "num_channels=1"),
-        ({"model_type": "siglip_vision_model"}, "siglip_vision_model"),
+        ({"model_type": "siglip2_vision_model"}, "siglip2_vision_model"),
+        ({"model_type": "siglip_vision_model", "vision_use_head": 1}, "vision_use_head=1"),
+        ({"model_type": "siglip_vision_model", "patch_size": [16, 16]}, "patch_size="),
+        (
+            {"model_type": "siglip_vision_model", "image_size": 8},
+            "image_size=8 is below patch_size",
+        ),
     ],
 )
 def test_another_tower_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -145,12 +151,12 @@ def test_a_clip_config_with_two_towers() -> None:
     """vision_config_dict replaces vision_config in transformers: they must describe one tower."""
     tower = {"hidden_size": 96, "num_attention_heads": 4}
     both = {"model_type": "clip", "vision_config_dict": tower}
-    assert clip_vision("here", both) == tower
+    assert tower_section("here", both) == tower
     full = tower | {"hidden_act": "quick_gelu", "image_size": 224}
-    assert clip_vision("here", both | {"vision_config": full}) == full
+    assert tower_section("here", both | {"vision_config": full}) == full
     other = both | {"vision_config": full | {"hidden_act": "gelu"}}
     with pytest.raises(ConfigError, match="vision_config and vision_config_dict contradict"):
-        clip_vision("here", other)
+        tower_section("here", other)
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:

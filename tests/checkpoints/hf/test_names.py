@@ -33,6 +33,7 @@ def test_output_projection_and_patches() -> None:
 
 
 SHAPES = {"D": 4, "C": 3, "p": 2, "q": 2, "P": 5, "N": 2, "H": 3, "K": 1, "F": 6, "V": 7}
+SHAPES |= {"E": 8, "I": 1}
 
 
 @pytest.mark.parametrize("row", hf_names.ROWS, ids=lambda row: row.path)
@@ -110,7 +111,7 @@ def test_every_layout_finds_the_same_row(name: str, expected: str | None) -> Non
 def test_two_names_for_one_parameter_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"lm_head.weight.*the same parameter"):
         hf_names.canonical_names(
-            "here", {"lm_head.weight": 0, "language_model.lm_head.weight": 0}, clip=False
+            "here", {"lm_head.weight": 0, "language_model.lm_head.weight": 0}, tower=False
         )
 
 
@@ -120,8 +121,8 @@ def test_buffers_are_left_out_by_name() -> None:
         "logit_scale": 0,
         "model.layers.0.self_attn.rotary_emb.inv_freq": 0,
     }
-    found, left_out = hf_names.canonical_names("here", names, clip=True)
+    found, left_out = hf_names.canonical_names("here", names, tower=True)
     assert found == {}
     assert left_out == list(names)
-    found, _ = hf_names.canonical_names("here", {"logit_scale": 0}, clip=False)
+    found, _ = hf_names.canonical_names("here", {"logit_scale": 0}, tower=False)
     assert found == {"logit_scale": "logit_scale"}, "only a CLIP folder may have it"

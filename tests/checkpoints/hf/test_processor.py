@@ -31,7 +31,8 @@ def test_processor_of_both_generations(tmp_path: Path, nested: bool) -> None:
         {"patch_size": 7, **({"image_processor": CLIP} if nested else {})},
     )
     stats, fit = read_processor(tmp_path, 28)
-    assert stats == {"image_mean": (0.1, 0.2, 0.3), "image_std": (1.0, 1.0, 1.0)}
+    given = {"image_mean": (0.1, 0.2, 0.3), "image_std": (1.0, 1.0, 1.0)}
+    assert stats == given | {"resample": "bicubic"}
     assert fit == "crop"
 
 
@@ -117,10 +118,95 @@ def test_old_sizes_and_padding(tmp_path: Path) -> None:
     assert read_processor(tmp_path, 28)[1] == "pad"
 
 
+SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 30, "width": 30}}
+
+
+def test_siglips_processor(tmp_path: Path) -> None:
+    """It stretches; mean and deviation are 0.5 where it does not say, as in transformers."""
+    half = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    assert read_processor(tmp_path, 30, kind="siglip") == (half, "stretch")
+    assert read_processor(tmp_path, 30) == ({}, "crop")
+    put(tmp_path, "preprocessor_config.json", SIGLIP)
+    assert read_processor(tmp_path, 30) == (half, "stretch")
+    put(tmp_path, "preprocessor_config.json", SIGLIP | {"resample": 2, "image_std": [1, 1, 1]})
+    given = half | {"image_std": (1.0, 1.0, 1.0), "resample": "bilinear"}
+    assert read_processor(tmp_path, 30, kind="siglip") == (given, "stretch")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resample": 2}, "resample=2 is not supported; only 3 is"),
+        ({"size": 30}, "size=30; expected height and width 30"),  # would be the shorter side
+        ({"size": {"height": 30, "width": 32}}, "expected height and width 30"),
+        ({"do_center_crop": True}, "do_center_crop=True is not supported"),
+        ({"do_pad": True}, "do_pad=True is not supported"),
+        ({"do_normalize": False}, "do_normalize=False; expected true"),
+    ],
+)
+def test_another_siglip_processor_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    put(tmp_path, "preprocessor_config.json", SIGLIP | change)
+    with pytest.raises(ConfigError, match=message):
+        read_processor(tmp_path, 30, kind="siglip")
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_a_written_processor_is_read_back(tmp_path: Path, fit: str, resample: Any) -> None:
+    """Of every kind, whatever the source's was; with SigLIP no class token is counted."""
+    vision = VisionConfig(
+        kind="siglip", image_size=30, patch_size=7, image_mean=(0.1, 0.2, 0.3), resample=resample
+    )
+    model = ModelConfig(vision, ConnectorConfig(), LanguageConfig(), image_token=3)
+    tokens = {"model": {"vocab": {}}, "added_tokens": [{"content": "<image>", "id": 3}]}
+    put(tmp_path, "tokenizer.json", tokens)
+    put(tmp_path, "preprocessor_config.json", CLIP if fit == "stretch" else SIGLIP)
+    write_processor(tmp_path, model, fit)
+    stats, read = read_processor(tmp_path, 30, kind="siglip")
+    assert read == fit
+    assert stats["image_mean"] == (0.1, 0.2, 0.3)
+    assert stats["resample"] == resample
+    check_placeholders(tmp_path, model)
+    written = json.loads((tmp_path / "processor_config.json").read_text())
+    assert written["num_additional_image_tokens"] == 0
+    assert written["vision_feature_select_strategy"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_feature_select_strategy": "full"}, None),
+        ({"vision_feature_select_strategy": None, "num_additional_image_tokens": None}, None),
+        ({}, "vision_feature_select_strategy='default'; expected full: SigLIP has no class token"),
+        (
+            {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 1},
+            "num_additional_image_tokens=1 is not supported",
+        ),
+    ],
+)
+def test_placeholders_of_siglip(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    vision = VisionConfig(kind="siglip", image_size=30, patch_size=7)
+    model = ModelConfig(vision, ConnectorConfig(), LanguageConfig(), image_token=3)
+    places = {"patch_size": 7, "num_additional_image_tokens": 0}
+    put(
+        tmp_path,
+        "processor_config.json",
+        places | {"vision_feature_select_strategy": "default"} | change,
+    )
+    if message is None:
+        check_placeholders(tmp_path, model)
+        return
+    with pytest.raises(ConfigError, match=rf"processor_config\.json: {message}"):
+        check_placeholders(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resample": 1}, "resample=1; expected 3 or 2"),
         ({"do_center_crop": False}, "do_center_crop=False; expected true"),
         ({"do_normalize": False}, "do_normalize=False"),
         ({"rescale_factor": 1.0}, "rescale_factor=1.0"),
@@ -145,7 +231,8 @@ def test_old_sizes_and_padding(tmp_path: Path) -> None:
         ({"image_std": [1, 1, float("nan")]}, r"image_std\[2\]=nan"),
         ({"image_processor_type": 3}, "image_processor_type=3; expected text"),
         ({"rescale_factor": "0.0039"}, "rescale_factor='0.0039'; expected a number"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "expected height and width 28"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor"),
     ],
 )
 def test_another_processor_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -9,22 +9,19 @@ from typing import Any
 import jax
 
 from mllm_jax.checkpoints.frozen import FrozenParams
-from mllm_jax.checkpoints.open_model import ModelSource, open_model
+from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep, Mean
 from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common import interrupts
-from mllm_jax.common.errors import Preempted, require
+from mllm_jax.common.errors import Preempted
 from mllm_jax.common.hardware import peak_rate
 from mllm_jax.common.log import Log
-from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
-from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
-from mllm_jax.models import mllm
 from mllm_jax.training import (
     flops,
     metrics,
@@ -39,6 +36,14 @@ from mllm_jax.training.evaluation import Evaluation, Sampler
 from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.restore import first_params, first_state, restore_state
 from mllm_jax.training.setup import TrainSetup, compile_train_step, make_setup, shard_batch
+from mllm_jax.training.start import (
+    begin_folder,
+    check_samples,
+    check_source,
+    describe,
+    open_writer,
+    origin,
+)
 from mllm_jax.training.writer import MetricsWriter, NoWriter
 
 
@@ -97,8 +102,8 @@ def _train(
     start = log.seconds
     first = first_params(setup, source, config) if begin.step is None else None
     seconds = log.seconds - start
-    run = _begin(config, source, loader, steps, begin, inputs)
-    _describe(log, config, setup, loader, heldout, steps, begin, inputs)
+    run = begin_folder(config, source, loader, steps, begin, inputs)
+    describe(log, config, setup, loader, heldout, steps, begin, inputs)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
     start = log.seconds
@@ -108,14 +113,14 @@ def _train(
         now = restore_state(setup, checkpoints, frozen, source, config)
     jax.block_until_ready(now)
     begins = int(now.step)
-    log(f"weights: {_origin(config, begin, source)}, {seconds + log.seconds - start:.1f} s")
+    log(f"weights: {origin(config, begin, source)}, {seconds + log.seconds - start:.1f} s")
     samples = None
     if sampler and heldout is not None and config.train.evaluate and config.train.evaluate.samples:
         samples = sampler(config, run, tokenizer, heldout, mesh)
     saved = checkpoints.extra(begins) if begins else {}
     evaluation = Evaluation(config, setup, heldout, steps, log, saved, samples)
     loop = Loop(config, setup, loader, checkpoints, frozen, evaluation, steps, log)
-    record = _writer(config, steps, begins if begin.resume else None)
+    record = open_writer(config, steps, begins if begin.resume else None)
     with Stop() as stop, checkpoints, record as writer:  # the last save is complete at the end
         now = loop.run(now, begins, writer, stop)
     if processes.is_first():
@@ -126,87 +131,6 @@ def _train(
         log(run_log.early_end(evaluation.lowest))
     log(run_log.end(run, int(now.step), evaluation.ended or int(now.step) == steps, steps))
     return run
-
-
-def _begin(
-    config: Config,
-    source: ModelSource | None,
-    loader: Loader,
-    steps: int,
-    begin: run_folder.Beginning,
-    inputs: run_inputs.Inputs,
-) -> Path:
-    """The first thing that is written, by process 0, when all processes have checked theirs."""
-    processes.barrier("checked")
-    if processes.is_first():
-        run = run_folder.prepare(config, source, loader, steps, fresh=begin.step is None)
-        run_inputs.write(run, inputs, loader)
-    processes.barrier("prepared")
-    return Path(config.out)
-
-
-def _describe(
-    log: Log,
-    config: Config,
-    setup: TrainSetup,
-    loader: Loader,
-    heldout: HeldOut | None,
-    steps: int,
-    begin: run_folder.Beginning,
-    inputs: run_inputs.Inputs,
-) -> None:
-    """Logs what the run consists of, and notes its machine; not before every check has passed."""
-    for note in [*begin.notes, *inputs.notes]:
-        log(f"resume: {note}")
-    log(run_log.devices(setup.mesh))
-    if processes.is_first():
-        run_folder.write_machine(Path(config.out), setup.mesh)
-    if warning := sharding.slow_links(setup.mesh):
-        log(warning)
-    for line in run_log.data(config, loader, steps):
-        log(line)
-    if heldout is not None:
-        log(run_log.heldout(config, heldout))
-    log(run_log.parameters(setup.abstract))
-    log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
-    log(run_log.begin(config, begin.step, steps))
-
-
-def _origin(config: Config, begin: run_folder.Beginning, source: ModelSource | None) -> str:
-    """Where the parameters came from."""
-    if begin.step is not None:
-        return f"restored from checkpoint {begin.step}"
-    if source is None:
-        return f"random, seed {config.seed}"
-    drawn = f", {config.init.fresh} reinitialised" if config.init.fresh else ""
-    if config.model.grids is not None and source.config.model.grids is None:
-        drawn += f", {mllm.NEWLINE} new, drawn with seed {config.seed}"
-    return f"read from {config.init.weights}{drawn}"
-
-
-def _writer(config: Config, steps: int, resume_step: int | None) -> MetricsWriter | NoWriter:
-    if not processes.is_first():
-        return NoWriter()
-    run, section, wandb = Path(config.out), config.train.wandb, None
-    if section is not None:
-        wandb = weights_biases.WandbRun(section, run, loading.to_dict(config))
-    return MetricsWriter(run, steps, resume_step, config.train.log_every, wandb=wandb)
-
-
-def check_samples(config: Config, sampler: Sampler | None) -> None:
-    """Refuses sample answers where they cannot be made. Raises ConfigError."""
-    evaluate = config.train.evaluate
-    if evaluate is None or evaluate.samples == 0:
-        return
-    option = f"train.evaluate.samples={evaluate.samples}"
-    require(
-        sampler is not None,
-        f"{option}: pass sampler=mllm_jax.generation.samples.sampler to train, or set 0",
-    )
-    require(
-        jax.process_count() == 1,
-        f"{option}: sample answers are written by runs of one process only; set 0",
-    )
 
 
 class Loop:
@@ -338,19 +262,3 @@ class Loop:
         self.checkpoints.save(number, now.trainable, now.opt_state, extra, loss, files)
         folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
         self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")
-
-
-def check_source(config: Config, source: ModelSource | None) -> None:
-    """Refuses weights of another architecture than the config's. Raises ConfigError."""
-    if source is None:
-        return
-    connector = ("connector.kind", "connector.bias")  # a fresh connector may be of another kind
-    drawn_anew = run_folder.is_fresh(config.init, "connector/linear_1/kernel")
-    differences = run_folder.model_differences(source.config.model, config.model)
-    differ = [
-        f"{key} is {theirs!r}, the config says {ours!r}"
-        for key, (theirs, ours) in differences.items()
-        if not (drawn_anew and key in connector)
-    ]
-    where = f"init.weights={config.init.weights!r}"
-    require(not differ, f"{where} is of another architecture: {'; '.join(differ[:8])}")

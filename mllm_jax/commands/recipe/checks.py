@@ -30,9 +30,10 @@ from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
-from mllm_jax.training import loop, run_folder, run_inputs, step, weights_biases
+from mllm_jax.training import run_folder, run_inputs, step, weights_biases
 from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import make_setup
+from mllm_jax.training.start import check_samples, check_source
 
 
 def check_folders(stages: Mapping[str, Config], tree: Tree) -> None:
@@ -111,7 +112,7 @@ def check_stages(
             continue
         with _naming(name):
             if start is None and config.init.weights is not None:
-                loop.check_source(config, open_model(config.init.weights))
+                check_source(config, open_model(config.init.weights))
             steps, chats = _check_stage(config, source_files(stages), devices)
         templates[name] = chats or template
         if not is_complete(config, steps):
@@ -172,7 +173,7 @@ def _check_stage(
         Its steps, and the chat template of its conversations.
     """
     begin = run_folder.check(config, resume="auto")
-    loop.check_samples(config, sampler)
+    check_samples(config, sampler)
     weights_biases.check(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     step.check_rows(mesh, config.data.rows, config.train.microbatches)

@@ -15,6 +15,8 @@ from tests.support.workplace import Case, Change, append, cut_file, in_json, rem
 FROM = ["convert", "from-hf", "hf", "out"]
 ASK = ["generate", "hf", "--prompt", "gorria?", "--max-new-tokens", "2"]
 ASK_MODEL = ["generate", "model", "--prompt", "gorria?", "--max-new-tokens", "2"]
+JOIN = ["convert", "join", "out", "--vision", "clip", "--language", "llama"]
+TRAINED = [*JOIN, "--connector-weights", "mm_projector.bin"]
 ASK_RUN = ["generate", "run", "--prompt", "gorria?", "--max-new-tokens", "2"]
 CONFIG = "hf/config.json"
 DEEP = "[" * 100_000
@@ -260,7 +262,40 @@ TENSORS: dict[str, tuple[Change, str]] = {
 
 ENDS_A_RUN = ("a run with damage",)  # exit code 1
 
+
+def connector(instructions: bytes) -> Change:
+    """An mm_projector.bin whose pickle has these instructions."""
+
+    def edit(place: Path) -> None:
+        pickle = torch_files.PROTO + instructions + torch_files.STOP
+        torch_files.write_file(place / "mm_projector.bin", pickle, {"0": bytes(24)})
+
+    return edit
+
+
 FILES: dict[str, tuple[list[str], Change, str]] = {
+    "new rows of nobody": ([*JOIN, "--new-rows", "mine"], lambda place: None, "--new-rows"),
+    "two connectors": ([*TRAINED, "--connector", "mlp"], lambda place: None, "not allowed with"),
+    "a connector that is not there": (
+        TRAINED,
+        lambda place: None,
+        "mm_projector.bin: no such file",
+    ),
+    "a connector that runs a program": (
+        TRAINED,
+        connector(torch_files.call(torch_files.name("posix", "system"), "touch out")),
+        "'posix.system'",
+    ),
+    "a connector of another width": (
+        TRAINED,
+        connector(torch_files.value({"model.mm_projector.weight": torch_files.tensor()})),
+        "linear_1.weight is [2, 3]",
+    ),
+    "a connector that is a language model": (
+        TRAINED,
+        connector(torch_files.value({"model.norm.weight": torch_files.tensor()})),
+        "'model.norm.weight' is not of a connector",
+    ),
     "no config": (FROM, remove(CONFIG), "config.json"),
     "config cut short": (FROM, cut_file(CONFIG, 50), "config.json"),
     "config that is a list": (FROM, write(CONFIG, "[]"), "config.json"),
@@ -468,7 +503,7 @@ CASES += [
 CASES += [
     Case(
         f"join: {name}",
-        ["convert", "join", "out", "--vision", "clip", "--language", "llama"],
+        JOIN,
         change,
         said,
     )

@@ -18,7 +18,7 @@ class Module(NamedTuple):
     module: str
     parameters: int
     trained: str  # "yes", "no" or "partly"
-    before: str  # fingerprint, or "random" where parameters were reinitialised
+    before: str  # fingerprint; "random" where all parameters are new, "partly new" where some are
     after: str
 
 
@@ -53,9 +53,16 @@ def _module(
         name,
         sum(after[path].size for path in paths),
         "partly" if len(kinds) > 1 else "yes" if kinds == {True} else "no",
-        _together(old) if len(old) == len(paths) else "random",
+        _before(old, len(paths)),
         _together(new),
     )
+
+
+def _before(old: Mapping[str, bytes], count: int) -> str:
+    """A fingerprint; or that all of `count` parameters are new, or some, as the newline vector."""
+    if not old:
+        return "random"
+    return _together(old) if len(old) == count else "partly new"
 
 
 def _hash(leaf: Leaf, like: Leaf) -> bytes:

@@ -20,14 +20,15 @@ LINKS = {
 
 def report_page(report: Report) -> str:
     """The page's text."""
-    scores, stages = report.scores, report.stages
-    for variant in report.variants:  # of several evaluations, the answers are beside one another
-        scores = variant.scores or scores
+    scores, stages, name = report.scores, report.stages, ""
+    for variant in report.variants:  # the last one that is evaluated has the others' answers too
+        if variant.scores is not None:
+            scores, name = variant.scores, variant.name
     table = score_sections.variant_scores(report.variants) if report.variants else ""
     parts = {
         "variants": score_sections.variant_table(report.variants) if report.variants else "",
         "scores": table or (score_sections.score_table(scores) if scores else ""),
-        "answers": score_sections.answer_sections(scores) if scores else "",
+        "answers": score_sections.answer_sections(scores, name) if scores else "",
         "loss": stage_sections.losses(stages),
         "course": stage_sections.course(stages),
         "shares": stage_sections.shares(stages),

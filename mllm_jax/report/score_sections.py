@@ -75,11 +75,18 @@ def overall(scores: Scores, language: str) -> Group:
     return Group("", language, right, count, majority, "")
 
 
-def answer_sections(scores: Scores) -> str:
-    """Cards of the first answers of every kind and language, then of other wrong ones."""
+def answer_sections(scores: Scores, variant: str = "") -> str:
+    """Cards of the first answers of every kind and language, then of other wrong ones.
+
+    Args:
+        scores: the evaluation.
+        variant: whose it is, where there are several.
+    """
     if not scores.answers:
         return ""
     note = "The first of every kind and language, as they come. Pictures as the model gets them."
+    if variant:
+        note += f" The answer is that of {variant}; those of the others are below it."
     text = html.section("Answers", note, _cards(scores.answers))
     if scores.misses:
         text += html.section("Wrong answers", "Some of the others.", _cards(scores.misses))

@@ -165,6 +165,7 @@ def test_variants_of_a_tree_are_compared(tmp_path: Path, capsys: pytest.CaptureF
         "<h2>Variants</h2>",
         "mlp → it",
         "mlp → pt",
+        "The answer is that of PT; those of the others are below it.",
         "50.0 %",
         "100.0 %",
         "<details><summary>IT</summary>",

@@ -1,5 +1,6 @@
 """open_model: a model folder, a checkpoint of a run or a Hugging Face folder, read alike."""
 
+import dataclasses
 import functools
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.hf.processor import read_processor
 from mllm_jax.checkpoints.hf.reader import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
+from mllm_jax.checkpoints.merge import merged
 from mllm_jax.checkpoints.params import restore, stored_leaves
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError, require
@@ -79,11 +81,17 @@ class ModelSource:
 
 
 class OrbaxSource(ModelSource):
-    """A model folder, or a checkpoint of a run with the run's frozen parameters."""
+    """A model folder, or a checkpoint of a run with the run's frozen parameters.
+
+    Attributes:
+        adapter: of the run; merged into what is read.
+    """
 
     def __init__(self, where: Path, stored: Path, files: Path):
         self.where, self.files, self._stored, self.left_out = where, files, stored, []
-        self.config = loading.load(FolderConfig, files / "config.yaml")
+        config = loading.load(FolderConfig, files / "config.yaml")
+        # what is opened here is the model with its adapters merged into it
+        self.adapter, self.config = config.adapter, dataclasses.replace(config, adapter=None)
         self.ids = hf_tokenizer.special_ids(files)
         self.unread = hf_unread.read_unread(files)
         self.image_fit = "crop"
@@ -110,6 +118,8 @@ class OrbaxSource(ModelSource):
 
     def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         stored = self._frozen | stored_leaves(self._stored)
+        if self.adapter is not None:
+            stored = merged(stored, self.adapter)
         read = {path: stored[path] for path in drop_unread(stored, abstract, unread)}
         compare(str(self.where), abstract, read)
         return {path: read[path] for path in abstract}

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import NameText, PathText, PatternText, Range, Section, Size, Step, Text
+from mllm_jax.config.adapter import PART as ADAPTER_PART
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 
@@ -121,13 +123,6 @@ class OptimizerConfig(Section, at="optimizer"):
     """Regex over whole parameter paths without weight decay."""
     clip_norm: Annotated[float, Range("(0, 1_000_000_000]", "null for none")] | None = 1.0
     """Gradients with a larger global norm are scaled down to it; null for no limit."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            any(part.train for part in self.parts.values()),
-            "optimizer.parts: every part is frozen; set train: true on one",
-        )
 
 
 @dataclass(frozen=True)
@@ -290,6 +285,8 @@ class Config(Section):
     """Number formats and memory."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How the devices are used."""
+    adapter: AdapterConfig | None = None
+    """Train low-rank updates (LoRA) of frozen matrices; none by default."""
     out: PathText = "runs/run"
     """The run folder."""
     seed: Annotated[int, Range("[0, 4_294_967_295]")] = 0
@@ -297,6 +294,7 @@ class Config(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_parts()
         rows, micro = self.data.rows, self.train.microbatches
         require(
             rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}"
@@ -330,6 +328,18 @@ class Config(Section):
                 f"data.image_slots={self.data.image_slots}: the model reads no images, set 0",
             )
 
+    def _check_parts(self) -> None:
+        parts = self.optimizer.parts
+        require(
+            self.adapter is not None or any(part.train for part in parts.values()),
+            "optimizer.parts: every part is frozen; set train: true on one, or give an adapter",
+        )
+        require(
+            self.adapter is None or ADAPTER_PART not in parts,
+            f"optimizer.parts.{ADAPTER_PART}: the name is taken: the section adapter has its own "
+            "learning_rate; rename the part",
+        )
+
 
 @dataclass(frozen=True)
 class FolderConfig(Section):
@@ -347,3 +357,5 @@ class FolderConfig(Section):
     """Stream -> its share of the trained tokens."""
     scores: Scores = field(default_factory=dict)
     """Name of a score, as `exact match (eu)` -> value."""
+    adapter: AdapterConfig | None = None
+    """Adapters in a run's checkpoints, which are merged into the matrices as these are read."""

@@ -127,7 +127,7 @@ class _Answerer(Answerer):
         compute = config.compute
         self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
         platform = mesh.devices.flat[0].platform
-        self.model = mllm.build(config.model, self.compute, platform)
+        self.model = mllm.build(config.model, self.compute, platform, config.adapter)
         self.rows_multiple = ways(mesh, "batch")
 
     def prompt_text(self, question: Question) -> str:

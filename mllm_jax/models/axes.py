@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mllm_jax.config.adapter import A, inputs_of, is_adapter, kernel_of
+
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"vision/class_embedding", ("none",)),
@@ -42,8 +44,20 @@ def logical_axes(params: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _names(path: str, leaf: Any) -> tuple[str, ...]:
-    rows = [names for pattern, names in TABLE if re.fullmatch(pattern, path)]
-    assert len(rows) == 1, f"{path}: claimed by {len(rows)} rows of the axes table"
-    names = (("layers",) if "/layers/" in path else ()) + rows[0]
+    names = _adapter(path) if is_adapter(path) else _row(path)
+    names = (("layers",) if "/layers/" in path else ()) + names
     assert len(names) == len(leaf.shape), f"{path}: {names} for shape {leaf.shape}"
     return names
+
+
+def _adapter(path: str) -> tuple[str, ...]:
+    """Those of the matrix that the adapter changes; its rank is on every device whole."""
+    kernel = kernel_of(path)
+    names, inputs = _row(kernel), inputs_of(kernel)
+    return (*names[:inputs], "none") if path.endswith(f"/{A}") else ("none", *names[inputs:])
+
+
+def _row(path: str) -> tuple[str, ...]:
+    rows = [names for pattern, names in TABLE if re.fullmatch(pattern, path)]
+    assert len(rows) == 1, f"{path}: claimed by {len(rows)} rows of the axes table"
+    return rows[0]

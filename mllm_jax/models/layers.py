@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from mllm_jax.common.arithmetic import add_shared, einsum
 from mllm_jax.distributed.sharding import constrain, parts_of
+from mllm_jax.models import lora
 
 DType = Any
 
@@ -122,11 +123,20 @@ class Einsum(nn.Module):
         ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
-        product = linear(self.equation, x.astype(self.dtype), kernel, self.reduce)
+        x = x.astype(self.dtype)
+        product = linear(self.equation, x, kernel, self.reduce)
+        if adapter := self._adapter():
+            run, name = functools.partial(linear, reduce=self.reduce), "/".join(self.path)
+            product = product + lora.update(self.equation, x, adapter, run, name)
         y: Any = checkpoint_name(product, "product")
         if self.bias is not None:
             y = add_shared(y, self.param("bias", nn.initializers.zeros, self.bias, jnp.float32))
         return y
+
+    def _adapter(self) -> dict[str, Any]:
+        """The parameters of this map's adapter by name; empty if it has none."""
+        names = (name for name in lora.PARAMS if self.has_variable("params", name))
+        return {name: self.get_variable("params", name) for name in names}
 
 
 class RMSNorm(nn.Module):
@@ -197,7 +207,8 @@ def stack(
     else:
         params = parent.param("layers", init)
     count = layers if used is None else used
-    whole = jax.tree.leaves(params)[0].shape[0] > count
+    # of some parameters all layers may be here, of others the used ones alone
+    whole = any(leaf.shape[0] > count for leaf in jax.tree.leaves(params))
 
     def body(h: Any, layer: Any) -> tuple[Any, Any]:
         one, layer_state = layer  # its parameters, or its number

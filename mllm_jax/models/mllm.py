@@ -25,13 +25,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from mllm_jax.batch import TEXT, ModelInputs, Pixels
 from mllm_jax.common.arithmetic import add_shared, einsum, take_rows
 from mllm_jax.common.trees import flatten, unflatten
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.models import lora
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
 from mllm_jax.models.llama import Cache, Llama, empty_cache
@@ -41,6 +43,8 @@ Params = Mapping[str, Any]  # path -> array
 
 NEWLINE = "connector/newline"  # path of the newline vector
 TOWERS: dict[str, type[CLIP] | type[SigLIP]] = {"clip": CLIP, "siglip": SigLIP}
+ADAPTER_DRAW = 3  # folded into the key of `init`: other draws stay as they are without adapters
+
 # platform -> attention backend for `compute.attention: auto`
 AUTO_ATTENTION = {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}
 
@@ -54,10 +58,23 @@ class MLLM:
     vision: CLIP | SigLIP | None
     connector: Connector | None
     language: Llama | None
+    adapter: AdapterConfig | None = None
 
 
-def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") -> MLLM:
-    """The modules for a config; `platform` (cpu, gpu, tpu) settles `compute.attention: auto`."""
+def build(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    platform: str = "cpu",
+    adapter: AdapterConfig | None = None,
+) -> MLLM:
+    """The modules for a config.
+
+    Args:
+        config: what the network is.
+        compute: number formats, remat, attention.
+        platform: cpu, gpu or tpu; settles `compute.attention: auto`.
+        adapter: what is trained beside frozen matrices; its parameters are among the model's.
+    """
     backend = AUTO_ATTENTION[platform] if compute.attention == "auto" else compute.attention
     vision, language = config.vision, config.language
     connector = None
@@ -76,6 +93,7 @@ def build(config: ModelConfig, compute: ComputeConfig, platform: str = "cpu") ->
         TOWERS[vision.kind](vision, compute, backend) if vision is not None else None,
         connector,
         Llama(language, compute, backend) if language is not None else None,
+        adapter,
     )
 
 
@@ -94,7 +112,10 @@ def init(model: MLLM, key: jax.Array) -> dict[str, jax.Array]:
         x = jnp.zeros((1, 1, model.language.config.width), model.compute.compute)
         ones = jnp.ones((1, 1), jnp.int32)
         nested["language"] = model.language.init(language_key, x, ones, ones)["params"]
-    return flatten(nested)
+    params = flatten(nested)
+    if model.adapter is not None:
+        params |= lora.init(model.adapter, params, jax.random.fold_in(key, ADAPTER_DRAW))
+    return params
 
 
 def abstract_params(model: MLLM) -> dict[str, jax.ShapeDtypeStruct]:
@@ -136,14 +157,14 @@ def head(params: Params) -> Float[Array, "V D"]:
 def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array, "B J D"]:
     """The connector's outputs for the images of each row, slot after slot: J = I * P."""
     B, I = pixels.shape[:2]  # noqa: E741
-    features = _apply(model.vision, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
-    vectors = _apply(model.connector, params, "connector", features)
+    features = _apply(model, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
+    vectors = _apply(model, params, "connector", features)
     return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])
 
 
 def embed(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
     """Token embeddings, with the image vectors and the newline vector at the placeholders."""
-    x = _apply(model.language, params, "language", inputs.tokens, method="embed")
+    x = _apply(model, params, "language", inputs.tokens, method="embed")
     if model.connector is None or inputs.pixels.shape[1] == 0:
         return x
     vectors, index = image_embeddings(model, params, inputs.pixels), jnp.asarray(inputs.image_index)
@@ -167,10 +188,31 @@ def _replace_placeholders(
     return jnp.where((image_index >= 0)[:, :, None], taken, token_embeddings)
 
 
-def hidden(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
-    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits."""
+def hidden(
+    model: MLLM, params: Params, inputs: ModelInputs, key: Key[Array, ""] | None = None
+) -> Float[Array, "B T D"]:
+    """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
+
+    Args:
+        model: the network.
+        params: path -> array.
+        inputs: of the rows.
+        key: of the update, for the adapters' dropout; None where nothing is trained.
+    """
+    if key is not None and model.adapter is not None and model.adapter.dropout:
+        identities = _identities(model, inputs)
+        params = lora.with_dropout(model.adapter, params, identities, key)
     x = embed(model, params, inputs)
-    return _apply(model.language, params, "language", x, inputs.segments, inputs.positions)[0]
+    return _apply(model, params, "language", x, inputs.segments, inputs.positions)[0]
+
+
+def _identities(model: MLLM, inputs: ModelInputs) -> dict[str, UInt32[Array, "rows positions"]]:
+    """What tells the positions apart that each module reads, for dropout."""
+    pixels = jnp.asarray(inputs.pixels)
+    of_text = lora.text_identities(jnp.asarray(inputs.tokens), jnp.asarray(inputs.positions))
+    images = pixels.reshape(-1, *pixels.shape[2:])
+    of_images = lora.image_identities(images, model.config.patches + 1)  # and the class token
+    return {"vision": of_images, "connector": of_images, "language": of_text}
 
 
 def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
@@ -189,9 +231,7 @@ def prefill(
     assert model.language is not None
     x = embed(model, params, inputs)
     cache = empty_cache(model.language.config, x.shape[0], slots, x.dtype)
-    x, cache = _apply(
-        model.language, params, "language", x, inputs.segments, inputs.positions, cache
-    )
+    x, cache = _apply(model, params, "language", x, inputs.segments, inputs.positions, cache)
     return logits(x[:, -1:], head(params))[:, 0], cache
 
 
@@ -199,14 +239,17 @@ def decode(
     model: MLLM, params: Params, token: Int[Array, "B"], position: Int[Array, "B"], cache: Cache
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one more token of every row; returns the logits after it and the cache with it."""
-    x = _apply(model.language, params, "language", token[:, None], method="embed")
+    x = _apply(model, params, "language", token[:, None], method="embed")
     ones = jnp.ones_like(token)[:, None]
-    x, cache = _apply(model.language, params, "language", x, ones, position[:, None], cache)
+    x, cache = _apply(model, params, "language", x, ones, position[:, None], cache)
     return logits(x, head(params))[:, 0], cache
 
 
-def _apply(module: Any, params: Params, name: str, *args: Any, **options: Any) -> Any:
+def _apply(model: MLLM, params: Params, name: str, *args: Any, **options: Any) -> Any:
     """Calls one of the three modules with its part of the parameters, nested as Flax wants them."""
+    module = getattr(model, name)
     assert module is not None, f"the model has no {name} part"
     part = {path: x for path, x in params.items() if path.startswith(f"{name}/")}
+    if model.adapter is not None:
+        part = lora.scaled(model.adapter, part)
     return module.apply({"params": unflatten(part)[name]}, *args, **options)

@@ -98,7 +98,8 @@ class Plans:
         steps = config.train.steps or STEPS
         mesh = sharding.make_mesh(config.mesh.axes, self._devices.devices)
         images = config.data.image_slots > 0
-        return make_setup(config.model, compute, config.optimizer, mesh, steps, images)
+        adapter = config.adapter
+        return make_setup(config.model, compute, config.optimizer, mesh, steps, images, adapter)
 
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> TrainSetup:
@@ -181,7 +182,8 @@ class Plans:
         A model with that part of the heads and units keeps what a device does. (The image tower is
         taken whole: its head width follows from its heads.)
         """
-        whole, parts = self.language, self.config.optimizer.parts
+        whole, adapter = self.language, self.config.adapter
+        parts = optimizer.with_adapter(self.config.optimizer.parts, adapter)
         language = dataclasses.replace(
             whole,
             heads=whole.heads // tensor,
@@ -190,13 +192,13 @@ class Plans:
         )
         model = dataclasses.replace(self.config.model, language=language)
         compute = dataclasses.replace(self.config.compute, remat=remat)
-        built = mllm.build(model, compute, self.hardware.chip.platform)
+        built = mllm.build(model, compute, self.hardware.chip.platform, adapter)
         held = state.param_dtypes(mllm.abstract_params(built), parts, compute)
         trainable, frozen = optimizer.split(held, parts)
         apply = apply_of(built)
 
         def pull(trainable: Any, frozen: Any, batch: Batch) -> Any:
-            hidden = lambda moving: apply(optimizer.merge(moving, frozen), batch)[0]  # noqa: E731
+            hidden = lambda moving: apply(optimizer.merge(moving, frozen), batch, None)[0]  # noqa: E731
             return jax.vjp(hidden, trainable)[1]
 
         return memory.kept_per_row(

@@ -98,7 +98,9 @@ def _train(
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     heldout = open_heldout(config, tokenizer, loader.streams, loader.shares(steps), mesh)
     images = config.data.image_slots > 0
-    setup = make_setup(config.model, config.compute, config.optimizer, mesh, steps, images)
+    setup = make_setup(
+        config.model, config.compute, config.optimizer, mesh, steps, images, config.adapter
+    )
     start = log.seconds
     first = first_params(setup, source, config) if begin.step is None else None
     seconds = log.seconds - start
@@ -202,7 +204,7 @@ class Loop:
         rows = data.rows  # of all processes
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
         counts = train.microbatches, len(data.streams), len(data.languages)
-        compiled = compile_train_step(self.setup, now, whole, *counts)
+        compiled = compile_train_step(self.setup, now, whole, *counts, self.config.seed)
         self.log(f"step compiled, {compiled.seconds:.1f} s")
         return compiled
 

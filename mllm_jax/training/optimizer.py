@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Num
 
-from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.patterns import matches
+from mllm_jax.config.adapter import PART, AdapterConfig, is_adapter
 from mllm_jax.config.stage import OptimizerConfig, PartConfig
 
 SHOWN = 5  # paths named in a message
@@ -73,6 +74,34 @@ def assign(paths: Iterable[str], parts: Mapping[str, PartConfig]) -> dict[str, s
             "every parameter must be claimed by exactly one part"
         )
     return {path: names[0] for path, names in claims.items()}
+
+
+def with_adapter(
+    parts: Mapping[str, PartConfig], adapter: AdapterConfig | None
+) -> dict[str, PartConfig]:
+    """The parts, and one more that claims the parameters of adapters; no other part does."""
+    if adapter is None:
+        return dict(parts)
+    return {**parts, PART: PartConfig(r".*/(lora_a|lora_b)", learning_rate=adapter.learning_rate)}
+
+
+def check_adapter(
+    paths: Iterable[str], parts: Mapping[str, PartConfig], adapter: AdapterConfig
+) -> None:
+    """Raises ConfigError for an adapter of a matrix that is trained itself.
+
+    Args:
+        paths: of the parameters that have no adapter yet, of the whole model.
+        parts, adapter: of the stage.
+    """
+    owner = assign(paths, parts)
+    trained = [path for path in adapter.targets(owner) if parts[owner[path]].train]
+    require(
+        not trained,
+        f"adapter.match={quoted(adapter.match)} matches {_shorten(trained)}, which optimizer.parts"
+        f".{owner[trained[0]] if trained else ''} trains; freeze it by train: false, or do not "
+        "match it",
+    )
 
 
 def split(params: Params, parts: Mapping[str, PartConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -218,6 +247,8 @@ def apply_updates(trainable: Params, updates: Params, useful: Any = True) -> dic
 
 
 def _claimants(path: str, parts: Mapping[str, PartConfig]) -> list[str]:
+    if is_adapter(path):
+        return [PART] if PART in parts else []
     return [
         name
         for name, part in parts.items()

@@ -37,6 +37,7 @@ from mllm_jax.common.patterns import matches
 from mllm_jax.common.trees import flatten
 from mllm_jax.common.versions import versions
 from mllm_jax.config import loading
+from mllm_jax.config.adapter import is_adapter
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config, FolderConfig, InitConfig
@@ -176,6 +177,7 @@ def prepare(
         config.compute.parameters,
         languages=config.data.languages,
         base_models=_bases(config, source),
+        adapter=config.adapter,
     )
     loading.dump(folder, model / "config.yaml")
     return run
@@ -260,10 +262,12 @@ def drawn_paths(config: Config, paths: Iterable[str], weights: ModelConfig) -> s
         config: the stage.
         paths: of all its parameters.
         weights: the model of `init.weights`. Where it has no `grids` and the stage has, the newline
-            vector is new.
+            vector is new. Its adapters are merged into its matrices.
     """
     new = {NEWLINE} if weights.grids is None and config.model.grids is not None else set()
-    return {path for path in paths if path in new or is_fresh(config.init, path)}
+    return {
+        path for path in paths if path in new or is_adapter(path) or is_fresh(config.init, path)
+    }
 
 
 def _lies_ahead(key: str, step: int) -> bool:

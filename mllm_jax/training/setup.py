@@ -4,17 +4,19 @@ What every command that takes steps begins with. Everything here is abstract unt
 a checkpoint puts numbers in, so an 8B stage is planned on a laptop.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
-from mllm_jax.models import axes, mllm
+from mllm_jax.models import axes, lora, mllm
 from mllm_jax.training import optimizer, state, step
 
 
@@ -61,6 +63,7 @@ def make_setup(
     mesh: Mesh,
     steps: int,
     images: bool = True,
+    adapter: AdapterConfig | None = None,
 ) -> TrainSetup:
     """The stage for these sections.
 
@@ -71,12 +74,19 @@ def make_setup(
         mesh: the devices.
         steps: updates of the whole run, for the schedule.
         images: whether rows have image slots; without them nothing of tower and connector is used.
+        adapter: low-rank updates of frozen matrices.
 
     Raises:
-        ConfigError: a parameter that no part claims or two do, nothing trained that is used, or a
-            dimension that does not divide over the mesh.
+        ConfigError: a parameter that no part claims or two do, nothing trained that is used, a
+            dimension that does not divide over the mesh, or an adapter where there can be none.
     """
-    built = mllm.build(model, compute, mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    if adapter is not None:
+        base = mllm.abstract_params(mllm.build(model, compute, platform))
+        optimizer.check_adapter(base, config.parts, adapter)
+        parts = optimizer.with_adapter(config.parts, adapter)
+        config = dataclasses.replace(config, parts=parts)
+    built = mllm.build(model, compute, platform, adapter)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
     used = mllm.used_layers(model, trainable, images)
@@ -102,17 +112,31 @@ def init_params(
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))
 
 
-def apply_of(model: mllm.MLLM) -> Callable[[Any, Batch], tuple[jax.Array, jax.Array]]:
-    """(params, batch) -> (hidden [B, T, D], head [V, D] as it is held): for a step."""
+def apply_of(model: mllm.MLLM, seed: int = 0) -> step.Apply:
+    """The function for a step: (params, batch, number) -> (hidden [B, T, D], head [V, D]).
 
-    def apply(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return mllm.hidden(model, params, batch.inputs), mllm.head(params)
+    Args:
+        model: the network.
+        seed: of the adapters' dropout.
+    """
+
+    def apply(params: Any, batch: Batch, number: Any = None) -> tuple[jax.Array, jax.Array]:
+        key = None
+        if number is not None:
+            key = jax.random.fold_in(jax.random.key(seed, impl=lora.GENERATOR), number)
+        return mllm.hidden(model, params, batch.inputs, key), mllm.head(params)
 
     return apply
 
 
 def compile_train_step(
-    setup: TrainSetup, now: Any, batch: Batch, microbatches: int, n_streams: int, n_languages: int
+    setup: TrainSetup,
+    now: Any,
+    batch: Batch,
+    microbatches: int,
+    n_streams: int,
+    n_languages: int,
+    seed: int = 0,
 ) -> step.Compiled:
     """The stage's step, compiled for its mesh.
 
@@ -121,9 +145,10 @@ def compile_train_step(
         now: the state, abstract or real.
         batch: with the rows of all processes, abstract or real.
         microbatches, n_streams, n_languages: see `step.make_train_step`.
+        seed: of the adapters' dropout.
     """
     train_step = step.make_train_step(
-        apply_of(setup.model),
+        apply_of(setup.model, seed),
         setup.optimizer,
         microbatches,
         setup.model.compute.loss_chunk,

@@ -24,8 +24,8 @@ from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
 
-# params, batch -> hidden [B, T, D], head [V, D]
-Apply = Callable[[Any, Batch], tuple[Array, Array]]
+# params, batch, number of the update or None in an evaluation -> hidden [B, T, D], head [V, D]
+Apply = Callable[[Any, Batch, Any], tuple[Array, Array]]
 Metrics = dict[str, Array]
 
 
@@ -46,7 +46,8 @@ def make_train_step(
     which ends the run.
 
     Args:
-        apply: (params, batch) -> (hidden [B, T, D] in compute dtype, head [V, D] as it is held).
+        apply: (params, batch, number of the update) -> (hidden [B, T, D] in compute dtype,
+            head [V, D] as it is held).
         optimizer: from `make_optimizer`.
         microbatches: the rows are worked in so many turns; gradients add up in float32.
         chunk: positions whose logits exist at the same time.
@@ -64,28 +65,28 @@ def make_train_step(
 
     judge = _judge(apply, chunk, n_streams, n_languages, reduce)
 
-    def loss_of(trainable: Any, frozen: Any, batch: Batch) -> tuple[Array, Metrics]:
-        _, sums = judge(merge(trainable, frozen), batch)
+    def loss_of(trainable: Any, frozen: Any, number: Any, batch: Batch) -> tuple[Array, Metrics]:
+        _, sums = judge(merge(trainable, frozen), batch, number)
         return sums["loss_sum"], sums
 
-    def grads_of(params: tuple[Any, Any], batch: Batch) -> tuple[Metrics, Any]:
-        grads, sums = jax.grad(loss_of, has_aux=True)(*params, batch)
+    def grads_of(held: tuple[Any, Any, Any], batch: Batch) -> tuple[Metrics, Any]:
+        grads, sums = jax.grad(loss_of, has_aux=True)(*held, batch)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         if shardings is not None:
             specs = {path: shardings.trainable[path].spec for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, specs)
         return sums, grads
 
-    def added_up(params: tuple[Any, Any], batch: Batch) -> tuple[Metrics, Any]:
+    def added_up(held: tuple[Any, Any, Any], batch: Batch) -> tuple[Metrics, Any]:
         turns = _turns(batch, microbatches)
-        return _accumulate(lambda turn: grads_of(params, turn), turns)
+        return _accumulate(lambda turn: grads_of(held, turn), turns)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         used = optimizer.used(state.trainable)  # taken once, not once a microbatch
         work = grads_of
         if microbatches > 1:
             work = partial(summed_at_the_end, added_up)
-        sums, grads = work((used, state.frozen), batch)
+        sums, grads = work((used, state.frozen, state.step), batch)
         return _update(state, used, sums, grads, optimizer)
 
     return train_step
@@ -105,7 +106,7 @@ def make_eval_step(
     judge = _judge(apply, chunk, n_streams, n_languages)
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Array]:
-        token_losses, sums = judge(params, batch)
+        token_losses, sums = judge(params, batch, None)
         return {
             "token_losses": token_losses,
             "row_loss_sum": jnp.sum(token_losses * batch.weights, axis=1),
@@ -168,11 +169,11 @@ def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:
 
 def _judge(
     apply: Apply, chunk: int, n_streams: int, n_languages: int, reduce: Any = jnp.float32
-) -> Callable[[Any, Batch], tuple[Array, Metrics]]:
-    """(params, batch) -> loss of every token, and sums over the batch, per stream and language."""
+) -> Callable[[Any, Batch, Any], tuple[Array, Metrics]]:
+    """What gives the loss of every token, and sums over the batch, per stream and language."""
 
-    def judge(params: Any, batch: Batch) -> tuple[Array, Metrics]:
-        hidden, head = apply(params, batch)
+    def judge(params: Any, batch: Batch, number: Any) -> tuple[Array, Metrics]:
+        hidden, head = apply(params, batch, number)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
         loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk, reduce)
         weighted = token_losses * weights

@@ -95,11 +95,14 @@ def sides(bound: Range, kind: type) -> tuple[list[Any], list[Any]]:
     return inside, [*outside, above if bound.interval[-1] == "]" else high]
 
 
+# of sections that may be left out
+REQUIRED = ("train.evaluate.streams.json.path", "adapter.match")
+
+
 def refusal(place: str, value: Any) -> str:
     try:
-        needed = [("train.evaluate.streams.json.path", "a.json")]
-        streams = place.startswith("train.evaluate.streams.")
-        loading.build(Config, tree(*(needed if streams else []), (place, value)))
+        needed = [(key, "a.json") for key in REQUIRED if place.startswith(key.rpartition(".")[0])]
+        loading.build(Config, tree(*needed, (place, value)))
     except ConfigError as error:
         return str(error)
     return ""

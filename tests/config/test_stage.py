@@ -152,7 +152,7 @@ REFUSED = [
     (
         "optimizer.parts.moving",
         {"match": ".*", "train": False},
-        "optimizer.parts: every part is frozen; set train: true on one",
+        "optimizer.parts: every part is frozen; set train: true on one, or give an adapter",
     ),
     ("optimizer.learning_rate", 101, "optimizer.learning_rate=101.0 must lie in (0, 100]"),
     ("optimizer.beta1", 1.0, "optimizer.beta1=1.0 must lie in [0, 1)"),

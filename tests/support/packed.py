@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_jax.batch import TEXT, Batch, Example
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -41,6 +42,7 @@ SIGLIP = VisionConfig(
 MODELS: dict[str, ModelConfig] = {
     "align": MODEL,
     "instruct": MODEL,
+    "lora": MODEL,
     "siglip": dataclasses.replace(MODEL, vision=SIGLIP, grids=None),
 }
 COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
@@ -55,13 +57,17 @@ PARTS = {
     "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
     "siglip": {"all": PartConfig(".*")},
 }
+PARTS["lora"] = PARTS["align"]
+# in both towers; the connector is trained itself, as in LLaVA's LoRA recipe
+ADAPTER = AdapterConfig("(vision|language)/layers/.*/kernel", rank=5, alpha=10.0, dropout=0.3)
 BETA1 = 0.9
 
 
 def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
     config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
-    return setup.make_setup(MODELS[stage], compute, config, mesh, steps=10)
+    adapter = ADAPTER if stage == "lora" else None
+    return setup.make_setup(MODELS[stage], compute, config, mesh, steps=10, adapter=adapter)
 
 
 def image(rng: np.random.Generator, kind: str) -> Tiles:
@@ -140,10 +146,16 @@ class Run(NamedTuple):
 
 @functools.cache
 def drawn(stage: str) -> Any:
-    """One set of random parameters for every mesh, with the stage's model."""
+    """One set of random parameters for every mesh, with the stage's model.
+
+    Adapters have an effect from the start.
+    """
     one = sharding.make_mesh(devices=jax.devices()[:1])
     made = make_setup(stage, one)
-    return jax.tree.map(np.asarray, setup.init_params(made, made.params, seed=1))
+    params = jax.tree.map(np.asarray, setup.init_params(made, made.params, seed=1))
+    rng = np.random.default_rng(1)
+    effect = lambda x: 0.1 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+    return {path: effect(x) if path.endswith("/lora_b") else x for path, x in params.items()}
 
 
 @functools.cache

@@ -93,7 +93,7 @@ def reference(tied: bool = False) -> Any:
     apply = setup.apply_of(make_setup(one_device(), compute(), tied).model)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
-        hidden, head = apply(params, batch)
+        hidden, head = apply(params, batch, None)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
         return weighted_loss(hidden, head, targets, weights, CHUNK)[0] / jnp.sum(weights)
 

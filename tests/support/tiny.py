@@ -110,7 +110,7 @@ def config(folder: Path, out: Path, **sections: dict[str, Any]) -> Config:
     """The stage as a Config; `sections` overwrite keys, e.g. train={"steps": 6}."""
     raw = tree(folder, out)
     for name, values in sections.items():
-        raw[name] = {**raw[name], **values} if isinstance(values, dict) else values
+        raw[name] = {**raw.get(name, {}), **values} if isinstance(values, dict) else values
     return loading.build(Config, raw)
 
 

@@ -29,9 +29,13 @@ KINDS = {
 }
 
 
-STAGES = ["align", "instruct"]
+STAGES = ["align", "instruct", "lora"]
 ALL_AXES = "data 2 x fsdp 2 x tensor 2"
-QUICK = {("fsdp 4 x tensor 2", "align", 1), (ALL_AXES, "instruct", 2)}
+QUICK = {
+    ("fsdp 4 x tensor 2", "align", 1),
+    (ALL_AXES, "instruct", 2),
+    (ALL_AXES, "lora", 2),
+}
 # every mesh, stage and number of microbatches; compiling them all takes minutes
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)

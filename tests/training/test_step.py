@@ -191,7 +191,7 @@ def poisoned(seed):
 def test_an_infinite_gradient_of_a_finite_loss_changes_nothing(make_mesh):
     """The root of zero: its value is 0, its slope infinite."""
 
-    def steep(params, batch):
+    def steep(params, batch, number):
         hidden, head = toy.apply(params, batch)
         bias = params["connector/linear_1/bias"]
         return hidden + jnp.sqrt(bias - jax.lax.stop_gradient(bias))[None, None], head

@@ -46,7 +46,7 @@ def init_params(abstract):
     return {path: random[path].astype(x.dtype) for path, x in abstract.items()}
 
 
-def apply(params, batch):
+def apply(params, batch, number=None):
     """(params, batch) -> (hidden [B, T, D], head [V, D])."""
     x = jnp.take(params["language/embedding"], batch.tokens, axis=0)
     x = x + jnp.einsum("btd,de->bte", x, params["connector/linear_1/kernel"])

@@ -41,6 +41,7 @@ from mllm_jax.commands.convert.chat_format import choose_template, warn_without_
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.config import loading
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
 from mllm_jax.config.stage import ComputeConfig, FolderConfig
 from mllm_jax.models import mllm
@@ -234,9 +235,11 @@ def _part(source: ModelSource, part: str) -> dict[str, Leaf]:
     return {path: leaf for path, leaf in leaves.items() if path.startswith(f"{part}/")}
 
 
-def abstract(model: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of a model's parameters, by path."""
-    return mllm.abstract_params(mllm.build(model, ComputeConfig()))
+def abstract(
+    model: ModelConfig, adapter: AdapterConfig | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a model's parameters, by path; with an adapter's among them."""
+    return mllm.abstract_params(mllm.build(model, ComputeConfig(), adapter=adapter))
 
 
 def _write_params(folder: Path, config: FolderConfig, leaves: Mapping[str, Leaf]) -> None:

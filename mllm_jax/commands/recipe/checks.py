@@ -186,7 +186,9 @@ def _check_stage(
     run_inputs.check(config, begin.step, loader, steps)
     shares = loader.shares(steps)
     open_heldout(config, tokenizer, loader.streams, shares, mesh)
-    setup = make_setup(config.model, config.compute, config.optimizer, mesh, steps)
+    setup = make_setup(
+        config.model, config.compute, config.optimizer, mesh, steps, adapter=config.adapter
+    )
     fresh = config.init.fresh
     require(
         fresh is None or any(run_folder.is_fresh(config.init, p) for p in setup.params),

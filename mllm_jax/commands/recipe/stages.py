@@ -40,7 +40,7 @@ from mllm_jax.distributed import processes
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder
 from mllm_jax.training.heldout import is_complete
-from mllm_jax.training.optimizer import assign
+from mllm_jax.training.optimizer import assign, check_adapter
 
 
 class Recipe(NamedTuple):
@@ -155,8 +155,16 @@ def load_stages(path: Path, recipe: Recipe, out: Path) -> dict[str, Config]:
             )
             _check_same_model(start, stages[start], config, path.parent / file)
         stages[name] = dataclasses.replace(config, out=str(out / name))
-        assign(_shapes(config.model), config.optimizer.parts)
+        _check_parts(config)
     return stages
+
+
+def _check_parts(config: Config) -> None:
+    """Every parameter belongs to one part, and adapters are of frozen matrices."""
+    shapes, parts = _shapes(config.model), config.optimizer.parts
+    assign(shapes, parts)
+    if config.adapter is not None:
+        check_adapter(shapes, parts, config.adapter)
 
 
 def _model_of_run(run: Path) -> ModelConfig | None:
@@ -245,6 +253,8 @@ def module_table(config: Config) -> list[Module]:
     after = open_model(config.out).leaves(shapes)
     owner = assign(shapes, config.optimizer.parts)
     trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}
+    if config.adapter is not None:  # read with the adapters merged into them
+        trained |= dict.fromkeys(config.adapter.targets(shapes), True)
     return compare_modules(before, after, trained)
 
 

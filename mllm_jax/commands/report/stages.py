@@ -21,7 +21,7 @@ from mllm_jax.report import html
 from mllm_jax.report.metrics_file import Metrics, read_metrics
 from mllm_jax.report.views import Facts, Module, Share, Stage
 from mllm_jax.training import run_folder, run_inputs, run_log
-from mllm_jax.training.optimizer import assign
+from mllm_jax.training.optimizer import assign, with_adapter
 
 SAMPLES = 8  # files of samples on the page, the latest ones
 SAMPLE_LETTERS = 20_000  # of one file
@@ -85,10 +85,21 @@ def _facts(config: Config, metrics: Metrics, run: Path, entry: Mapping[str, Any]
         ("weights", str(config.init.weights or "random") + fresh),
         ("learning rate", rate),
         ("number formats", f"{config.compute.compute}, parameters {config.compute.parameters}"),
+        *_adapter(config),
         *_machine(run, config),
         ("seed", str(config.seed)),
         *([("speed", f"{speed:,.0f} tokens/s")] if speed is not None else []),
     ]
+
+
+def _adapter(config: Config) -> Facts:
+    adapter = config.adapter
+    if adapter is None:
+        return []
+    kind = "rsLoRA" if adapter.rslora else "LoRA"
+    dropout = f", dropout {html.percent(adapter.dropout)}" if adapter.dropout else ""
+    text = f"{kind} of {adapter.match}: rank {adapter.rank}, alpha {adapter.alpha:g}{dropout}"
+    return [("adapter", text)]
 
 
 def read_machine(run: Path) -> dict[str, Any]:
@@ -112,13 +123,14 @@ def _machine(run: Path, config: Config) -> Facts:
 
 def _modules(config: Config, entry: Mapping[str, Any] | None) -> list[Module]:
     """Parameters of each module and how many of them are trained; no weights are read."""
-    shapes = conversions.abstract(config.model)
-    owner = assign(shapes, config.optimizer.parts)
+    shapes = conversions.abstract(config.model, config.adapter)
+    parts = with_adapter(config.optimizer.parts, config.adapter)
+    owner = assign(shapes, parts)
     compared = {of["module"]: of for of in entry["modules"]} if entry else {}
     modules = []
     for name in dict.fromkeys(path.split("/")[0] for path in shapes):
         sizes = {p: x.size for p, x in shapes.items() if p.split("/")[0] == name}
-        trained = sum(n for p, n in sizes.items() if config.optimizer.parts[owner[p]].train)
+        trained = sum(n for p, n in sizes.items() if parts[owner[p]].train)
         prints = compared.get(name, {"before": "", "after": ""})
         modules.append(
             Module(name, sum(sizes.values()), trained, prints["before"], prints["after"])

@@ -31,7 +31,10 @@ PLACES = {  # library -> where it may be imported
     "pyarrow": ("mllm_jax/data/sources/tables.py",),
     "tensorflow_datasets": ("mllm_jax/data/sources/tfds.py",),
     "huggingface_hub": ("mllm_jax/data/sources/hub.py",),
-    "transformers": ("mllm_jax/data/", "mllm_jax/checkpoints/"),  # tokenizer and template only
+    "transformers": (  # tokenizer and template only
+        *("mllm_jax/data/", "mllm_jax/checkpoints/", "mllm_jax/common/tokenizer_model.py"),
+    ),
+    "sentencepiece": ("mllm_jax/common/tokenizer_model.py",),  # optional
     "safetensors": ("mllm_jax/checkpoints/",),
     "optax": ("mllm_jax/training/",),
     "wandb": (),  # imported by name, when a run asks for it

@@ -89,6 +89,7 @@ class Reference(NamedTuple):
     dtype: torch.dtype = torch.float32
     shard: str | None = None  # largest file of weights: more than one file
     one_layer: bool = False  # whether LLaVA's two layers compute one
+    tokenizer: Callable[[], Any] | None = None  # another than `make_tokenizer`
 
 
 def main() -> None:
@@ -104,7 +105,7 @@ def make(folder: Path, reference: Reference) -> None:
     """Writes a checkpoint's folder with its pictures and `expected.npz`."""
     torch.manual_seed(reference.seed)
     rng = np.random.default_rng(reference.seed)
-    tokenizer: Any = make_tokenizer()
+    tokenizer: Any = (reference.tokenizer or make_tokenizer)()
     model = reference.build(tokenizer)
     spread(model)
     if reference.one_layer:
@@ -190,7 +191,7 @@ def make_processor(tokenizer: Any, config: Any) -> LlavaProcessor | LlavaNextPro
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=int(clip),  # the class token, which is then left out
-        chat_template=CHAT_TEMPLATE,
+        chat_template=tokenizer.chat_template,
     )
 
 

@@ -34,6 +34,18 @@ CONFIG = {
 # Where the space before the first word comes from: tokenizer.json of converted slow tokenizers
 # (llava-hf/llava-1.5-7b-hf, before transformers 4.40) has a normalizer, newer ones Metaspace.
 KINDS = ("first", "always", "normalizer")
+# chat_template.json of llava-hf/llava-1.5-7b-hf: typed parts only, an answer ends by a space
+LLAVA15 = """\
+{% for message in messages %}{% if message['role'] != 'system' %}\
+{{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}\
+{{ '<image>\\n' }}{% endfor %}{# Render all text next #}\
+{% if message['role'] != 'assistant' %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+{{ content['text'] + ' '}}{% endfor %}{% else %}\
+{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
+{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}\
+{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
 _NORMALIZER = {
     "type": "Sequence",
     "normalizers": [

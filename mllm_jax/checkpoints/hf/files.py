@@ -13,6 +13,7 @@ from mllm_jax.checkpoints.hf.config import TOWERS
 from mllm_jax.checkpoints.hf.processor import NEW_PROCESSOR, PROCESSOR, write_processor
 from mllm_jax.checkpoints.hf.tokenizer import portable, special_ids, tokens
 from mllm_jax.checkpoints.hf.weight_files import regular_file
+from mllm_jax.common import tokenizer_model
 from mllm_jax.common.fields import REQUIRED, Fields
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.model import ModelConfig
@@ -36,12 +37,17 @@ def copy_files(source: Path, out: Path) -> None:
     An old-style template becomes `chat_template.jinja`; ids that only the config of a Hugging Face
     folder has (Llama 3.1's three end tokens) go into `generation_config.json`.
 
+    Where there is only `tokenizer.model`, it is converted to `tokenizer.json`.
+
     Raises:
-        ConfigError: a file that links out of its folder, or a field of another type.
+        ConfigError: a file that links out of its folder, or a field of another type; a
+            `tokenizer.model` that cannot be converted.
     """
     for name in COPIED:
         if (source / name).exists():
             shutil.copyfile(regular_file(source, name), out / name)
+    if tokenizer_model.needs_conversion(source):
+        tokenizer_model.convert(source, out)
     if (out / "tokenizer_config.json").is_file():
         portable(out / "tokenizer_config.json")
     template = _old_template(source)

@@ -7,6 +7,7 @@ from typing import Any
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.fields import REQUIRED, WHOLE, Fields, is_text
 from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.common.tokenizer_model import needs_conversion
 
 IMAGE = "<image>"  # the image token's text
 NAMES = ("bos_token", "eos_token", "pad_token")
@@ -15,9 +16,10 @@ NEW_CLASS, CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Refuses a language model without `tokenizer.json`."""
+    """Refuses a language model without `tokenizer.json`, or `tokenizer.model`."""
     hint = "save it with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    require((folder / "tokenizer.json").is_file(), f"{folder}: no tokenizer.json; {hint}")
+    there = (folder / "tokenizer.json").is_file() or needs_conversion(folder)
+    require(there, f"{folder}: no tokenizer.json; {hint}")
 
 
 def tokens(folder: Path) -> dict[str, int]:

@@ -25,6 +25,7 @@ from mllm_jax.commands.new.stages import Model, recipe_tree, stage_tree
 from mllm_jax.commands.new.yaml_text import chosen, yaml_text
 from mllm_jax.common.errors import one_line, require
 from mllm_jax.common.folders import check_new, new_folder
+from mllm_jax.common.tokenizer_model import needs_conversion
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.templates import TEMPLATES, special_tokens
 from mllm_jax.data.chat.tokenizer import load_tokenizer
@@ -127,6 +128,8 @@ def _chat_format(files: Path, asked: str | None) -> str:
     """The format of questions: as asked, else that of the backbone's tokens and template."""
     if asked is not None:
         return asked
+    if needs_conversion(files):  # of a Llama 2
+        return "vicuna_v1"
     known = hf_tokenizer.tokens(files)
     if known.keys().isdisjoint(special_tokens(TEMPLATES["llama3"])) and "</s>" in known:
         return "vicuna_v1"

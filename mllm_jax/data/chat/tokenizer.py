@@ -1,13 +1,16 @@
 """Opens the tokenizer files of a model folder, offline.
 
-`tokenizer.json` is taken as it is: nothing rebuilds it from parts, no code of the folder runs.
+`tokenizer.json` is taken as it is: nothing rebuilds it from parts, no code of the folder runs. A
+folder that has only `tokenizer.model` is converted.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from mllm_jax.common import tokenizer_model
 from mllm_jax.common.errors import ConfigError, one_line, quoted, require
 from mllm_jax.common.json_file import read_json
 
@@ -24,6 +27,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder}: no such folder; a tokenizer folder holds tokenizer.json")
+    if tokenizer_model.needs_conversion(folder):
+        with TemporaryDirectory() as converted:
+            tokenizer_model.convert(folder, Path(converted))
+            return load_tokenizer(converted)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         require(
             (folder / name).is_file(),

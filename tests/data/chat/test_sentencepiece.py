@@ -15,25 +15,13 @@ from mllm_jax.data.chat.literal_tokenizer import LiteralTokenizer
 from mllm_jax.data.chat.templates import TEMPLATES, format_for
 from mllm_jax.data.records.parse import IMAGE, Turn
 from tests.support.vocabulary import IMAGE as IMAGE_ID
-from tests.support.vocabulary import KINDS, make_tokenizers, model_file
+from tests.support.vocabulary import KINDS, LLAVA15, make_tokenizers, model_file
 
 SYSTEM = (
     "<s> ▁A ▁chat ▁between ▁a ▁curious ▁user ▁and ▁an ▁artificial ▁intelligence ▁assistant . "
     "▁The ▁assistant ▁gives ▁helpful , ▁detailed , ▁and ▁polite ▁answers ▁to ▁the ▁user ' s "
     "▁questions . "
 )
-# chat_template.json of llava-hf/llava-1.5-7b-hf: typed parts only, an answer ends by a space
-LLAVA15 = """\
-{% for message in messages %}{% if message['role'] != 'system' %}\
-{{ message['role'].upper() + ': '}}{% endif %}{# Render all images first #}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}\
-{{ '<image>\\n' }}{% endfor %}{# Render all text next #}\
-{% if message['role'] != 'assistant' %}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
-{{ content['text'] + ' '}}{% endfor %}{% else %}\
-{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}\
-{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}\
-{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + "
     "' [/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"

@@ -32,6 +32,11 @@ from tests.support.once import once
 from tests.test_parity import Case, our_logits
 
 LLAVA = ("llava_first", "llava_vicuna")
+EVERYTHING = {"all": {"match": ".*"}}
+CONNECTOR = {
+    "connector": {"match": "connector/.*"},
+    "others": {"match": "(vision|language)/.*", "train": False},
+}
 QUESTION = "Zein kolore daude irudian?"
 
 
@@ -70,7 +75,7 @@ def test_round_trip_is_bit_identical(references, name, tmp_path):
         assert (source / file).read_bytes() == (tmp_path / "hf" / file).read_bytes()
 
 
-def train_stage(data: Path, out: Path, chat_format: str, weights: Path, part: str) -> None:
+def train_stage(data: Path, out: Path, chat_format: str, weights: Path, parts: dict) -> None:
     """Two steps on the pictures with their Basque names."""
     stream = {
         "path": str(data / "eu.json"),
@@ -90,7 +95,7 @@ def train_stage(data: Path, out: Path, chat_format: str, weights: Path, part: st
             "window": 16,
             "threads": 1,
         },
-        "optimizer": {"parts": {"all": {"match": part}}, "learning_rate": 1e-3},
+        "optimizer": {"parts": parts, "learning_rate": 1e-3},
         "compute": {"compute": "float32", "remat": "none", "loss_chunk": 64},
         "train": {"steps": 2, "save_every": 2},
         "mesh": {"data": 1, "fsdp": 1},
@@ -99,6 +104,7 @@ def train_stage(data: Path, out: Path, chat_format: str, weights: Path, part: st
     train(loading.build(Config, tree), devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_backbones_are_joined_trained_and_exported(references, data, tmp_path, capsys):
     """A Vicuna as published, with tokenizer.model alone; captions, then questions."""
     torch = pytest.importorskip("torch")
@@ -111,13 +117,8 @@ def test_backbones_are_joined_trained_and_exported(references, data, tmp_path, c
     model = open_model(start).config.model
     assert model.language is not None
     assert (model.image_token, model.language.vocab) == (32000, 32064)
-    train(
-        stage(data, tmp_path / "align", "plain", start, "connector/.*"), devices=jax.devices()[:1]
-    )
-    train(
-        stage(data, tmp_path / "instruct", "vicuna_v1", tmp_path / "align", ".*"),
-        devices=jax.devices()[:1],
-    )
+    train_stage(data, tmp_path / "align", "plain", start, CONNECTOR)
+    train_stage(data, tmp_path / "instruct", "vicuna_v1", tmp_path / "align", EVERYTHING)
     hf = tmp_path / "hf"
     conversions.to_hf(tmp_path / "instruct", hf)
     assert (hf / "chat_template.jinja").read_text(encoding="utf-8") == TEMPLATES["vicuna_v1"]
@@ -146,10 +147,7 @@ def test_backbones_are_joined_trained_and_exported(references, data, tmp_path, c
 
 def test_llava_1_5_is_trained_further(references, data, tmp_path):
     """Its own template ends no answer; the run's model has that of the format it was trained in."""
-    train(
-        stage(data, tmp_path / "run", "vicuna_v1", references / "llava_vicuna", ".*"),
-        devices=jax.devices()[:1],
-    )
+    train_stage(data, tmp_path / "run", "vicuna_v1", references / "llava_vicuna", EVERYTHING)
     opened = Answerer(tmp_path / "run")
     assert opened.template == TEMPLATES["vicuna_v1"]
     opened.chat.check_answers()

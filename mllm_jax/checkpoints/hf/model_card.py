@@ -100,11 +100,12 @@ def _task(config: FolderConfig) -> str:
 def _summary(config: FolderConfig, form: Form | None) -> str:
     lines = []
     vision, language, connector = config.model.vision, config.model.language, config.model.connector
+    square = "image" if config.model.grids is None else "square"
     if vision is not None:
         lines.append(
             f"- vision: {TOWERS[vision.kind]}, {vision.layers} layers of width {vision.width}, "
             f"{vision.image_size} px in patches of {vision.patch_size} ({vision.patches} vectors "
-            f"per image), features of layer {vision.feature_layer}"
+            f"per {square}), features of layer {vision.feature_layer}"
         )
     if connector is not None:
         lines.append(f"- connector: {connector.kind}{STORED[form]}")

@@ -57,6 +57,7 @@ def test_a_card_says_how_images_were_cut() -> None:
     card = model_card(dataclasses.replace(CONFIG, model=model), "next")
     assert "LlavaNextForConditionalGeneration" in card
     assert "canvases (height x width): 672x336, 336x672, 672x672, 336x1008, 1008x336" in card
+    assert "(576 vectors per square)" in card
     assert "`order: wh`, `rounding: original`, `several_images: pad`" in card
     assert "396 x 704 pixels is 1968 tokens there, 1872 here" in card
     assert "one square of 577 tokens" in card

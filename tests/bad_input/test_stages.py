@@ -220,6 +220,21 @@ RECIPES: dict[str, tuple[str, str]] = {
     "a later stage of another architecture": ("stages: [align.yaml, other.yaml]\n", "width"),
     "a later stage without its data": ("stages: [align.yaml, dataless.yaml]\n", "gone.json"),
     "an epoch that never ends": ("stages: [endless.yaml]\n", "epochs"),
+    "a start that is no stage": (
+        "stages: [align.yaml, {file: align.yaml, name: b, from: algin}]\n",
+        "did you mean 'align'",
+    ),
+    "stages in a circle": (
+        "stages: [align.yaml, {file: align.yaml, name: b, from: c}, {file: align.yaml, name: c}]\n",
+        "b, c start from one another",
+    ),
+    "a stage that starts from itself": (
+        "stages: [{file: align.yaml, from: align}]\n",
+        "align starts from itself",
+    ),
+    "a variant of no stage": ("stages: [align.yaml]\nvariants: {A: b}\n", "variants: A"),
+    "a variant's name with a slash": ("stages: [align.yaml]\nvariants: {x/y: align}\n", "x/y"),
+    "a misspelt key of a stage": ("stages: [{file: align.yaml, form: x}]\n", "'from'"),
 }
 
 

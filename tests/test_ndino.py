@@ -164,9 +164,10 @@ def test_six_models_from_eight_runs_killed_twice(tmp_path: Path):
 def test_the_same_on_pictures_and_texts_of_others(shared: Path, tmp_path: Path):
     """Emoji with their Italian names, Italian sentences, and the photographs of LLaVA records."""
     data = shared / "realdata"
+    lines = (data / "emoji" / "captions.jsonl").read_text("utf-8").splitlines()
     emoji = [
         line
-        for line in map(json.loads, (data / "emoji" / "captions.jsonl").open(encoding="utf-8"))
+        for line in map(json.loads, lines)
         if (data / "emoji" / line["image"]).is_file() and {"en", "it"} <= line["names"].keys()
     ][:120]
     italian = (data / "text_tatoeba" / "tatoeba.ita-eng.ita").read_text("utf-8").splitlines()

@@ -213,6 +213,25 @@ def test_the_model_is_written_once(files: Files):
     assert models[0] == models[1] == models[2] == loading.build(ModelConfig, MODEL)
 
 
+def test_a_later_stage_begins_to_cut_images_into_tiles(files: Files):
+    """Grids are all that it may add to the model of the stages before; those after it keep them."""
+    files.stages["align"]["model"] = {"grids": {"order": "hw", "sizes": [[8, 16]]}}
+    del files.stages["align"]["init"]["fresh"], files.stages["instruct"]["model"]
+    files.run()
+    models = [loading.load(Config, files.out / name / "config.yaml").model for name in files.stages]
+    assert models[0] == loading.build(ModelConfig, MODEL)
+    assert models[1] == models[2] != models[0]
+    stages = json.loads((files.out / "summary.json").read_text())["stages"]
+    connectors = [stage["modules"][1] for stage in stages]
+    assert [of["parameters"] for of in connectors] == [72, 80, 80]
+    assert "random" not in {of["before"] for of in connectors[1:]}
+    files.stages["instruct"]["model"] = {"grids": {"order": "wh", "sizes": [[8, 16]]}}
+    files.out = files.root / "second"
+    with pytest.raises(ConfigError, match=r"model.grids.order is 'wh', but 'hw' in stage align"):
+        files.run()
+    assert not files.out.exists()
+
+
 def test_a_first_stage_has_the_model_of_its_weights(files: Files):
     files.recipe |= {"stages": ["backbone.yaml"], "evaluate": None, "export": None}
     files.run()

@@ -101,8 +101,10 @@ def save(config: Config, step: int, spoil: str = "") -> None:
     shapes = mllm.abstract_params(mllm.build(config.model, ComputeConfig()))
     old = {path: jnp.full(x.shape, len(path) / 8) for path, x in shapes.items()}
     if config.init.weights is not None:
-        read = {p: x for p, x in shapes.items() if not run_folder.is_fresh(config.init, p)}
-        old |= open_model(config.init.weights).load(read, config.init.fresh)
+        source = open_model(config.init.weights)
+        drawn = run_folder.drawn_paths(config, shapes, source.config.model)
+        read = {path: x for path, x in shapes.items() if path not in drawn}
+        old |= source.load(read, config.init.fresh)
     owner = assign(old, parts)
     new = {
         p: x + 1 if parts[owner[p]].train or (spoil and p.startswith(spoil)) else x

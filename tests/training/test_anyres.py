@@ -150,9 +150,8 @@ def test_answers_see_the_tiles(data, straight):
     pictures = [opened.pictures(images) for images in asked]
     assert [len(picture.pixels) for few in pictures for picture in few] == [5, 1, 1]
     together = opened.answer(prompts, pictures, 4)
-    size = {"rows": len(prompts), "slots": 5}
     alone = [
-        opened.answer([prompt], [few], 4, **size)[0]
+        opened.answer([prompt], [few], 4, rows=len(prompts), slots=5)[0]
         for prompt, few in zip(prompts, pictures, strict=True)
     ]
     assert together == alone

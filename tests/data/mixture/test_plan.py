@@ -5,6 +5,8 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig, StreamConfig
+from mllm_jax.config.grids import GridsConfig
+from mllm_jax.config.image_tokens import image_layout
 from mllm_jax.data.mixture.plan import Phase, Plan
 
 
@@ -235,3 +237,37 @@ def test_rows_of_2048_tokens_are_filled(tmp_path, capsys):
             print(f"\n{way}: {tokens:.1%} of tokens, {slots:.1%} of slots", end="")
     assert found["best fit"][0] > 0.97 and found["best fit"][1] > 0.9
     assert found["best fit"][0] > found["first fit"][0] > found["no packing"][0]
+
+
+def in_tiles(rng, kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, tiles) of LLaVA-NeXT's examples, as `configs/ndino` reads them."""
+    if kind == "text":
+        return 30 + np.minimum(rng.lognormal(5.5, 0.9, count), 8000).astype(int), np.zeros(
+            count, int
+        )
+    median = {"captions": 3.5, "sections": 5.5}[kind]
+    text = 30 + np.minimum(rng.lognormal(median, 0.8, count), 5000).astype(int)
+    # pictures of an encyclopedia: small to large, most a little broader than high
+    width = np.exp(rng.normal(6.5, 0.7, count)).astype(int) + 1
+    height = np.maximum(1, width / np.exp(rng.normal(0.15, 0.35, count))).astype(int)
+    grids = GridsConfig("wh", rounding="original", several_images="pad")
+    sizes = zip(height.tolist(), width.tolist(), strict=True)
+    layouts = [image_layout(size, 336, 14, grids) for size in sizes]
+    tokens, tiles = np.array([(of.placeholders, of.tiles) for of in layouts]).T
+    return text + tokens, tiles
+
+
+def test_rows_with_tiles_leave_few_slots_empty(tmp_path, capsys):
+    """95 % of 15 slots and 90 % of 8,192 tokens, images of all sizes beside text."""
+    rng, weights = np.random.default_rng(0), {"sections": 0.67, "captions": 0.29, "text": 0.04}
+    streams = [Lengths(*in_tiles(rng, kind, 4000)) for kind in weights]
+    named = {
+        name: StreamConfig(str(tmp_path / "a.json"), language="it", weight=weight)
+        for name, weight in weights.items()
+    }
+    data = DataConfig(named, ("it",), length=8192, image_slots=15, rows=8)
+    found = Plan(streams, data, 0).fill(windows=2)
+    with capsys.disabled():
+        for way, (tokens, slots) in found.items():
+            print(f"\n{way}: {tokens:.1%} of tokens, {slots:.1%} of slots", end="")
+    assert found["best fit"][0] > 0.9 and found["best fit"][1] > 0.95

@@ -22,6 +22,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.model import ConnectorConfig
 from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
+from tests.checkpoints.hf.test_reader import ORIGINAL, original_config
 
 SIGLIP = ["llava_siglip", "llava_siglip_last"]
 LLAVA = ["llava_mlp", "llava_linear", "llava_linear_gelu", "llava_two_images", "llava_bf16"]
@@ -177,6 +178,28 @@ def test_the_choices_of_a_training_survive(oracle: Path, tmp_path: Path) -> None
     assert written.mllm_jax_grids == choices
     assert written.image_grid_pinpoints == [list(canvas) for canvas in grids.canvases]
     assert "`several_images: pad`" in (out / "README.md").read_text()
+
+
+def test_a_folder_of_the_original_code_opens_in_stock_transformers(
+    oracle: Path, tmp_path: Path
+) -> None:
+    """LLaVA-NeXT's, with CLIP's processor: the export has the one that cuts."""
+    source = oracle / "llava_next_mlp"
+    folder = rewrite(
+        source,
+        tmp_path / "src",
+        lambda t: {ORIGINAL(name): x for name, x in t.items()},
+        lambda c: original_config(c, "mlp2x_gelu"),
+    )
+    (folder / "processor_config.json").unlink()
+    conversions.from_hf(folder, tmp_path / "model")
+    out = convert_out(tmp_path / "model")
+    opened = [open_model(path).config.model for path in (folder, tmp_path / "model", out)]
+    assert opened[0] == opened[1] == opened[2]
+    same(tensors(out), hub_names(tensors(source)))
+    config = load(out, source.name).config
+    assert config.image_grid_pinpoints == [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+    assert config.mllm_jax_grids["order"] == "wh"
 
 
 def test_half_precision_survives(oracle: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.stage import Config, HeldOutConfig
+from mllm_jax.data.chat.templates import PLAIN_FORMATS
 from mllm_jax.data.heldout import HeldOut, heldout_data, images_beside
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.distributed import sharding
@@ -68,7 +69,7 @@ def open_heldout(
     evaluate = config.train.evaluate
     if evaluate is None:
         return None
-    form = run_folder.main_format(config.data.streams, shares) or "plain"
+    form = heldout_format(config.data.streams, shares)
     streams = heldout_streams(evaluate, form)
     data = heldout_data(config.data, streams, config.train.microbatches)
     share = None
@@ -80,6 +81,17 @@ def open_heldout(
         raise ConfigError(f"train.evaluate: {error}") from error
     _check_apart(opened, trained)
     return opened
+
+
+def heldout_format(streams: dict[str, StreamConfig], shares: dict[str, float]) -> str:
+    """The format of a file that `train.evaluate.data` names: that of most of what is trained.
+
+    Args:
+        streams, shares: see `run_folder.main_format`; where none asks questions, the captions'.
+    """
+    captions = [name for name, of in streams.items() if of.format in PLAIN_FORMATS]
+    most = streams[max(captions, key=shares.__getitem__)].format if captions else "plain"
+    return run_folder.main_format(streams, shares) or most
 
 
 def heldout_streams(evaluate: HeldOutConfig, form: str) -> dict[str, StreamConfig]:

@@ -10,9 +10,10 @@ import pytest
 from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.store import checkpoint_steps
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.config.data import StreamConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.evaluation.runner import evaluate
-from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, is_complete
+from mllm_jax.training.heldout import HeldOutLoss, Lowest, due, heldout_format, is_complete
 from mllm_jax.training.loop import train
 from tests.support import tiny
 
@@ -236,3 +237,16 @@ def test_a_language_that_the_stage_does_not_know_is_refused(data, heldout, tmp_p
     other.write_text(json.dumps([record | {"language": "gl"} for record in records]))
     with pytest.raises(ConfigError, match=r"^train.evaluate: .*language 'gl'"):
         one_device(config(data, other, tmp_path / "run"))
+
+
+def test_a_file_has_the_format_of_most_that_is_trained():
+    streams = {
+        "a": StreamConfig("a", format="plain"),
+        "b": StreamConfig("b", format="plain_newline"),
+        "c": StreamConfig("c", format="vicuna_v1"),
+        "d": StreamConfig("d", layout="text"),
+    }
+    for names, chat_format in {"ab": "plain_newline", "abc": "vicuna_v1", "d": "plain"}.items():
+        chosen = {name: streams[name] for name in names}
+        shares = {"a": 0.3, "b": 0.5, "c": 0.1, "d": 0.1}
+        assert heldout_format(chosen, shares) == chat_format

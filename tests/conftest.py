@@ -19,7 +19,7 @@ if not GPU:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # small programs, each run a few times: compiling them is most of the work (78 s instead of 129)
     _flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-# threads of XLA's CPU client: independent collectives of one device wait in several of them at once,
+# threads of XLA's CPU client: independent collectives of a device wait in several of them at once
 # and with one thread a device the others never come
 os.environ.setdefault("PJRT_NPROC", str(2 * DEVICES))
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])  # the last one wins

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from mllm_jax.checkpoints.leaves import Leaf
 
 ORDER = ("vision", "connector", "language")
@@ -63,6 +65,22 @@ def _before(old: Mapping[str, bytes], count: int) -> str:
     if not old:
         return "random"
     return _together(old) if len(old) == count else "partly new"
+
+
+def fingerprint(leaves: Mapping[str, Leaf]) -> str:
+    """Of the numbers of some parameters, whatever their formats: equal ones are equal parameters.
+
+    Args:
+        leaves: path -> lazy leaf; a layer is in memory at a time.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(leaves):
+        leaf = leaves[path]
+        whole.update(f"{path} {list(leaf.shape)}".encode())
+        rest = tuple(slice(0, n) for n in leaf.shape[1:])
+        for row in range(leaf.shape[0]):
+            whole.update(leaf.at((slice(row, row + 1), *rest)).astype(np.float32).tobytes())
+    return whole.hexdigest()
 
 
 def _hash(leaf: Leaf, like: Leaf) -> bytes:

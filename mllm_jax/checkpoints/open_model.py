@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from mllm_jax.checkpoints import frozen, manifest
+from mllm_jax.checkpoints.fingerprints import fingerprint
 from mllm_jax.checkpoints.hf import (
     tokenizer as hf_tokenizer,
 )
@@ -20,9 +21,12 @@ from mllm_jax.checkpoints.hf.reader import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
 from mllm_jax.checkpoints.merge import merged
 from mllm_jax.checkpoints.params import restore, stored_leaves
+from mllm_jax.checkpoints.peft import CONFIG as PEFT_CONFIG
+from mllm_jax.checkpoints.peft import peft_leaves, read_peft
 from mllm_jax.checkpoints.store import checkpoint_steps
-from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config import loading
+from mllm_jax.config.adapter import is_adapter, kernel_of
 from mllm_jax.config.stage import FolderConfig
 
 
@@ -116,8 +120,17 @@ class OrbaxSource(ModelSource):
         manifest.verify(run / frozen.FOLDER, saved["frozen"])
         return frozen.frozen_leaves(run)
 
+    @property
+    def trained(self) -> dict[str, Leaf]:
+        """What the run trained, as its checkpoint holds it: path -> lazy leaf, not merged."""
+        return stored_leaves(self._stored)
+
+    def base(self, paths: Iterable[str]) -> dict[str, Leaf]:
+        """Frozen parameters of the run, without its adapters."""
+        return {path: self._frozen[path] for path in paths}
+
     def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
-        stored = self._frozen | stored_leaves(self._stored)
+        stored = self._frozen | self.trained
         if self.adapter is not None:
             stored = merged(stored, self.adapter)
         read = {path: stored[path] for path in drop_unread(stored, abstract, unread)}
@@ -159,13 +172,52 @@ class HFSource(ModelSource):
         return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
 
 
+class PeftSource(ModelSource):
+    """An adapter folder of PEFT, read as the model that it makes of its base."""
+
+    def __init__(self, where: Path, base: str | Path | None = None):
+        """Opens folder and base; `base` counts more than what the folder names."""
+        self.peft, self.where = read_peft(where), where
+        named = str(base) if base is not None else self.peft.base
+        require(
+            named is not None and Path(named).is_dir(),
+            f"{where}: its base model {quoted(named)} is not a folder here; give the folder by "
+            f"mllm-jax convert from-peft {where} OUT --base DIR",
+        )
+        self._base = open_model(str(named))
+        self.config, self.files, self.ids = self._base.config, self._base.files, self._base.ids
+        self.image_fit, self.unread = self._base.image_fit, self._base.unread
+        self.left_out = self._base.left_out
+
+    def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
+        stored = self._base.leaves(abstract, unread)
+        added = peft_leaves(self.peft, stored)
+        if (expected := self.peft.fingerprint) is not None:
+            kernels = {kernel_of(path) for path in added if is_adapter(path)}
+            require(
+                fingerprint({path: stored[path] for path in kernels}) == expected,
+                f"{self.where}: was trained beside another base than {self._base.where} (the "
+                "fingerprints differ); give the base that it was trained beside",
+            )
+        return merged(stored | added, self.peft.adapter)
+
+    def load(
+        self,
+        abstract: Mapping[str, Any],
+        unread: str | None = None,
+        only: Container[str] | None = None,
+    ) -> dict[str, jax.Array]:
+        leaves = self.leaves(abstract, unread)
+        return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
+
+
 def _some(abstract: Mapping[str, Any], only: Container[str] | None) -> dict[str, Any]:
     """The leaves to be loaded."""
     return {path: x for path, x in abstract.items() if only is None or path in only}
 
 
 def open_model(path: str | Path) -> ModelSource:
-    """Opens a model folder, a run folder (its last checkpoint) or a Hugging Face folder.
+    """Opens a model folder, a run folder (its last checkpoint), a Hugging Face or PEFT folder.
 
         open_model("runs/instruct").config.model.language.vocab
 
@@ -193,7 +245,9 @@ def open_model(path: str | Path) -> ModelSource:
         return OrbaxSource(path, path / "params", run / "model")
     if (path / "config.json").is_file():
         return HFSource(path)
+    if (path / PEFT_CONFIG).is_file():
+        return PeftSource(path)
     raise ConfigError(
         f"{path}: not a model: expected config.yaml and params/, a run's model/ and checkpoints/, "
-        "or a Hugging Face config.json"
+        "a Hugging Face config.json, or PEFT's adapter_config.json"
     )

@@ -23,7 +23,7 @@ class Chip(NamedTuple):
 # TPU memory: 16, 95 and 32 GB are published; usable is what libtpu's compiler says it may fill
 # ("of 15.75G hbm"). TPU links: published per chip in both directions together (400, 1,200 and
 # 800 GB/s), here one way. NVLink likewise: 900 GB/s are 450 each way. FLOP/s of NVIDIA's data
-# sheets are with sparsity (H100 SXM: 1,979e12), here halved.
+# sheets are with sparsity (H100 SXM: 1,979e12), here halved. The L4's link is PCIe.
 _GIB, _GB = 2**30, 10**9
 _CLOUD, _NVIDIA = "cloud.google.com/tpu/docs/", "NVIDIA data sheet, "
 _V5E, _V5P, _V6E = (int(size * _GIB) for size in (15.75, 95.74, 31.25))
@@ -48,6 +48,10 @@ CHIPS: dict[str, Chip] = {
     "h200": Chip(
         *("gpu", "H200", r"G?H200"),
         *(989e12, 141 * _GB, 4800e9, 450e9, 1, _NVIDIA + "H200 SXM"),
+    ),
+    "l4": Chip(
+        *("gpu", "L4", r"\bL4\b"),
+        *(121e12, 24 * _GB, 300e9, 32e9, 1, _NVIDIA + "L4"),
     ),
     "cpu": Chip("cpu", "cpu", r"cpu", None, source="this machine; no rates are published"),
 }

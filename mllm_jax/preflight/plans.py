@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mllm_jax.batch import Batch
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.versions import installed
+from mllm_jax.config.adapter import is_adapter
 from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.distributed import sharding
@@ -155,7 +156,8 @@ class Plans:
         *numbers, pixels = (x.size * x.dtype.itemsize for x in self.batch(rows))
         compute, model = setup.model.compute, self.config.model
         head = "language/embedding" if self.language.tied else "language/head/kernel"
-        moves = any(path.startswith("language/layers/") for path in trained)
+        of_layers = (path for path in trained if path.startswith("language/layers/"))
+        moves = not all(map(is_adapter, of_layers))  # adapters need no gradients of whole matrices
         divided = math.prod(setting.split) > setting.split.tensor
         return Memory(
             trainable=memory.bytes_of(trainable),

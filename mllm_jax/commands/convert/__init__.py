@@ -51,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("gelu", "linear"),
         help="of a linear connector; default: gelu, which every runtime opens, where it fits",
     )
+    way = add("to-peft", "the adapters of a run into a folder that the peft library opens")
+    way.add_argument("run", type=Path, metavar="RUN")
+    way.add_argument("out", type=Path, metavar="OUT")
+    way.add_argument(
+        "--base", metavar="NAME", help="name or path of the base; default: the run's init.weights"
+    )
+    way = add("from-peft", "an adapter folder of peft, merged into its base: a model folder")
+    way.add_argument("src", type=Path, metavar="SRC")
+    way.add_argument("out", type=Path, metavar="OUT")
+    way.add_argument(
+        "--base", type=Path, metavar="DIR", help="default: the folder's base_model_name_or_path"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,5 +81,9 @@ def run(options: argparse.Namespace) -> None:
             new_rows=o.new_rows,
             connector_weights=o.connector_weights,
         )
+    elif o.way == "to-peft":
+        conversions.to_peft(o.run, o.out, base=o.base)
+    elif o.way == "from-peft":
+        conversions.from_peft(o.src, o.out, base=o.base)
     else:
         conversions.to_hf(o.model, o.out, dtype=o.dtype, connector_form=o.connector_form)

@@ -3,6 +3,8 @@
     from_hf   LLaVA, Llama or tower folder           -> model folder
     join      tower folder + Llama folder + connector -> model folder
     to_hf     model, run or Hugging Face folder      -> folder that stock transformers opens
+    from_peft adapter folder of peft + its base      -> model folder
+    to_peft   run with adapters                      -> adapter folder that peft opens
 
 One parameter is in memory at a time. Everything is written to a folder beside OUT that gets its
 name at the very end: a failed conversion leaves nothing.
@@ -19,6 +21,7 @@ import jax
 from tqdm import tqdm
 
 from mllm_jax.checkpoints import join as join_chunks
+from mllm_jax.checkpoints.fingerprints import fingerprint
 from mllm_jax.checkpoints.hf import (
     files as hf_files,
 )
@@ -35,15 +38,22 @@ from mllm_jax.checkpoints.hf.projector import Projector
 from mllm_jax.checkpoints.hf.tensor_files import SHARD_BYTES
 from mllm_jax.checkpoints.hf.writer import check_dtype, write_hf
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.checkpoints.open_model import HFSource, ModelSource, open_model
+from mllm_jax.checkpoints.open_model import (
+    HFSource,
+    ModelSource,
+    OrbaxSource,
+    PeftSource,
+    open_model,
+)
 from mllm_jax.checkpoints.params import save_params
+from mllm_jax.checkpoints.peft import write_peft
 from mllm_jax.commands.convert.chat_format import choose_template, warn_without_template
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.config import loading
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
-from mllm_jax.config.stage import ComputeConfig, FolderConfig
+from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
 from mllm_jax.models import mllm
 
 
@@ -118,6 +128,59 @@ def to_hf(
         print(note)
     if source.config.model.language is not None:
         warn_without_template(Path(out), out)
+
+
+def from_peft(src: str | Path, out: str | Path, base: str | Path | None = None) -> None:
+    """Writes the model folder OUT from the PEFT folder SRC, merged into its base.
+
+        from_peft("adapters/llava-lora", "models/llava-basque", base="weights/llava")
+
+    Args:
+        src: a folder with adapter_config.json and adapter_model.safetensors.
+        out: the folder to make.
+        base: folder of the base model; default: the one that SRC names.
+
+    Raises:
+        ConfigError: SRC has features that are not here (named), the base is another one than it
+            was trained beside, or OUT is not empty.
+    """
+    source = PeftSource(Path(src), base)
+    with new_folder(out) as folder:
+        model = source.config.model
+        leaves = source.leaves(abstract(model))
+        hf_tokenizer.check_tokenizer(source.files)
+        hf_files.write_model_files(source.files, folder, model, source.ids, source.image_fit)
+        hf_unread.write_unread(folder, source.unread)
+        _write_params(folder, source.config, leaves)
+    _report(out, leaves, source.left_out, source.unread)
+
+
+def to_peft(run: str | Path, out: str | Path, base: str | None = None) -> None:
+    """Writes the adapters of a run as the folder OUT, which the peft library opens.
+
+        to_peft("runs/instruct", "adapters/instruct", base="weights/llava")
+
+    Args:
+        run: a run folder, or one of its checkpoints.
+        out: the folder to make.
+        base: name or path of the base model, for whoever opens OUT; default: `init.weights`.
+
+    Raises:
+        ConfigError: the run has no adapters, or trained something that PEFT has no place for.
+    """
+    source = open_model(run)
+    require(
+        isinstance(source, OrbaxSource) and source.adapter is not None,
+        f"{run}: is not a run with adapters; export a model by mllm-jax convert to-hf",
+    )
+    assert isinstance(source, OrbaxSource) and source.adapter is not None
+    config, trained = source.config, source.trained
+    kernels = source.adapter.targets(abstract(config.model))
+    with new_folder(out) as folder:
+        named = base or str(loading.load(Config, source.files.parent / "config.yaml").init.weights)
+        prints = fingerprint(source.base(kernels))
+        write_peft(folder, config.model, source.adapter, trained, named, prints)
+    _report(out, trained, [], {})
 
 
 def join(

@@ -123,6 +123,23 @@ def test_the_run_is_a_model_whose_matrices_have_the_adapters_merged(data, run, t
         np.testing.assert_array_equal(x, merged[path], err_msg=path)
 
 
+def test_its_peft_folder_beside_its_base_is_the_same_model(run, tmp_path):
+    """Adapters and the trained connector; the base is found by the name that the run has of it."""
+    conversions.to_peft(run, tmp_path / "peft")
+    merged = arrays(run)
+    for path, x in arrays(tmp_path / "peft").items():
+        np.testing.assert_array_equal(x, merged[path], err_msg=path)
+    conversions.from_peft(tmp_path / "peft", tmp_path / "model")
+    for path, x in arrays(tmp_path / "model").items():
+        np.testing.assert_array_equal(x, merged[path], err_msg=path)
+
+
+def test_a_model_without_adapters_has_no_peft_folder(source, tmp_path):
+    with pytest.raises(ConfigError, match="is not a run with adapters; export a model by"):
+        conversions.to_peft(source, tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
 def test_another_base_is_refused(run, data, tmp_path):
     """The frozen parameters are those that the adapters were trained beside."""
     other = tmp_path / "run"

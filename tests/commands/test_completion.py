@@ -53,7 +53,7 @@ def complete(bash: Path, line: str, folder: Path) -> list[str]:
         ("mllm-jax recipe st", ["stage.yaml"]),
         ("mllm-jax prepare --data.rows 8 --wor", ["--workers"]),
         ("mllm-jax generate ", ["runs"]),
-        ("mllm-jax convert ", ["from-hf", "join", "to-hf"]),
+        ("mllm-jax convert ", ["from-hf", "from-peft", "join", "to-hf", "to-peft"]),
         ("mllm-jax convert join out --conn", ["--connector", "--connector-weights"]),
         ("mllm-jax convert to-hf runs out --dtype b", ["bfloat16"]),
         ("mllm-jax completion ", list(SHELLS)),

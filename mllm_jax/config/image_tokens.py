@@ -37,7 +37,12 @@ class ImageLayout(NamedTuple):
 
 
 def image_layout(
-    size: Size, side: int, patch: int, grids: GridsConfig | None = None, images: int = 1
+    size: Size,
+    side: int,
+    patch: int,
+    grids: GridsConfig | None = None,
+    images: int = 1,
+    pool: int = 1,
 ) -> ImageLayout:
     """How one image is laid out, as Hugging Face's processors or the original code do it.
 
@@ -47,12 +52,13 @@ def image_layout(
         patch: side of a patch, in pixels.
         grids: LLaVA-NeXT's canvases; None for LLaVA-1.5.
         images: how many its conversation has.
+        pool: side of the square of patches that the connector makes one vector of; 1 with `grids`.
 
     Source: transformers, `LlavaProcessor` and `LlavaNextProcessor._get_number_of_features`, with
     the class token neither counted nor read (`vision_feature_select_strategy: default`); for
     `several_images: pad` LLaVA-VL/LLaVA-NeXT, llava/model/llava_arch.py.
     """
-    line = side // patch
+    line = pooled_line(side // patch, pool)
     if grids is None:
         return ImageLayout(1, line * line, None, None, newline=False)
     if images > 1 and grids.several_images == "pad":
@@ -62,6 +68,11 @@ def image_layout(
     window = unpadded(size, (rows * line, columns * line), grids.rounding)
     placeholders = line * line + window.height * (window.width + 1)
     return ImageLayout(1 + rows * columns, placeholders, canvas, window, newline=True)
+
+
+def pooled_line(patches: int, pool: int) -> int:
+    """Vectors of a line of patches; the last vector of an odd line is of the patches there are."""
+    return -(-patches // pool)
 
 
 def best_canvas(size: Size, canvases: Sequence[Size]) -> Size:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from mllm_jax.common.errors import require
 from mllm_jax.common.ranges import Dim, Range, Section
 from mllm_jax.config.grids import GridsConfig
-from mllm_jax.config.image_tokens import ImageLayout, Size, image_layout
+from mllm_jax.config.image_tokens import ImageLayout, Size, image_layout, pooled_line
 
 # far above the largest models, low enough that a mistyped number is refused before a run begins
 Layers = Annotated[int, Range("[1, 10_000]")]
@@ -114,6 +114,18 @@ class ConnectorConfig(Section, at="model.connector"):
     """`linear`: one matrix; `mlp`: linear, exact gelu, linear."""
     bias: bool = True
     """Whether its layers have a bias."""
+    pool: Literal["none", "average", "shuffle"] = "none"
+    """What is done to squares of 2 x 2 patches first: a quarter of the tokens, or nothing.
+
+    `average`: their mean; `shuffle`: side by side as one vector of four times the width. The last
+    line of an odd side (27 x 27) is repeated. LLaVA's classes cannot hold it: such a model is not
+    exported.
+    """
+
+    @property
+    def stride(self) -> int:
+        """Side in patches of the square that becomes one vector."""
+        return 1 if self.pool == "none" else 2
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,10 @@ class ModelConfig(Section, at="model"):
     @property
     def patches(self) -> int:
         """Vectors of one image slot, P; 0 for a model that reads text only."""
-        return self.vision.patches if self.vision is not None and self.connector is not None else 0
+        if self.vision is None or self.connector is None:
+            return 0
+        line = self.vision.image_size // self.vision.patch_size
+        return pooled_line(line, self.connector.stride) ** 2
 
     def image_layout(self, size: Size, images: int = 1) -> ImageLayout:
         """Tiles and placeholders of an image: see `image_tokens.image_layout`.
@@ -236,8 +251,9 @@ class ModelConfig(Section, at="model"):
             images: how many its conversation has.
         """
         assert self.vision is not None, "the model reads text only"
-        vision = self.vision
-        return image_layout(size, vision.image_size, vision.patch_size, self.grids, images)
+        shape = self.vision.image_size, self.vision.patch_size
+        pool = self.connector.stride if self.connector is not None else 1
+        return image_layout(size, *shape, self.grids, images, pool)
 
     def _check_grids(self) -> None:
         if self.grids is None:
@@ -246,7 +262,12 @@ class ModelConfig(Section, at="model"):
             self.vision is not None and self.connector is not None,
             "model.grids has no effect without vision and connector; leave it out",
         )
-        assert self.vision is not None
+        assert self.vision is not None and self.connector is not None
+        require(
+            self.connector.pool == "none",
+            f"model.connector.pool={self.connector.pool} does not go with model.grids, whose tiles "
+            "are counted in patches; leave one out",
+        )
         side = self.vision.image_size
         for size in self.grids.sizes:
             require(

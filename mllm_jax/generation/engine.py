@@ -142,7 +142,7 @@ class Answerer:
         if self.config.grids is None or vision is None:
             return None
         pairs = [(of.tiles, placeholders(of, vision)) for of in self.layouts(images)]
-        return of_record(pairs, vision.patches)
+        return of_record(pairs, self.config.patches)
 
     def pictures(self, images: Sequence[File]) -> list[Tiles]:
         """The images of one conversation as the vision tower takes them.

@@ -78,10 +78,11 @@ def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
     if vision is not None:
         way += _vision(vision, images)
     if vision is not None and language is not None and model.connector is not None:
-        weights = {"connector/linear_1/kernel": vision.width * language.width}
+        inputs = vision.width * (4 if model.connector.pool == "shuffle" else 1)
+        weights = {"connector/linear_1/kernel": inputs * language.width}
         if model.connector.kind == "mlp":
             weights["connector/linear_2/kernel"] = language.width**2
-        way.append(Part(("connector/",), images * vision.patches, weights, 0.0))
+        way.append(Part(("connector/",), images * model.patches, weights, 0.0))
     if language is not None:
         way += _language(language, rows * length, length)
     return way

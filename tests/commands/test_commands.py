@@ -100,6 +100,9 @@ CALLS = [
             "language": Path("llama"),
             "connector": "linear",
             "chat_format": None,
+            "new_rows": "transformers",
+            "connector_weights": None,
+            "pool": "none",
         },
     ),
     (
@@ -112,6 +115,9 @@ CALLS = [
             "language": Path("llama"),
             "connector": "mlp",
             "chat_format": "plain",
+            "new_rows": "transformers",
+            "connector_weights": None,
+            "pool": "none",
         },
     ),
     (

@@ -55,7 +55,7 @@ def tiled(seed, text):
     return tokens, seats, rng.integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
 
 
-def row(conversations, length, slots):
+def row(conversations, length, slots, P=P):
     """Hand-packs conversations into one row: what data/packing must do, written a second time."""
     arrays = {
         name: np.zeros(length, np.int32) for name in ("tokens", "segments", "positions", "targets")

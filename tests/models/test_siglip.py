@@ -87,9 +87,10 @@ def test_pixels_beyond_the_last_whole_patch_are_not_read(params):
     model = mllm.build(SIGLIP, COMPUTE)
     inputs = inputs_of(row([conversation(1, 1, 9)], 40, 1))
     hidden = mllm.hidden(model, params, inputs)
-    outside = inputs.pixels.at[:, :, 24:].set(0).at[:, :, :, 24:].set(255)
+    pixels = jnp.asarray(inputs.pixels)
+    outside = pixels.at[:, :, 24:].set(0).at[:, :, :, 24:].set(255)
     assert np.array_equal(hidden, mllm.hidden(model, params, inputs._replace(pixels=outside)))
-    inside = inputs.pixels.at[:, :, 23, 23].add(100)
+    inside = pixels.at[:, :, 23, 23].add(100)
     assert not np.array_equal(hidden, mllm.hidden(model, params, inputs._replace(pixels=inside)))
 
 

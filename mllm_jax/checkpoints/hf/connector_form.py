@@ -36,9 +36,15 @@ def choose_form(model: ModelConfig, forced: Form | None = None) -> Form | None:
         forced: the form to take; default gelu where it fits.
 
     Raises:
-        ConfigError: `forced` does not fit, or the model has no linear connector.
+        ConfigError: `forced` does not fit, the model has no linear connector, or one that pools,
+            which no class of transformers can hold.
     """
     vision, connector, language = model.vision, model.connector, model.language
+    require(
+        connector is None or connector.pool == "none",
+        f"model.connector.pool={connector and connector.pool}: LlavaForConditionalGeneration has "
+        "no pooling, so this model cannot be exported; use its model folder or run",
+    )
     if vision is None or language is None or connector is None or connector.kind != "linear":
         kind = "no" if connector is None else f"an {connector.kind}"
         require(

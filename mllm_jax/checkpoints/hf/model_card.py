@@ -102,9 +102,10 @@ def _summary(config: FolderConfig, form: Form | None) -> str:
     vision, language, connector = config.model.vision, config.model.language, config.model.connector
     square = "image" if config.model.grids is None else "square"
     if vision is not None:
+        vectors = config.model.patches or vision.patches
         lines.append(
             f"- vision: {TOWERS[vision.kind]}, {vision.layers} layers of width {vision.width}, "
-            f"{vision.image_size} px in patches of {vision.patch_size} ({vision.patches} vectors "
+            f"{vision.image_size} px in patches of {vision.patch_size} ({vectors} vectors "
             f"per {square}), features of layer {vision.feature_layer}"
         )
     if connector is not None:

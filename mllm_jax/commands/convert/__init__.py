@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a trained connector instead of a new one: mm_projector.bin of the original LLaVA",
     )
     way.add_argument(
+        "--pool",
+        choices=("none", "average", "shuffle"),
+        default="none",
+        help="of 2 x 2 patches in a new connector: a quarter of the tokens; default: %(default)s",
+    )
+    way.add_argument(
         "--chat-format",
         choices=CHAT_FORMATS,
         help="chat template of the model; default: LLAMA_DIR's own, or one that fits its tokenizer",
@@ -80,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
             chat_format=o.chat_format,
             new_rows=o.new_rows,
             connector_weights=o.connector_weights,
+            pool=o.pool,
         )
     elif o.way == "to-peft":
         conversions.to_peft(o.run, o.out, base=o.base)

@@ -193,6 +193,7 @@ def join(
     name: str | Path | None = None,
     new_rows: str = "transformers",
     connector_weights: str | Path | None = None,
+    pool: str = "none",
 ) -> None:
     """Puts an image tower and a Llama together with a fresh connector: the model folder OUT.
 
@@ -214,6 +215,7 @@ def join(
         new_rows: "transformers" or "ndino", after whom new rows are drawn.
         connector_weights: a file with a trained connector instead of a fresh one, `connector` is
             then not read; the original LLaVA's mm_projector.bin.
+        pool: "none", "average" or "shuffle", what a new connector does with 2 x 2 patches.
 
     Raises:
         ConfigError: a folder is not what is needed, the chat format does not fit the tokenizer, or
@@ -223,7 +225,7 @@ def join(
     _check_option("--new-rows", new_rows, join_chunks.NEW_ROWS)
     tower, llama = _backbones(vision, language)
     trained = Projector(connector_weights) if connector_weights is not None else None
-    bridge = trained.config if trained else loading.build(ConnectorConfig, {"kind": connector})
+    bridge = _bridge(trained, connector, pool)
     with new_folder(out) as folder:
         hf_files.copy_files(llama.files, folder)
         image_token, known, added = hf_tokenizer.add_image_token(folder)
@@ -247,6 +249,17 @@ def join(
     if note is not None:
         print(note)
     warn_without_template(Path(out), name or out)
+
+
+def _bridge(trained: Projector | None, kind: str, pool: str) -> ConnectorConfig:
+    """The connector of a joined model: that of trained weights, or a new one."""
+    require(
+        trained is None or pool == "none",
+        f"--pool {pool}: --connector-weights were trained without pooling; leave one out",
+    )
+    return (
+        trained.config if trained else loading.build(ConnectorConfig, {"kind": kind, "pool": pool})
+    )
 
 
 def _check_option(flag: str, value: str, allowed: Iterable[str]) -> None:

@@ -48,6 +48,25 @@ def check(tree: Tree, out: Path, pending: Collection[str]) -> None:
             )
 
 
+def check_exports(stages: Mapping[str, Config], tree: Tree) -> None:
+    """Refuses models that no class of transformers can hold, before they are trained.
+
+    Args:
+        stages: by name, with the models that they train.
+        tree: of these.
+
+    Raises:
+        ConfigError: a stage whose model pools, by name.
+    """
+    for stage in tree.variants.values():
+        connector = stages[stage].model.connector
+        require(
+            connector is None or connector.pool == "none",
+            f"{stage}: model.connector.pool={connector and connector.pool}: transformers has no "
+            "class for such a model; give export: null (--export null)",
+        )
+
+
 def unanswered(recipe: RecipeConfig, tree: Tree, out: Path) -> list[str]:
     """The stages whose models are yet to be evaluated."""
     return [

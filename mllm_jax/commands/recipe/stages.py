@@ -102,6 +102,8 @@ def _run(
         if start is not None and start not in checked.pending:
             summary.check_start(name, config, Path(stages[start].out))
     results.check(selected, out, checked.pending)
+    if recipe.config.export is not None:
+        results.check_exports(stages, selected)
     wanting = results.unanswered(recipe.config, selected, out)
     if recipe.config.evaluate is not None and wanting and processes.is_first():
         templates = {stage: checked.templates[stage] for stage in wanting}

@@ -88,6 +88,8 @@ def placeholders(layout: ImageLayout, vision: VisionConfig) -> Placeholders:
     whole = np.arange(vision.patches, dtype=np.int32)
     newline = np.full(1, NEWLINE, np.int32)
     if layout.canvas is None or layout.window is None:
+        vectors = layout.placeholders - layout.newline  # fewer than patches where they are pooled
+        whole = np.arange(vectors, dtype=np.int32)
         numbers = np.concatenate([whole, newline]) if layout.newline else whole
     else:
         rows, columns = (length // vision.image_size for length in layout.canvas)

@@ -65,4 +65,6 @@ class ImageLayouts:
         vision, layouts = self._model.vision, self.of(record)
         if vision is None or not layouts:
             return []
-        return of_record([(of.tiles, placeholders(of, vision)) for of in layouts], vision.patches)
+        return of_record(
+            [(of.tiles, placeholders(of, vision)) for of in layouts], self._model.patches
+        )

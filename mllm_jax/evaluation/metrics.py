@@ -8,6 +8,9 @@ from typing import Any
 from mllm_jax.common.errors import require
 from mllm_jax.common.markdown import markdown_table
 
+# of the truth: all None where it is not measured
+LOSSES = ("loss", "perplexity", "answer_perplexity", "answers_left_out", "answer_tokens")
+MOST_PERPLEXITY = 1000  # of an answer that counts in `mean_perplexity`
 Scores = dict[str, dict[str, Any]]  # language -> name -> number, or None: not measured
 COLUMNS = (
     "language",
@@ -45,7 +48,7 @@ def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores
     """Scores of each language, from the lines of answers.jsonl.
 
     Loss is weighted by token: the sum over all answer tokens over their number, in nats;
-    perplexity is its exponential.
+    perplexity is its exponential. answer_perplexity is LLaVA-NDiNO's, see `mean_perplexity`.
 
     Args:
         answers: with language, correct, loss (mean over the truth's tokens), tokens (their number),
@@ -69,7 +72,7 @@ def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores
 
 def _losses(answers: Sequence[dict[str, Any]], language: str) -> dict[str, int | float | None]:
     if any(answer["loss"] is None for answer in answers):
-        return {"loss": None, "perplexity": None, "answer_tokens": None}
+        return dict.fromkeys(LOSSES)
     tokens = sum(answer["tokens"] for answer in answers)
     loss = sum(answer["loss"] * answer["tokens"] for answer in answers) / tokens
     # exp(700) is the end of float64; a chance guess over a million words costs 14 nats
@@ -77,7 +80,24 @@ def _losses(answers: Sequence[dict[str, Any]], language: str) -> dict[str, int |
         loss < 700,
         f"the loss on {language!r} is {loss} per token: the model's weights are broken",
     )
-    return {"loss": loss, "perplexity": math.exp(loss), "answer_tokens": tokens}
+    mean, left_out = mean_perplexity([answer["loss"] for answer in answers])
+    values = (loss, math.exp(loss), mean, left_out, tokens)
+    return dict(zip(LOSSES, values, strict=True))
+
+
+def mean_perplexity(losses: Sequence[float]) -> tuple[float | None, int]:
+    """(mean of the answers' own perplexities, answers above `MOST_PERPLEXITY`, which are left out).
+
+    Every answer counts alike, however long. None where all are left out.
+
+    Args:
+        losses: mean loss over the tokens of each answer, in nats.
+
+    Source: swapUniba/LLaVA-NDiNO, evaluate_ppl.py.
+    """
+    usable = [math.exp(loss) for loss in losses if loss <= math.log(MOST_PERPLEXITY)]
+    mean = sum(usable) / len(usable) if usable else None
+    return mean, len(losses) - len(usable)
 
 
 def table(scores: Scores) -> str:

@@ -89,8 +89,8 @@ def evaluate(
 
     Returns:
         What is written to scores.json: "languages" (count, exact_match, loss, perplexity,
-        answer_tokens, unfinished of each; None for what the chat template does not allow to be
-        measured) and "settings".
+        answer_perplexity, answers_left_out, answer_tokens, unfinished of each; None for what the
+        chat template does not allow to be measured) and "settings".
 
     Raises:
         ConfigError: no such model or file, records that cannot be used (named), prompts that are

@@ -58,10 +58,23 @@ def test_scores_by_hand():
         "exact_match": 0.5,
         "loss": pytest.approx(1.1),
         "perplexity": pytest.approx(math.exp(1.1)),
+        "answer_perplexity": pytest.approx((math.exp(2.0) + math.exp(1.0)) / 2),
+        "answers_left_out": 0,
         "answer_tokens": 10,
         "unfinished": 0,
     }
     assert scores["en"]["exact_match"] == 0 and scores["en"]["unfinished"] == 1
+
+
+def test_perplexities_of_llava_ndino():
+    """Three answers: 3.3201, 2.2255 and 1808.04, the last of which is left out of the mean."""
+    answers = [answer("it", False, loss, n) for n, loss in [(3, 1.2), (10, 0.8), (2, 7.5)]]
+    (scores,) = scoring.score(answers, ("it",)).values()
+    assert scores["answer_perplexity"] == pytest.approx(2.772829, abs=5e-7)
+    assert scores["answers_left_out"] == 1
+    assert scores["perplexity"] == pytest.approx(5.890456, abs=5e-7)
+    assert scoring.mean_perplexity([7.5, 7.0]) == (None, 2)
+    assert scoring.mean_perplexity([math.log(1000), 7.0])[1] == 1  # 1000 itself counts
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), 701.0])

@@ -134,7 +134,7 @@ VALUES: list[tuple[str, object, str]] = [
     ("data.image_slots", -1, "image_slots"),
     ("data.image_slots", 10**9, "image_slots"),
     ("data.over_long", "wrap", "over_long"),
-    ("data.image_fit", "stretch", "image_fit"),
+    ("data.image_fit", "fill", "image_fit"),
     ("data.max_pixels", 0, "max_pixels"),
     ("data.workers", -1, "workers"),
     ("data.workers", 10**6, "workers"),

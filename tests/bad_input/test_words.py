@@ -53,7 +53,7 @@ LINES = {
     "patience without end": (f"train {STAGE} --join-within inf", "join-within"),
     "recipe without a file": ("recipe", "FILE"),
     "recipe that is not there": ("recipe none.yaml", "none.yaml"),
-    "recipe that is a stage": ("recipe stage.yaml", "model"),
+    "recipe that is a stage": ("recipe stage.yaml", "stage.yaml: a stage file"),
     "recipe with a misspelt override": ("recipe recipe.yaml --trian.steps 3", "--trian.steps"),
     "recipe with an override of nothing": ("recipe recipe.yaml --train.steps", "--train.steps"),
     "recipe into a file": ("recipe recipe.yaml --out stage.yaml", "stage.yaml"),

@@ -16,6 +16,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig, VisionConfig
 from mllm_jax.config.stage import FolderConfig
+from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.generation.answer import generate
 from mllm_jax.generation.engine import Answerer, bucket, compute_for
@@ -96,7 +97,8 @@ def test_each_token_is_the_likeliest_of_the_whole_row(opened, asked):
 
 def test_the_answer_depends_on_the_image(opened, data):
     prompt = opened.prompt([user_turn("Zein kolore daude irudian?", 1)], 16)
-    dark, light = (np.full((16, 16, 3), value, np.uint8) for value in (0, 255))
+    numbers = np.arange(opened.config.patches, dtype=np.int32)
+    dark, light = (Tiles(np.full((1, 16, 16, 3), v, np.uint8), numbers) for v in (0, 255))
     first, second = opened.answer([prompt] * 2, [[dark], [light]], 16, ends=())
     assert first != second
 

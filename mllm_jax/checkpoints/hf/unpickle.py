@@ -18,6 +18,7 @@ from mllm_jax.common.errors import ConfigError, quoted
 
 PICKLE_BYTES = 2**21  # about 14,000 tensors; any such pickle ends within seconds and 200 MB
 INTEGER_BITS = 64  # with the sign, as torch counts
+NAMES = "stringnl_noescape_pair"  # argument of an instruction: a module and a name, a line each
 INSTRUCTIONS = {op.code.encode("latin-1"): op for op in pickletools.opcodes}
 
 
@@ -65,7 +66,7 @@ class Unpickler:
             if step is None:
                 self._refuse(f"instruction {instruction.name}, which weights do not need")
             try:
-                argument = instruction.arg.reader(file) if instruction.arg else None
+                argument = _argument(instruction, file)
             except ValueError as error:  # includes text that is not UTF-8
                 raise ConfigError(
                     f"{self._where}: truncated or malformed at byte {file.tell()}"
@@ -202,6 +203,19 @@ def _constant(value: Any) -> Step:
 
 def _nothing(machine: Unpickler, _: Any) -> None:
     """The protocol's version, and the length of a frame, which is for buffering."""
+
+
+def _argument(instruction: pickletools.OpcodeInfo, file: io.BytesIO) -> Any:
+    """What follows an instruction. Raises ValueError where it is truncated or malformed."""
+    if instruction.arg is None:
+        return None
+    if instruction.arg.name != NAMES:
+        return instruction.arg.reader(file)
+    # as they are: `pickletools` undoes escapes in them, which pickle itself does not
+    lines = [file.readline() for _ in range(2)]
+    if not all(line.endswith(b"\n") for line in lines):
+        raise ValueError("a name without the end of its line")
+    return " ".join(line[:-1].decode() for line in lines)
 
 
 STEPS: dict[str, Step] = {

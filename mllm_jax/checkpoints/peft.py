@@ -8,7 +8,7 @@ What is trained beside the adapters (LLaVA's connector) is in `modules_to_save`.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +23,22 @@ from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.fields import Fields
 from mllm_jax.common.json_file import read_json, write_json
-from mllm_jax.config.adapter import A, AdapterConfig, B, is_adapter, kernel_of, shapes
+from mllm_jax.config.adapter import (
+    KERNEL,
+    MAGNITUDE,
+    NAMES,
+    A,
+    AdapterConfig,
+    B,
+    is_adapter,
+    kernel_of,
+    shapes,
+)
 from mllm_jax.config.model import ModelConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-SUFFIXES = {A: "lora_A.weight", B: "lora_B.weight"}
+SUFFIXES = {A: "lora_A.weight", B: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 FINGERPRINT = "base_fingerprint"  # in the metadata of the weights
 # our first values by PEFT's init_lora_weights; its others change the base, or are never read again
 INIT = {"uniform": True, "normal": "gaussian"}
@@ -97,6 +107,7 @@ def read_peft(folder: Path) -> PeftFolder:
     with safe_open(path, "np") as opened:
         metadata = opened.metadata() or {}
     adapter = _adapter(fields, [kernel_of(p) for p in tensors if is_adapter(p)])
+    _check_whole(path, tensors, adapter)
     base = fields.text("base_model_name_or_path", None)
     return PeftFolder(folder, adapter, tensors, base, metadata.get(FINGERPRINT))
 
@@ -107,16 +118,30 @@ def _adapter(fields: Fields, kernels: list[str]) -> AdapterConfig:
     fields.choice("init_lora_weights", True, True, False, "gaussian", "eva", "orthogonal")
     rank = fields.whole("r", 8, 1)
     alpha = fields.number("lora_alpha", 8.0, 0.0)
-    rslora = fields.flag("use_rslora", False)
-    read = {"peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "use_rslora"}
+    rslora, dora = fields.flag("use_rslora", False), fields.flag("use_dora", False)
+    read = {"peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "use_rslora", "use_dora"}
     for name, value in fields.tree.items():
         if name not in read | UNUSED and value not in (None, False, {}, []):
             raise ConfigError(
-                f"{fields.location}: {name}={quoted(value)} is not supported; only LoRA and rsLoRA "
-                "with one rank and alpha for all modules are; merge it with peft: merge_and_unload"
+                f"{fields.location}: {name}={quoted(value)} is not supported; only LoRA, rsLoRA "
+                "and DoRA with one rank and alpha are; merge it with peft: merge_and_unload"
             )
     match = "|".join(map(re.escape, sorted(set(kernels))))
-    return AdapterConfig(match, rank=rank, alpha=float(alpha), rslora=rslora)
+    return AdapterConfig(match, rank=rank, alpha=float(alpha), rslora=rslora, dora=dora)
+
+
+def _check_whole(file: Path, tensors: Collection[str], adapter: AdapterConfig) -> None:
+    """Raises ConfigError for an adapter that lacks a kind of tensors, or has one too many."""
+    expected = set(NAMES if adapter.dora else (A, B))
+    for kernel in sorted({kernel_of(path) for path in tensors if is_adapter(path)}):
+        beside = kernel.removesuffix(KERNEL)
+        present = {name for name in NAMES if beside + name in tensors}
+        for name in sorted(present ^ expected):
+            verb = "has no" if name in expected else "has"
+            raise ConfigError(
+                f"{file}: the adapter of {kernel} {verb} {SUFFIXES[name]}, but {CONFIG} says "
+                f"use_dora={adapter.dora}; save it again with peft: save_pretrained"
+            )
 
 
 def _our_path(file: Path, name: str, saved: list[Any]) -> tuple[str, int | None]:
@@ -167,7 +192,7 @@ def _leaf(
         f"{folder.where / WEIGHTS}: {path} needs one tensor for each of {len(layers)} layers, but "
         f"there are {len(tensors)}, and none of layer {missing[:1]}",
     )
-    shape = _shapes(path, target, folder.adapter.rank)
+    shape = _shape(path, target, folder.adapter)
     ours = shape[int(stacked) :]
     wrong = next((t for t in tensors.values() if t.shape != _peft_shape(path, ours)), None)
     require(
@@ -184,11 +209,11 @@ def _leaf(
     return Leaf(shape, FORMATS[tensors[layers[0]].format], read)
 
 
-def _shapes(path: str, target: Leaf, rank: int) -> tuple[int, ...]:
+def _shape(path: str, target: Leaf, adapter: AdapterConfig) -> tuple[int, ...]:
     """The shape of a parameter of ours, layers first."""
     if not is_adapter(path):
         return target.shape
-    return shapes(kernel_of(path), target.shape, rank)[path]
+    return shapes(kernel_of(path), target.shape, adapter.rank, adapter.dora)[path]
 
 
 def _peft_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
@@ -197,6 +222,8 @@ def _peft_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
         return names.hf_shape(path, ours if not names.is_stacked(path) else (1, *ours))
     if path.endswith(f"/{A}"):
         return ours[-1], math.prod(ours[:-1])
+    if path.endswith(f"/{MAGNITUDE}"):
+        return (math.prod(ours),)
     return math.prod(ours[1:]), ours[0]
 
 
@@ -250,7 +277,7 @@ def write_peft(
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "use_rslora": adapter.rslora,
-        "use_dora": False,
+        "use_dora": adapter.dora,
         "init_lora_weights": INIT[adapter.init],
         "bias": "none",
         "fan_in_fan_out": False,
@@ -265,8 +292,7 @@ def _to_peft(path: str, part: np.ndarray) -> np.ndarray:
     """Our parameter of one layer as PEFT's tensor: undoes `_to_ours`."""
     if not is_adapter(path):
         return np.ascontiguousarray(names.to_hf(path, part))
-    rows, columns = _peft_shape(path, part.shape)
-    return np.ascontiguousarray(part.reshape(columns, rows).T)
+    return np.ascontiguousarray(part.reshape(_peft_shape(path, part.shape)[::-1]).T)
 
 
 def _peft_name(model: ModelConfig, path: str, name: str) -> str:

@@ -1,12 +1,14 @@
-"""Defines the section `adapter`: low-rank updates (LoRA) of matrices that stay frozen.
+"""Defines the section `adapter`: low-rank updates (LoRA, DoRA) of matrices that stay frozen.
 
     y = x W + scale (x A) B        W frozen, A [inputs, rank] and B [rank, outputs] trained
+    y = x (m V / |V|)              DoRA: V = W + scale A B, |V| and m [outputs] by column; m trained
 
 The parameters of an adapter are named after the matrix that they change:
 
     language/layers/attention/q/kernel     [L, D, N, H]   frozen
     language/layers/attention/q/lora_a     [L, D, rank]
     language/layers/attention/q/lora_b     [L, rank, N, H]
+    language/layers/attention/q/lora_magnitude   [L, N, H]   DoRA's m
 """
 
 import math
@@ -19,8 +21,8 @@ from mllm_jax.common.errors import closest, quoted, require
 from mllm_jax.common.patterns import matches
 from mllm_jax.common.ranges import PatternText, Range, Section
 
-A, B = "lora_a", "lora_b"
-NAMES = (A, B)
+A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
+NAMES = (A, B, MAGNITUDE)
 PART = "adapter"  # part of the optimizer that claims their parameters
 KERNEL = "kernel"
 # the matrices that may have an adapter
@@ -30,7 +32,7 @@ SHOWN = 3  # paths named in a message
 
 @dataclass(frozen=True)
 class AdapterConfig(Section, at="adapter"):
-    """LoRA: trains two narrow matrices beside each chosen one, which itself stays frozen."""
+    """LoRA, DoRA: trains two narrow matrices beside each chosen one, which itself stays frozen."""
 
     match: PatternText
     """Regex over whole paths of matrices, as `language/layers/.*/kernel`; each gets an adapter."""
@@ -40,6 +42,12 @@ class AdapterConfig(Section, at="adapter"):
     """Strength of the update, which is multiplied by `alpha / rank`."""
     rslora: bool = False
     """Multiply by `alpha / sqrt(rank)` instead (rsLoRA), so that high ranks learn as fast."""
+    dora: bool = False
+    """Train the length of each output's weights apart from their direction (DoRA).
+
+    The lengths begin as those of the frozen matrix and have no weight decay. The
+    gradient takes the length of the changed weights as a constant, as the paper and PEFT do.
+    """
     dropout: Annotated[float, Range("[0, 1)")] = 0.0
     """Share of an adapter's inputs that are set to 0 in training, others for each position.
 
@@ -107,18 +115,21 @@ def stacked(path: str) -> int:
     return int("/layers/" in path)
 
 
-def shapes(kernel: str, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+def shapes(
+    kernel: str, shape: tuple[int, ...], rank: int, dora: bool
+) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the parameters of one adapter.
 
     Args:
         kernel: path of the matrix.
         shape: of it, layers first.
-        rank: of the adapter.
+        rank, dora: of the adapter.
     """
     layers, rest = shape[: stacked(kernel)], shape[stacked(kernel) :]
     inputs, outputs = rest[: inputs_of(kernel)], rest[inputs_of(kernel) :]
     beside = kernel.removesuffix(KERNEL)
-    return {beside + A: (*layers, *inputs, rank), beside + B: (*layers, rank, *outputs)}
+    narrow = {beside + A: (*layers, *inputs, rank), beside + B: (*layers, rank, *outputs)}
+    return narrow | ({beside + MAGNITUDE: (*layers, *outputs)} if dora else {})
 
 
 def _listed(paths: list[str]) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.config.adapter import A, inputs_of, is_adapter, kernel_of
+from mllm_jax.config.adapter import A, B, inputs_of, is_adapter, kernel_of
 
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -54,7 +54,9 @@ def _adapter(path: str) -> tuple[str, ...]:
     """Those of the matrix that the adapter changes; its rank is on every device whole."""
     kernel = kernel_of(path)
     names, inputs = _row(kernel), inputs_of(kernel)
-    return (*names[:inputs], "none") if path.endswith(f"/{A}") else ("none", *names[inputs:])
+    if path.endswith(f"/{A}"):
+        return (*names[:inputs], "none")
+    return ("none", *names[inputs:]) if path.endswith(f"/{B}") else names[inputs:]
 
 
 def _row(path: str) -> tuple[str, ...]:

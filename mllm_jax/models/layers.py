@@ -26,7 +26,7 @@ DType = Any
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
     # by name: `linear` has a gradient of its own, so a policy does not see the product inside it
-    "dots": jax.checkpoint_policies.save_only_these_names("product"),
+    "dots": jax.checkpoint_policies.save_only_these_names(lora.SAVED),
     "full": None,  # nothing but the layer's input
 }
 
@@ -124,11 +124,11 @@ class Einsum(nn.Module):
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
         kernel = self.param("kernel", init, self.shape, jnp.float32)
         x = x.astype(self.dtype)
-        product = linear(self.equation, x, kernel, self.reduce)
         if adapter := self._adapter():
             run, name = functools.partial(linear, reduce=self.reduce), "/".join(self.path)
-            product = product + lora.update(self.equation, x, adapter, run, name)
-        y: Any = checkpoint_name(product, "product")
+            y: Any = lora.adapted(self.equation, x, kernel, adapter, run, name)
+        else:
+            y = checkpoint_name(linear(self.equation, x, kernel, self.reduce), lora.SAVED)
         if self.bias is not None:
             y = add_shared(y, self.param("bias", nn.initializers.zeros, self.bias, jnp.float32))
         return y

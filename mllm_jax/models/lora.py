@@ -1,5 +1,13 @@
 """Adds low-rank updates to frozen matrices: y = x W + scale (x A) B, never W + scale A B.
 
+DoRA multiplies that by m / |W + scale A B|, so that m alone says how long every output's weights
+are. No merged matrix exists here either: the square of the length is
+
+    |W|^2 + 2 <W, scale A B> + |scale A B|^2        of every output, over the inputs
+
+where <W, A B> takes A'W [rank, outputs] and |A B|^2 takes A'A [rank, rank]: as much work as `rank`
+more positions, and one reading of W.
+
 The two narrow products cost (inputs + outputs) x rank where a gradient of W, or a merged copy of
 it, would cost inputs x outputs. An adapter is found by its parameters, which stand beside the
 matrix; the modules of the network do not know of it.
@@ -20,12 +28,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
-from mllm_jax.config.adapter import A, AdapterConfig, B, shapes, stacked
+from mllm_jax.common.arithmetic import einsum
+from mllm_jax.config.adapter import (
+    MAGNITUDE,
+    A,
+    AdapterConfig,
+    B,
+    inputs_of,
+    kernel_of,
+    shapes,
+    stacked,
+)
 
 KEYS, KEEP = "dropout_keys", "dropout_keep"  # beside A and B, in training with dropout
-PARAMS = (A, B, KEYS, KEEP)  # what a module looks for beside its matrix
+PARAMS = (A, B, MAGNITUDE, KEYS, KEEP)  # what a module looks for beside its matrix
+SAVED = "product"  # name of what is kept for the backward pass, see `layers.REMAT`
 GENERATOR = "threefry2x32"  # whatever JAX's default is: a resumed run draws what it drew
 ODD = 0x9E3779B1  # 2^32 / golden ratio, the usual multiplier of hashes
 
@@ -35,6 +55,9 @@ def init(
 ) -> dict[str, Float[Array, "..."]]:
     """First parameters of the adapters of a model, float32: random A, and B = 0.
 
+    DoRA's magnitudes follow from the frozen matrices, which may be read from files: they are 1 here
+    and set by `magnitudes`.
+
     Args:
         config: the section.
         kernels: {path: array or shape} of the parameters of the model.
@@ -42,12 +65,33 @@ def init(
     """
     params = {}
     for kernel in config.targets(kernels):
-        for path, shape in shapes(kernel, kernels[kernel].shape, config.rank).items():
-            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            params[path] = (
-                jnp.zeros(shape) if path.endswith(B) else _first_a(config, path, shape, own)
-            )
+        a, b, *magnitude = shapes(kernel, kernels[kernel].shape, config.rank, config.dora).items()
+        own = jax.random.fold_in(key, zlib.crc32(a[0].encode()))
+        params[a[0]] = _first_a(config, *a, own)
+        params |= {b[0]: jnp.zeros(b[1])} | {path: jnp.ones(shape) for path, shape in magnitude}
     return params
+
+
+def magnitudes(params: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
+    """First magnitudes of DoRA, float32: |W| of every output, with which nothing is changed.
+
+    Args:
+        params: path -> array; the adapters and their frozen matrices among them.
+
+    Returns:
+        {path: array} of the magnitudes, none without DoRA.
+    """
+    first = {}
+    for path in (path for path in params if path.endswith(f"/{MAGNITUDE}")):
+        kernel = kernel_of(path)
+        layers = stacked(kernel)
+        inputs = tuple(range(layers, layers + inputs_of(kernel)))
+        first[path] = jnp.sqrt(_squares(params[kernel], inputs))
+    return first
+
+
+def _squares(x: Float[Array, "..."], inputs: tuple[int, ...]) -> Float[Array, "..."]:
+    return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=inputs)
 
 
 def _first_a(config: AdapterConfig, path: str, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
@@ -73,27 +117,79 @@ def scaled(config: AdapterConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def update(
-    equation: str, x: Float[Array, "..."], adapter: Mapping[str, Any], linear: Any, name: str
+def adapted(
+    equation: str,
+    x: Float[Array, "..."],
+    kernel: Float[Array, "..."],
+    adapter: Mapping[str, Any],
+    linear: Any,
+    name: str,
 ) -> Float[Array, "..."]:
-    """scale (x A) B in x's dtype; the scale is in B already.
+    """The product of a frozen matrix with its adapter, x W + scale (x A) B, in x's dtype.
+
+    Dropout is PEFT's: LoRA's update reads the inputs that are left, x', and DoRA's factor changes
+    the product of these alone: x W + (factor - 1) x' W + factor scale (x' A) B.
 
     Args:
         equation: of the frozen product, "x's letters,kernel's letters->letters of the result".
         x: activations in the compute dtype.
-        adapter: its parameters by their last name.
+        kernel: W.
+        adapter: its parameters by their last name; the scale is in B already.
         linear: (equation, x, kernel) -> product, see `layers.linear`.
         name: of the module within its layer: others drop other inputs.
     """
+    product = linear(equation, x, kernel)
+    left = _dropped(x, adapter[KEYS], adapter[KEEP], name) if KEYS in adapter else x
+    update = _update(equation, left, adapter, linear)
+    if MAGNITUDE not in adapter:
+        return checkpoint_name(product + update, SAVED)
+    of_left = linear(equation, left, kernel) if KEYS in adapter else product
+    changed = checkpoint_name(of_left + update, SAVED).astype(jnp.float32)
+    factor = _factor(equation, kernel, adapter)
+    y = changed * factor.reshape((1,) * (changed.ndim - factor.ndim) + factor.shape)
     if KEYS in adapter:
-        x = _dropped(x, adapter[KEYS], adapter[KEEP], name)
+        y = y + checkpoint_name(product - of_left, SAVED).astype(jnp.float32)
+    return y.astype(product.dtype)
+
+
+def _update(equation: str, x: Any, adapter: Mapping[str, Any], linear: Any) -> Any:
+    """scale (x A) B."""
+    letters, out, ins, outs = _letters(equation)
+    rows = "".join(letter for letter in letters if letter not in ins)
+    narrow = linear(f"{letters},{ins}R->{rows}R", x, adapter[A])
+    return linear(f"{rows}R,R{outs}->{out}", narrow, adapter[B])
+
+
+def _letters(equation: str) -> tuple[str, str, str, str]:
+    """Those of x, of the result, and of the kernel's inputs and outputs."""
     inputs, out = equation.split("->")
     letters, kernel = inputs.split(",")
     ins = "".join(letter for letter in kernel if letter not in out)
     outs = "".join(letter for letter in kernel if letter in out)
-    rows = "".join(letter for letter in letters if letter not in ins)
-    narrow = linear(f"{letters},{ins}R->{rows}R", x, adapter[A])
-    return linear(f"{rows}R,R{outs}->{out}", narrow, adapter[B])
+    return letters, out, ins, outs
+
+
+def _factor(
+    equation: str, kernel: Float[Array, "..."], adapter: Mapping[str, Any]
+) -> Float[Array, "..."]:
+    """DoRA's m / |W + scale A B| of every output, float32; the length is a constant to gradients.
+
+    A enters A'W in W's number format, as in the forward pass; all sums are float32. An output whose
+    weights are all 0 has no direction: its factor is 0.
+
+    Source: Liu et al. 2024, DoRA, sections 4.1 and 4.3; peft, tuners/lora/dora.py.
+    """
+    _, _, ins, outs = _letters(equation)
+    kernel, a, b = (jax.lax.stop_gradient(x) for x in (kernel, adapter[A], adapter[B]))
+    narrow = a.astype(kernel.dtype)
+    of_kernel = einsum(f"{ins}R,{ins}{outs}->R{outs}", narrow, kernel, out=jnp.float32)
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    of_update = einsum(f"RS,S{outs}->R{outs}", einsum(f"{ins}R,{ins}S->RS", a, a), b)
+    squares = _squares(kernel, tuple(range(len(ins))))
+    squares = squares + jnp.sum(b * (2 * of_kernel + of_update), axis=0)
+    positive = squares > 0
+    length = checkpoint_name(jnp.sqrt(jnp.where(positive, squares, 1.0)), SAVED)
+    return jnp.where(positive, adapter[MAGNITUDE].astype(jnp.float32) / length, 0.0)
 
 
 def _dropped(

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float32, Num
 
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.patterns import matches
-from mllm_jax.config.adapter import PART, AdapterConfig, is_adapter
+from mllm_jax.config.adapter import MAGNITUDE, NAMES, PART, AdapterConfig, is_adapter
 from mllm_jax.config.stage import OptimizerConfig, PartConfig
 
 SHOWN = 5  # paths named in a message
@@ -82,7 +82,8 @@ def with_adapter(
     """The parts, and one more that claims the parameters of adapters; no other part does."""
     if adapter is None:
         return dict(parts)
-    return {**parts, PART: PartConfig(r".*/(lora_a|lora_b)", learning_rate=adapter.learning_rate)}
+    pattern = f".*/({'|'.join(NAMES)})"
+    return {**parts, PART: PartConfig(pattern, learning_rate=adapter.learning_rate)}
 
 
 def check_adapter(
@@ -198,7 +199,11 @@ def make_optimizer(
         for name, part in config.parts.items()
         if part.train and name in owner.values()
     }
-    decayed = {path: not matches(config.no_decay, path, "optimizer.no_decay") for path in paths}
+    decayed = {
+        path: not matches(config.no_decay, path, "optimizer.no_decay")
+        and not path.endswith(f"/{MAGNITUDE}")  # it begins as the frozen matrix is, not at 0
+        for path in paths
+    }
     clip, decay = optax.identity(), optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)

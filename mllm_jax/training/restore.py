@@ -22,7 +22,7 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common.errors import require
 from mllm_jax.config.stage import Config
 from mllm_jax.training import run_folder, state
-from mllm_jax.training.setup import TrainSetup, init_params
+from mllm_jax.training.setup import TrainSetup, init_params, with_magnitudes
 
 DRAWN_BYTES = 2**30  # of random frozen parameters that one program draws; a larger one is alone
 
@@ -108,11 +108,11 @@ def _drawn_together(
 def first_state(setup: TrainSetup, first: FirstParams, frozen: FrozenParams) -> state.TrainState:
     """Step 0; the frozen parameters are written on the way."""
     frozen.write(first.frozen)
-    return _state(setup, first.trainable, frozen)
+    params = with_magnitudes(setup, first.trainable | frozen.load(setup.frozen))
+    return _state(setup, params)
 
 
-def _state(setup: TrainSetup, trainable: dict[str, Any], frozen: FrozenParams) -> state.TrainState:
-    params = trainable | frozen.load(setup.frozen)
+def _state(setup: TrainSetup, params: dict[str, Any]) -> state.TrainState:
     return state.create_state(params, setup.optimizer, setup.abstract, setup.shardings)
 
 
@@ -140,6 +140,6 @@ def restore_state(
     folder, paths = checkpoints.folder / str(last), list(setup.frozen)
     frozen.resume(folder, paths, lambda: _frozen_leaves(setup, source, config), on_damage)
     trainable, opt_state, _ = checkpoints.restore(last, setup.trainable, setup.opt_state)
-    first = _state(setup, trainable, frozen)
+    first = _state(setup, trainable | frozen.load(setup.frozen))
     number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), setup.shardings.step)
     return first._replace(step=number, opt_state=opt_state)

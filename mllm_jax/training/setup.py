@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
-from mllm_jax.config.adapter import AdapterConfig
+from mllm_jax.config.adapter import MAGNITUDE, AdapterConfig, kernel_of
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
@@ -110,6 +110,26 @@ def init_params(
 
     places = {path: leaf.sharding for path, leaf in abstract.items()}
     return jax.jit(make, out_shardings=places)(jax.random.key(seed))
+
+
+def with_magnitudes(setup: TrainSetup, params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Parameters of the first step: DoRA's magnitudes are those of the frozen matrices.
+
+    Args:
+        setup: from `make_setup`.
+        params: all of them, in place; what is there for the magnitudes is replaced.
+    """
+    places = {p: x for p, x in setup.trainable.items() if p.endswith(f"/{MAGNITUDE}")}
+    if not places:
+        return dict(params)
+
+    def make(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {p: x.astype(places[p].dtype) for p, x in lora.magnitudes(params).items()}
+
+    matrices = {path for magnitude in places for path in (magnitude, kernel_of(magnitude))}
+    needed = {path: params[path] for path in matrices}
+    shardings = {path: leaf.sharding for path, leaf in places.items()}
+    return {**params, **jax.jit(make, out_shardings=shardings)(needed)}
 
 
 def apply_of(model: mllm.MLLM, seed: int = 0) -> step.Apply:

@@ -37,6 +37,10 @@ BASES: dict[str, tuple[AdapterConfig, dict[str, Any]]] = {
         AdapterConfig(".*/attention/(q|v|out)/kernel", rank=4, alpha=6.0, rslora=True),
         {"target_modules": ["q_proj", "gate_proj", "o_proj"], "r": 5, "use_rslora": True},
     ),
+    "llava_linear": (
+        AdapterConfig("(vision|language)/layers/.*/(q|out)/kernel", rank=4, alpha=6.0, dora=True),
+        {"target_modules": LLAVA, "r": 3, "use_dora": True},
+    ),
 }
 
 
@@ -46,7 +50,7 @@ def drawn(base: Path, adapter: AdapterConfig, connector: bool) -> dict[str, Leaf
     wanted = {path: shape for path, shape in abstract.items() if path.startswith("connector/")}
     trained = wanted if connector else {}
     for kernel in adapter.targets(abstract):
-        trained = trained | shapes(kernel, abstract[kernel], adapter.rank)
+        trained = trained | shapes(kernel, abstract[kernel], adapter.rank, adapter.dora)
     arrays = {p: 0.1 * random.standard_normal(s).astype(np.float32) for p, s in trained.items()}
     return {p: Leaf(x.shape, x.dtype, lambda x=x: x) for p, x in arrays.items()}
 
@@ -136,6 +140,10 @@ REFUSED = [
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern={'q_proj': 2} is not supported"),
     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern={'q_proj': 2} is not supported"),
     ({"layers_to_transform": [0]}, "layers_to_transform=[0] is not supported"),
+    (
+        {"use_dora": True},
+        "has no lora_magnitude_vector, but adapter_config.json says use_dora=True",
+    ),
     ({"lora_bias": True}, "lora_bias=True is not supported"),
     ({"layer_replication": [[0, 2]]}, "layer_replication=[[0, 2]] is not supported"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices=[1] is not supported"),

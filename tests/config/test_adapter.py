@@ -88,18 +88,23 @@ def test_scales():
 
 def test_shapes_stand_beside_their_matrix():
     """Heads are outputs of q and inputs of out."""
-    assert shapes("language/layers/attention/q/kernel", (3, 24, 4, 8), 5) == {
+    assert shapes("language/layers/attention/q/kernel", (3, 24, 4, 8), 5, dora=False) == {
         "language/layers/attention/q/lora_a": (3, 24, 5),
         "language/layers/attention/q/lora_b": (3, 5, 4, 8),
     }
-    assert shapes("language/layers/attention/out/kernel", (3, 4, 8, 24), 5) == {
+    assert shapes("language/layers/attention/out/kernel", (3, 4, 8, 24), 5, dora=True) == {
         "language/layers/attention/out/lora_a": (3, 4, 8, 5),
         "language/layers/attention/out/lora_b": (3, 5, 24),
+        "language/layers/attention/out/lora_magnitude": (3, 24),
     }
-    assert shapes("connector/linear_1/kernel", (16, 24), 5) == {
+    assert shapes("connector/linear_1/kernel", (16, 24), 5, dora=False) == {
         "connector/linear_1/lora_a": (16, 5),
         "connector/linear_1/lora_b": (5, 24),
     }
+    assert shapes("language/layers/attention/q/kernel", (3, 24, 4, 8), 5, dora=True)[
+        "language/layers/attention/q/lora_magnitude"
+    ] == (3, 4, 8)
     assert is_adapter("connector/linear_1/lora_b")
+    assert is_adapter("connector/linear_1/lora_magnitude")
     assert not is_adapter("connector/linear_1/kernel")
     assert kernel_of("connector/linear_1/lora_b") == "connector/linear_1/kernel"

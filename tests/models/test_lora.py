@@ -1,5 +1,6 @@
 """LoRA: equal to a dense reference, forward and backward; dropout that follows the record alone."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -15,30 +16,34 @@ from mllm_jax.checkpoints.merge import merged
 from mllm_jax.config.adapter import AdapterConfig, kernel_of
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.models import lora, mllm
+from mllm_jax.models.layers import linear
 from tests.models.test_mllm import COMPUTE, CONFIG, P, conversation, inputs_of, row
 
 EVERYWHERE = r"(vision|language)/layers/.*/kernel|connector/.*/kernel"
 ADAPTER = AdapterConfig(EVERYWHERE, rank=3, alpha=6.0)
+DORA = dataclasses.replace(ADAPTER, dora=True)
 
 
 @functools.cache
-def drawn() -> dict[str, jax.Array]:
+def drawn(adapter: AdapterConfig = ADAPTER) -> dict[str, jax.Array]:
     """Random parameters, the adapters' B among them, so that every adapter has an effect."""
-    model = mllm.build(CONFIG, COMPUTE, adapter=ADAPTER)
+    model = mllm.build(CONFIG, COMPUTE, adapter=adapter)
     params = jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0))
+    params |= lora.magnitudes(params)
     random = np.random.default_rng(0)
-    return {
-        path: jnp.asarray(0.1 * random.standard_normal(x.shape, np.float32))
-        if path.endswith("lora_b")
-        else x
-        for path, x in params.items()
-    }
+
+    def effect(path: str, x: jax.Array) -> jax.Array:
+        change = jnp.asarray(0.1 * random.standard_normal(x.shape, np.float32))
+        return x * (1 + change) if path.endswith("lora_magnitude") else change
+
+    moved = ("lora_b", "lora_magnitude")
+    return {path: effect(path, x) if path.endswith(moved) else x for path, x in params.items()}
 
 
-def dense(params) -> dict[str, np.ndarray]:
+def dense(params, adapter: AdapterConfig = ADAPTER) -> dict[str, np.ndarray]:
     """The same model without adapters, as a reader of the run sees it."""
     leaves = {path: Leaf(x.shape, x.dtype, lambda x=x: np.asarray(x)) for path, x in params.items()}
-    return {path: leaf.read() for path, leaf in merged(leaves, ADAPTER).items()}
+    return {path: leaf.read() for path, leaf in merged(leaves, adapter).items()}
 
 
 def pulled(model: mllm.MLLM, params: Any, inputs: ModelInputs, moving: Any) -> Any:
@@ -70,16 +75,20 @@ def flat(x, inputs: int, layers: int = 1):
     )
 
 
-def test_output_and_gradients_are_those_of_a_dense_reference():
-    """W + s A B in one matrix: the same output; dA = s dW B', dB = s A' dW by the chain rule."""
-    params = drawn()
+@pytest.mark.parametrize("adapter", [ADAPTER, DORA], ids=["lora", "dora"])
+def test_output_and_gradients_are_those_of_a_dense_reference(adapter):
+    """W + s A B in one matrix: the same output; dA = s dW B', dB = s A' dW by the chain rule.
+
+    DoRA: dW is multiplied by m / |V|, a constant, and dm = sum of dW V / |V| over the inputs.
+    """
+    params = drawn(adapter)
     inputs = inputs_of(row([conversation(1, 2, 5), conversation(2, 0, 9)], 64, 2))
-    adapted = mllm.build(CONFIG, COMPUTE, adapter=ADAPTER)
-    moving = [path for path in params if path not in dense(params)]
+    adapted, merged_params = mllm.build(CONFIG, COMPUTE, adapter=adapter), dense(params, adapter)
+    moving = [path for path in params if path not in merged_params]
     found, gradients = pulled(adapted, params, inputs, moving)
     kernels = sorted({kernel_of(path) for path in moving})
     assert len(kernels) == 7 + 6 + 2
-    expected, of_kernels = pulled(mllm.build(CONFIG, COMPUTE), dense(params), inputs, kernels)
+    expected, of_kernels = pulled(mllm.build(CONFIG, COMPUTE), merged_params, inputs, kernels)
     close(found, expected)
     for kernel in kernels:
         beside, layers = kernel.removesuffix("kernel"), int("/layers/" in kernel)
@@ -87,8 +96,16 @@ def test_output_and_gradients_are_those_of_a_dense_reference():
         a, b = params[beside + "lora_a"], params[beside + "lora_b"]
         d_w = flat(of_kernels[kernel], inputs_count, layers)
         wide_a, wide_b = flat(a, inputs_count, layers), flat(b, 1, layers)
-        d_a = ADAPTER.scale * np.einsum("...io,...ro->...ir", d_w, wide_b)
-        d_b = ADAPTER.scale * np.einsum("...ir,...io->...ro", wide_a, d_w)
+        if adapter.dora:
+            changed = flat(params[kernel], inputs_count, layers) + adapter.scale * wide_a @ wide_b
+            direction = changed / np.linalg.norm(changed, axis=-2, keepdims=True)
+            m = params[beside + "lora_magnitude"]
+            d_m = np.sum(d_w * direction, axis=-2).reshape(m.shape)
+            close(gradients[beside + "lora_magnitude"], d_m, kernel)
+            length = np.linalg.norm(changed, axis=-2, keepdims=True)
+            d_w = d_w * np.reshape(m, length.shape) / length
+        d_a = adapter.scale * np.einsum("...io,...ro->...ir", d_w, wide_b)
+        d_b = adapter.scale * np.einsum("...ir,...io->...ro", wide_a, d_w)
         close(gradients[beside + "lora_a"], d_a.reshape(a.shape), kernel)
         close(gradients[beside + "lora_b"], d_b.reshape(b.shape), kernel)
 
@@ -109,10 +126,26 @@ def test_training_begins_with_the_frozen_model():
             assert np.abs(a).max() <= 1 / 64
 
 
-def products(moving: str) -> set[str]:
+def test_dora_begins_with_the_frozen_model():
+    """The first magnitudes are the lengths of the frozen weights, so every factor is 1."""
+    kernel = "language/layers/attention/out/kernel"
+    config = AdapterConfig(kernel, rank=3, dora=True)
+    params = {kernel: jax.random.normal(jax.random.key(0), (2, 4, 8, 24))}
+    params |= lora.init(config, params, jax.random.key(1))
+    params |= lora.magnitudes(params)
+    x = jax.random.normal(jax.random.key(2), (1, 5, 4, 8))
+    for layer in range(2):
+        of_layer = {path.rpartition("/")[2]: one[layer] for path, one in params.items()}
+        frozen = of_layer.pop("kernel")
+        found = lora.adapted("BTNH,NHD->BTD", x, frozen, of_layer, linear, "out")
+        close(found, linear("BTNH,NHD->BTD", x, frozen))
+
+
+def products(moving: str, dora: bool) -> set[str]:
     """Shapes of all products in the compiled gradient by the parameters that `moving` matches."""
     language = ModelConfig(language=CONFIG.language)
-    model = mllm.build(language, COMPUTE, adapter=AdapterConfig("language/layers/.*/kernel", 3))
+    adapter = AdapterConfig("language/layers/.*/kernel", 3, dora=dora)
+    model = mllm.build(language, COMPUTE, adapter=adapter)
     params = mllm.abstract_params(model)
     chosen = {path: x for path, x in params.items() if re.fullmatch(moving, path)}
     rest = {path: x for path, x in params.items() if path not in chosen}
@@ -125,11 +158,12 @@ def products(moving: str) -> set[str]:
     return set(re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", text))
 
 
-def test_no_gradient_of_a_frozen_matrix_and_no_merged_copy_is_computed():
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_no_gradient_of_a_frozen_matrix_and_no_merged_copy_is_computed(dora):
     """No product has the shape of the matrices; had they been trained, some would."""
     shapes = {"32,48", "48,32"}  # up, down
-    assert products(".*/mlp/.*") >= shapes
-    adapters = products(".*/lora_[ab]")
+    assert products(".*/mlp/.*", dora) >= shapes
+    adapters = products(".*/lora_.*", dora)
     assert adapters >= {"32,3", "3,48"}
     assert not adapters & shapes
 
@@ -188,3 +222,47 @@ def test_what_comes_before_a_position_decides_what_it_drops(change):
     pixels[1, 2, 2, 1] = 1
     found = np.asarray(lora.image_identities(jnp.asarray(pixels), P))
     assert len(set(found.flatten().tolist())) == 2 * P
+
+
+# --------------------------------------------------------------------------------------------- DoRA
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_dropout_is_of_what_the_factor_changes(drops):
+    """As PEFT's: x W + (m / |V| - 1) x' W + m / |V| scale (x' A) B, x' being what is left of x."""
+    random = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(random.standard_normal(shape, np.float32))  # noqa: E731
+    x, kernel, m = draw(2, 3, 4, 5), draw(4, 5, 6), jnp.abs(draw(6))
+    adapter: dict[str, Any] = {"lora_a": draw(4, 5, 2), "lora_b": draw(2, 6), "lora_magnitude": m}
+    left = x
+    if drops:
+        keys = jnp.arange(6, dtype=jnp.uint32).reshape(2, 3)
+        adapter |= {lora.KEYS: keys, lora.KEEP: jnp.float32(0.6)}
+        left = lora._dropped(x, keys, jnp.float32(0.6), "out")
+    found = lora.adapted("BTNH,NHD->BTD", x, kernel, adapter, linear, "out")
+    wide, update = flat(kernel, 2, 0), flat(adapter["lora_a"], 2, 0) @ np.asarray(adapter["lora_b"])
+    factor = np.asarray(m) / np.linalg.norm(wide + update, axis=0)
+    x, left = (np.asarray(one).reshape(6, 20) for one in (x, left))
+    expected = x @ wide + (factor - 1) * (left @ wide) + factor * (left @ update)
+    close(found, expected.reshape(2, 3, 6))
+
+
+def test_an_output_without_weights_stays_so():
+    """It has no direction: its factor is 0, not 0 / 0, and all gradients are numbers."""
+    kernel = jnp.ones((3, 2)).at[:, 1].set(0)
+
+    def total(adapter):
+        return jnp.sum(
+            lora.adapted("BTI,IO->BTO", jnp.ones((1, 1, 3)), kernel, adapter, linear, "")
+        )
+
+    adapter = {"lora_a": jnp.ones((3, 1)), "lora_b": jnp.zeros((1, 2))}
+    adapter["lora_magnitude"] = jnp.array([np.sqrt(3), 0], jnp.float32)
+    value, gradients = jax.value_and_grad(total)(adapter)
+    np.testing.assert_allclose(value, 3, rtol=1e-6)
+    assert all(np.isfinite(x).all() for x in gradients.values())
+    leaves = {f"connector/linear_1/{name}": x for name, x in adapter.items()}
+    leaves["connector/linear_1/kernel"] = kernel
+    config = AdapterConfig("connector/linear_1/kernel", rank=1, alpha=1.0, dora=True)
+    found = dense(leaves, config)["connector/linear_1/kernel"]
+    np.testing.assert_allclose(found, kernel, rtol=1e-6)

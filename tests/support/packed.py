@@ -43,6 +43,7 @@ MODELS: dict[str, ModelConfig] = {
     "align": MODEL,
     "instruct": MODEL,
     "lora": MODEL,
+    "dora": MODEL,
     "siglip": dataclasses.replace(MODEL, vision=SIGLIP, grids=None),
 }
 COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
@@ -57,7 +58,7 @@ PARTS = {
     "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
     "siglip": {"all": PartConfig(".*")},
 }
-PARTS["lora"] = PARTS["align"]
+PARTS["lora"] = PARTS["dora"] = PARTS["align"]
 # in both towers; the connector is trained itself, as in LLaVA's LoRA recipe
 ADAPTER = AdapterConfig("(vision|language)/layers/.*/kernel", rank=5, alpha=10.0, dropout=0.3)
 BETA1 = 0.9
@@ -66,7 +67,8 @@ BETA1 = 0.9
 def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
     config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
-    adapter = ADAPTER if stage == "lora" else None
+    adapters = {"lora": ADAPTER, "dora": dataclasses.replace(ADAPTER, dora=True)}
+    adapter = adapters.get(stage)
     return setup.make_setup(MODELS[stage], compute, config, mesh, steps=10, adapter=adapter)
 
 
@@ -152,7 +154,8 @@ def drawn(stage: str) -> Any:
     """
     one = sharding.make_mesh(devices=jax.devices()[:1])
     made = make_setup(stage, one)
-    params = jax.tree.map(np.asarray, setup.init_params(made, made.params, seed=1))
+    params = setup.init_params(made, made.params, seed=1)
+    params = jax.tree.map(np.asarray, setup.with_magnitudes(made, params))
     rng = np.random.default_rng(1)
     effect = lambda x: 0.1 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
     return {path: effect(x) if path.endswith("/lora_b") else x for path, x in params.items()}

@@ -57,9 +57,10 @@ def stage(data: Path, source: Path, out: Path, **sections) -> Config:
     )
 
 
-@pytest.fixture(scope="module")
-def run(data, source, tmp_path_factory) -> Path:
-    config = stage(data, source, tmp_path_factory.mktemp("lora") / "run")
+@pytest.fixture(scope="module", params=["lora", "dora"])
+def run(request, data, source, tmp_path_factory) -> Path:
+    adapter = ADAPTER | {"dora": request.param == "dora"}
+    config = stage(data, source, tmp_path_factory.mktemp("lora") / "run", adapter=adapter)
     return train(config, devices=jax.devices()[:1])
 
 

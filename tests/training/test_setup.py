@@ -29,12 +29,12 @@ KINDS = {
 }
 
 
-STAGES = ["align", "instruct", "lora"]
+STAGES = ["align", "instruct", "lora", "dora"]
 ALL_AXES = "data 2 x fsdp 2 x tensor 2"
 QUICK = {
     ("fsdp 4 x tensor 2", "align", 1),
     (ALL_AXES, "instruct", 2),
-    (ALL_AXES, "lora", 2),
+    (ALL_AXES, "dora", 2),  # its step has all that LoRA's has
 }
 # every mesh, stage and number of microbatches; compiling them all takes minutes
 CASES = [

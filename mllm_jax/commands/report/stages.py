@@ -97,6 +97,7 @@ def _adapter(config: Config) -> Facts:
     if adapter is None:
         return []
     kind = "rsLoRA" if adapter.rslora else "LoRA"
+    kind = f"{kind} and DoRA" if adapter.dora else kind
     dropout = f", dropout {html.percent(adapter.dropout)}" if adapter.dropout else ""
     text = f"{kind} of {adapter.match}: rank {adapter.rank}, alpha {adapter.alpha:g}{dropout}"
     return [("adapter", text)]

@@ -58,7 +58,8 @@ class Theirs:
 
     def __init__(self, folder: Path):
         self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        (name,) = AutoConfig.from_pretrained(folder, local_files_only=True).architectures
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        (name,) = config.architectures
         opened: Any = getattr(transformers, name).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )

@@ -32,7 +32,13 @@ def one_device(config: Config, resume: bool = False) -> Path:
     return train(config, resume, jax.devices()[:1])
 
 
-@pytest.mark.parametrize("stops", [[6], [4, 8]], ids=["N/2", "N/3 twice"])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param([6], id="N/2"),
+        pytest.param([4, 8], id="N/3 twice", marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_equals_straight_to_the_bit(data, straight, tmp_path, stops):
     """Losses, norms, mixture shares and record ids of every step, then the parameters."""
     config = tiny.config(data, tmp_path / "run")

@@ -30,10 +30,7 @@ MESHES = {
     "fsdp 8": {"fsdp": 8},
     "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-QUICK = {
-    ("one device", 4, "bfloat16", False),
-    ("data 2 x fsdp 2 x tensor 2", 1, "float32", False),
-}
+QUICK = {("data 2 x fsdp 2 x tensor 2", 1, "float32", False)}
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
     for case in [

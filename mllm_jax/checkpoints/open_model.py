@@ -81,7 +81,8 @@ class ModelSource:
         Raises:
             ConfigError: missing, extra or misshapen parameters, listed.
         """
-        raise NotImplementedError
+        leaves = self.leaves(abstract, unread)
+        return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
 
 
 class OrbaxSource(ModelSource):
@@ -162,15 +163,6 @@ class HFSource(ModelSource):
     def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         return self._folder.leaves(abstract, unread)
 
-    def load(
-        self,
-        abstract: Mapping[str, Any],
-        unread: str | None = None,
-        only: Container[str] | None = None,
-    ) -> dict[str, jax.Array]:
-        leaves = self.leaves(abstract, unread)
-        return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
-
 
 class PeftSource(ModelSource):
     """An adapter folder of PEFT, read as the model that it makes of its base."""
@@ -200,15 +192,6 @@ class PeftSource(ModelSource):
                 "fingerprints differ); give the base that it was trained beside",
             )
         return merged(stored | added, self.peft.adapter)
-
-    def load(
-        self,
-        abstract: Mapping[str, Any],
-        unread: str | None = None,
-        only: Container[str] | None = None,
-    ) -> dict[str, jax.Array]:
-        leaves = self.leaves(abstract, unread)
-        return {path: place(leaves[path], x) for path, x in _some(abstract, only).items()}
 
 
 def _some(abstract: Mapping[str, Any], only: Container[str] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from mllm_jax.common.errors import LINE, one_line, quoted
+from mllm_jax.common.errors import LINE, one_line, quoted, require
 from mllm_jax.common.ranges import Range
 from mllm_jax.distributed.cluster import TIMEOUTS
 
@@ -45,6 +45,33 @@ def add_only(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of a recipe: these stages or variants and what they start from, nothing else",
     )
+
+
+def add_recipe_or_stage(parser: argparse.ArgumentParser) -> None:
+    """A recipe, or by --config one stage; see `recipe_or_stage`."""
+    # RECIPE is not a positional of argparse: it would take the value of an override for one
+    parser.add_argument("--config", type=Path, metavar="FILE", help="one stage, instead of RECIPE")
+    add_only(parser)
+
+
+def recipe_or_stage(options: argparse.Namespace, verb: str) -> tuple[Path, list[str]] | None:
+    """The recipe file and its overrides; None where --config names one stage.
+
+    Raises:
+        ConfigError: neither is given, or --only beside a stage.
+    """
+    if options.config is None:
+        hint = "a recipe file, before all overrides, or --config FILE for one stage"
+        return recipe_file(options, f"{verb}: give {hint}")
+    require(not options.only, f"{verb}: --only names stages of a recipe, not of --config")
+    return None
+
+
+def recipe_file(options: argparse.Namespace, missing: str) -> tuple[Path, list[str]]:
+    """The recipe file and its overrides. Raises ConfigError, which says `missing`, without it."""
+    arguments = options.overrides
+    require(len(arguments) > 0 and not arguments[0].startswith("-"), missing)
+    return Path(arguments[0]), arguments[1:]
 
 
 def load_stage(options: argparse.Namespace) -> "Config":

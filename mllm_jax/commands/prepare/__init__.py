@@ -2,10 +2,14 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, add_only, load_stage, whole
-from mllm_jax.common.errors import require
+from mllm_jax.commands.flags import (
+    Usage,
+    add_recipe_or_stage,
+    load_stage,
+    recipe_or_stage,
+    whole,
+)
 
 USAGE = Usage(
     "fetch, read, check and index the data of a stage, or of all stages of a recipe; "
@@ -17,9 +21,7 @@ USAGE = Usage(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # RECIPE is not a positional of argparse: it would take the value of an override for one
-    parser.add_argument("--config", type=Path, metavar="FILE", help="one stage, instead of RECIPE")
-    add_only(parser)
+    add_recipe_or_stage(parser)
     parser.add_argument(
         "--workers", type=whole("[1, 10_000]"), metavar="N", help="processes; default: all cores"
     )
@@ -30,24 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     workers = options.workers or os.cpu_count() or 1
-    if options.config is None:
-        arguments = options.overrides
-        require(
-            len(arguments) > 0 and not arguments[0].startswith("-"),
-            "prepare: give a recipe file, before all overrides, or --config FILE for one stage",
-        )
-
+    if (recipe := recipe_or_stage(options, "prepare")) is not None:
         from mllm_jax.commands.prepare import tables
 
+        path, overrides = recipe
         tables.run_recipe(
-            Path(arguments[0]),
+            path,
             workers=workers,
             json_file=options.json_file,
-            overrides=arguments[1:],
+            overrides=overrides,
             only=options.only,
         )
         return
-    require(not options.only, "prepare: --only names stages of a recipe, not of --config")
     config = load_stage(options)
 
     from mllm_jax.commands.prepare import tables

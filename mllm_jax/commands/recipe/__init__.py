@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, add_cluster, add_only
-from mllm_jax.common.errors import require
+from mllm_jax.commands.flags import Usage, add_cluster, add_only, recipe_file
 
 USAGE = Usage(
     "stages in order or as a tree, then evaluation, export and report",
@@ -23,12 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    arguments = options.overrides
-    require(
-        len(arguments) > 0 and not arguments[0].startswith("-"),
-        "recipe: give FILE, the recipe file, before all overrides",
+    path, overrides = recipe_file(
+        options, "recipe: give FILE, the recipe file, before all overrides"
     )
 
     from mllm_jax.commands.recipe import stages
 
-    stages.run(Path(arguments[0]), out=options.out, overrides=arguments[1:], only=options.only)
+    stages.run(path, out=options.out, overrides=overrides, only=options.only)

@@ -1,0 +1,167 @@
+"""Writes and reads answers.jsonl: one judged answer a line, with all that judging it again needs.
+
+    {"task": "pope", "language": "eu", "id": "adversarial/7", "group": "a.jpg",
+     "category": "adversarial", "images": ["a.jpg"], "question": "Ba al dago ...?",
+     "prompt": "<|start_header_id|>user ...", "truth": "yes", "options": [], "answer": "Bai",
+     "log_likelihoods": [], "tokens": [], "finished": true,
+     "parsed": "yes", "correct": 1.0, "numbers": {}}
+
+Further keys are kept.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.common.json_file import parse_json
+from mllm_jax.data.records.parse import Turn
+from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
+
+Line = dict[str, Any]
+_TEXTS = ("task", "language", "id", "group", "category", "question", "answer")
+_LISTS = ("images", "options", "log_likelihoods", "tokens")
+_KEYS = (*_TEXTS, *_LISTS, "truth", "parsed", "correct", "numbers", "finished")
+
+
+def make_line(
+    task: str, question: Question, answer: Answer, judged: Judged, prompt: str = "", **more: Any
+) -> Line:
+    """One answer as a line.
+
+    Args:
+        task: its name.
+        question: as it was asked.
+        answer: as the model gave it.
+        judged: by the task.
+        prompt: the text that the model was given, the chat template's marks included.
+        more: further keys, for those who want to see more than a metric does.
+    """
+    return {
+        "task": task,
+        "language": question.language,
+        "id": question.id,
+        "group": question.group,
+        "category": question.category,
+        "images": [image_name(image) for image in question.images],
+        "question": question.text,
+        "prompt": prompt,
+        "truth": question.truth,
+        "options": list(question.options),
+        "answer": answer.text,
+        "log_likelihoods": list(answer.log_likelihoods),
+        "tokens": list(answer.tokens),
+        "finished": answer.finished,
+        **judged._asdict(),
+        **more,
+    }
+
+
+def image_name(image: str | bytes) -> str:
+    """The path of an image; of an image that has none the digest of its bytes."""
+    return image if isinstance(image, str) else f"sha256:{hashlib.sha256(image).hexdigest()}"
+
+
+def question_of(line: Line) -> Question:
+    """The question of a line, as far as `Task.judge` reads it: without images and early turns."""
+    return Question(
+        id=line["id"],
+        language=line["language"],
+        turns=(Turn("user", (line["question"],)),),
+        images=(),
+        truth=line["truth"],
+        options=tuple(line["options"]),
+        group=line["group"],
+        category=line["category"],
+    )
+
+
+def answer_of(line: Line) -> Answer:
+    """What the model gave, from a line."""
+    numbers = tuple(line["log_likelihoods"]), tuple(line["tokens"])
+    return Answer(line["answer"], *numbers, line["finished"])
+
+
+def write_line(line: Line) -> str:
+    """The text of a line with its line break.
+
+    Raises:
+        ValueError: a number is not finite, which JSON does not know.
+    """
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_answers(path: str | Path) -> list[Line]:
+    """All lines of an answers.jsonl, checked.
+
+    Raises:
+        ConfigError: no such file, no answers, or a line (named) that is not JSON, lacks a key, has
+            a value of another type, or answers a question again.
+    """
+    path = Path(path)
+    require(path.is_file(), f"{path}: no such file")
+    lines: list[Line] = []
+    numbers: dict[tuple[str, str, str], int] = {}
+    for number, data in enumerate(path.read_bytes().splitlines(), start=1):
+        if not data.strip():
+            continue
+        line = parse_json(data, f"{path}:{number}")
+        check_line(line, f"{path}:{number}")
+        key = (line["task"], line["language"], line["id"])
+        earlier = numbers.setdefault(key, number)
+        again = f"{path}:{number}: id {quoted(line['id'], 60)} was answered in line {earlier}"
+        require(earlier == number, f"{again} already; keep one of both")
+        lines.append(line)
+    require(len(lines) > 0, f"{path}: no answers")
+    return lines
+
+
+def is_line(value: Any) -> bool:
+    """Whether a JSON value looks like a line of answers.jsonl, to tell it from other layouts."""
+    return isinstance(value, dict) and {"task", "language", "id", "answer", "correct"} <= set(value)
+
+
+def check_line(line: Any, location: str) -> None:
+    """Raises ConfigError with `location` unless a JSON value is a line of answers.jsonl."""
+    require(isinstance(line, dict), f"{location}: not an object; expected a line of answers.jsonl")
+    missing = [key for key in _KEYS if key not in line]
+    require(not missing, f"{location}: no {', '.join(missing)}; expected a line of answers.jsonl")
+    wrong = _wrong(line)
+    if wrong is not None:
+        key, expected = wrong
+        raise ConfigError(f"{location}: {key} {quoted(line[key], 60)} is not {expected}")
+
+
+def _wrong(line: Line) -> tuple[str, str] | None:
+    """The first key whose value is not of its type, and what it should be."""
+    for keys, kind, expected in ((_TEXTS, str, "text"), (_LISTS, list, "a list")):
+        for key in keys:
+            if not isinstance(line[key], kind):
+                return key, expected
+    if not (_is_number(line["correct"]) and 0 <= line["correct"] <= 1):
+        return "correct", "a number from 0 to 1"
+    if not isinstance(line["finished"], bool):
+        return "finished", "true or false"
+    if not isinstance(line["parsed"], str | None):
+        return "parsed", "text or null"
+    if not (isinstance(line["numbers"], dict) and all(map(_is_number, line["numbers"].values()))):
+        return "numbers", "an object of numbers"
+    for key in ("log_likelihoods", "tokens"):
+        if not all(map(_is_number, line[key])):
+            return key, "a list of numbers"
+        if line[key] and len(line[key]) != len(line["options"]):
+            return key, f"as long as options ({len(line['options'])})"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    """Python's JSON reads NaN and Infinity; they are not numbers of an answer."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def languages_of(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Languages in order of appearance."""
+    return tuple(dict.fromkeys(line["language"] for line in lines))

@@ -15,6 +15,7 @@ from types import ModuleType
 from mllm_jax import __version__
 from mllm_jax.commands import (
     bench,
+    compare,
     completion,
     convert,
     evaluate,
@@ -59,6 +60,7 @@ VERBS: dict[str, ModuleType] = {
     "convert": convert,
     "generate": generate,
     "evaluate": evaluate,
+    "compare": compare,
     "bench": bench,
     "completion": completion,
 }

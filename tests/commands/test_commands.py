@@ -35,6 +35,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "preflight": "preflight.report",
     "generate": "generation.answer",
     "evaluate": "evaluation.runner",
+    "compare": "evaluation.comparison",
 }
 
 
@@ -168,6 +169,20 @@ CALLS = [
         "evaluate m --data d.json --out o --images i",
         (Path("m"), Path("d.json"), Path("o")),
         {"images": Path("i")},
+    ),
+    (
+        "compare",
+        "compare_files",
+        "compare a b",
+        ([Path("a"), Path("b")], None),
+        {"common": False, "json_file": None},
+    ),
+    (
+        "compare",
+        "compare_files",
+        "compare a b c --test bootstrap --common --json o.json",
+        ([Path("a"), Path("b"), Path("c")], "bootstrap"),
+        {"common": True, "json_file": Path("o.json")},
     ),
     ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
     (

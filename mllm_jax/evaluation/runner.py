@@ -36,7 +36,8 @@ from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import images_beside
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.records.parse import IMAGE, Record, Turn
-from mllm_jax.evaluation import metrics as scoring
+from mllm_jax.evaluation.metrics import summary as scoring
+from mllm_jax.evaluation.metrics.text import exact_match
 from mllm_jax.evaluation.questions import languages_in, load_records
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models.mllm import MLLM
@@ -243,7 +244,7 @@ def _line(
         "question": item.question,
         "answer": answer,
         "truth": item.truth,
-        "correct": scoring.exact_match(answer, item.truth),
+        "correct": exact_match(answer, item.truth),
         "loss": None if loss is None or tokens is None else loss / tokens,
         "tokens": tokens,
         "finished": output_ids[-1] in opened.ends,

@@ -17,7 +17,7 @@ from mllm_jax import __main__ as command_line
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Chat
-from mllm_jax.evaluation import metrics as scoring
+from mllm_jax.evaluation.metrics import summary as scoring
 from mllm_jax.evaluation.questions import load_records
 from mllm_jax.evaluation.runner import answer_all, evaluate, make_items
 from mllm_jax.generation.engine import Answerer

@@ -11,7 +11,7 @@ from mllm_jax.common.errors import ConfigError, one_line, require
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config.stage import Config
 from mllm_jax.data.images import decode
-from mllm_jax.evaluation.metrics import normalise
+from mllm_jax.evaluation.metrics.text import normalise
 from mllm_jax.report.metrics_file import read_lines
 from mllm_jax.report.views import Answer, Group, Scores
 

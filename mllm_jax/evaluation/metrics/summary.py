@@ -1,7 +1,6 @@
 """Answers -> scores per language: exact match, loss and perplexity on answer tokens, as a table."""
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,27 +20,6 @@ COLUMNS = (
     "answer tokens",
     "unfinished",
 )
-
-
-def normalise(text: str) -> str:
-    """What counts when answers are compared: not case, final punctuation, width of white space.
-
-        " Hirurogeita  hamazazpi. "  ->  "hirurogeita hamazazpi"
-
-    An answer of punctuation alone stays as it is.
-    """
-    text = " ".join(
-        unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).split()
-    )
-    end = len(text)
-    while end and (text[end - 1].isspace() or unicodedata.category(text[end - 1]).startswith("P")):
-        end -= 1
-    return text[:end] or text
-
-
-def exact_match(answer: str, truth: str) -> bool:
-    """Whether two texts are the same after `normalise`."""
-    return normalise(answer) == normalise(truth)
 
 
 def score(answers: Sequence[dict[str, Any]], languages: Iterable[str]) -> Scores:

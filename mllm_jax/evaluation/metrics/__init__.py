@@ -1,0 +1,1 @@
+"""Scores as pure functions, one file per family, each after the published definition it names."""

@@ -1,0 +1,87 @@
+"""The tables of words per language: complete, consistent, and never another language's."""
+
+import unicodedata
+
+import pytest
+
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.evaluation.languages import all_languages, language
+
+OURS = sorted(all_languages())
+SPOKEN = [code for code in OURS if code != "und"]
+
+
+def test_the_languages_of_the_systems_are_there():
+    assert {"en", "eu", "it", "es", "ca", "gl", "fr", "cy"} <= set(OURS)
+    assert (language("eu").yes, language("eu").no) == (("bai",), ("ez",))
+    assert language("it").need("yes")[0] == "sì"
+    assert language("en").articles == ("a", "an", "the")
+    assert language("eu-ES") == language("EU") == language("eu_ES") == language("eu")
+
+
+@pytest.mark.parametrize("code", SPOKEN)
+def test_a_table_is_complete(code):
+    table = language(code)
+    fields = ("yes", "no", "negations", "articles", "numbers", "contractions")
+    yes, no, negations, articles, numbers, _ = map(table.need, fields)
+    assert table.name and table.endonym
+    assert set(yes).isdisjoint(no)
+    assert set(numbers.values()) == {str(number) for number in range(11)}
+    # each word that says no also makes an answer no by POPE's rule, in both cases
+    assert {form for word in no for form in (word, word.capitalize())} <= {*negations}
+    words = (*yes, *no, *articles, *numbers)
+    assert all(word == unicodedata.normalize("NFC", word).lower() for word in words)
+
+
+def test_the_contractions_of_english_are_the_published_ones():
+    """vqaEval.py has 118; four can never occur in a lower-cased text or change nothing."""
+    contractions = language("en").need("contractions")
+    assert contractions["dont"] == "don't" and contractions["'ow'sat"] == "'ow's'at"
+    assert all(word == word.lower() for word in contractions)
+    same = {word for word, form in contractions.items() if word == form}
+    assert not same
+
+
+def test_a_language_without_a_table_is_refused():
+    with pytest.raises(ConfigError, match=r"language 'br' has no table of words: .*add one"):
+        language("br")
+    with pytest.raises(ConfigError, match="did you mean 'eu'"):
+        language("eus")
+
+
+def test_no_language_is_an_explicit_choice():
+    table = language("und")
+    assert (table.articles, table.numbers, table.contractions) == ((), {}, {})
+    with pytest.raises(ConfigError, match="the table of no language states no 'yes', which yes/no"):
+        table.need("yes")
+
+
+def test_tables_of_ones_own(tmp_path):
+    file = tmp_path / "tables.yaml"
+    file.write_text('br: {name: Breton, "yes": [ya], "no": [nann]}\neu: {name: Batua}\n')
+    assert language("br", file).yes == ("ya",)
+    assert language("eu", file).name == "Batua" and language("eu").name == "Basque"
+    assert language("it", file) == language("it")
+    with pytest.raises(ConfigError, match="the table of Breton states no 'articles'"):
+        language("br", file).need("articles")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no: {name: Norwegian}", "False is not a language code"),
+        ("Breton: {name: x}", "'Breton' is not a language code"),
+        ("br: {name: Breton, yes: [ya]}", "br: True: unknown key"),
+        ("br: {name: Breton, article: []}", "br: article: unknown key; did you mean 'articles'"),
+        ("br: {name: Breton, articles: ar}", "br: articles: expected a list"),
+        ("br: {}", "br: name: missing"),
+    ],
+)
+def test_a_broken_table_is_refused_in_one_line(tmp_path, text, message):
+    file = tmp_path / "tables.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        language("br", file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="no such file"):
+        language("br", tmp_path / "none.yaml")

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from mllm_jax import __version__
 from mllm_jax.commands import (
+    arena,
     bench,
     compare,
     completion,
@@ -61,6 +62,7 @@ VERBS: dict[str, ModuleType] = {
     "generate": generate,
     "evaluate": evaluate,
     "compare": compare,
+    "arena": arena,
     "bench": bench,
     "completion": completion,
 }

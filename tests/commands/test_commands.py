@@ -36,6 +36,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "generate": "generation.answer",
     "evaluate": "evaluation.runner",
     "compare": "evaluation.comparison",
+    "arena": "evaluation.preferences",
 }
 
 
@@ -183,6 +184,14 @@ CALLS = [
         "compare a b c --test bootstrap --common --json o.json",
         ([Path("a"), Path("b"), Path("c")], "bootstrap"),
         {"common": True, "json_file": Path("o.json")},
+    ),
+    ("arena", "rate_files", "arena a.jsonl", ([Path("a.jsonl")], None, None), {}),
+    (
+        "arena",
+        "rate_files",
+        "arena a.csv b.json --benchmarks s.json --json o.json",
+        ([Path("a.csv"), Path("b.json")], Path("s.json"), Path("o.json")),
+        {},
     ),
     ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
     (

@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mllm_jax.common.errors import require
 from mllm_jax.common.markdown import markdown_table
+from mllm_jax.evaluation.metrics.perplexity import mean_perplexity, token_weighted
 
 # of the truth: all None where it is not measured
 LOSSES = ("loss", "perplexity", "answer_perplexity", "answers_left_out", "answer_tokens")
-MOST_PERPLEXITY = 1000  # of an answer that counts in `mean_perplexity`
 Scores = dict[str, dict[str, Any]]  # language -> name -> number, or None: not measured
 COLUMNS = (
     "language",
@@ -52,30 +51,11 @@ def _losses(answers: Sequence[dict[str, Any]], language: str) -> dict[str, int |
     if any(answer["loss"] is None for answer in answers):
         return dict.fromkeys(LOSSES)
     tokens = sum(answer["tokens"] for answer in answers)
-    loss = sum(answer["loss"] * answer["tokens"] for answer in answers) / tokens
-    # exp(700) is the end of float64; a chance guess over a million words costs 14 nats
-    require(
-        loss < 700,
-        f"the loss on {language!r} is {loss} per token: the model's weights are broken",
-    )
-    mean, left_out = mean_perplexity([answer["loss"] for answer in answers])
+    losses = [answer["loss"] for answer in answers]
+    loss = token_weighted(losses, [answer["tokens"] for answer in answers], repr(language))
+    mean, left_out = mean_perplexity(losses)
     values = (loss, math.exp(loss), mean, left_out, tokens)
     return dict(zip(LOSSES, values, strict=True))
-
-
-def mean_perplexity(losses: Sequence[float]) -> tuple[float | None, int]:
-    """(mean of the answers' own perplexities, answers above `MOST_PERPLEXITY`, which are left out).
-
-    Every answer counts alike, however long. None where all are left out.
-
-    Args:
-        losses: mean loss over the tokens of each answer, in nats.
-
-    Source: swapUniba/LLaVA-NDiNO, evaluate_ppl.py.
-    """
-    usable = [math.exp(loss) for loss in losses if loss <= math.log(MOST_PERPLEXITY)]
-    mean = sum(usable) / len(usable) if usable else None
-    return mean, len(losses) - len(usable)
 
 
 def table(scores: Scores) -> str:

@@ -28,6 +28,7 @@ from mllm_jax.commands import (
     quickstart,
     recipe,
     report,
+    score,
     train,
 )
 from mllm_jax.commands.flags import Parser, Usage
@@ -61,6 +62,7 @@ VERBS: dict[str, ModuleType] = {
     "convert": convert,
     "generate": generate,
     "evaluate": evaluate,
+    "score": score,
     "compare": compare,
     "arena": arena,
     "bench": bench,

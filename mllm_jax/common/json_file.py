@@ -29,9 +29,14 @@ def loads(data: str | bytes) -> Any:
     return _loads(data)
 
 
-def parse_json(data: str | bytes, location: str | Path) -> Any:
+def parse_json(data: str | bytes, location: str | Path, line: int | None = None) -> Any:
     """The value of a JSON file that a person or a tool wrote: `loads`, without duplicate keys and
     without text that cannot be written (JSON may escape half a surrogate pair).
+
+    Args:
+        data: the JSON.
+        location: of the file, for messages.
+        line: the number of the only line, where `data` is one of a JSONL file.
 
     Raises:
         ConfigError: one line with the place.
@@ -43,10 +48,12 @@ def parse_json(data: str | bytes, location: str | Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{location}: not JSON: a text with half a surrogate pair") from error
+        place = location if line is None else f"{location}:{line}"
+        raise ConfigError(f"{place}: not JSON: a text with half a surrogate pair") from error
     except NotJSON as error:
-        line = "" if error.line is None else f":{error.line}"
-        raise ConfigError(f"{location}{line}: not JSON: {error.reason}") from error
+        number = line or error.line
+        place = location if number is None else f"{location}:{number}"
+        raise ConfigError(f"{place}: not JSON: {error.reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,8 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Writes an object, indented, not escaped; the file is complete, or unchanged."""
+def write_json(path: Path, tree: dict[str, Any] | list[Any]) -> None:
+    """Writes an object or a list, indented, not escaped; the file is complete, or unchanged."""
     text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -108,7 +108,7 @@ def read_answers(path: str | Path) -> list[Line]:
     for number, data in enumerate(path.read_bytes().splitlines(), start=1):
         if not data.strip():
             continue
-        line = parse_json(data, f"{path}:{number}")
+        line = parse_json(data, path, number)
         check_line(line, f"{path}:{number}")
         key = (line["task"], line["language"], line["id"])
         earlier = numbers.setdefault(key, number)

@@ -35,6 +35,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "preflight": "preflight.report",
     "generate": "generation.answer",
     "evaluate": "evaluation.runner",
+    "score": "evaluation.scoring",
     "compare": "evaluation.comparison",
     "arena": "evaluation.preferences",
 }
@@ -170,6 +171,20 @@ CALLS = [
         "evaluate m --data d.json --out o --images i",
         (Path("m"), Path("d.json"), Path("o")),
         {"images": Path("i")},
+    ),
+    (
+        "score",
+        "score_file",
+        "score pope --answers a.jsonl",
+        ("pope", Path("a.jsonl"), []),
+        {"language": None, "json_file": None},
+    ),
+    (
+        "score",
+        "score_file",
+        "score t.yaml --answers a --truth b c --truth d --language eu --json o.json",
+        ("t.yaml", Path("a"), [Path("b"), Path("c"), Path("d")]),
+        {"language": "eu", "json_file": Path("o.json")},
     ),
     (
         "compare",

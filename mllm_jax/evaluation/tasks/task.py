@@ -11,7 +11,7 @@ A model is asked one of three things about a question:
     perplexity  the log-likelihood of the truth, which is the one option; nothing is generated
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -59,24 +59,53 @@ class Judged(NamedTuple):
 class Task(Protocol):
     """A family of benchmarks with its settings; a task file makes one."""
 
-    name: str
-    kind: Kind
-    max_new_tokens: int  # where a generated answer is cut
-    chat: bool  # whether the prompt is rendered by the model's chat template, or is plain text
-    end_of_turn: bool  # whether the log-likelihood of an option includes the token that ends a turn
-    headline: str  # the one of `metrics` by which models are ranked
-    settings: dict[str, Any]  # JSON: all that the task's questions and numbers depend on
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Where a generated answer is cut."""
+        ...
+
+    @property
+    def chat(self) -> bool:
+        """Whether the prompt is rendered by the model's chat template, or is plain text."""
+        ...
+
+    @property
+    def end_of_turn(self) -> bool:
+        """Whether the log-likelihood of an option includes the token that ends a turn."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """The one of `metrics` by which models are ranked."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """JSON: all that the task's questions and numbers depend on, but the data."""
+        ...
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those that the task has prompts for."""
+        """Those that the task has prompts and data for."""
         ...
 
-    def questions(self, language: str, folder: Path, limit: int | None = None) -> list[Question]:
-        """The first `limit` questions, or all, from a prepared folder.
+    def questions(self, language: str, root: Path, limit: int | None = None) -> list[Question]:
+        """The first `limit` questions, or all.
+
+        Args:
+            language: one of `languages`.
+            root: folder of all prepared task data; what a task file names by path is not in it.
+            limit: how many; all when None.
 
         Raises:
-            ConfigError: the folder does not hold the task's data, or a row cannot be used.
+            ConfigError: the data are not there (with the command that fetches them), or a row
+                cannot be used.
         """
         ...
 
@@ -90,4 +119,16 @@ class Task(Protocol):
 
         Names as in the papers, shares in percent, not rounded.
         """
+        ...
+
+    def published(self, question: Question) -> Question:
+        """A question that was read from a published file of truths, with the task's own truth.
+
+        Raises:
+            ConfigError: the file's truth is not one of the task.
+        """
+        ...
+
+    def printed(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Metrics as a paper's table prints them."""
         ...

@@ -1,0 +1,111 @@
+"""Matches answers to the questions of a truth, one to one, by id.
+
+Ids that differ are matched by image and question, where both sides hold them: POPE's published
+answers number the questions of two of three files in another way than these do.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.evaluation.answers import Line, make_line
+from mllm_jax.evaluation.published import Entry
+from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.task import Question
+
+Key = tuple[str, ...]
+
+
+def matched(task: TableTask, entries: Sequence[Entry], questions: Sequence[Question]) -> list[Line]:
+    """A line for every question of the truth, in its order.
+
+    Raises:
+        ConfigError: answers without a question, questions without an answer, or either twice.
+    """
+    entries = _of_these_categories(entries, questions)
+    _check_unique(entries)
+    if not any(entry.question.category for entry in entries):
+        ids = [question.id for question in questions]
+        require(
+            len(set(ids)) == len(ids),
+            "several questions of the truth have one id, and the answers name no category; give "
+            "one --truth file at a time",
+        )
+        by_id = {_id(entry.question): entry for entry in entries}
+        keys = [(question.id,) for question in questions]
+    else:
+        by_id = {_full_id(entry.question): entry for entry in entries}
+        keys = [_full_id(question) for question in questions]
+    if by_id.keys() != set(keys):
+        by_text = _by_text(entries, questions)
+        if by_text is None:
+            raise _mismatch(by_id.keys(), keys)
+        print("ids of answers and truth differ: matched by image and question", flush=True)
+        by_id, keys = by_text
+    lines = []
+    for question, key in zip(questions, keys, strict=True):
+        answer = by_id[key].answer
+        lines.append(make_line(task.name, question, answer, task.judge(question, answer)))
+    return lines
+
+
+def _id(question: Question) -> Key:
+    return (question.id,)
+
+
+def _full_id(question: Question) -> Key:
+    return (question.category, question.id)
+
+
+def _check_unique(entries: Sequence[Entry]) -> None:
+    counts = Counter(_full_id(entry.question) for entry in entries)
+    key, count = counts.most_common(1)[0]
+    require(count == 1, f"answers: id {quoted(key[-1], 60)} is given {count} times; keep one")
+
+
+def _of_these_categories(
+    entries: Sequence[Entry], questions: Sequence[Question]
+) -> Sequence[Entry]:
+    """Answers of the categories that the truth has, where both name theirs."""
+    categories = {question.category for question in questions}
+    counts = Counter(entry.question.category for entry in entries)
+    others = {name: n for name, n in counts.items() if name and name not in categories}
+    if "" in categories or not others or categories.isdisjoint(counts):
+        return entries
+    names = ", ".join(f"{name} ({count:,})" for name, count in others.items())
+    print(f"answers of other categories than the truth's are left out: {names}", flush=True)
+    return [entry for entry in entries if entry.question.category in categories]
+
+
+def _by_text(
+    entries: Sequence[Entry], questions: Sequence[Question]
+) -> tuple[dict[Key, Entry], list[Key]] | None:
+    """Matches by category, image and question; None where that is not one to one.
+
+    The question of an answer may have a post-prompt behind it, on a line of its own.
+    """
+    if not all(entry.question.text and entry.question.images for entry in entries):
+        return None
+    by_text = {_text_key(entry.question): entry for entry in entries}
+    keys = [_text_key(question) for question in questions]
+    unique = len(by_text) == len(entries) and len(set(keys)) == len(keys)
+    return (by_text, keys) if unique and by_text.keys() == set(keys) else None
+
+
+def _text_key(question: Question) -> Key:
+    return (question.category, *map(str, question.images), question.text.split("\n")[0])
+
+
+def _mismatch(answered: Any, keys: Sequence[Key]) -> ConfigError:
+    extra, missing = sorted(answered - set(keys)), [key for key in keys if key not in answered]
+    parts = []
+    if extra:
+        parts.append(f"{len(extra):,} answers have no question (as id {quoted(extra[0][-1], 60)})")
+    if missing:
+        example = quoted(missing[0][-1], 60)
+        parts.append(f"{len(missing):,} of {len(keys):,} questions no answer (as id {example})")
+    return ConfigError(
+        f"answers and truth differ: {' and '.join(parts)}; give the truth of these questions, or "
+        "answer the rest"
+    )

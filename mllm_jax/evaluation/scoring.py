@@ -1,0 +1,252 @@
+"""Recomputes a task's numbers from stored answers, without a model.
+
+answers, truth -> matched by id -> judged again by the task -> metrics
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.common.folders import check_file
+from mllm_jax.common.json_file import write_json
+from mllm_jax.common.markdown import markdown_table
+from mllm_jax.evaluation.answers import (
+    Line,
+    answer_of,
+    check_line,
+    is_line,
+    languages_of,
+    question_of,
+    read_answers,
+)
+from mllm_jax.evaluation.matching import matched
+from mllm_jax.evaluation.published import (
+    KNOWN_TRUTHS,
+    Content,
+    Entry,
+    looks_like,
+    read_content,
+    read_published_answers,
+    read_published_truth,
+)
+from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.registry import load_task
+from mllm_jax.evaluation.tasks.rows import ROOT
+from mllm_jax.evaluation.tasks.task import Question
+
+
+class Score(NamedTuple):
+    """The numbers of a task in one language."""
+
+    task: str
+    language: str
+    count: int
+    metrics: dict[str, float]
+
+
+def score(
+    name: str,
+    answers: Path,
+    truths: Sequence[Path] = (),
+    language: str | None = None,
+    root: Path = ROOT,
+) -> tuple[TableTask, list[Score]]:
+    """Scores a file of answers.
+
+    Args:
+        name: a task, or a task file.
+        answers: as this project or another published them, see `published`.
+        truths: files with the truth; several for a task with several (POPE's three, references of
+            captions). None where the answers hold it, or the task's data are prepared.
+        language: of the answers; of answers.jsonl, which of its languages.
+        root: folder of prepared task data.
+
+    Returns:
+        The task, and its numbers in every language of the answers.
+
+    Raises:
+        ConfigError: a layout that is not known, answers and truth that do not fit each other, or
+            answers of another task.
+    """
+    task = load_task(name)
+    content = read_content(answers)
+    if content.items and is_line(content.items[0]):
+        lines = _own_lines(task, answers, content, language)
+        if truths:
+            lines = [
+                line
+                for one in languages_of(lines)
+                for line in _with_truth(task, lines, _read_truths(task, truths, one), one)
+            ]
+    else:
+        language = language or default_language(task)
+        print(f"language: {language}", flush=True)
+        lines = _published_lines(task, answers, content, truths, language, root)
+    again = [_judged(task, line) for line in lines]
+    return task, [
+        _score(task, one, [line for line in again if line["language"] == one])
+        for one in languages_of(again)
+    ]
+
+
+def score_file(
+    name: str,
+    answers: Path,
+    truths: Sequence[Path] = (),
+    language: str | None = None,
+    json_file: Path | None = None,
+) -> list[Score]:
+    """Scores a file of answers, see `score`; prints a table, and writes the numbers to a file."""
+    if json_file is not None:
+        check_file(json_file)
+    task, scores = score(name, answers, truths, language)
+    print(table(task, scores), end="", flush=True)
+    if json_file is not None:
+        write_json(json_file, to_json(scores))
+    return scores
+
+
+def table(task: TableTask, scores: Sequence[Score]) -> str:
+    """The numbers as a paper prints them: a row for each metric, a column for each language."""
+    columns = [{"questions": f"{one.count:,}", **task.printed(one.metrics)} for one in scores]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [(name, *(column.get(name, "-") for column in columns)) for name in names]
+    return markdown_table((task.name, *(one.language for one in scores)), rows)
+
+
+def default_language(task: TableTask) -> str:
+    """Of answers that do not say theirs: the task's only one, else English, else its first."""
+    names = tuple(task.data) or tuple(task.post_prompt) or ("en",)
+    return "en" if "en" in names else names[0]
+
+
+def to_json(scores: Sequence[Score]) -> dict[str, Any] | list[dict[str, Any]]:
+    """{"task", "language", "count", "metrics"}, or a list of such for several languages."""
+    trees = [one._asdict() for one in scores]
+    return trees[0] if len(trees) == 1 else trees
+
+
+def _score(task: TableTask, language: str, lines: list[Line]) -> Score:
+    return Score(task.name, language, len(lines), task.metrics(lines))
+
+
+def _judged(task: TableTask, line: Line) -> Line:
+    try:
+        judged = task.judge(question_of(line), answer_of(line))
+    except ConfigError as error:
+        raise ConfigError(f"answer {quoted(line['id'], 60)}: {error}") from error
+    return {**line, **judged._asdict()}
+
+
+# ---------------------------------------------------------------------------------- our own answers
+
+
+def _own_lines(task: TableTask, path: Path, content: Content, language: str | None) -> list[Line]:
+    if content.kind == "lines":
+        lines = read_answers(path)
+    else:
+        for item, place in zip(content.items, content.places, strict=True):
+            check_line(item, place)
+        lines = content.items
+    others = Counter(line["task"] for line in lines if not _is_of(task, line["task"]))
+    if others:
+        name, count = others.most_common(1)[0]
+        raise ConfigError(
+            f"{path}: {count:,} answers of task {quoted(name, 60)}, not {task.name}; score them "
+            f"by: mllm-jax score {name} --answers {path}"
+        )
+    if language is None:
+        return lines
+    chosen = [line for line in lines if line["language"] == language]
+    require(
+        len(chosen) > 0,
+        f"{path}: no answers in {quoted(language, 40)}; there are {', '.join(languages_of(lines))}",
+    )
+    return chosen
+
+
+def _is_of(task: TableTask, name: str) -> bool:
+    """Whether answers of a task can be scored by this one: it, or one that differs in its rule."""
+    if name == task.name:
+        return True
+    try:
+        other = load_task(name)
+    except ConfigError:  # a task file's own name
+        return False
+    free = ("name", "rule", "words", "data")
+    same = [{k: v for k, v in one.settings.items() if k not in free} for one in (task, other)]
+    return same[0] == same[1]
+
+
+def _with_truth(
+    task: TableTask, lines: Sequence[Line], truths: Sequence[Question], language: str
+) -> list[Line]:
+    """Our lines with the truth of a file in the place of theirs."""
+    chosen = [line for line in lines if line["language"] == language]
+    entries = [Entry(question_of(line), answer_of(line)) for line in chosen]
+    return matched(task, entries, truths)
+
+
+# ------------------------------------------------------------------------------- published answers
+
+
+def _published_lines(
+    task: TableTask,
+    path: Path,
+    content: Content,
+    truths: Sequence[Path],
+    language: str,
+    root: Path,
+) -> list[Line]:
+    entries = read_published_answers(path, content, language)
+    if truths:
+        return matched(task, entries, _read_truths(task, truths, language))
+    if all(entry.has_truth for entry in entries):
+        questions = [task.published(entry.question) for entry in entries]
+        return matched(task, entries, questions)
+    try:
+        questions = task.questions(language, root)
+    except ConfigError as error:
+        raise ConfigError(f"{path} holds no truth: give --truth FILE ({error})") from error
+    return matched(task, entries, questions)
+
+
+def _read_truths(task: TableTask, paths: Sequence[Path], language: str) -> list[Question]:
+    """Questions of all files; several files of lines are several references."""
+    questions: list[Question] = []
+    for path in paths:
+        content = read_content(path) if path.is_file() and path.suffix != ".parquet" else None
+        entries = content and read_published_truth(path, content, language)
+        if content is None or entries is None:
+            questions += _task_rows(task, path, content, language)
+        elif content.kind == "text" and questions:
+            questions = _more_references(path, questions, [one.question for one in entries])
+        else:
+            questions += [task.published(entry.question) for entry in entries]
+    return questions
+
+
+def _task_rows(
+    task: TableTask, path: Path, content: Content | None, language: str
+) -> list[Question]:
+    try:
+        return task.with_data(language, path).questions(language, ROOT)
+    except ConfigError as error:
+        if content is None:
+            raise
+        raise ConfigError(
+            f"{looks_like(path, content)}; known layouts of truth: {KNOWN_TRUTHS} ({error})"
+        ) from error
+
+
+def _more_references(
+    path: Path, questions: list[Question], others: list[Question]
+) -> list[Question]:
+    require(
+        len(questions) == len(others),
+        f"{path}: {len(others)} lines, and the references before it have {len(questions)}",
+    )
+    pairs = zip(questions, others, strict=True)
+    return [one._replace(truth=[*one.truth, *other.truth]) for one, other in pairs]

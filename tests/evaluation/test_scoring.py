@@ -1,0 +1,234 @@
+"""Scores from stored answers: published values on published files, and what does not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_jax.__main__ import main
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.evaluation import scoring
+from mllm_jax.evaluation.answers import make_line, write_line
+from mllm_jax.evaluation.tasks.registry import load_task
+from mllm_jax.evaluation.tasks.task import Answer
+from tests.evaluation.test_published import SAMPLE, file
+from tests.support.task_data import rows_file
+
+LABELS = ("yes", "no", "yes", "no")
+
+
+def pope_files(folder: Path) -> tuple[Path, list[Path]]:
+    """Answers of two categories, and their questions with labels."""
+    truths, answers = [], []
+    for category in ("random", "popular"):
+        rows = [
+            {"question_id": n, "image": "a.jpg", "text": f"Is it {n}?", "label": label}
+            for n, label in enumerate(LABELS)
+        ]
+        truths.append(file(folder, tuple(rows), f"coco_pope_{category}.json"))
+        answers += [
+            {
+                "question_id": n,
+                "category": category,
+                "image": "a.jpg",
+                "question": f"Is it {n}?\nAnswer the question using a single word or phrase.",
+                "prediction": "Yes" if category == "random" else label,
+            }
+            for n, label in enumerate(LABELS)
+        ]
+    return file(folder, tuple(answers), "answers.jsonl"), truths
+
+
+def test_pope_with_its_categories(tmp_path: Path):
+    answers, truths = pope_files(tmp_path)
+    _, (score,) = scoring.score("pope", answers, truths)
+    assert (score.language, score.count) == ("en", 8)
+    assert score.metrics["f1_popular"] == 100
+    assert score.metrics["f1_random"] == pytest.approx(200 / 3)
+    assert score.metrics["accuracy"] == 75
+
+
+def test_one_category_of_the_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    answers, truths = pope_files(tmp_path)
+    _, (score,) = scoring.score("pope", answers, truths[:1])
+    assert (score.count, score.metrics["accuracy"]) == (4, 50)
+    said = capsys.readouterr().out
+    assert "answers of other categories than the truth's are left out: popular (4)" in said
+
+
+def test_ids_that_differ_are_matched_by_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    answers, truths = pope_files(tmp_path)
+    rows = [json.loads(line) for line in truths[1].read_text().splitlines()]
+    for row in rows:
+        row["question_id"] += 100
+    file(tmp_path, tuple(reversed(rows)), truths[1].name)
+    _, (score,) = scoring.score("pope", answers, truths)
+    assert score.metrics["f1_popular"] == 100
+    assert "matched by image and question" in capsys.readouterr().out
+
+
+def test_answers_that_do_not_fit_the_truth(tmp_path: Path):
+    truth = file(tmp_path, ({"question_id": 1, "text": "a", "label": "yes"},), "t.json")
+    rows = {"question_id": 2, "text": "Yes"}, {"question_id": 3, "text": "Yes"}
+    with pytest.raises(ConfigError) as error:
+        scoring.score("pope", file(tmp_path, rows), [truth])
+    assert "2 answers have no question (as id '2') and 1 of 1 questions no answer (as id '1')" in (
+        str(error.value)
+    )
+    double = {"question_id": 1, "text": "Yes"}, {"question_id": 1, "text": "No"}
+    with pytest.raises(ConfigError, match="id '1' is given 2 times; keep one"):
+        scoring.score("pope", file(tmp_path, double), [truth])
+
+
+def test_several_truths_without_categories(tmp_path: Path):
+    _, truths = pope_files(tmp_path)
+    rows = tuple({"question_id": n, "text": "Yes"} for n in range(4))
+    answers = file(tmp_path, rows)
+    with pytest.raises(ConfigError, match="give one --truth file at a time"):
+        scoring.score("pope", answers, truths)
+    _, (score,) = scoring.score("pope", answers, truths[:1])
+    assert score.count == 4
+
+
+def test_scienceqa_as_llava_publishes_it(tmp_path: Path):
+    def record(key: str, image: bool, letter: str) -> dict[str, Any]:
+        text = "Context: A. B.\nWhich?\nA. a cat\nB. a dog"
+        turns = [{"from": "human", "value": text}, {"from": "gpt", "value": letter}]
+        return {"id": key, "conversations": turns} | ({"image": "a.png"} if image else {})
+
+    records = [record("1", True, "B"), record("2", False, "A"), record("3", False, "A")]
+    truth = file(tmp_path, records, "t.json")
+    answers = file(tmp_path, {"1": "B. a dog", "2": "B", "3": "C"})
+    task, (score,) = scoring.score("scienceqa", answers, [truth])
+    assert score.metrics["accuracy"] == pytest.approx(100 / 3)
+    assert score.metrics["accuracy_image"] == 100
+    assert score.metrics["unparseable"] == pytest.approx(100 / 3)  # C is not an option
+    assert "33.33" in scoring.table(task, [score])
+    with pytest.raises(ConfigError, match="truth of 1: 'D' is not the letter of an option"):
+        scoring.score("scienceqa", answers, [file(tmp_path, [record("1", True, "D")], "t.json")])
+
+
+def test_samples_of_lm_eval_hold_their_truth(tmp_path: Path):
+    other = {**SAMPLE, "doc_id": 4, "target": "0"}
+    task, (score,) = scoring.score("xstorycloze_eu", file(tmp_path, (SAMPLE, other)))
+    assert (score.language, score.metrics["acc"]) == ("eu", 50)
+    assert "acc_token" not in score.metrics  # the samples do not count tokens
+    assert "0.5000 ± 0.5000" in scoring.table(task, [score])
+
+
+def our_answers(
+    folder: Path, name: str = "pope", languages: tuple[str, ...] = ("en", "eu")
+) -> Path:
+    """An answers.jsonl of ours; Basque is half right."""
+    task, lines = load_task(name), []
+    for language in languages:
+        rows = [
+            {"question_id": n, "question": "?", "image": "a.png", "answer": label}
+            for n, label in enumerate(LABELS)
+        ]
+        data = rows_file(folder, rows)
+        for question in task.with_data(language, data).questions(language, folder):
+            answer = Answer({"en": question.truth, "eu": "Ez"}[language])
+            judged = task.judge(question, answer)._replace(parsed="stale", correct=0.0)
+            lines.append(make_line("pope", question, answer, judged))
+    path = folder / "answers.jsonl"
+    path.write_text("".join(map(write_line, lines)), encoding="utf-8")
+    return path
+
+
+def test_our_answers_are_judged_again(tmp_path: Path):
+    path = our_answers(tmp_path)
+    _, scores = scoring.score("pope", path)
+    assert [(one.language, one.metrics["accuracy"]) for one in scores] == [("en", 100), ("eu", 50)]
+    _, (score,) = scoring.score("pope_ndino", path, language="eu")
+    assert (score.task, score.metrics["accuracy"]) == ("pope_ndino", 50)
+    with pytest.raises(ConfigError, match="no answers in 'it'; there are en, eu"):
+        scoring.score("pope", path, language="it")
+    with pytest.raises(ConfigError, match="4 answers of task 'pope', not gqa; score them by"):
+        scoring.score("gqa", our_answers(tmp_path, languages=("en",)))
+
+
+def test_a_truth_in_the_place_of_the_stored_one(tmp_path: Path):
+    path = our_answers(tmp_path, languages=("en",))
+    rows = [
+        {"question_id": n, "question": "?", "image": "a.png", "answer": "yes"} for n in range(4)
+    ]
+    truth = rows_file(tmp_path, rows, "other.jsonl")
+    _, (score,) = scoring.score("pope", path, [truth])
+    assert score.metrics["accuracy"] == 50
+    odd = file(tmp_path, ({"a": 1},), "odd.jsonl")
+    with pytest.raises(ConfigError, match="known layouts of truth: POPE's") as error:
+        scoring.score("pope", path, [odd])
+    assert "JSONL of {a}; known" in str(error.value)
+    assert "no column 'answer'" in str(error.value)
+
+
+def test_a_language_without_words_is_refused(tmp_path: Path):
+    answers, truths = pope_files(tmp_path)
+    with pytest.raises(ConfigError, match="language 'xx' has no table of words"):
+        scoring.score("pope", answers, truths, language="xx")
+
+
+def test_no_truth_at_all(tmp_path: Path):
+    answers, _ = pope_files(tmp_path)
+    with pytest.raises(ConfigError, match="holds no truth: give --truth FILE"):
+        scoring.score("pope", answers, root=tmp_path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    answers, truths = pope_files(tmp_path)
+    words = ["score", "pope", "--answers", str(answers), "--truth", *map(str, truths)]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    tree = json.loads((tmp_path / "out.json").read_text())
+    assert tree.keys() == {"task", "language", "count", "metrics"}
+    assert (tree["task"], tree["count"], tree["metrics"]["accuracy"]) == ("pope", 8, 75)
+    assert "| accuracy" in capsys.readouterr().out
+    ours, two = our_answers(tmp_path), tmp_path / "two.json"
+    assert main(["score", "pope", "--answers", str(ours), "--json", str(two)]) == 0
+    assert [one["language"] for one in json.loads(two.read_text())] == ["en", "eu"]
+    for bad in (["score", "popr", "--answers", str(answers)], [*words, "--language", "xx"]):
+        assert main([*bad, "--json", str(tmp_path / "none.json")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "none.json").exists()
+
+
+# ---------------------------------------------------------------------------------- published files
+
+
+def printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert main(["score", *words]) == 0
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines()]
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+
+
+@pytest.mark.realdata
+def test_pope_of_llava(shared: Path, capsys: pytest.CaptureFixture[str]):
+    folder = shared / "realdata/metrics/pope"
+    words = ["pope", "--answers", str(folder / "llava-v1.5-13b.jsonl"), "--truth"]
+    files = [str(one) for one in sorted(folder.glob("coco_pope_*.json"))]
+    table = printed([*words, *files], capsys)
+    assert [table[f"f1_{name}"] for name in ("random", "popular", "adversarial")] == [
+        "87.14",
+        "86.25",
+        "84.46",
+    ]
+    assert table["f1_mean"] == "85.95"  # published as 85.9
+    assert printed([*words, files[2]], capsys)["f1"] == "87.14"
+
+
+@pytest.mark.realdata
+def test_scienceqa_of_llava(shared: Path, capsys: pytest.CaptureFixture[str]):
+    folder = shared / "realdata/metrics/scienceqa"
+    words = ["scienceqa", "--answers", str(folder / "llava-v1.5-13b_outputs.json")]
+    table = printed([*words, "--truth", str(folder / "llava_test_CQM-A.json")], capsys)
+    assert (table["accuracy_image"], table["accuracy"]) == ("71.64", "74.39")
+
+
+@pytest.mark.realdata
+def test_xstorycloze_of_llama(shared: Path, capsys: pytest.CaptureFixture[str]):
+    (samples,) = (shared / "realdata/metrics/xstorycloze_eu").glob("*samples*")
+    table = printed(["xstorycloze", "--language", "eu", "--answers", str(samples)], capsys)
+    assert table["acc"] == "0.5546 ± 0.0128"

@@ -7,15 +7,16 @@ words of another language.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mllm_jax.common.errors import ConfigError, closest, quoted, require
+from mllm_jax.common.errors import ConfigError, closest, quoted
 from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config.loading import build
 
-TABLES = Path(__file__).with_name("languages.yaml")
 NO_LANGUAGE = "und"  # ISO 639's code for undetermined: compare without any table
 NEEDED_BY = {  # field -> what cannot be computed without it
     "yes": "yes/no answers",
@@ -32,6 +33,7 @@ class Language:
     """The words of one language. None is not stated, which `need` refuses; empty is a statement."""
 
     name: str  # in English
+    iso3: str = ""  # code of three letters, as GlotLID labels it
     endonym: str = ""
     yes: tuple[str, ...] | None = None  # the first is the label that benchmarks use
     no: tuple[str, ...] | None = None
@@ -51,24 +53,22 @@ class Language:
         if value is None:
             raise ConfigError(
                 f"the table of {self.name} states no {name!r}, which {NEEDED_BY[name]} need; "
-                "add it in a YAML file of language tables (docs/metrics.md)"
+                "give its words in a task file (docs/metrics.md)"
             )
         return value
 
 
-def language(code: str, tables: str | Path | None = None) -> Language:
+def language(code: str) -> Language:
     """The table of a language.
 
     Args:
         code: as in the table file: "eu"; a region behind it ("eu-ES") is left out. "und" compares
             without any table.
-        tables: a YAML file with tables of more languages, or other tables for ours.
 
     Raises:
-        ConfigError: no table for this language (never another language's instead), or a file of
-            tables that cannot be read.
+        ConfigError: no table for this language; never another language's instead.
     """
-    known = all_languages(tables)
+    known = all_languages()
     short = code.replace("_", "-").split("-")[0].lower()
     if short in known:
         return known[short]
@@ -76,31 +76,13 @@ def language(code: str, tables: str | Path | None = None) -> Language:
     hint = f"did you mean {near!r}? " if near else ""
     raise ConfigError(
         f"language {quoted(code, 40)} has no table of words: {hint}tables exist for "
-        f"{', '.join(sorted(known))}; add one in a YAML file (docs/metrics.md), or choose "
-        f"{NO_LANGUAGE!r} to compare without words"
+        f"{', '.join(sorted(known))}; give its words in a task file (docs/metrics.md), those of "
+        f"{NO_LANGUAGE!r} to compare without any"
     )
 
 
-def all_languages(tables: str | Path | None = None) -> dict[str, Language]:
-    """All tables by code: ours, and those of a file in their place or beside them."""
-    return _ours() | (_read(Path(tables)) if tables is not None else {})
-
-
 @functools.cache
-def _ours() -> dict[str, Language]:
-    return _read(TABLES)
-
-
-def _read(file: Path) -> dict[str, Language]:
-    languages = {}
-    for code, tree in read_yaml(file).items():
-        require(
-            isinstance(code, str) and code.isalpha() and code.islower(),
-            f"{file}: {quoted(code, 40)} is not a language code such as 'eu' (in quotes if YAML "
-            "reads it as a value: 'no')",
-        )
-        try:
-            languages[code] = build(Language, tree)
-        except ConfigError as error:
-            raise ConfigError(f"{file}: {code}: {error}") from error
-    return languages
+def all_languages() -> Mapping[str, Language]:
+    """All tables by code."""
+    tables = read_yaml(Path(__file__).with_name("languages.yaml"))
+    return MappingProxyType({code: build(Language, tree) for code, tree in tables.items()})

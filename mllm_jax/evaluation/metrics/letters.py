@@ -91,7 +91,7 @@ def mmmu(answer: str, options: Sequence[str], letters: str) -> str | None:
     if len(answer.split()) > MMMU_LONG:
         lower = answer.lower()
         texts = {one: option.lower() for one, option in zip(letters, options, strict=True)}
-        chosen = [one for one, option in texts.items() if option in lower]
+        chosen = [one for one, option in texts.items() if option and option in lower]
         if chosen:
             return _last(chosen, [lower.rfind(texts[one]) for one in chosen])
     return None

@@ -181,8 +181,10 @@ def _factor(
     """
     _, _, ins, outs = _letters(equation)
     kernel, a, b = (jax.lax.stop_gradient(x) for x in (kernel, adapter[A], adapter[B]))
-    narrow = a.astype(kernel.dtype)
-    of_kernel = einsum(f"{ins}R,{ins}{outs}->R{outs}", narrow, kernel, out=jnp.float32)
+    # one dimension of outputs: XLA on CPUs has no product of bfloat16 into float32 with two
+    flat = kernel.reshape(*kernel.shape[: len(ins)], -1)
+    of_kernel = einsum(f"{ins}R,{ins}O->RO", a.astype(flat.dtype), flat, out=jnp.float32)
+    of_kernel = of_kernel.reshape(b.shape)
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     of_update = einsum(f"RS,S{outs}->R{outs}", einsum(f"{ins}R,{ins}S->RS", a, a), b)
     squares = _squares(kernel, tuple(range(len(ins))))
@@ -249,7 +251,7 @@ def image_identities(
     pixels: UInt8[Array, "B height width C"], count: int
 ) -> UInt32[Array, "B count"]:
     """A number for each of `count` positions of every image that depends on its pixels alone."""
-    flat = pixels.reshape(len(pixels), -1).astype(jnp.uint32)
+    flat = pixels.reshape(len(pixels), math.prod(pixels.shape[1:])).astype(jnp.uint32)
     places = jnp.arange(flat.shape[1], dtype=jnp.uint32)[None] * jnp.uint32(ODD)
     images = jnp.sum(_mixed(flat + places), axis=1, dtype=jnp.uint32)
     return _mixed(images[:, None] + jnp.arange(count, dtype=jnp.uint32)[None] * jnp.uint32(ODD))

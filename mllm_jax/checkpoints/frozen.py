@@ -22,10 +22,12 @@ import jax
 from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.hf.tensor_files import FORMATS, write_tensors
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
+from mllm_jax.checkpoints.int8_leaves import int8_leaves
 from mllm_jax.checkpoints.leaves import Leaf, compare, place
 from mllm_jax.checkpoints.manifest import DamagedCheckpoint, Files
 from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.common.errors import RunError
+from mllm_jax.config.adapter import is_scale
 from mllm_jax.distributed import processes
 
 FOLDER, TEMPORARY, REPLACED = "frozen", "frozen.partial", "frozen.deleted"
@@ -115,12 +117,15 @@ class FrozenParams:
 
         Args:
             abstract: path -> `jax.ShapeDtypeStruct`. A process reads what its own devices need.
+                Matrices whose scales are among them are converted to int8.
 
         Raises:
             ConfigError: other parameters or shapes than are stored, listed by path.
         """
         stored = frozen_leaves(self._run) if abstract else {}
-        compare(str(self._run / FOLDER), abstract, stored)
+        of_model = {path: x for path, x in abstract.items() if not is_scale(path)}
+        compare(str(self._run / FOLDER), of_model, stored)
+        stored = int8_leaves(stored, abstract)
         return {path: place(stored[path], x) for path, x in abstract.items()}
 
     def _written(self, leaves: Mapping[str, Leaf]) -> Files:

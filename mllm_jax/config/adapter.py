@@ -9,6 +9,11 @@ The parameters of an adapter are named after the matrix that they change:
     language/layers/attention/q/lora_a     [L, D, rank]
     language/layers/attention/q/lora_b     [L, rank, N, H]
     language/layers/attention/q/lora_magnitude   [L, N, H]   DoRA's m
+
+With `base: int8` a device holds a matrix of the language layers as two arrays (`common/int8.py`):
+
+    language/layers/attention/q/kernel         int8      [L, D, N, H]
+    language/layers/attention/q/kernel_scale   bfloat16  [L, D / 64, N, H]
 """
 
 import math
@@ -24,7 +29,8 @@ from mllm_jax.common.ranges import PatternText, Range, Section
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 NAMES = (A, B, MAGNITUDE)
 PART = "adapter"  # part of the optimizer that claims their parameters
-KERNEL = "kernel"
+KERNEL, KERNEL_SCALE = "kernel", "kernel_scale"
+INT8 = re.compile(r"language/layers/(attention|mlp)/\w+/kernel")  # what `base: int8` speaks of
 # the matrices that may have an adapter
 ADAPTABLE = re.compile(r"(vision|language)/layers/(attention|mlp)/\w+/kernel|connector/\w+/kernel")
 SHOWN = 3  # paths named in a message
@@ -47,6 +53,12 @@ class AdapterConfig(Section, at="adapter"):
 
     The lengths begin as those of the frozen matrix and have no weight decay. The
     gradient takes the length of the changed weights as a constant, as the paper and PEFT do.
+    """
+    base: Literal["compute", "int8"] = "compute"
+    """Number format of the frozen language layers' matrices: `compute.compute`, or int8.
+
+    In int8 they take half the memory of bfloat16; a layer at a time is turned back where it is
+    used. What is exported, and what the next stage begins with, is the base as it came.
     """
     dropout: Annotated[float, Range("[0, 1)")] = 0.0
     """Share of an adapter's inputs that are set to 0 in training, others for each position.
@@ -91,6 +103,15 @@ class AdapterConfig(Section, at="adapter"):
         )
         return matched
 
+    def int8_kernels(self, paths: Iterable[str]) -> list[str]:
+        """The matrices among a model's parameters that devices hold in int8."""
+        return [path for path in paths if self.base == "int8" and INT8.fullmatch(path)]
+
+
+def is_scale(path: str) -> bool:
+    """Whether this is no parameter of a model, but the scales of one that is held in int8."""
+    return path.rpartition("/")[2] == KERNEL_SCALE
+
 
 def is_adapter(path: str) -> bool:
     """Whether a parameter belongs to an adapter."""
@@ -98,7 +119,7 @@ def is_adapter(path: str) -> bool:
 
 
 def kernel_of(path: str) -> str:
-    """Path of the matrix that the adapter with this parameter changes."""
+    """Path of the matrix that the adapter with this parameter changes, or that has these scales."""
     return f"{path.rpartition('/')[0]}/{KERNEL}"
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mllm_jax.config.adapter import A, B, inputs_of, is_adapter, kernel_of
+from mllm_jax.config.adapter import A, B, inputs_of, is_adapter, is_scale, kernel_of
 
 # (path pattern, logical names); parameters under "layers" have the extra first axis "layers"
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -44,7 +44,9 @@ def logical_axes(params: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _names(path: str, leaf: Any) -> tuple[str, ...]:
-    names = _adapter(path) if is_adapter(path) else _row(path)
+    names = (
+        _adapter(path) if is_adapter(path) else _row(kernel_of(path) if is_scale(path) else path)
+    )
     names = (("layers",) if "/layers/" in path else ()) + names
     assert len(names) == len(leaf.shape), f"{path}: {names} for shape {leaf.shape}"
     return names

@@ -17,6 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mllm_jax.common.arithmetic import add_shared, einsum
+from mllm_jax.common.int8 import Int8Matrix, dense
+from mllm_jax.config.adapter import KERNEL_SCALE
 from mllm_jax.distributed.sharding import constrain, parts_of
 from mllm_jax.models import lora
 
@@ -43,10 +45,13 @@ DIVIDED = {"N": "heads", "K": "kv_heads", "F": "mlp"}
 def linear(
     equation: str,
     x: Float[Array, "..."],
-    kernel: Float[Array, "..."],
+    kernel: Float[Array, "..."] | Int8Matrix,
     reduce: DType = jnp.float32,
 ) -> Float[Array, "..."]:
     """einsum(equation, x, kernel cast to x's dtype), with the kernel's gradient taken as x' dy.
+
+    A kernel in int8 has no gradient. It is kept, and gathered, as it is held; what it is turned
+    back into exists once forward and once backward.
 
     JAX's own rule takes (dy' x)', and XLA on CPUs then computes dy, an activation's whole backward
     pass, straight into a transposed copy, element by element across memory.
@@ -61,7 +66,8 @@ def linear(
         reduce: dtype in which sums of products cross between devices: the kernel's gradient, and
             activations where the tensor axis divides the sum.
     """
-    return _linear((equation, jnp.dtype(reduce)), x, kernel)
+    kind = equation, jnp.dtype(reduce)
+    return (_int8_linear if isinstance(kernel, Int8Matrix) else _linear)(kind, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -79,7 +85,10 @@ def _product(equation: str, x: Any, kernel: Any, reduce: DType) -> Any:
 
 def _gathered(equation: str, x: Any, kernel: Any) -> Any:
     letters = equation.split("->")[0].split(",")[1]
-    return constrain(kernel.astype(x.dtype), *(DIVIDED.get(letter, "none") for letter in letters))
+    names = [DIVIDED.get(letter, "none") for letter in letters]
+    if isinstance(kernel, Int8Matrix):  # half the bytes cross
+        return dense(Int8Matrix(*(constrain(one, *names) for one in kernel)), x.dtype)
+    return constrain(kernel.astype(x.dtype), *names)
 
 
 def _linear_forward(kind: tuple[str, DType], x: Any, kernel: Any) -> tuple[Any, tuple[Any, Any]]:
@@ -99,6 +108,25 @@ def _linear_backward(
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _int8_linear(kind: tuple[str, DType], x: Any, kernel: Int8Matrix) -> Any:
+    return _product(kind[0], x, _gathered(kind[0], x, kernel), kind[1])
+
+
+def _int8_forward(kind: tuple[str, DType], x: Any, kernel: Int8Matrix) -> tuple[Any, Int8Matrix]:
+    return _int8_linear(kind, x, kernel), kernel
+
+
+def _int8_backward(kind: tuple[str, DType], kernel: Int8Matrix, dy: Any) -> tuple[Any, None]:
+    (equation, reduce), (inputs, out) = kind, kind[0].split("->")
+    letters, weights = inputs.split(",")
+    back = _gathered(equation, dy, kernel)
+    return _product(f"{out},{weights}->{letters}", dy, back, reduce), None
+
+
+_int8_linear.defvjp(_int8_forward, _int8_backward)
 
 
 class Einsum(nn.Module):
@@ -122,7 +150,9 @@ class Einsum(nn.Module):
             n for letter, n in zip(weight_letters, self.shape, strict=True) if letter not in output
         ]
         init = nn.initializers.normal(1 / math.sqrt(math.prod(contracted)))
-        kernel = self.param("kernel", init, self.shape, jnp.float32)
+        kernel: Any = self.param("kernel", init, self.shape, jnp.float32)
+        if self.has_variable("params", KERNEL_SCALE):
+            kernel = Int8Matrix(kernel, self.get_variable("params", KERNEL_SCALE))
         x = x.astype(self.dtype)
         if adapter := self._adapter():
             run, name = functools.partial(linear, reduce=self.reduce), "/".join(self.path)

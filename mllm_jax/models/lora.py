@@ -32,7 +32,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from mllm_jax.common.arithmetic import einsum
+from mllm_jax.common.int8 import Int8Matrix, dense
 from mllm_jax.config.adapter import (
+    KERNEL,
+    KERNEL_SCALE,
     MAGNITUDE,
     A,
     AdapterConfig,
@@ -72,11 +75,14 @@ def init(
     return params
 
 
-def magnitudes(params: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
+def magnitudes(
+    params: Mapping[str, Any], dtype: Any = jnp.float32
+) -> dict[str, Float[Array, "..."]]:
     """First magnitudes of DoRA, float32: |W| of every output, with which nothing is changed.
 
     Args:
         params: path -> array; the adapters and their frozen matrices among them.
+        dtype: in which matrices are used.
 
     Returns:
         {path: array} of the magnitudes, none without DoRA.
@@ -86,7 +92,9 @@ def magnitudes(params: Mapping[str, Any]) -> dict[str, Float[Array, "..."]]:
         kernel = kernel_of(path)
         layers = stacked(kernel)
         inputs = tuple(range(layers, layers + inputs_of(kernel)))
-        first[path] = jnp.sqrt(_squares(params[kernel], inputs))
+        matrix, scales = params[kernel], params.get(kernel.removesuffix(KERNEL) + KERNEL_SCALE)
+        held = matrix if scales is None else Int8Matrix(matrix, scales)
+        first[path] = jnp.sqrt(_squares(dense(held, dtype), inputs))
     return first
 
 
@@ -120,7 +128,7 @@ def scaled(config: AdapterConfig, params: Mapping[str, Any]) -> dict[str, Any]:
 def adapted(
     equation: str,
     x: Float[Array, "..."],
-    kernel: Float[Array, "..."],
+    kernel: Float[Array, "..."] | Int8Matrix,
     adapter: Mapping[str, Any],
     linear: Any,
     name: str,
@@ -145,7 +153,7 @@ def adapted(
         return checkpoint_name(product + update, SAVED)
     of_left = linear(equation, left, kernel) if KEYS in adapter else product
     changed = checkpoint_name(of_left + update, SAVED).astype(jnp.float32)
-    factor = _factor(equation, kernel, adapter)
+    factor = _factor(equation, dense(kernel, x.dtype), adapter)
     y = changed * factor.reshape((1,) * (changed.ndim - factor.ndim) + factor.shape)
     if KEYS in adapter:
         y = y + checkpoint_name(product - of_left, SAVED).astype(jnp.float32)

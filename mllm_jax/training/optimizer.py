@@ -89,7 +89,7 @@ def with_adapter(
 def check_adapter(
     paths: Iterable[str], parts: Mapping[str, PartConfig], adapter: AdapterConfig
 ) -> None:
-    """Raises ConfigError for an adapter of a matrix that is trained itself.
+    """Raises ConfigError for a matrix that is trained itself and has an adapter, or is in int8.
 
     Args:
         paths: of the parameters that have no adapter yet, of the whole model.
@@ -102,6 +102,13 @@ def check_adapter(
         f"adapter.match={quoted(adapter.match)} matches {_shorten(trained)}, which optimizer.parts"
         f".{owner[trained[0]] if trained else ''} trains; freeze it by train: false, or do not "
         "match it",
+    )
+    trained = [path for path in adapter.int8_kernels(owner) if parts[owner[path]].train]
+    require(
+        not trained,
+        f"adapter.base=int8 is for frozen matrices, but optimizer.parts"
+        f".{owner[trained[0]] if trained else ''} trains {_shorten(trained)}; freeze it by train: "
+        "false, or set adapter.base to compute",
     )
 
 

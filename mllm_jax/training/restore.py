@@ -42,7 +42,7 @@ def first_params(setup: TrainSetup, source: ModelSource | None, config: Config) 
     Raises:
         ConfigError: the source lacks parameters or has others, or `init.fresh` matches none.
     """
-    shapes, trainable = setup.params, setup.trainable
+    shapes, trainable = setup.of_model, setup.trainable
     fresh = _fresh_paths(list(shapes), source, config)
     drawn = {path: leaf for path, leaf in trainable.items() if path in fresh}
     params = init_params(setup, drawn, config.seed) if drawn else {}
@@ -56,7 +56,7 @@ def _frozen_leaves(
     setup: TrainSetup, source: ModelSource | None, config: Config
 ) -> dict[str, Leaf]:
     """The frozen parameters as lazy leaves; none is read yet, and no other process is needed."""
-    shapes, frozen = setup.params, setup.frozen
+    shapes, frozen = setup.of_model, _frozen_paths(setup)
     fresh = _fresh_paths(list(shapes), source, config)
     leaves = _drawn(setup, [path for path in frozen if path in fresh], config)
     if source is not None and len(leaves) < len(frozen):
@@ -64,6 +64,10 @@ def _frozen_leaves(
         stored = source.leaves(rest, config.init.fresh)
         leaves |= {path: stored[path] for path in frozen if path not in fresh}
     return leaves
+
+
+def _frozen_paths(setup: TrainSetup) -> list[str]:
+    return [path for path in setup.of_model if path in setup.abstract.frozen]
 
 
 def _fresh_paths(paths: list[str], source: ModelSource | None, config: Config) -> set[str]:
@@ -137,8 +141,10 @@ def restore_state(
         f"{checkpoints.folder}: no finished checkpoint to resume from; run without --resume",
     )
     assert last is not None
-    folder, paths = checkpoints.folder / str(last), list(setup.frozen)
-    frozen.resume(folder, paths, lambda: _frozen_leaves(setup, source, config), on_damage)
+    folder = checkpoints.folder / str(last)
+    frozen.resume(
+        folder, _frozen_paths(setup), lambda: _frozen_leaves(setup, source, config), on_damage
+    )
     trainable, opt_state, _ = checkpoints.restore(last, setup.trainable, setup.opt_state)
     first = _state(setup, trainable | frozen.load(setup.frozen))
     number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), setup.shardings.step)

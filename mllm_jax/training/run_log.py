@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from mllm_jax.config.adapter import is_scale
 from mllm_jax.config.stage import Config, OptimizerConfig
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
@@ -72,7 +73,7 @@ def parameters(abstract: TrainState) -> str:
 def _by_module(params: Mapping[str, Any]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for path, leaf in params.items():
-        counts[path.split("/")[0]] += math.prod(leaf.shape)
+        counts[path.split("/")[0]] += 0 if is_scale(path) else math.prod(leaf.shape)
     return counts
 
 

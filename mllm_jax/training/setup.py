@@ -12,12 +12,19 @@ import jax
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
-from mllm_jax.config.adapter import MAGNITUDE, AdapterConfig, kernel_of
+from mllm_jax.config.adapter import (
+    KERNEL,
+    KERNEL_SCALE,
+    MAGNITUDE,
+    AdapterConfig,
+    is_scale,
+    kernel_of,
+)
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, lora, mllm
-from mllm_jax.training import optimizer, state, step
+from mllm_jax.training import int8_base, optimizer, state, step
 
 
 class TrainSetup(NamedTuple):
@@ -31,8 +38,13 @@ class TrainSetup(NamedTuple):
 
     @property
     def params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """All parameters by path, as ShapeDtypeStructs with shardings."""
+        """All parameters by path as devices hold them: ShapeDtypeStructs with shardings."""
         return _placed(self.abstract.params, self.shardings.params)
+
+    @property
+    def of_model(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Those that a model has: without the scales of what is held in int8."""
+        return {path: leaf for path, leaf in self.params.items() if not is_scale(path)}
 
     @property
     def trainable(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -41,7 +53,7 @@ class TrainSetup(NamedTuple):
 
     @property
     def frozen(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Those that are not, likewise; in the number format in which devices hold them."""
+        """Those that are not, likewise; scales of what is held in int8 are among them."""
         return _placed(self.abstract.frozen, self.shardings.frozen)
 
     @property
@@ -81,6 +93,7 @@ def make_setup(
             dimension that does not divide over the mesh, or an adapter where there can be none.
     """
     platform = mesh.devices.flat[0].platform
+    int8_base.check(model, adapter, mesh)
     if adapter is not None:
         base = mllm.abstract_params(mllm.build(model, compute, platform))
         optimizer.check_adapter(base, config.parts, adapter)
@@ -92,7 +105,9 @@ def make_setup(
     used = mllm.used_layers(model, trainable, images)
     made = optimizer.make_optimizer(config, steps, trainable, used)
     abstract = state.abstract_state(params, config.parts, compute, made)
-    places = state.state_shardings(mesh, abstract, axes.logical_axes(params))
+    frozen = int8_base.held(abstract.frozen, adapter, axes.logical_axes(params))
+    abstract = abstract._replace(frozen=frozen)
+    places = state.state_shardings(mesh, abstract, axes.logical_axes(abstract.params))
     return TrainSetup(built, mesh, made, abstract, places)
 
 
@@ -105,7 +120,7 @@ def init_params(
     """
 
     def make(key: jax.Array) -> dict[str, jax.Array]:
-        random = mllm.init(setup.model, key)
+        random = int8_base.with_int8(mllm.init(setup.model, key), abstract)
         return {path: random[path].astype(leaf.dtype) for path, leaf in abstract.items()}
 
     places = {path: leaf.sharding for path, leaf in abstract.items()}
@@ -124,10 +139,12 @@ def with_magnitudes(setup: TrainSetup, params: Mapping[str, jax.Array]) -> dict[
         return dict(params)
 
     def make(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {p: x.astype(places[p].dtype) for p, x in lora.magnitudes(params).items()}
+        first = lora.magnitudes(params, setup.model.compute.compute)
+        return {p: x.astype(places[p].dtype) for p, x in first.items()}
 
-    matrices = {path for magnitude in places for path in (magnitude, kernel_of(magnitude))}
-    needed = {path: params[path] for path in matrices}
+    kernels = {kernel_of(path) for path in places}
+    scales = {path.removesuffix(KERNEL) + KERNEL_SCALE for path in kernels}
+    needed = {path: params[path] for path in {*places, *kernels, *scales} if path in params}
     shardings = {path: leaf.sharding for path, leaf in places.items()}
     return {**params, **jax.jit(make, out_shardings=shardings)(needed)}
 

@@ -66,7 +66,8 @@ def assert_gathers_one_layer_at_most(text: str, mesh: Mesh, params: Any) -> None
     """All-gathers cross `fsdp` alone, and give one layer's slice or a parameter without layers.
 
     So no stacked parameter (all layers at once) is ever whole, no parameter is gathered over
-    `tensor`, and no activation is gathered at all. Whole numbers (tokens) are free.
+    `tensor`, and no activation is gathered at all. Whole numbers (tokens) are free, those of
+    matrices in int8 are not.
 
     Args:
         text: the compiled program.
@@ -78,7 +79,7 @@ def assert_gathers_one_layer_at_most(text: str, mesh: Mesh, params: Any) -> None
         made.says()
         for made in collectives(text, mesh)
         if made.kind == "all-gather"
-        and any(dtype[0] not in "su" for dtype, _ in made.shapes)
+        and any(dtype[0] not in "su" or dtype == "s8" for dtype, _ in made.shapes)
         and (made.axes != {"fsdp"} or any(_bag(shape) not in allowed for _, shape in made.shapes))
     ]
     assert not wrong, "gathered:\n" + "\n".join(wrong)

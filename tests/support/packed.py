@@ -45,6 +45,13 @@ MODELS: dict[str, ModelConfig] = {
     "lora": MODEL,
     "dora": MODEL,
     "siglip": dataclasses.replace(MODEL, vision=SIGLIP, grids=None),
+    # whole blocks of 64 on two devices
+    "int8": dataclasses.replace(
+        MODEL,
+        language=LanguageConfig(
+            vocab=V, width=128, mlp=56, layers=3, heads=4, kv_heads=2, head_dim=8
+        ),
+    ),
 }
 COMPUTE = ComputeConfig(compute="float32", attention="blocks", loss_chunk=CHUNK)
 TOWER = PartConfig("vision/.*", train=False)
@@ -58,7 +65,7 @@ PARTS = {
     "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
     "siglip": {"all": PartConfig(".*")},
 }
-PARTS["lora"] = PARTS["dora"] = PARTS["align"]
+PARTS["lora"] = PARTS["dora"] = PARTS["int8"] = PARTS["align"]
 # in both towers; the connector is trained itself, as in LLaVA's LoRA recipe
 ADAPTER = AdapterConfig("(vision|language)/layers/.*/kernel", rank=5, alpha=10.0, dropout=0.3)
 BETA1 = 0.9
@@ -67,7 +74,11 @@ BETA1 = 0.9
 def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
     config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
-    adapters = {"lora": ADAPTER, "dora": dataclasses.replace(ADAPTER, dora=True)}
+    adapters = {
+        "lora": ADAPTER,
+        "dora": dataclasses.replace(ADAPTER, dora=True),
+        "int8": AdapterConfig("language/layers/.*/kernel", rank=5, alpha=10.0, base="int8"),
+    }
     adapter = adapters.get(stage)
     return setup.make_setup(MODELS[stage], compute, config, mesh, steps=10, adapter=adapter)
 

@@ -1,6 +1,7 @@
 """A model folder of the tiny stage, whose numbers no narrower format holds; nothing is trained."""
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,9 +16,12 @@ from mllm_jax.config.stage import FolderConfig
 from tests.support import tiny
 
 
-def arrays(data: Path) -> dict[str, np.ndarray]:
-    """Path -> numbers: the tower in float32, the language model in bfloat16 and float16."""
-    model, random = tiny.config(data, data).model, np.random.default_rng(0)
+def arrays(data: Path, **sections: Any) -> dict[str, np.ndarray]:
+    """Path -> numbers: the tower in float32, the language model in bfloat16 and float16.
+
+    `sections` are of the stage, as `tiny.config` takes them.
+    """
+    model, random = tiny.config(data, data, **sections).model, np.random.default_rng(0)
     found = {}
     for path, x in conversions.abstract(model).items():
         numbers = random.standard_normal(x.shape, np.float32) * 0.1
@@ -26,14 +30,14 @@ def arrays(data: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def model_folder(data: Path, out: Path) -> Path:
+def model_folder(data: Path, out: Path, **sections: Any) -> Path:
     """Writes a model folder of `arrays` with the tokenizer of the tiny stage."""
     out.mkdir(parents=True)
     hf_files.copy_files(data / "tokenizer", out)
-    config = tiny.config(data, out)
+    config = tiny.config(data, out, **sections)
     write_processor(out, config.model, config.data.image_fit)
     loading.dump(FolderConfig(config.model), out / "config.yaml")
-    save(arrays(data), out)
+    save(arrays(data, **sections), out)
     return out
 
 

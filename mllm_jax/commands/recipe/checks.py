@@ -191,7 +191,7 @@ def _check_stage(
     )
     fresh = config.init.fresh
     require(
-        fresh is None or any(run_folder.is_fresh(config.init, p) for p in setup.params),
+        fresh is None or any(run_folder.is_fresh(config.init, p) for p in setup.of_model),
         f"init.fresh={fresh!r} matches no parameter path",
     )
     return steps, run_folder.chat_template(config.data.streams, shares)

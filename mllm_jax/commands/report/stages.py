@@ -100,6 +100,7 @@ def _adapter(config: Config) -> Facts:
     kind = f"{kind} and DoRA" if adapter.dora else kind
     dropout = f", dropout {html.percent(adapter.dropout)}" if adapter.dropout else ""
     text = f"{kind} of {adapter.match}: rank {adapter.rank}, alpha {adapter.alpha:g}{dropout}"
+    text += ", base in int8" if adapter.base == "int8" else ""
     return [("adapter", text)]
 
 

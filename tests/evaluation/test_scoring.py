@@ -119,6 +119,20 @@ def test_samples_of_lm_eval_hold_their_truth(tmp_path: Path):
     assert "0.5000 ± 0.5000" in scoring.table(task, [score])
 
 
+def test_references_of_captions(tmp_path: Path):
+    answers = file(tmp_path, "a black cat sits\nthe dog\n", "hyp.txt")
+    truths = [
+        file(tmp_path, "a black cat sits\na dog\n", "ref1.txt"),
+        file(tmp_path, "a cat\nthe dog\n", "ref2.txt"),
+    ]
+    task, (score,) = scoring.score("captions", answers, truths, "eu")
+    assert score.metrics["Bleu_1"] == pytest.approx(1)
+    assert "1.000000" in scoring.table(task, [score])
+    short = file(tmp_path, "a dog\n", "ref3.txt")
+    with pytest.raises(ConfigError, match="1 lines, and the references before it have 2"):
+        scoring.score("captions", answers, [truths[0], short], "eu")
+
+
 def our_answers(
     folder: Path, name: str = "pope", languages: tuple[str, ...] = ("en", "eu")
 ) -> Path:
@@ -225,6 +239,16 @@ def test_scienceqa_of_llava(shared: Path, capsys: pytest.CaptureFixture[str]):
     words = ["scienceqa", "--answers", str(folder / "llava-v1.5-13b_outputs.json")]
     table = printed([*words, "--truth", str(folder / "llava_test_CQM-A.json")], capsys)
     assert (table["accuracy_image"], table["accuracy"]) == ("71.64", "74.39")
+
+
+@pytest.mark.realdata
+def test_captions_of_nlg_eval(shared: Path, capsys: pytest.CaptureFixture[str]):
+    folder = shared / "realdata/metrics/caption_nlgeval"
+    files = [str(folder / name) for name in ("hyp.txt", "ref1.txt", "ref2.txt")]
+    table = printed(["captions", "--answers", files[0], "--truth", *files[1:]], capsys)
+    expected = json.loads((folder / "expected.json").read_text())["corpus"]
+    del expected["METEOR"]  # a Java program; see docs/metrics.md
+    assert {name: float(table[name]) for name in expected} == expected
 
 
 @pytest.mark.realdata

@@ -30,6 +30,7 @@ class TableTask(Section):
     chat: ClassVar[bool] = True
     end_of_turn: ClassVar[bool] = False
     headline: ClassVar[str] = "accuracy"
+    own_languages: ClassVar[bool] = False  # whether a file names the language of each record
 
     name: NameText
     """The task's name in results."""
@@ -118,16 +119,26 @@ class TableTask(Section):
 
     # ------------------------------------------------------------------ what families make of a row
 
-    def make(self, rows: Rows, row: Row, split: str, truth: Any, text: str, **more: Any):
+    def make(
+        self,
+        rows: Rows,
+        row: Row,
+        split: str,
+        truth: Any,
+        text: str,
+        image_names: Sequence[str] | None = None,
+        **more: Any,
+    ) -> Question:
         """A question about a row.
 
         Args:
             rows, row, split: as `ask` gets them.
             truth: what an answer is compared with.
             text: as it is asked, see `wording`.
+            image_names: columns with its images, if not all of `image_columns`.
             more: other fields of `Question`.
         """
-        images = rows.images(row, self.image_columns)
+        images = rows.images(row, self.image_columns if image_names is None else image_names)
         category = row.optional("category") or split
         key = self.key(row, split)
         return Question(
@@ -171,10 +182,19 @@ class TableTask(Section):
                 return name
         return None
 
-    def with_data(self, language: str, path: Path, images: Path | None = None) -> "TableTask":
-        """The task with a file of rows in the place of a language's published data."""
-        images_text = None if images is None else str(images)
-        return dataclasses.replace(self, data={language: Data(path=str(path), images=images_text)})
+    def with_data(
+        self, language: str | None, path: Path, images: Path | None = None
+    ) -> "TableTask":
+        """The task with a file in the place of its published data, of one language or of all.
+
+        Raises:
+            ConfigError: no language is named, and the file's rows do not name theirs.
+        """
+        if language is None:
+            require(self.own_languages, f"task {self.name}: --data FILE needs --language xx")
+        images_text = None if images is None else str(images.absolute())
+        data = Data(path=str(path), images=images_text)
+        return dataclasses.replace(self, data={language or EVERY: data})
 
 
 def share(values: Sequence[float | bool]) -> float:

@@ -17,7 +17,6 @@ from mllm_jax.evaluation.metrics import letters, options
 from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category, share, unparseable
 from mllm_jax.evaluation.tasks.data import Column, Names, Prompt
 from mllm_jax.evaluation.tasks.rows import Row, Rows
-from mllm_jax.evaluation.tasks.short_answer import literal
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 
 WRITTEN = re.compile(r"^\(?([A-Z])[.)] *(.*)$", re.MULTILINE)  # options inside a question's text
@@ -95,12 +94,7 @@ class Choices(TableTask):
             return [row.text(name) for name in self.option_columns if _is_option(row, name)]
         if "options" not in self.columns:
             return []
-        value = row.value("options")
-        if isinstance(value, str):  # MMMU stores the list as Python writes it
-            value = literal(row, "options", value)
-        if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            row.refuse("options", value, "a list of texts")
-        return value
+        return row.texts("options")
 
     def _correct(self, row: Row, texts: Sequence[str], count: int) -> int:
         value = row.text("answer").strip()

@@ -73,3 +73,8 @@ class Data(Section, at="data.*"):
         super().__post_init__()
         stated = self.hub is not None or self.path is not None
         require(stated, "data.*: give a path, or a hub to fetch from")
+
+    def hubs(self) -> dict[str, str | None]:
+        """Data sets that are fetched, with their revisions."""
+        parts = [one for one in (self, self.pictures) if one is not None]
+        return {one.hub: one.revision for one in parts if one.hub is not None}

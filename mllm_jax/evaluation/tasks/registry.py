@@ -9,6 +9,7 @@
 A mapping adds to that of the other task, key by key; anything else replaces it.
 """
 
+import dataclasses
 import re
 from functools import cache
 from pathlib import Path
@@ -18,14 +19,23 @@ from mllm_jax.common.errors import ConfigError, closest, quoted, require
 from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config.loading import build
 from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.captions import Captions
 from mllm_jax.evaluation.tasks.choices import Choices
+from mllm_jax.evaluation.tasks.free import Free
+from mllm_jax.evaluation.tasks.mme import Mme
+from mllm_jax.evaluation.tasks.mmmu import Mmmu
+from mllm_jax.evaluation.tasks.ocr import Ocr
+from mllm_jax.evaluation.tasks.perplexity import Perplexity
 from mllm_jax.evaluation.tasks.short_answer import ShortAnswer
 from mllm_jax.evaluation.tasks.text_choices import TextChoices
 from mllm_jax.evaluation.tasks.yes_no import YesNo
 
 FILES = Path(__file__).with_name("files")
 FAMILIES: dict[str, type[TableTask]] = {
-    kind.family: kind for kind in (Choices, ShortAnswer, TextChoices, YesNo)
+    kind.family: kind
+    for kind in (
+        *(Captions, Choices, Free, Mme, Mmmu, Ocr, Perplexity, ShortAnswer, TextChoices, YesNo),
+    )
 }
 DEPTH = 8  # task files that start from one another
 _LANGUAGE = re.compile(r"(.+)_([a-z]{2,3})")
@@ -61,8 +71,6 @@ def only(task: TableTask, language: str) -> TableTask:
         f"task {task.name}: no published data in {quoted(language, 40)} are known; there are "
         f"{', '.join(task.data) or 'none'}",
     )
-    import dataclasses
-
     return dataclasses.replace(task, data={language: task.data[language]})
 
 

@@ -3,7 +3,8 @@
 ROOT/lmms-lab--POPE/  hub.json  data/test-00000-of-00003.parquet ...
 """
 
-from collections.abc import Iterator, Mapping
+import ast
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,11 @@ class Row:
         value = self._lookup(name)
         return value is not None and value != "" and value != []
 
+    def lacks(self, name: str) -> bool:
+        """Whether the task states a column for its name that the row does not have at all."""
+        column = self._columns.get(name)
+        return column is not None and column.split(".")[0] not in self._values
+
     def value(self, name: str) -> Any:
         """What is stored. Raises ConfigError where the column is missing or empty."""
         value = self._lookup(name)
@@ -67,8 +73,12 @@ class Row:
         return self.text(name) if self.has(name) else ""
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts."""
-        value = self.value(name)
+        """A list of texts; some sets store it as Python writes it, in one text."""
+        return self.checked_texts(name, self.value(name))
+
+    def checked_texts(self, name: str, value: Any) -> list[str]:
+        """`value` as a list of texts, see `texts`."""
+        value = literal(self, name, value) if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             self.refuse(name, value, "a list of texts")
         return value
@@ -128,7 +138,7 @@ class Rows:
             return Path(path or "")
         folder = self.root / hub_folder(hub)
         command = f"mllm-jax prepare --task {self.task} --language {self.language}"
-        command += f" --out {self.root}" if self.root != ROOT else ""
+        command += f" --folder {self.root}" if self.root != ROOT else ""
         note = folder / NOTE
         require(
             note.is_file(), f"task {self.task}: {hub} is not in {self.root}; fetch it by: {command}"
@@ -162,13 +172,13 @@ class Rows:
             require(folder.is_dir(), f"data.{self.language}.images: {folder}: no such folder")
         return ImageFolder(folder)
 
-    def images(self, row: Row, names: tuple[str, ...] = ("image",)) -> tuple[str | bytes, ...]:
-        """The images in columns of a row, in order; those without one are left out.
+    def images(self, row: Row, names: Sequence[str]) -> tuple[str | bytes, ...]:
+        """The images in columns of a row, in order; empty columns are left out.
 
         Raises:
             ConfigError: a value is not an image, or a key is not in the table of images.
         """
-        values = [row.value(name) for name in names if row.has(name)]
+        values = [row.value(name) for name in names if row.has(name) or row.lacks(name)]
         images = [image for value in values for image in self._image(row, value)]
         try:
             for image in images:
@@ -207,6 +217,14 @@ class Rows:
         table, source = self.data.pictures, self._pictures
         assert table is not None
         return {str(read_row(source, n).get(table.key)): n for n in range(len(source))}
+
+
+def literal(row: Row, name: str, value: str) -> Any:
+    """A list that is stored as Python writes it. Raises ConfigError where it is not one."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        row.refuse(name, value, "a list as Python writes it")
 
 
 def read_row(source: Source, number: int) -> dict[str, Any]:

@@ -8,15 +8,14 @@ lmms-eval          `metrics.vqa`
 direct_answer      that of three annotators, letter by letter (A-OKVQA)        ten texts
 """
 
-import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mllm_jax.common.errors import require
 from mllm_jax.evaluation.metrics import text, vqa
 from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category, share, unparseable
-from mllm_jax.evaluation.tasks.rows import Row, Rows
+from mllm_jax.evaluation.tasks.rows import Row, Rows, literal
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 
 EXACT = {"exact_match": text.exact_match, "exact_match_ndino": text.exact_match_ndino}
@@ -53,7 +52,9 @@ class ShortAnswer(TableTask):
         answers = row.value("answers")
         if isinstance(answers, list) and all(isinstance(item, dict) for item in answers):
             answers = [item.get("answer") for item in answers]  # VQAv2's annotations
-        return _texts(row, answers)
+        answers = row.checked_texts("answers", answers)
+        require(len(answers) > 0, f"{row.location}: no answers of annotators")
+        return answers
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         truths = [question.truth] if isinstance(question.truth, str) else question.truth
@@ -81,16 +82,6 @@ class ShortAnswer(TableTask):
         return scores
 
 
-def _texts(row: Row, answers: Any) -> list[str]:
-    """Ten answers; some sets store the list as Python writes it, in a text."""
-    if isinstance(answers, str):
-        answers = literal(row, "answers", answers)
-    if not (isinstance(answers, list) and all(isinstance(item, str) for item in answers)):
-        row.refuse("answers", answers, "a list of texts")
-    require(len(answers) > 0, f"{row.location}: no answers of annotators")
-    return answers
-
-
 def _pairs(row: Row) -> list[dict[str, str]]:
     pairs = row.value("pairs")
     pairs = literal(row, "pairs", pairs) if isinstance(pairs, str) else pairs
@@ -99,11 +90,3 @@ def _pairs(row: Row) -> list[dict[str, str]]:
         if not all(isinstance(item, str) for item in texts):
             row.refuse("pairs", pairs, "a list of {question, answer}")
     return pairs
-
-
-def literal(row: Row, name: str, value: str) -> Any:
-    """A list that is stored as Python writes it. Raises ConfigError where it is not one."""
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        row.refuse(name, value, "a list as Python writes it")

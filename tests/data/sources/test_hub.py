@@ -23,7 +23,7 @@ def network(monkeypatch):
             self.asked: list[tuple] = []
             self.error: Exception | None = None
 
-        def __call__(self, name, repo_type, revision, local_dir):
+        def __call__(self, name, repo_type, revision, local_dir, allow_patterns):
             self.asked.append((name, repo_type, revision))
             (Path(local_dir) / "data.parquet").write_text("rows")
             if self.error is not None:

@@ -82,7 +82,7 @@ max_new_tokens: 8
     [
         ("family: yes_no\nrul: official", "rul: unknown key; did you mean 'rule'?"),
         ("from: pope\nrule: strickt", "rule: expected official or lmms-eval or ndino or strict"),
-        ("family: yesno", "family='yesno': expected choices or"),
+        ("family: yesno", "family='yesno': expected captions or choices or"),
         ("rule: official", "family=None: expected"),
         ("from: pop", "task 'pop' is not known; did you mean pope?"),
         ("from: [pope]", "from: ['pope'] is not the name of a task"),

@@ -86,7 +86,7 @@ def test_images_of_a_second_table(tmp_path: Path):
 def test_unprepared_data_name_the_command(tmp_path: Path):
     with pytest.raises(ConfigError, match="lmms-lab/POPE is not in") as error:
         load_task("pope").questions("en", tmp_path)
-    command = f"mllm-jax prepare --task pope --language en --out {tmp_path}"
+    command = f"mllm-jax prepare --task pope --language en --folder {tmp_path}"
     assert str(error.value).endswith(f"fetch it by: {command}")
 
 

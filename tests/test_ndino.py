@@ -19,7 +19,8 @@ from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.data.chat.tokens import Encoded
-from mllm_jax.generation.engine import Answerer, slots_of
+from mllm_jax.generation.engine import Answerer
+from mllm_jax.generation.images import slots_of
 from mllm_jax.models import mllm
 from tests.support import commands, ndino
 from tests.support.ndino import STEPS, Source, record

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,7 +23,6 @@ from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.images.tiles import Tiles
-from mllm_jax.distributed.sharding import ways
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 
@@ -71,10 +69,8 @@ def _samples(
     params: Any,
 ) -> str:
     answerer.params = params
-    rows = -(-len(asked) // answerer.rows_multiple) * answerer.rows_multiple
-    with jax.set_mesh(answerer.mesh):
-        prompts, pictures = [one.prompt for one in asked], [one.pictures for one in asked]
-        output_ids = answerer.answer(prompts, pictures, limit, rows=rows)
+    prompts, pictures = [one.prompt for one in asked], [one.pictures for one in asked]
+    output_ids = answerer.answer(prompts, pictures, limit)
     parts = [
         f"--- {one.name} ({one.language})\n"
         f"prompt:   {answerer.prompt_text(one).strip()}\n"
@@ -128,7 +124,6 @@ class _Answerer(Answerer):
         self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
         platform = mesh.devices.flat[0].platform
         self.model = mllm.build(config.model, self.compute, platform, config.adapter)
-        self.rows_multiple = ways(mesh, "batch")
 
     def prompt_text(self, question: Question) -> str:
         """The prompt with its control tokens; `<image>` for all placeholders of an image."""

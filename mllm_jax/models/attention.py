@@ -20,7 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.config.model import RopeConfig
@@ -75,29 +75,49 @@ def rotate(
 
 def dense(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    q_segments: Int[Array, "B T"],
-    k_segments: Int[Array, "B S"],
-    offset: Int[Array, ""] | int,
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    *,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """All scores at once: the reference, and the way with a key/value cache.
-
-    Query t is at key slot offset + t.
-    """
+    """All scores at once: the reference."""
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
     scores = einsum("BTKGH,BSKH->BKGTS", q, k, out=jnp.float32)
     scores = scores / math.sqrt(H)
-    allowed = q_segments[:, :, None] == k_segments[:, None, :]
+    allowed = segments[:, :, None] == segments[:, None, :]
     if causal:
-        slots = jnp.arange(T)[:, None] + offset
-        allowed = allowed & (jnp.arange(k.shape[1])[None, :] <= slots)[None]
+        allowed = allowed & (jnp.arange(T)[None, :] <= jnp.arange(T)[:, None])[None]
     scores = jnp.where(allowed[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+def attend_cached(
+    q: Float[Array, "B 1 N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
+    visible: Bool[Array, "B S"],
+) -> Float[Array, "B 1 N H"]:
+    """One query a row over a key/value cache.
+
+    The cache is laid out as these two products read it: with any other order of the dimensions
+    both copy it, for every token (measured on CPUs, 8 rows of 704 slots: 10 times the time).
+
+    Args:
+        q: the queries of the newest tokens.
+        keys, values: of S slots.
+        visible: the slots that a row's query sees, its own included.
+    """
+    B, _, N, H = q.shape
+    K = keys.shape[1]
+    q = q.reshape(B, K, N // K, H)
+    scores = einsum("BKGH,BKHS->BKGS", q, keys, out=jnp.float32) / math.sqrt(H)
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    return einsum("BKGS,BKSH->BKGH", weights, values).reshape(B, 1, N, H)
 
 
 def attend(
@@ -119,8 +139,7 @@ def attend(
             accelerators) or "loop" (blockwise, one head after another: CPUs).
     """
     if backend == "dense":
-        local = functools.partial(dense, offset=0, causal=causal)
-        run = lambda q, k, v, s: local(q, k, v, s, s)  # noqa: E731
+        run = functools.partial(dense, causal=causal)
     else:
         run = functools.partial(block_attention.attend, causal=causal, loop=backend == "loop")
     heads = ("batch", "length", "heads", "head_dim")

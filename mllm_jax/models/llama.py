@@ -3,61 +3,53 @@
 Packed rows in training, a key/value cache in generation.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.distributed.collectives import lookup
 from mllm_jax.distributed.sharding import constrain
-from mllm_jax.models.attention import attend, dense, rotary_tables, rotate
+from mllm_jax.models.attention import attend, attend_cached, rotary_tables, rotate
 from mllm_jax.models.layers import Einsum, RMSNorm, stack
 
 
 class Cache(NamedTuple):
     """Keys and values of all that was read so far, in S slots.
 
-    Slots not yet written have segment 0.
+    Every layer has arrays of its own, so that a token is written into them where they are, and in
+    the order of dimensions that `attend_cached` reads.
     """
 
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
-    segments: Int[Array, "B S"]
-    used: Int[Array, ""]
+    keys: tuple[Float[Array, "B K H S"], ...]
+    values: tuple[Float[Array, "B K S H"], ...]
+    first: Int[Array, "B"]  # slot of each row's first token; those before it are padding
+    used: Int[Array, ""]  # slots that were read or are padding
 
 
-def empty_cache(config: LanguageConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
-    """A cache for `rows` rows of at most `slots` tokens, prompt and answer together."""
-    shape = (config.layers, rows, slots, config.kv_heads, config.head_dim)
-    return Cache(
-        jnp.zeros(shape, dtype),
-        jnp.zeros(shape, dtype),
-        jnp.zeros((rows, slots), jnp.int32),
-        jnp.int32(0),
-    )
+class Step(NamedTuple):
+    """What every layer needs to know of the token that is read into a cache."""
 
-
-class Seen(NamedTuple):
-    """What a cached block needs to know beside its own keys and values."""
-
-    segments: Int[Array, "B S"]
-    used: Int[Array, ""]
+    slot: Int[Array, ""]  # where it goes
+    visible: Bool[Array, "B S"]  # the slots that it sees, its own included
 
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
-    Over the row itself, or over a cache that it extends.
+    Over the row itself, or of one token over a cache that it extends.
     """
 
     config: LanguageConfig
     backend: str
     dtype: jnp.dtype
     reduce: jnp.dtype
+    keep: bool = False  # whether keys and values are returned: the beginning of a cache
 
     @nn.compact
     def __call__(
@@ -65,8 +57,8 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         cache: tuple | None,
         tables: tuple,
-        segments: Array,
-        seen: Seen | None,
+        segments: Array | None,
+        step: Step | None = None,
     ):
         c = self.config
         D, N, K, H = c.width, c.heads, c.kv_heads, c.head_dim
@@ -74,14 +66,16 @@ class Attention(nn.Module):
         q = rotate(Einsum("BTD,DNH->BTNH", (D, N, H), None, *formats, name="q")(x), tables)
         k = rotate(Einsum("BTD,DKH->BTKH", (D, K, H), None, *formats, name="k")(x), tables)
         v = Einsum("BTD,DKH->BTKH", (D, K, H), None, *formats, name="v")(x)
-        if cache is None or seen is None:
+        if step is None:
+            assert segments is not None
             x = attend(q, k, v, segments, causal=True, backend=self.backend)
+            cache = (k, v) if self.keep else None
         else:
-            at = (0, seen.used, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache[0], k, at)
-            v = jax.lax.dynamic_update_slice(cache[1], v, at)
-            x = dense(q, k, v, segments, seen.segments, seen.used, causal=True)
-            cache = (k, v)
+            assert cache is not None
+            write = jax.lax.dynamic_update_slice_in_dim
+            keys = write(cache[0], k.transpose(0, 2, 3, 1), step.slot, 3)
+            values = write(cache[1], v.transpose(0, 2, 1, 3), step.slot, 2)
+            x, cache = attend_cached(q, keys, values, step.visible), (keys, values)
         return Einsum("BTNH,NHD->BTD", (N, H, D), None, *formats, name="out")(x), cache
 
 
@@ -109,6 +103,7 @@ class Block(nn.Module):
     backend: str
     dtype: jnp.dtype
     reduce: jnp.dtype
+    keep: bool = False  # see `Attention`
 
     @nn.compact
     def __call__(
@@ -116,14 +111,14 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         cache: tuple | None,
         tables: tuple,
-        segments: Array,
-        seen: Seen | None,
+        segments: Array | None,
+        step: Step | None = None,
     ):
         c = self.config
         formats = self.dtype, self.reduce
         normed = RMSNorm(c.norm_eps, self.dtype, name="attention_norm")(x)
-        mixed, cache = Attention(c, self.backend, *formats, name="attention")(
-            normed, cache, tables, segments, seen
+        mixed, cache = Attention(c, self.backend, *formats, self.keep, name="attention")(
+            normed, cache, tables, segments, step
         )
         x = x + mixed
         normed = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x)
@@ -160,29 +155,47 @@ class Llama(nn.Module):
         x: Float[Array, "B T D"],
         segments: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        cache: Cache | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Embeddings -> final hidden states; with a cache, also the cache with these T tokens."""
+        keep: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Embeddings -> final hidden states; with `keep` also keys and values, [L, B, T, K, H]."""
         c = self.config
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
-        formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)
-        block = Block(c, self.backend, *formats, parent=None)
-        seen = state = None
-        if cache is not None:
-            seen = Seen(
-                jax.lax.dynamic_update_slice(cache.segments, segments, (0, cache.used)), cache.used
-            )
-            state = (cache.keys, cache.values)
-        x, state = stack(
-            self, block, c.layers, self.compute.remat, x, tables, segments, seen, state=state
-        )
+        x, kept = stack(self, self._block(keep), c.layers, self.compute.remat, x, tables, segments)
         if self.is_initializing() and not c.tied:
             self.head()
-        if seen is not None:
-            keys, values = state
-            cache = Cache(keys, values, seen.segments, seen.used + x.shape[1])
-        return self.norm(x), cache
+        return self.norm(x), kept
+
+    def step(
+        self,
+        x: Float[Array, "B 1 D"],
+        positions: Int[Array, "B 1"],
+        layers: Sequence[Any],
+        cache: Cache,
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """Reads one token of every row into the cache.
+
+        Args:
+            x: their embeddings.
+            positions: theirs.
+            layers: the parameters of each block.
+            cache: of what was read before.
+        """
+        c = self.config
+        tables = rotary_tables(c.rope, c.head_dim, positions)
+        slots = jnp.arange(cache.values[0].shape[2])[None, :]
+        step = Step(cache.used, (slots >= cache.first[:, None]) & (slots <= cache.used))
+        keys, values, block = [], [], self._block(False)
+        for layer, *state in zip(layers, cache.keys, cache.values, strict=True):
+            out: Any = block.apply({"params": layer}, x, tuple(state), tables, None, step)
+            x, (k, v) = out
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), Cache(tuple(keys), tuple(values), cache.first, cache.used + 1)
+
+    def _block(self, keep: bool) -> Block:
+        formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)
+        return Block(self.config, self.backend, *formats, keep, parent=None)
 
 
 class Head(nn.Module):

@@ -36,7 +36,7 @@ from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import lora
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
-from mllm_jax.models.llama import Cache, Llama, empty_cache
+from mllm_jax.models.llama import Llama
 from mllm_jax.models.siglip import SigLIP
 
 Params = Mapping[str, Any]  # path -> array
@@ -157,17 +157,27 @@ def head(params: Params) -> Float[Array, "V D"]:
 def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array, "B J D"]:
     """The connector's outputs for the images of each row, slot after slot: J = I * P."""
     B, I = pixels.shape[:2]  # noqa: E741
-    features = _apply(model, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
-    vectors = _apply(model, params, "connector", features)
+    features = apply(model, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
+    vectors = apply(model, params, "connector", features)
     return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])
 
 
-def embed(model: MLLM, params: Params, inputs: ModelInputs) -> Float[Array, "B T D"]:
-    """Token embeddings, with the image vectors and the newline vector at the placeholders."""
-    x = _apply(model, params, "language", inputs.tokens, method="embed")
-    if model.connector is None or inputs.pixels.shape[1] == 0:
+def embed(
+    model: MLLM, params: Params, inputs: ModelInputs, vectors: Float[Array, "B J D"] | None = None
+) -> Float[Array, "B T D"]:
+    """Token embeddings, with the image vectors and the newline vector at the placeholders.
+
+    Args:
+        model: the network.
+        params: path -> array.
+        inputs: of the rows.
+        vectors: `image_embeddings` of the rows where they are known: pixels are not read then.
+    """
+    x = apply(model, params, "language", inputs.tokens, method="embed")
+    if model.connector is None or (vectors is None and inputs.pixels.shape[1] == 0):
         return x
-    vectors, index = image_embeddings(model, params, inputs.pixels), jnp.asarray(inputs.image_index)
+    vectors = image_embeddings(model, params, inputs.pixels) if vectors is None else vectors
+    index = jnp.asarray(inputs.image_index)
     if not model.connector.newline:
         return _replace_placeholders(x, vectors, index)
     is_newline = index == vectors.shape[1]
@@ -189,7 +199,11 @@ def _replace_placeholders(
 
 
 def hidden(
-    model: MLLM, params: Params, inputs: ModelInputs, key: Key[Array, ""] | None = None
+    model: MLLM,
+    params: Params,
+    inputs: ModelInputs,
+    key: Key[Array, ""] | None = None,
+    vectors: Float[Array, "B J D"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
 
@@ -198,12 +212,13 @@ def hidden(
         params: path -> array.
         inputs: of the rows.
         key: of the update, for the adapters' dropout; None where nothing is trained.
+        vectors: see `embed`.
     """
     if key is not None and model.adapter is not None and model.adapter.dropout:
         identities = _identities(model, inputs)
         params = lora.with_dropout(model.adapter, params, identities, key)
-    x = embed(model, params, inputs)
-    return _apply(model, params, "language", x, inputs.segments, inputs.positions)[0]
+    x = embed(model, params, inputs, vectors)
+    return apply(model, params, "language", x, inputs.segments, inputs.positions)[0]
 
 
 def _identities(model: MLLM, inputs: ModelInputs) -> dict[str, UInt32[Array, "rows positions"]]:
@@ -220,36 +235,17 @@ def logits(hidden: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[A
     return einsum("BTD,VD->BTV", hidden, table.astype(hidden.dtype), out=jnp.float32)
 
 
-def prefill(
-    model: MLLM, params: Params, inputs: ModelInputs, slots: int
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads left-padded prompts into a new cache of `slots` tokens.
-
-    Returns:
-        The logits after the last token, and the cache.
-    """
-    assert model.language is not None
-    x = embed(model, params, inputs)
-    cache = empty_cache(model.language.config, x.shape[0], slots, x.dtype)
-    x, cache = _apply(model, params, "language", x, inputs.segments, inputs.positions, cache)
-    return logits(x[:, -1:], head(params))[:, 0], cache
-
-
-def decode(
-    model: MLLM, params: Params, token: Int[Array, "B"], position: Int[Array, "B"], cache: Cache
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Reads one more token of every row; returns the logits after it and the cache with it."""
-    x = _apply(model, params, "language", token[:, None], method="embed")
-    ones = jnp.ones_like(token)[:, None]
-    x, cache = _apply(model, params, "language", x, ones, position[:, None], cache)
-    return logits(x, head(params))[:, 0], cache
-
-
-def _apply(model: MLLM, params: Params, name: str, *args: Any, **options: Any) -> Any:
-    """Calls one of the three modules with its part of the parameters, nested as Flax wants them."""
+def apply(model: MLLM, params: Params, name: str, *args: Any, **options: Any) -> Any:
+    """Calls one of the three modules with its part of the parameters."""
     module = getattr(model, name)
     assert module is not None, f"the model has no {name} part"
+    return module.apply({"params": part_of(model, params, name)}, *args, **options)
+
+
+def part_of(model: MLLM, params: Params, name: str) -> dict[str, Any]:
+    """The parameters of one of the three modules, nested as Flax wants them."""
     part = {path: x for path, x in params.items() if path.startswith(f"{name}/")}
     if model.adapter is not None:
         part = lora.scaled(model.adapter, part)
-    return module.apply({"params": unflatten(part)[name]}, *args, **options)
+    nested: dict[str, Any] = unflatten(part)[name]
+    return nested

@@ -19,8 +19,10 @@ from mllm_jax.config.stage import FolderConfig
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.generation.answer import generate
-from mllm_jax.generation.engine import Answerer, bucket, compute_for
-from mllm_jax.models import mllm
+from mllm_jax.generation.engine import Answerer
+from mllm_jax.generation.opened import compute_for
+from mllm_jax.generation.shapes import bucket
+from mllm_jax.models import decoding, mllm
 from mllm_jax.training.loop import train
 from tests.support import tiny
 
@@ -169,7 +171,7 @@ def test_draws_follow_the_temperature(opened, asked):
     prompt, temperature = asked[0][4], 20.0
     row = opened.batch([prompt], [[]], rows=1, slots=0, left=True).inputs
     slots = row.tokens.shape[1] + 1
-    prefill = jax.jit(functools.partial(mllm.prefill, opened.model, slots=slots))
+    prefill = jax.jit(functools.partial(decoding.prefill, opened.model, slots=slots))
     expected = jax.nn.softmax(prefill(opened.params, row)[0][0] / temperature)
     drawn = opened.answer([prompt] * 2000, [[]] * 2000, 1, ends=(), temperature=temperature)
     counts = np.bincount([tokens[0] for tokens in drawn], minlength=len(expected))
@@ -313,6 +315,10 @@ def test_number_format(stored, platform, compute):
 
 
 def test_buckets():
+    """At most an eighth of a row is padding."""
     assert [bucket(n) for n in (1, 64, 65, 96, 97, 128, 129, 193, 600)] == [
-        64, 64, 96, 96, 128, 128, 192, 256, 768,
+        64, 64, 72, 96, 104, 128, 144, 208, 640,
     ]  # fmt: skip
+    sizes = {bucket(n) for n in range(1, 4097)}
+    assert len(sizes) == 1 + 8 * 6
+    assert all(n <= bucket(n) <= max(64, n * 1.125) for n in range(1, 4097))

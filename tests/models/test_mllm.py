@@ -15,7 +15,7 @@ from mllm_jax.common.trees import unflatten
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
-from mllm_jax.models import axes, mllm
+from mllm_jax.models import axes, decoding, mllm
 from mllm_jax.models.connector import Connector
 
 P = 16
@@ -253,14 +253,17 @@ def test_cache_equals_whole_row_left_padded(params):
     both = {n: jnp.concatenate([long[n], left[n]]) for n in NAMES[:4]}
     pixels = jnp.concatenate([long["pixels"], short["pixels"]])
     prompt = ModelInputs(**{n: both[n][:, :28] for n in NAMES[:4]}, pixels=pixels)
-    prefill = jax.jit(functools.partial(mllm.prefill, model, slots=40))
-    decode = jax.jit(functools.partial(mllm.decode, model))
+    prefill = jax.jit(functools.partial(decoding.prefill, model, slots=40))
+    decode = jax.jit(functools.partial(decoding.decode, model))
     scores, cache = prefill(params, prompt)
+    decoder = decoding.decoder(model, params)
     for t in range(28, 32):
         np.testing.assert_allclose(
             scores, jnp.stack([whole[0][t - 1], whole[1][t - 1 - pad]]), atol=2e-5
         )
-        scores, cache = decode(params, both["tokens"][:, t], both["positions"][:, t], cache)
+        scores, cache = decode(
+            params, decoder, both["tokens"][:, t], both["positions"][:, t], cache
+        )
     np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
 
 

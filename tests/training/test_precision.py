@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.config.stage import ComputeConfig
-from mllm_jax.generation import engine
+from mllm_jax.generation import programs as generation
 from mllm_jax.models import mllm
 from mllm_jax.training import step
 from mllm_jax.training.setup import apply_of
@@ -109,15 +109,26 @@ def programs(compute: ComputeConfig, mesh: Any) -> dict[str, Any]:
     model, batch = made.model, sums.batch()
     evaluated = step.make_eval_step(apply_of(model), sums.CHUNK, 1, 1)
     wanted = jax.eval_shape(
-        lambda: engine._Request(
+        lambda: generation.Request(
             jnp.ones(sums.ROWS, bool),
+            jnp.int32(2),
             jnp.zeros(1, jnp.int32),
             jnp.ones(()),
             jax.random.key(0),
             jnp.zeros(sums.ROWS, jnp.int32),
         )
     )
-    answer = lambda p, b, w: engine._answer(model, True, 2, p, b, w)  # noqa: E731
+
+    def answer(params: Any, batch: Any, request: Any) -> Any:
+        squares = batch.pixels.reshape(-1, *batch.pixels.shape[2:])
+        slots = jnp.arange(len(squares)).reshape(batch.pixels.shape[:2])
+        vectors = generation.gather(generation.encode(model, params, squares), slots)
+        inputs, size = batch.inputs, batch.tokens.shape[1] + 2
+        begun = generation.prefill(model, size, params, inputs, vectors)
+        places = batch.positions[:, :8]
+        scores = generation.score(model, params, inputs, vectors, places, places)
+        return generation.decode(model, True, 2, params, *begun, request), scores
+
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, compute.compute), mllm.abstract_params(model)
     )

@@ -29,7 +29,7 @@ import numpy as np
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.data.chat import literal_tokenizer as private
 from mllm_jax.data.chat import messages as msg
-from mllm_jax.data.chat.prompt_template import Items, Run
+from mllm_jax.data.chat.prompt_template import Items, Run, appended
 from mllm_jax.data.chat.prompts import PROBE, Prompts
 from mllm_jax.data.chat.switches import Switches, drop_token, move_images
 from mllm_jax.data.chat.templates import END_OF_TEXT, SPECIAL, name_of
@@ -163,12 +163,21 @@ class Chat:
         trained[starts(ends)] = False
         return Flat(tokens, trained, ends)
 
-    def prompt(self, turns: Sequence[Turn], placeholders: ImagePlaceholders = None) -> Encoded:
+    def prompt(
+        self,
+        turns: Sequence[Turn],
+        placeholders: ImagePlaceholders = None,
+        continuation: str = "",
+    ) -> Encoded:
         """A conversation that ends with a user turn, and the header that asks for an answer.
 
         Images go to the template as typed parts where it takes them (so do transformers'
         processors) and a line break follows each (`records.user_turn`); otherwise the string has
-        `<image>` in place of the image. All weights are 0. `placeholders` as in `expand_all`.
+        `<image>` in place of the image. `placeholders` as in `expand_all`.
+
+        All weights are 0 but those of the `continuation`: text right behind the header, tokenised
+        with it as one text. Raises ConfigError where one of its tokens begins before it, see
+        `tokens.loss_mask`.
         """
         require(len(turns) > 0 and turns[-1].role == "user", "a prompt ends with a user turn")
         images = msg.count_images(turns)
@@ -181,7 +190,8 @@ class Chat:
                 "the chat template takes typed parts only: put a line break after every image",
             )
             prompt, texts = self._prompts.as_strings(turns, generate=True)
-        flat = self._encode([prompt.fill(texts)], [images], ())
+        items = appended(prompt.fill(texts), continuation)
+        flat = self._encode([items], [images], ())
         return expand_all(flat, self.image_token, self._patches, [placeholders])[0]
 
     def check_answers(self) -> None:

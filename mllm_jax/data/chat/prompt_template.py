@@ -108,6 +108,17 @@ class PromptTemplate(NamedTuple):
                 )
 
 
+def appended(items: Items, text: str) -> Items:
+    """Items with text behind them, the only trained part of its run."""
+    if not text:
+        return items
+    last = items[-1]
+    if not isinstance(last, Run):
+        return [*items, Run(text, ((0, len(text)),))]
+    whole = last.text + text
+    return [*items[:-1], Run(whole, ((len(last.text), len(whole)),), last.first)]
+
+
 def cut(rendered: str, control: Mapping[str, int], split: re.Pattern[str]) -> list[Item]:
     """Cuts a rendering at special tokens and sentinels (`messages`).
 

@@ -45,6 +45,7 @@ def test_rules(answer, letter, seed, mmstar, scienceqa):
         ("B.", "B"),
         ("(A) or rather (C)", "C"),  # the last one
         ("(C) or rather (A)", "A"),
+        ("(A) or (C)? No, (A)", "A"),
         ("A is wrong, so B it is", "B"),
         ("The answer is B.", "B"),
         ("It is B.\nBecause", "B"),

@@ -16,7 +16,8 @@ def test_three_ways_disagree():
 
 
 def test_characters_are_counted_not_bytes():
-    assert options.chosen([-4.0, -3.0], ["ñandú!", "abcd"], [1, 1])["acc_norm"] == 0
+    """-4 / 4 against -3.6 / 4; by bytes the first would be -4 / 8."""
+    assert options.chosen([-4.0, -3.6], ["ññññ", "abcd"], [1, 1])["acc_norm"] == 1
 
 
 def test_the_first_of_equal_ones():

@@ -54,6 +54,14 @@ def test_the_words_of_a_language_are_read_by_all_rules(code):
         assert yes_no.parse_yes_no(table.need("no")[0].capitalize(), table, rule) == "no"
 
 
+def test_what_a_rule_cannot_tell():
+    """The official rule reads a negation anywhere; the strict one does not."""
+    assert not yes_no.unparseable("There is not a cat", EN)
+    assert yes_no.unparseable("There is not a cat", EN, "strict")
+    assert yes_no.unparseable("There is a cat", EN)
+    assert yes_no.unparseable("No.", EN, "lmms-eval") and not yes_no.unparseable("No.", EN, "ndino")
+
+
 def test_strict_reads_accents_and_answers_of_two_words():
     assert yes_no.strict("Sì, certo", IT) == yes_no.strict("si\u0300", IT) == "yes"
     assert yes_no.strict("Nac oes", CY) == "no" and yes_no.strict("Oes.", CY) == "yes"

@@ -1,13 +1,15 @@
 """Sets up every test: eight simulated devices, strict JAX, the data that tests share.
 
-Set before the first import of JAX: `XLA_FLAGS` for the devices, and `JAX_PLATFORMS=cpu` unless
-`MLLM_JAX_TEST_GPU` is set.
+Set before the first import of JAX: `XLA_FLAGS` for the devices, `JAX_PLATFORMS=cpu` unless
+`MLLM_JAX_TEST_GPU` is set, and a folder of compiled programs, empty at the start.
 """
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,15 @@ if not GPU:
 os.environ.setdefault("PJRT_NPROC", str(2 * DEVICES))
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])  # the last one wins
 
+# one folder of compiled programs for all processes of a session: many tests train the same small
+# models (test_loop alone: 111 s of processor time instead of 170)
+COMPILED: str | None = None
+if not GPU and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="mllm_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import jax
 import pytest
 from jax.sharding import Mesh
@@ -36,6 +47,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_unconfigure() -> None:
+    """Deletes the folder of compiled programs, in the process that made it."""
+    if COMPILED is not None:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -54,6 +54,7 @@ class Entry(NamedTuple):
 
 def read_content(path: Path) -> Content:
     """A file as JSON, JSON lines or text. Raises ConfigError."""
+    require(not path.is_dir(), f"{path}: a folder; name a file in it, as {path}/answers.jsonl")
     require(path.is_file(), f"{path}: no such file")
     data = path.read_bytes()
     require(data.strip() != b"", f"{path}: the file is empty")
@@ -172,7 +173,7 @@ def _sample(item: dict[str, Any], language: str) -> Entry:
     responses, target = item["filtered_resps"], item["target"]
     if not isinstance(responses[0], list):
         answer = Answer(str(responses[0]).strip())
-        return _entry(item["doc_id"], language, answer, target)
+        return _entry(item["doc_id"], language, answer, target, _prompt(item))
     pairs = [_pair(one) for one in _arguments(item)]
     require(len(pairs) == len(responses), f"{len(pairs)} options, {len(responses)} responses")
     options = tuple(option for _, option in pairs)
@@ -180,6 +181,14 @@ def _sample(item: dict[str, Any], language: str) -> Entry:
     return _entry(
         item["doc_id"], language, answer, _index(target, options), pairs[0][0], options=options
     )
+
+
+def _prompt(item: dict[str, Any]) -> str:
+    """What was asked: `input` in lmms-eval's samples, the first argument in lm-eval's."""
+    if isinstance(item.get("input"), str):
+        return item["input"]
+    every = _arguments(item) if item.get("arguments") else []
+    return _pair(every[0])[0] if every else ""
 
 
 def _arguments(item: dict[str, Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.common.errors import ConfigError, cut, one_line, quoted, require
 from mllm_jax.common.folders import check_file
 from mllm_jax.common.json_file import write_json
 from mllm_jax.common.markdown import markdown_table
@@ -150,13 +150,16 @@ def _own_lines(task: TableTask, path: Path, content: Content, language: str | No
         for item, place in zip(content.items, content.places, strict=True):
             check_line(item, place)
         lines = content.items
-    others = Counter(line["task"] for line in lines if not _is_of(task, line["task"]))
-    if others:
-        name, count = others.most_common(1)[0]
+    counts = Counter(line["task"] for line in lines)
+    names = [name for name in counts if _is_of(task, name)]
+    others = ", ".join(f"{name} ({counts[name]:,})" for name in counts if name not in names)
+    if not names:
         raise ConfigError(
-            f"{path}: {count:,} answers of task {quoted(name, 60)}, not {task.name}; score them "
-            f"by: mllm-jax score {name} --answers {path}"
+            f"{path}: no answers of task {task.name}; there are {cut(others, 160)}; name theirs"
         )
+    if others:
+        print(f"answers of other tasks are left out: {one_line(others)}", flush=True)
+        lines = [line for line in lines if line["task"] in names]
     if language is None:
         return lines
     chosen = [line for line in lines if line["language"] == language]
@@ -175,7 +178,7 @@ def _is_of(task: TableTask, name: str) -> bool:
         other = load_task(name)
     except ConfigError:  # a task file's own name
         return False
-    free = ("name", "rule", "words", "data")
+    free = ("name", "rule", "words")
     same = [{k: v for k, v in one.settings.items() if k not in free} for one in (task, other)]
     return same[0] == same[1]
 

@@ -71,9 +71,13 @@ def test_samples_of_lm_eval(tmp_path: Path):
     assert first.answer.log_likelihoods == (-2.5, -1.5)
     assert first.question.options == second.question.options == (" a", " b")
     assert (first.question.truth, second.question.truth) == (1, 1)
-    text = {"doc_id": 0, "doc": {}, "target": "4", "filtered_resps": ["4 "]}
+    text = {"doc_id": 0, "doc": {}, "target": "4", "filtered_resps": ["4 "], "input": "2 + 2?"}
     (only,) = answers(file(tmp_path, (text,)))
-    assert (only.answer.text, only.question.truth) == ("4", "4")
+    assert (only.answer.text, only.question.truth, only.question.text) == ("4", "4", "2 + 2?")
+    del text["input"]
+    text["arguments"] = {"gen_args_0": {"arg_0": "3 + 1?", "arg_1": {"until": []}}}
+    (only,) = answers(file(tmp_path, (text,)))
+    assert only.question.text == "3 + 1?"
 
 
 def test_layouts_of_truth(tmp_path: Path):
@@ -120,5 +124,7 @@ def test_bytes_that_are_not_text(tmp_path: Path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="neither JSON nor UTF-8 text"):
         answers(path)
+    with pytest.raises(ConfigError, match="a folder; name a file in it"):
+        answers(tmp_path)
     with pytest.raises(ConfigError, match="no such file"):
         answers(tmp_path / "none")

@@ -161,8 +161,19 @@ def test_our_answers_are_judged_again(tmp_path: Path):
     assert (score.task, score.metrics["accuracy"]) == ("pope_ndino", 50)
     with pytest.raises(ConfigError, match="no answers in 'it'; there are en, eu"):
         scoring.score("pope", path, language="it")
-    with pytest.raises(ConfigError, match="4 answers of task 'pope', not gqa; score them by"):
+    with pytest.raises(
+        ConfigError, match=r"no answers of task gqa; there are pope \(4\); name theirs"
+    ):
         scoring.score("gqa", our_answers(tmp_path, languages=("en",)))
+
+
+def test_answers_of_several_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = our_answers(tmp_path, languages=("en",))
+    other = json.loads(path.read_text().splitlines()[0]) | {"task": "gqa"}
+    path.write_text(path.read_text() + write_line(other), encoding="utf-8")
+    _, (score,) = scoring.score("pope", path)
+    assert score.count == 4
+    assert "answers of other tasks are left out: gqa (1)" in capsys.readouterr().out
 
 
 def test_a_truth_in_the_place_of_the_stored_one(tmp_path: Path):

@@ -55,8 +55,9 @@ class TableTask(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The task file as it was resolved, with the family."""
-        return {"family": self.family, **to_dict(self)}
+        """The task file as it was resolved, with the family and without the places of data."""
+        settings = {name: value for name, value in to_dict(self).items() if name != "data"}
+        return {"family": self.family, **settings}
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -193,7 +194,7 @@ class TableTask(Section):
         if language is None:
             require(self.own_languages, f"task {self.name}: --data FILE needs --language xx")
         images_text = None if images is None else str(images.absolute())
-        data = Data(path=str(path), images=images_text)
+        data = Data(path=str(path.absolute()), images=images_text)
         return dataclasses.replace(self, data={language or EVERY: data})
 
 

@@ -53,7 +53,7 @@ class Data(Section, at="data.*"):
     files: Names = ()
     """Which files of `hub` are downloaded, as `data/test-*`; by default all."""
     path: PathText | None = None
-    """File or folder of the rows: inside of `hub`, or from the task file."""
+    """File or folder of the rows: inside of `hub`, else beside the task file."""
     split: NameText | None = None
     """Which files of a folder with several splits are read, as `test`."""
     categories: Names = ()

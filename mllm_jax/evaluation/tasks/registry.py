@@ -140,4 +140,4 @@ def _anchor(tree: dict[Any, Any], folder: Path) -> None:
     data = tree.get("data")
     for one in data.values() if isinstance(data, dict) else ():
         if isinstance(one, dict) and "hub" not in one and isinstance(one.get("path"), str):
-            one["path"] = str(folder / one["path"])
+            one["path"] = str((folder / one["path"]).absolute())

@@ -133,9 +133,9 @@ class Rows:
         return self._prepared(self.data.hub, self.data.revision, self.data.path)
 
     def _prepared(self, hub: str | None, revision: str | None, path: str | None) -> Path:
-        """Where rows are: in the prepared folder of a data set, or a path of the task file."""
+        """Where rows are: in the prepared folder of a data set, else in `root` or at a path."""
         if hub is None:
-            return Path(path or "")
+            return self.root / (path or "")
         folder = self.root / hub_folder(hub)
         command = f"mllm-jax prepare --task {self.task} --language {self.language}"
         command += f" --folder {self.root}" if self.root != ROOT else ""

@@ -5,15 +5,21 @@
 
 The truth is the number of the right option, from 0. Nothing is generated. By default the prompt is
 plain text, as lm-eval gives it to a model without --apply_chat_template.
+
+    shots: 5   five answered questions before each: texts with a blank line between them, or, with
+               `chat`, turns of the conversation (--fewshot_as_multiturn)
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, ClassVar
 
 from mllm_jax.common.errors import require
-from mllm_jax.common.ranges import Range
+from mllm_jax.common.ranges import NameText, Range
+from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.evaluation.metrics import options
 from mllm_jax.evaluation.tasks.base import EVERY, Line, TableTask, share
 from mllm_jax.evaluation.tasks.data import Names, Prompt, Prompts
@@ -45,6 +51,10 @@ class TextChoices(TableTask):
     """Between the prompt and an option; not counted as a character of it."""
     first: Annotated[int, Range("[0, 1]")] = 0
     """The number of the first option in the column `answer`."""
+    shots: Annotated[int, Range("[0, 100]")] = 0
+    """How many answered questions are shown first: the first, never the question itself."""
+    shot_split: NameText | None = None
+    """The split that they are of; by default that of the questions."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,6 +67,31 @@ class TextChoices(TableTask):
         if language in self.template or EVERY in self.template:
             return super()._lacks(language)
         return "template"
+
+    def _asked(self, rows: Rows) -> Iterator[Question]:
+        data = rows.data
+        if self.shot_split is not None:
+            data = dataclasses.replace(data, split=self.shot_split)
+        others = super()._asked(dataclasses.replace(rows, data=data))
+        examples = list(islice(others, self.shots + 1)) if self.shots else []
+        for question in super()._asked(rows):
+            mine = [one for one in examples if one.id != question.id][: self.shots]
+            require(
+                len(mine) == self.shots,
+                f"task {self.name}: {len(mine)} questions to show before another, not {self.shots}",
+            )
+            yield self._with_shots(question, mine)
+
+    def _with_shots(self, question: Question, examples: Sequence[Question]) -> Question:
+        if self.chat:
+            turns = [
+                turn
+                for one in examples
+                for turn in (*one.turns, Turn("assistant", (one.options[one.truth].strip(),)))
+            ]
+            return question._replace(turns=(*turns, *question.turns))
+        before = "".join(f"{_context(one)}{one.options[one.truth]}\n\n" for one in examples)
+        return question._replace(turns=(user_turn(before + _context(question)),))
 
     def ask(self, rows: Rows, row: Row, split: str) -> Iterator[Question]:
         texts = [row.text(name) for name in self.option_columns] or list(self.fixed_options)
@@ -94,3 +129,7 @@ class TextChoices(TableTask):
             for name, value in metrics.items()
             if not name.endswith("_stderr")
         }
+
+
+def _context(question: Question) -> str:
+    return "".join(part for part in question.turns[-1].parts if isinstance(part, str))

@@ -197,6 +197,31 @@ def test_options_by_log_likelihood(tmp_path: Path):
     assert task.printed(scores)["acc"] == "0.5000 ± 0.5000"
 
 
+def test_shots_come_before_a_question(tmp_path: Path):
+    rows = [{"q": f"Q{n}", "a": "x", "b": "y", "right": n % 2, "id": n} for n in range(3)]
+    path = rows_file(tmp_path, rows)
+    text = """
+family: text_choices
+template: {"*": "{q}"}
+option_columns: [a, b]
+columns: {id: id, answer: right}
+shots: 2
+data: {eu: {path: rows.jsonl}}
+"""
+    task = tmp_path / "t.yaml"
+    task.write_text(text, encoding="utf-8")
+    questions = load_task(str(task)).questions("eu", tmp_path)
+    assert questions[0].text == "Q1 y\n\nQ2 x\n\nQ0"  # never the question itself
+    assert questions[2].text == "Q0 x\n\nQ1 y\n\nQ2"
+    task.write_text(text + "chat: true\ndelimiter: ''\n", encoding="utf-8")
+    (first, *_) = load_task(str(task)).questions("eu", tmp_path, limit=1)
+    assert [turn.parts[-1] for turn in first.turns] == ["Q1", "y", "Q2", "x", "Q0"]
+    assert first.options == ("x", "y")
+    path.write_text(path.read_text().split("\n")[0], encoding="utf-8")
+    with pytest.raises(ConfigError, match="0 questions to show before another, not 2"):
+        load_task(str(task)).questions("eu", tmp_path)
+
+
 def test_fixed_letters_and_wrong_numbers(tmp_path: Path):
     row = {"flores_passage": "P", "question": "Q", "correct_answer_num": "4", "link": "u"}
     row |= {f"mc_answer{n}": f"a{n}" for n in range(1, 5)}

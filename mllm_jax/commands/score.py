@@ -24,6 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--language", metavar="xx", help="of the answers, or one of theirs")
     parser.add_argument(
+        "--fidelity",
+        nargs="+",
+        default=[],
+        metavar="xx",
+        help="also whether answers are in their question's language; those to tell apart: eu en",
+    )
+    parser.add_argument(
+        "--identifier",
+        type=Path,
+        metavar="FILE",
+        help="with --fidelity: a fastText model such as GlotLID's, in the place of py3langid",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", dest="json_file", help="also write the numbers here"
     )
 
@@ -36,5 +49,7 @@ def run(options: argparse.Namespace) -> None:
         options.answers,
         options.truth,
         language=options.language,
+        fidelity=options.fidelity,
+        identifier=options.identifier,
         json_file=options.json_file,
     )

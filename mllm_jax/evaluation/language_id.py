@@ -103,8 +103,8 @@ class FastText:
     """A fastText model from a file: GlotLID's (labels such as eus_Latn) or lid.176 (eu)."""
 
     def __init__(self, file: Path):
-        library = _library("fasttext", "fastText", "fasttext-predict")
         require(file.is_file(), f"{file}: no such file; give the model file of GlotLID or lid.176")
+        library = _library("fasttext", "fastText", "fasttext-predict")
         try:
             self._model = library.load_model(str(file))
         except ValueError as error:

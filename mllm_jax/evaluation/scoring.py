@@ -4,7 +4,7 @@ answers, truth -> matched by id -> judged again by the task -> metrics
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from mllm_jax.evaluation.answers import (
     question_of,
     read_answers,
 )
+from mllm_jax.evaluation.fidelity import line_fidelity, printed
+from mllm_jax.evaluation.language_id import open_identifier
 from mllm_jax.evaluation.matching import matched
 from mllm_jax.evaluation.published import (
     KNOWN_TRUTHS,
@@ -44,6 +46,7 @@ class Score(NamedTuple):
     language: str
     count: int
     metrics: dict[str, float]
+    fidelity: dict[str, float]  # of the answers' language; empty where it was not asked for
 
 
 def score(
@@ -52,6 +55,8 @@ def score(
     truths: Sequence[Path] = (),
     language: str | None = None,
     root: Path = ROOT,
+    fidelity: Sequence[str] = (),
+    identifier: Path | None = None,
 ) -> tuple[TableTask, list[Score]]:
     """Scores a file of answers.
 
@@ -62,15 +67,18 @@ def score(
             captions). None where the answers hold it, or the task's data are prepared.
         language: of the answers; of answers.jsonl, which of its languages.
         root: folder of prepared task data.
+        fidelity: languages that answers may be in; empty: their language is not identified.
+        identifier: model file of what identifies it, see `language_id.open_identifier`.
 
     Returns:
         The task, and its numbers in every language of the answers.
 
     Raises:
-        ConfigError: a layout that is not known, answers and truth that do not fit each other, or
-            answers of another task.
+        ConfigError: a layout that is not known, answers and truth that do not fit each other,
+            answers of another task, or a language that cannot be identified.
     """
     task = load_task(name)
+    identify = _identifier(task, fidelity, identifier)
     content = read_content(answers)
     if content.items and is_line(content.items[0]):
         lines = _own_lines(task, answers, content, language)
@@ -85,9 +93,12 @@ def score(
         print(f"language: {language}", flush=True)
         lines = _published_lines(task, answers, content, truths, language, root)
     again = [_judged(task, line) for line in lines]
+    groups = {
+        one: [line for line in again if line["language"] == one] for one in languages_of(again)
+    }
     return task, [
-        _score(task, one, [line for line in again if line["language"] == one])
-        for one in languages_of(again)
+        Score(task.name, one, len(group), task.metrics(group), identify(group))
+        for one, group in groups.items()
     ]
 
 
@@ -96,12 +107,14 @@ def score_file(
     answers: Path,
     truths: Sequence[Path] = (),
     language: str | None = None,
+    fidelity: Sequence[str] = (),
+    identifier: Path | None = None,
     json_file: Path | None = None,
 ) -> list[Score]:
     """Scores a file of answers, see `score`; prints a table, and writes the numbers to a file."""
     if json_file is not None:
         check_file(json_file)
-    task, scores = score(name, answers, truths, language)
+    task, scores = score(name, answers, truths, language, fidelity=fidelity, identifier=identifier)
     print(table(task, scores), end="", flush=True)
     if json_file is not None:
         write_json(json_file, to_json(scores))
@@ -110,7 +123,10 @@ def score_file(
 
 def table(task: TableTask, scores: Sequence[Score]) -> str:
     """The numbers as a paper prints them: a row for each metric, a column for each language."""
-    columns = [{"questions": f"{one.count:,}", **task.printed(one.metrics)} for one in scores]
+    columns = [
+        {"questions": f"{one.count:,}", **task.printed(one.metrics), **printed(one.fidelity)}
+        for one in scores
+    ]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [(name, *(column.get(name, "-") for column in columns)) for name in names]
     return markdown_table((task.name, *(one.language for one in scores)), rows)
@@ -124,12 +140,32 @@ def default_language(task: TableTask) -> str:
 
 def to_json(scores: Sequence[Score]) -> dict[str, Any] | list[dict[str, Any]]:
     """{"task", "language", "count", "metrics"}, or a list of such for several languages."""
-    trees = [one._asdict() for one in scores]
+    trees = [
+        {
+            "task": one.task,
+            "language": one.language,
+            "count": one.count,
+            "metrics": one.metrics | one.fidelity,
+        }
+        for one in scores
+    ]
     return trees[0] if len(trees) == 1 else trees
 
 
-def _score(task: TableTask, language: str, lines: list[Line]) -> Score:
-    return Score(task.name, language, len(lines), task.metrics(lines))
+def _identifier(
+    task: TableTask, languages: Sequence[str], model: Path | None
+) -> Callable[[Sequence[Line]], dict[str, float]]:
+    """What computes the fidelity of the answers in one language; nothing without `languages`."""
+    if not languages:
+        require(model is None, "--identifier is used with --fidelity LANGUAGE ... alone")
+        return lambda lines: {}
+    require(
+        task.kind == "generate",
+        f"--fidelity: task {task.name} asks for no text whose language could be identified",
+    )
+    opened = open_identifier(model)
+    print(f"language identified by {opened.name} among {', '.join(languages)}", flush=True)
+    return lambda lines: line_fidelity(lines, languages, opened)
 
 
 def _judged(task: TableTask, line: Line) -> Line:

@@ -177,14 +177,20 @@ CALLS = [
         "score_file",
         "score pope --answers a.jsonl",
         ("pope", Path("a.jsonl"), []),
-        {"language": None, "json_file": None},
+        {"language": None, "fidelity": [], "identifier": None, "json_file": None},
     ),
     (
         "score",
         "score_file",
-        "score t.yaml --answers a --truth b c --truth d --language eu --json o.json",
+        "score t.yaml --answers a --truth b c --truth d --language eu --json o.json "
+        "--fidelity eu en --identifier lid.bin",
         ("t.yaml", Path("a"), [Path("b"), Path("c"), Path("d")]),
-        {"language": "eu", "json_file": Path("o.json")},
+        {
+            "language": "eu",
+            "fidelity": ["eu", "en"],
+            "identifier": Path("lid.bin"),
+            "json_file": Path("o.json"),
+        },
     ),
     (
         "compare",

@@ -122,8 +122,10 @@ def test_refusals(tmp_path, monkeypatch, langid):
         ("fasttext", "model.bin", "fasttext-predict"),
     ],
 )
-def test_a_library_that_is_not_installed(module, file, package, monkeypatch):
+def test_a_library_that_is_not_installed(module, file, package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.bin").touch()
     with pytest.raises(ConfigError) as error:
         open_identifier(file)
     assert f"pip install '{package}'" in str(error.value)

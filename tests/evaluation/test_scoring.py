@@ -133,6 +133,40 @@ def test_references_of_captions(tmp_path: Path):
         scoring.score("captions", answers, [truths[0], short], "eu")
 
 
+def test_the_language_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One caption in Basque, one in English, two too short; the references are all in Basque."""
+    basque = "txakur beltz handi bat belardian korrika dabil haurrekin"
+    english = "a large black dog is running on the grass with the children"
+    answers = file(tmp_path, f"{basque}\n{english}\nbai\nez\n", "hyp.txt")
+    truth = file(tmp_path, f"{basque}\n" * 4, "ref.txt")
+    words = ["score", "captions", "--answers", str(answers), "--truth", str(truth)]
+    words += ["--language", "eu", "--fidelity", "eu", "en"]
+    assert main([*words, "--json", str(tmp_path / "out.json")]) == 0
+    metrics = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    assert (metrics["language_fidelity"], metrics["undecided"]) == (50, 50)
+    assert (metrics["identifier_accuracy"], metrics["identifier_undecided"]) == (100, 0)
+    out = capsys.readouterr().out
+    assert "language identified by py3langid" in out and "language_fidelity" in out
+    for more, message in (
+        (["--identifier", str(tmp_path / "none.bin")], "none.bin: no such file"),
+        (["--fidelity", "eu"], "needs two languages or more"),
+        (["--fidelity", "es", "en"], "language 'eu' is not among those"),
+        (["--fidelity", "eu", "qq"], "Unknown language code"),
+    ):
+        assert main([*words, *more, "--json", str(tmp_path / "none.json")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_no_language_without_texts(tmp_path: Path):
+    samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
+    with pytest.raises(ConfigError, match="task xstorycloze asks for no text whose language"):
+        scoring.score("xstorycloze", samples, language="eu", fidelity=("eu", "en"))
+    with pytest.raises(ConfigError, match="--identifier is used with --fidelity"):
+        scoring.score("pope", samples, identifier=tmp_path / "lid.bin")
+
+
 def our_answers(
     folder: Path, name: str = "pope", languages: tuple[str, ...] = ("en", "eu")
 ) -> Path:

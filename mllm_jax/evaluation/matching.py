@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.evaluation.answers import Line, make_line
 from mllm_jax.evaluation.published import Entry
-from mllm_jax.evaluation.tasks.base import TableTask
-from mllm_jax.evaluation.tasks.task import Question
+from mllm_jax.evaluation.tasks.task import Answer, Question
 
 Key = tuple[str, ...]
 
 
-def matched(task: TableTask, entries: Sequence[Entry], questions: Sequence[Question]) -> list[Line]:
-    """A line for every question of the truth, in its order.
+def matched(
+    entries: Sequence[Entry], questions: Sequence[Question]
+) -> list[tuple[Question, Answer]]:
+    """Every question of the truth, in its order, with its answer.
 
     Raises:
         ConfigError: answers without a question, questions without an answer, or either twice.
     """
+    require(len(entries) > 0, "the file holds no answers")
     entries = _of_these_categories(entries, questions)
     _check_unique(entries)
     if not any(entry.question.category for entry in entries):
@@ -43,11 +44,8 @@ def matched(task: TableTask, entries: Sequence[Entry], questions: Sequence[Quest
             raise _mismatch(by_id.keys(), keys)
         print("ids of answers and truth differ: matched by image and question", flush=True)
         by_id, keys = by_text
-    lines = []
-    for question, key in zip(questions, keys, strict=True):
-        answer = by_id[key].answer
-        lines.append(make_line(task.name, question, answer, task.judge(question, answer)))
-    return lines
+    pairs = zip(questions, keys, strict=True)
+    return [(question, by_id[key].answer) for question, key in pairs]
 
 
 def _id(question: Question) -> Key:
@@ -55,7 +53,8 @@ def _id(question: Question) -> Key:
 
 
 def _full_id(question: Question) -> Key:
-    return (question.category, question.id)
+    """Category and id; the id of a question of a task may begin with its category."""
+    return (question.category, question.id.removeprefix(f"{question.category}/"))
 
 
 def _check_unique(entries: Sequence[Entry]) -> None:

@@ -1,6 +1,6 @@
 """Recomputes a task's numbers from stored answers, without a model.
 
-answers, truth -> matched by id -> judged again by the task -> metrics
+Answers and truth are matched by id, and every answer is judged again by the task.
 """
 
 from collections import Counter
@@ -18,6 +18,7 @@ from mllm_jax.evaluation.answers import (
     check_line,
     is_line,
     languages_of,
+    make_line,
     question_of,
     read_answers,
 )
@@ -36,7 +37,9 @@ from mllm_jax.evaluation.published import (
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
-from mllm_jax.evaluation.tasks.task import Question
+from mllm_jax.evaluation.tasks.task import Answer, Question
+
+Pair = tuple[Question, Answer]
 
 
 class Score(NamedTuple):
@@ -82,19 +85,14 @@ def score(
     content = read_content(answers)
     if content.items and is_line(content.items[0]):
         lines = _own_lines(task, answers, content, language)
-        if truths:
-            lines = [
-                line
-                for one in languages_of(lines)
-                for line in _with_truth(task, lines, _read_truths(task, truths, one), one)
-            ]
+        pairs = _own_pairs(task, lines, truths)
     else:
         language = language or default_language(task)
         print(f"language: {language}", flush=True)
-        lines = _published_lines(task, answers, content, truths, language, root)
-    again = [_judged(task, line) for line in lines]
+        pairs = _published_pairs(task, answers, content, truths, language, root)
+    judged = [_line(task, question, answer) for question, answer in pairs]
     groups = {
-        one: [line for line in again if line["language"] == one] for one in languages_of(again)
+        one: [line for line in judged if line["language"] == one] for one in languages_of(judged)
     }
     return task, [
         Score(task.name, one, len(group), task.metrics(group), identify(group))
@@ -168,12 +166,17 @@ def _identifier(
     return lambda lines: line_fidelity(lines, languages, opened)
 
 
-def _judged(task: TableTask, line: Line) -> Line:
+def _line(task: TableTask, question: Question, answer: Answer) -> Line:
+    """An answer, judged. Raises ConfigError for a truth or an answer that is not of the task."""
     try:
-        judged = task.judge(question_of(line), answer_of(line))
+        return make_line(task.name, question, answer, task.judge(question, answer))
     except ConfigError as error:
-        raise ConfigError(f"answer {quoted(line['id'], 60)}: {error}") from error
-    return {**line, **judged._asdict()}
+        raise ConfigError(f"answer {quoted(question.id, 60)}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"answer {quoted(question.id, 60)}: truth {quoted(question.truth, 80)} is not one of "
+            f"task {task.name}; score it by its own task"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------- our own answers
@@ -219,37 +222,39 @@ def _is_of(task: TableTask, name: str) -> bool:
     return same[0] == same[1]
 
 
-def _with_truth(
-    task: TableTask, lines: Sequence[Line], truths: Sequence[Question], language: str
-) -> list[Line]:
-    """Our lines with the truth of a file in the place of theirs."""
-    chosen = [line for line in lines if line["language"] == language]
-    entries = [Entry(question_of(line), answer_of(line)) for line in chosen]
-    return matched(task, entries, truths)
+def _own_pairs(task: TableTask, lines: Sequence[Line], truths: Sequence[Path]) -> list[Pair]:
+    """Our answers with the truth that is stored beside them, or that of files."""
+    entries = [Entry(question_of(line), answer_of(line)) for line in lines]
+    if not truths:
+        return [(entry.question, entry.answer) for entry in entries]
+    pairs = []
+    for language in languages_of(lines):
+        chosen = [entry for entry in entries if entry.question.language == language]
+        pairs += matched(chosen, _read_truths(task, truths, language))
+    return pairs
 
 
 # ------------------------------------------------------------------------------- published answers
 
 
-def _published_lines(
+def _published_pairs(
     task: TableTask,
     path: Path,
     content: Content,
     truths: Sequence[Path],
     language: str,
     root: Path,
-) -> list[Line]:
+) -> list[Pair]:
     entries = read_published_answers(path, content, language)
     if truths:
-        return matched(task, entries, _read_truths(task, truths, language))
+        return matched(entries, _read_truths(task, truths, language))
     if all(entry.has_truth for entry in entries):
-        questions = [task.published(entry.question) for entry in entries]
-        return matched(task, entries, questions)
+        return matched(entries, [task.published(entry.question) for entry in entries])
     try:
         questions = task.questions(language, root)
     except ConfigError as error:
         raise ConfigError(f"{path} holds no truth: give --truth FILE ({error})") from error
-    return matched(task, entries, questions)
+    return matched(entries, questions)
 
 
 def _read_truths(task: TableTask, paths: Sequence[Path], language: str) -> list[Question]:

@@ -201,6 +201,40 @@ def test_our_answers_are_judged_again(tmp_path: Path):
         scoring.score("gqa", our_answers(tmp_path, languages=("en",)))
 
 
+def test_ids_of_a_task_begin_with_the_category(tmp_path: Path):
+    rows = [
+        {"question_id": 1, "question": "?", "image": "a.png", "answer": "yes", "category": name}
+        for name in ("random", "popular")
+    ]
+    truth = rows_file(tmp_path, rows, "truth.jsonl")
+    answers = tuple(
+        {"question_id": 1, "category": name, "prediction": "Yes"} for name in ("popular", "random")
+    )
+    _, (score,) = scoring.score("pope", file(tmp_path, answers), [truth])
+    assert (score.count, score.metrics["accuracy_popular"]) == (2, 100)
+
+
+def test_truths_of_another_kind_are_named(tmp_path: Path):
+    path = our_answers(tmp_path, languages=("en",))
+    lines = [json.loads(line) | {"task": "mmstar"} for line in path.read_text().splitlines()]
+    path.write_text("".join(map(write_line, lines)), encoding="utf-8")
+    with pytest.raises(ConfigError, match="answer '0': truth 'yes' is not one of task mmstar"):
+        scoring.score("mmstar", path)
+    with pytest.raises(ConfigError, match="the file holds no answers"):
+        scoring.score("pope", file(tmp_path, {}), pope_files(tmp_path)[1])
+    turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    truth = file(tmp_path, [{"id": "1", "conversations": turns}], "t.json")
+    for name, metric in (("mmmu", "accuracy"), ("gqa", "exact_match"), ("captions", "ROUGE_L")):
+        _, (score,) = scoring.score(name, file(tmp_path, {"1": "4"}), [truth])
+        assert score.metrics[metric] in (1, 100)
+    with pytest.raises(ConfigError, match="truth of 1: '4' is not the letter of an option"):
+        scoring.score("seedbench", file(tmp_path, {"1": "4"}), [truth])
+    with pytest.raises(ConfigError, match="label '4' is neither yes nor no"):
+        scoring.score("mme", file(tmp_path, {"1": "4"}), [truth])
+    with pytest.raises(ConfigError, match="answer '1': options: 0 log-likelihoods"):
+        scoring.score("belebele", file(tmp_path, {"1": "4"}), [truth])
+
+
 def test_answers_of_several_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = our_answers(tmp_path, languages=("en",))
     other = json.loads(path.read_text().splitlines()[0]) | {"task": "gqa"}

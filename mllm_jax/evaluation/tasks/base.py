@@ -111,8 +111,8 @@ class TableTask(Section):
         raise NotImplementedError
 
     def published(self, question: Question) -> Question:
-        """A question that was read from a published file of truths, with the family's truth."""
-        return question
+        """A question that was read from a published file, with the family's truth: one text."""
+        return question._replace(truth=one_text(question.truth))
 
     def printed(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Metrics as a paper's table prints them."""
@@ -196,6 +196,11 @@ class TableTask(Section):
         images_text = None if images is None else str(images.absolute())
         data = Data(path=str(path.absolute()), images=images_text)
         return dataclasses.replace(self, data={language or EVERY: data})
+
+
+def one_text(truth: Any) -> Any:
+    """The text of a truth that a file of lines gives as the only reference; else as it is."""
+    return truth[0] if isinstance(truth, list) and len(truth) == 1 else truth
 
 
 def share(values: Sequence[float | bool]) -> float:

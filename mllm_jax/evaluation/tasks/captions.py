@@ -32,6 +32,11 @@ class Captions(TableTask):
         asked = self.wording(rows.language, self.asked(row, rows.language))
         yield self.make(rows, row, split, references, asked)
 
+    def published(self, question: Question) -> Question:
+        """A text is the only reference."""
+        truth = question.truth
+        return question._replace(truth=[truth] if isinstance(truth, str) else truth)
+
     def judge(self, question: Question, answer: Answer) -> Judged:
         text, references = self._words(answer.text), [self._words(one) for one in question.truth]
         rouge = captions.rouge_l(text, references)

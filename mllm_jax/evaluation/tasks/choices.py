@@ -11,10 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import Range
 from mllm_jax.evaluation.metrics import letters, options
-from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category, share, unparseable
+from mllm_jax.evaluation.tasks.base import (
+    Line,
+    TableTask,
+    by_category,
+    one_text,
+    share,
+    unparseable,
+)
 from mllm_jax.evaluation.tasks.data import Column, Names, Prompt
 from mllm_jax.evaluation.tasks.rows import Row, Rows
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
@@ -109,24 +116,8 @@ class Choices(TableTask):
         row.refuse("answer", value, expected.get(self.answer, f"one of {', '.join(names)}"))
 
     def published(self, question: Question) -> Question:
-        """A question of a published file, with its options in its text and a letter as its truth.
-
-        Raises:
-            ConfigError: the text holds no options, or no option of that letter.
-        """
-        if isinstance(question.truth, dict):
-            return question
-        names = [name for name, _ in WRITTEN.findall(question.text)]
-        start = max((n for n, name in enumerate(names) if name == "A"), default=len(names))
-        texts = [text for _, text in WRITTEN.findall(question.text)[start:]]
-        letter = str(question.truth).strip().upper()
-        require(
-            letter in letters.LETTERS[: len(texts)] and len(letter) == 1,
-            f"truth of {question.id}: {question.truth!r} is not the letter of an option in its "
-            f"text, which has {len(texts)} (lines such as 'A. a cat')",
-        )
-        question = question._replace(truth={"letter": letter, "options": texts})
-        return self._with_category(question, bool(question.images))
+        """See `lettered`; the category may be whether there is an image."""
+        return self._with_category(lettered(question), bool(question.images))
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         truth: dict[str, Any] = question.truth
@@ -160,3 +151,23 @@ class Choices(TableTask):
 def _is_option(row: Row, name: str) -> bool:
     """MMBench writes nan for an option that a question lacks."""
     return row.has(name) and row.text(name) != "nan"
+
+
+def lettered(question: Question) -> Question:
+    """A question of a published file, with options in its text and a letter as its truth.
+
+    Raises:
+        ConfigError: the text holds no options, or no option of that letter.
+    """
+    if isinstance(question.truth, dict):
+        return question
+    options = WRITTEN.findall(question.text)
+    start = max((n for n, (name, _) in enumerate(options) if name == "A"), default=len(options))
+    texts = [text for _, text in options[start:]]
+    letter = str(one_text(question.truth)).strip().upper()
+    require(
+        letter in letters.LETTERS[: len(texts)] and len(letter) == 1,
+        f"truth of {question.id}: {quoted(letter, 60)} is not the letter of an option in its text, "
+        f"which has {len(texts)} (lines such as 'A. a cat')",
+    )
+    return question._replace(truth={"letter": letter, "options": texts})

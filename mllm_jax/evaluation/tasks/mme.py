@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.evaluation.metrics import mme, yes_no
-from mllm_jax.evaluation.tasks.base import Line, TableTask, unparseable
+from mllm_jax.evaluation.tasks.base import Line, TableTask, one_text, unparseable
 from mllm_jax.evaluation.tasks.rows import Row, Rows
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 
@@ -28,6 +28,11 @@ class Mme(TableTask):
         group = image if image.startswith(f"{category}/") else f"{category}/{image}"
         asked = self.wording(rows.language, row.text("question"))
         yield self.make(rows, row, split, truth, asked, id=f"{group}/{row.number}", group=group)
+
+    def published(self, question: Question) -> Question:
+        """A question of a published file of labels."""
+        table = self.table(question.language)
+        return question._replace(truth=yes_no.truth_of(str(one_text(question.truth)), table))
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         parsed = yes_no.mme(answer.text, self.table(question.language))

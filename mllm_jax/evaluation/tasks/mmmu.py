@@ -14,6 +14,7 @@ from mllm_jax.common.errors import require
 from mllm_jax.evaluation.metrics import letters
 from mllm_jax.evaluation.metrics.open_answers import open_match
 from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category, share, unparseable
+from mllm_jax.evaluation.tasks.choices import WRITTEN, lettered
 from mllm_jax.evaluation.tasks.data import Prompts
 from mllm_jax.evaluation.tasks.rows import Row, Rows, literal
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
@@ -61,6 +62,14 @@ class Mmmu(TableTask):
         return self.make(
             rows, row, split, truth, asked, id=key, category=category, image_names=names
         )
+
+    def published(self, question: Question) -> Question:
+        """With options in its text, or else an open question."""
+        if WRITTEN.search(question.text):
+            return lettered(question)
+        truth = question.truth
+        answers = truth if isinstance(truth, list) else [str(truth)]
+        return question._replace(truth={"answers": answers})
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         truth = question.truth

@@ -24,11 +24,6 @@ class Ocr(TableTask):
         asked = self.wording(rows.language, self.asked(row, rows.language))
         yield self.make(rows, row, split, truth, asked)
 
-    def published(self, question: Question) -> Question:
-        """A line of text is one reference."""
-        truth = question.truth
-        return question._replace(truth=truth[0] if isinstance(truth, list) else str(truth))
-
     def judge(self, question: Question, answer: Answer) -> Judged:
         edits, characters = ocr.character_edits(answer.text, question.truth)
         word_edits, words = ocr.word_edits(answer.text, question.truth)

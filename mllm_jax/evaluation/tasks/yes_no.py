@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.evaluation.metrics import yes_no
-from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category
+from mllm_jax.evaluation.tasks.base import Line, TableTask, by_category, one_text
 from mllm_jax.evaluation.tasks.rows import Row, Rows
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 
@@ -33,7 +33,8 @@ class YesNo(TableTask):
     def published(self, question: Question) -> Question:
         """A question of a published file of labels."""
         table = self.table(question.language)
-        return question._replace(truth=yes_no.truth_of(str(question.truth), table))
+        truth = yes_no.truth_of(str(one_text(question.truth)), table)
+        return question._replace(truth=truth)
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         table = self.table(question.language)

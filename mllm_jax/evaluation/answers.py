@@ -66,12 +66,12 @@ def image_name(image: str | bytes) -> str:
 
 
 def question_of(line: Line) -> Question:
-    """The question of a line, as far as `Task.judge` reads it: without images and early turns."""
+    """The question of a line: images by name, and no turn but the last."""
     return Question(
         id=line["id"],
         language=line["language"],
         turns=(Turn("user", (line["question"],)),),
-        images=(),
+        images=tuple(line["images"]),
         truth=line["truth"],
         options=tuple(line["options"]),
         group=line["group"],
@@ -143,6 +143,9 @@ def _wrong(line: Line) -> tuple[str, str] | None:
                 return key, expected
     if not (_is_number(line["correct"]) and 0 <= line["correct"] <= 1):
         return "correct", "a number from 0 to 1"
+    for key in ("images", "options"):
+        if not all(isinstance(item, str) for item in line[key]):
+            return key, "a list of texts"
     if not isinstance(line["finished"], bool):
         return "finished", "true or false"
     if not isinstance(line["parsed"], str | None):

@@ -50,6 +50,8 @@ def test_a_line_can_be_judged_again():
     assert answer == ANSWER
     for name in ("id", "language", "truth", "options", "group", "category", "text"):
         assert getattr(again, name) == getattr(QUESTION, name)
+    assert list(again.images) == line()["images"]
+    assert answers.make_line("vqa", again, answer, JUDGED, "<|user|>Zer da?") == line()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_a_line_can_be_judged_again():
     [
         ({"language": 3}, "language 3 is not text"),
         ({"images": "a.png"}, "images 'a.png' is not a list"),
+        ({"images": [1]}, "images [1] is not a list of texts"),
         ({"correct": 2}, "correct 2 is not a number from 0 to 1"),
         ({"correct": True}, "correct True is not a number from 0 to 1"),
         ({"finished": 1}, "finished 1 is not true or false"),

@@ -41,7 +41,7 @@ class TableTask(Section):
     image_columns: Names = ("image",)
     """Columns with images, in the order in which they are shown."""
     question: Prompts = field(default_factory=dict)
-    """Language -> what is asked about every row, where rows hold no question."""
+    """Language -> what is asked about every row, in the place of its own question."""
     pre_prompt: Prompts = field(default_factory=dict)
     """Language -> text before every question; `*` is every other language."""
     post_prompt: Prompts = field(default_factory=dict)
@@ -169,7 +169,8 @@ class TableTask(Section):
 
     def asked(self, row: Row, language: str) -> str:
         """The question of a row, or the one that is asked about all."""
-        return self._prompt("question", language) if self.question else row.text("question")
+        fixed = self._prompt("question", language)
+        return fixed or row.text("question")
 
     def _prompt(self, name: str, language: str) -> str:
         prompts = getattr(self, name)
@@ -179,6 +180,8 @@ class TableTask(Section):
         """The first kind of prompt that the task has, but not in a language."""
         for name in ("question", "pre_prompt", "post_prompt"):
             prompts = getattr(self, name)
+            if name == "question" and "question" in self.columns:
+                continue  # rows hold theirs
             if prompts and language not in prompts and EVERY not in prompts:
                 return name
         return None

@@ -84,6 +84,25 @@ def test_exact_match_is_named_both_ways(tmp_path: Path):
     assert numbers("gqa", questions, "", "L'uomo")["unparseable"] == 50
 
 
+def test_exam_questions_inside_images(tmp_path: Path):
+    rows = [
+        {"sample_id": "s", "image": "a.png", "answer_key": "B", "language": "English"},
+        {"sample_id": "t", "image": "a.png", "answer_key": "C", "language": "Italian"},
+    ]
+    rows_file(tmp_path, rows)
+    task = tmp_path / "t.yaml"
+    columns = "{id: sample_id, answer: answer_key}"
+    only = "{language: English}"
+    data = f"{{en: {{path: rows.jsonl, only: {only}, columns: {columns}}}}}"
+    task.write_text(f"from: exams_v\ndata: {data}", encoding="utf-8")
+    (question,) = load_task(str(task)).questions("en", tmp_path)
+    assert question.text.startswith("Answer the question in the image.\nAnswer with the option")
+    assert numbers("exams_v", [question], "(b)")["exact_match_ndino"] == 100
+    row = {"question": "Quale?\nA. x", "image": "a.png", "answer": "A"}
+    (question,) = asked("exams_v", tmp_path, row, language="it")
+    assert question.text.startswith("Quale?\nA. x\nRispondi utilizzando la lettera")
+
+
 def test_vqa_soft_accuracy(tmp_path: Path):
     answers = [{"answer": "red", "answer_id": n} for n in range(3)]
     answers += [{"answer": "pink", "answer_id": n} for n in range(3, 10)]

@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --fidelity: a fastText model such as GlotLID's, in the place of py3langid",
     )
     parser.add_argument(
+        "--chrf",
+        action="store_true",
+        help="also chrF2, chrF++ and BLEU against the true answers, by sacrebleu",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", dest="json_file", help="also write the numbers here"
     )
 
@@ -51,5 +56,6 @@ def run(options: argparse.Namespace) -> None:
         language=options.language,
         fidelity=options.fidelity,
         identifier=options.identifier,
+        chrf=options.chrf,
         json_file=options.json_file,
     )

@@ -54,11 +54,6 @@ def line_fidelity(
     return scores
 
 
-def printed(scores: Mapping[str, float]) -> dict[str, str]:
-    """The numbers as a table prints them: percent with one decimal."""
-    return {name: f"{value:.1f}" for name, value in scores.items()}
-
-
 def human_texts(truth: Any) -> list[str]:
     """The texts in a question's truth: an answer, several answers, the options of a choice."""
     if isinstance(truth, str):

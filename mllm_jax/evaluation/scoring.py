@@ -4,7 +4,7 @@ Answers and truth are matched by id, and every answer is judged again by the tas
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from mllm_jax.evaluation.answers import (
     question_of,
     read_answers,
 )
-from mllm_jax.evaluation.fidelity import line_fidelity, printed
+from mllm_jax.evaluation.chrf import line_chrf
+from mllm_jax.evaluation.fidelity import line_fidelity
 from mllm_jax.evaluation.language_id import open_identifier
 from mllm_jax.evaluation.matching import matched
 from mllm_jax.evaluation.published import (
@@ -41,6 +42,8 @@ from mllm_jax.evaluation.tasks.task import Answer, Question
 
 Pair = tuple[Question, Answer]
 
+Identify = Callable[[Sequence[Line]], dict[str, float]]  # lines of one language -> their fidelity
+
 
 class Score(NamedTuple):
     """The numbers of a task in one language."""
@@ -49,7 +52,8 @@ class Score(NamedTuple):
     language: str
     count: int
     metrics: dict[str, float]
-    fidelity: dict[str, float]  # of the answers' language; empty where it was not asked for
+    more: dict[str, float]  # fidelity, chrF and BLEU, where they are asked for
+    signatures: dict[str, str]  # of chrF and BLEU
 
 
 def score(
@@ -60,6 +64,7 @@ def score(
     root: Path = ROOT,
     fidelity: Sequence[str] = (),
     identifier: Path | None = None,
+    chrf: bool = False,
 ) -> tuple[TableTask, list[Score]]:
     """Scores a file of answers.
 
@@ -72,6 +77,7 @@ def score(
         root: folder of prepared task data.
         fidelity: languages that answers may be in; empty: their language is not identified.
         identifier: model file of what identifies it, see `language_id.open_identifier`.
+        chrf: whether chrF and BLEU against the true answers are computed, too.
 
     Returns:
         The task, and its numbers in every language of the answers.
@@ -91,13 +97,8 @@ def score(
         print(f"language: {language}", flush=True)
         pairs = _published_pairs(task, answers, content, truths, language, root)
     judged = [_line(task, question, answer) for question, answer in pairs]
-    groups = {
-        one: [line for line in judged if line["language"] == one] for one in languages_of(judged)
-    }
-    return task, [
-        Score(task.name, one, len(group), task.metrics(group), identify(group))
-        for one, group in groups.items()
-    ]
+    groups = [[line for line in judged if line["language"] == one] for one in languages_of(judged)]
+    return task, [_score(task, group, identify, chrf) for group in groups]
 
 
 def score_file(
@@ -107,13 +108,18 @@ def score_file(
     language: str | None = None,
     fidelity: Sequence[str] = (),
     identifier: Path | None = None,
+    chrf: bool = False,
     json_file: Path | None = None,
 ) -> list[Score]:
     """Scores a file of answers, see `score`; prints a table, and writes the numbers to a file."""
     if json_file is not None:
         check_file(json_file)
-    task, scores = score(name, answers, truths, language, fidelity=fidelity, identifier=identifier)
+    task, scores = score(
+        name, answers, truths, language, fidelity=fidelity, identifier=identifier, chrf=chrf
+    )
     print(table(task, scores), end="", flush=True)
+    for name, signature in scores[0].signatures.items():
+        print(f"{name}: {signature}", flush=True)
     if json_file is not None:
         write_json(json_file, to_json(scores))
     return scores
@@ -122,7 +128,7 @@ def score_file(
 def table(task: TableTask, scores: Sequence[Score]) -> str:
     """The numbers as a paper prints them: a row for each metric, a column for each language."""
     columns = [
-        {"questions": f"{one.count:,}", **task.printed(one.metrics), **printed(one.fidelity)}
+        {"questions": f"{one.count:,}", **task.printed(one.metrics), **_percent(one.more)}
         for one in scores
     ]
     names = dict.fromkeys(name for column in columns for name in column)
@@ -143,16 +149,27 @@ def to_json(scores: Sequence[Score]) -> dict[str, Any] | list[dict[str, Any]]:
             "task": one.task,
             "language": one.language,
             "count": one.count,
-            "metrics": one.metrics | one.fidelity,
+            "metrics": one.metrics | one.more,
+            **({"signatures": one.signatures} if one.signatures else {}),
         }
         for one in scores
     ]
     return trees[0] if len(trees) == 1 else trees
 
 
-def _identifier(
-    task: TableTask, languages: Sequence[str], model: Path | None
-) -> Callable[[Sequence[Line]], dict[str, float]]:
+def _percent(numbers: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.1f}" for name, value in numbers.items()}
+
+
+def _score(task: TableTask, lines: Sequence[Line], identify: Identify, chrf: bool) -> Score:
+    more, signatures = identify(lines), {}
+    if chrf:
+        scores, signatures = line_chrf(lines)
+        more |= scores
+    return Score(task.name, lines[0]["language"], len(lines), task.metrics(lines), more, signatures)
+
+
+def _identifier(task: TableTask, languages: Sequence[str], model: Path | None) -> Identify:
     """What computes the fidelity of the answers in one language; nothing without `languages`."""
     if not languages:
         require(model is None, "--identifier is used with --fidelity LANGUAGE ... alone")

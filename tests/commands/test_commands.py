@@ -177,18 +177,19 @@ CALLS = [
         "score_file",
         "score pope --answers a.jsonl",
         ("pope", Path("a.jsonl"), []),
-        {"language": None, "fidelity": [], "identifier": None, "json_file": None},
+        {"language": None, "fidelity": [], "identifier": None, "chrf": False, "json_file": None},
     ),
     (
         "score",
         "score_file",
         "score t.yaml --answers a --truth b c --truth d --language eu --json o.json "
-        "--fidelity eu en --identifier lid.bin",
+        "--fidelity eu en --identifier lid.bin --chrf",
         ("t.yaml", Path("a"), [Path("b"), Path("c"), Path("d")]),
         {
             "language": "eu",
             "fidelity": ["eu", "en"],
             "identifier": Path("lid.bin"),
+            "chrf": True,
             "json_file": Path("o.json"),
         },
     ),

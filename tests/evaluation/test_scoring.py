@@ -159,6 +159,25 @@ def test_the_language_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "none.json").exists()
 
 
+def test_chrf_and_bleu_with_their_signatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    answers = file(tmp_path, "Txakur beltz bat belardian.\n", "hyp.txt")
+    truth = file(tmp_path, "Txakur beltz bat belardian korrika.\n", "ref.txt")
+    out = tmp_path / "out.json"
+    words = ["score", "captions", "--answers", str(answers), "--truth", str(truth), "--chrf"]
+    assert main([*words, "--language", "eu", "--json", str(out)]) == 0
+    tree = json.loads(out.read_text())
+    assert tree["metrics"]["chrf"] == pytest.approx(76.1154, abs=5e-5)
+    assert tree["metrics"]["chrf++"] == pytest.approx(75.6891, abs=5e-5)
+    assert tree["signatures"].keys() == {"chrf", "chrf++", "bleu"}
+    assert f"chrf: {tree['signatures']['chrf']}\n" in capsys.readouterr().out
+
+
+def test_no_chrf_of_letters(tmp_path: Path):
+    samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
+    with pytest.raises(ConfigError, match=r"chrF and BLEU: the truth of question .* need a text"):
+        scoring.score("xstorycloze", samples, language="eu", chrf=True)
+
+
 def test_no_language_without_texts(tmp_path: Path):
     samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
     with pytest.raises(ConfigError, match="task xstorycloze asks for no text whose language"):

@@ -1,10 +1,11 @@
-"""Texts against one reference each: chrF2, chrF++ and BLEU by sacrebleu, with their signatures.
+"""Texts against references: chrF2, chrF++ and BLEU by sacrebleu, with their signatures.
 
 A signature says how a number was computed (tokeniser, smoothing, version); numbers with different
 signatures must not be compared, so results keep it.
 """
 
 import importlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,20 +19,26 @@ class Translated(NamedTuple):
     signatures: dict[str, str]
 
 
-def translation_scores(answers: Sequence[str], references: Sequence[str]) -> Translated:
-    """ "chrf" (chrF2), "chrf++" and "bleu" of a corpus.
+def translation_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Translated:
+    """The numbers chrf (chrF2), chrf++ and bleu of a corpus.
+
+    Args:
+        answers: one text each.
+        references: of each text, one or more; sacrebleu takes the best one (chrF) or all (BLEU).
 
     Raises:
-        ConfigError: no texts, or sacrebleu is not installed.
+        ConfigError: no texts, one without references, or sacrebleu is not installed.
     """
     require(len(answers) > 0, "chrF and BLEU: no texts to score")
+    count = sum(map(bool, references))
     require(
-        len(answers) == len(references),
-        f"chrF and BLEU: {len(answers)} texts, {len(references)} references",
+        len(answers) == len(references) == count,
+        f"chrF and BLEU: {len(answers)} texts, {count} of them with references",
     )
+    streams = list(map(list, itertools.zip_longest(*references)))  # None where a text has fewer
     scores, signatures = {}, {}
     for name, metric in _metrics().items():
-        scores[name] = metric.corpus_score(list(answers), [list(references)]).score
+        scores[name] = metric.corpus_score(list(answers), streams).score
         signatures[name] = str(metric.get_signature())
     return Translated(scores, signatures)
 

@@ -89,13 +89,16 @@ class Py3LangID:
         self._model = library.LanguageIdentifier.from_model_file(
             library.MODEL_FILE, norm_probs=True
         )
+        self._languages: tuple[str, ...] = ()  # that the model is restricted to
         self.name = f"py3langid {importlib.import_module('py3langid').__version__}"
 
     def probabilities(self, text: str, languages: Sequence[str]) -> dict[str, float]:
-        try:
-            self._model.set_languages(languages)
-        except ValueError as error:
-            raise ConfigError(f"{self.name}: {one_line(str(error), 200)}") from error
+        if self._languages != tuple(languages):  # as costly as forty texts
+            try:
+                self._model.set_languages(languages)
+            except ValueError as error:
+                raise ConfigError(f"{self.name}: {one_line(str(error), 200)}") from error
+            self._languages = tuple(languages)
         return dict(self._model.rank(text))
 
 

@@ -1,4 +1,4 @@
-"""Yes/no answers: POPE's own rule, the harnesses' variants by name, and a strict one.
+"""Yes/no answers: POPE's own rule, the harnesses' variants by name, a strict one, MME's.
 
     rule        an answer is                                 what else differs
     official    "no" where the first sentence holds a        nothing is unparseable: an answer in
@@ -8,6 +8,7 @@
     ndino       as lmms-eval, one final punctuation mark     as lmms-eval
                 left out
     strict      its first word (ours)                        unparseable answers are wrong
+    mme         see `mme`                                    unparseable answers are wrong
 
 The rules are written for English; here the words are those of a `Language`. By the official rule
 with English's words a Basque "ez" (no) counts as "yes", so `unparseable` is reported beside it: the

@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "mllm_jax").rglob("*.py"))
 LAYERS = {
     "__main__": 7,
     "commands": 6,
-    **dict.fromkeys(("evaluation", "preflight"), 5),
+    **dict.fromkeys(("corpus", "evaluation", "preflight"), 5),
     **dict.fromkeys(("training", "generation"), 4),
     **dict.fromkeys(("data", "models", "checkpoints"), 3),
     **dict.fromkeys(("config", "distributed", "report", "digits"), 2),

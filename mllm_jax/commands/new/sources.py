@@ -18,18 +18,8 @@ from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import Record, read_record
 from mllm_jax.data.sources.base import Source
-from mllm_jax.data.sources.kinds import open_source
+from mllm_jax.data.sources.kinds import kind_of, open_source
 
-SUFFIXES = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".array_record": "array_record",
-    ".arrayrecord": "array_record",
-    ".tar": "webdataset",
-    ".txt": "text",
-}
 # by the columns that a row of theirs has; the first that fits
 BY_COLUMNS = {
     "llava": [{"conversations"}, {"messages"}],
@@ -69,7 +59,7 @@ def open_data(path: Path, images: Path | None, language: str) -> Opened:
         ConfigError: nothing is there, or it is not of a kind and layout that can be read.
     """
     require(path.exists(), f"--data {path}: no such file or folder")
-    kind = _kind(path)
+    kind: Any = kind_of(path, "--data ")
     settings: dict[str, Any] = {"path": str(path), "language": language, "kind": kind}
     stream = StreamConfig(**settings, images=None if images is None else str(images))
     source = open_source(stream)
@@ -80,17 +70,6 @@ def open_data(path: Path, images: Path | None, language: str) -> Opened:
     require(root.is_dir(), f"--images {root}: no such folder")
     name = path.name if path.is_dir() else path.stem
     return Opened(name, stream, source, Columns(layout, {}), ImageFolder(root))
-
-
-def _kind(path: Path) -> Any:
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    kinds = {SUFFIXES[file.suffix.lower()] for file in files if file.suffix.lower() in SUFFIXES}
-    known = ", ".join(SUFFIXES)
-    require(len(kinds) > 0, f"--data {path}: expected a file, or a folder of files, named {known}")
-    require(
-        len(kinds) == 1, f"--data {path}: holds files of {' and '.join(sorted(kinds))}; name one"
-    )
-    return kinds.pop()
 
 
 def _layout(path: Path, source: Source) -> str:

@@ -131,17 +131,25 @@ def load_tiles(
     return tile(picture, layout, model.vision, fit, max_pixels)
 
 
-def fingerprint(pixels: UInt8[np.ndarray, "height width C"]) -> int:
+def fingerprint(
+    pixels: UInt8[np.ndarray, "height width *C"],
+    window: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> int:
     """64 bits that near-duplicates share but for a few: the difference hash.
 
     The image is shrunk to 9 x 8 grey pixels; a bit is set where a pixel is brighter than its right
     neighbour, row by row, the first in the highest bit. Source: Neal Krawetz, "Kind of Like That",
     hackerfactor.com, 2013: more than 10 different bits mean another picture. Plain areas have no
     bits: every image of one colour has the fingerprint 0.
+
+    Args:
+        pixels: of the whole image, RGB or grey.
+        window: left, top, right and bottom of the part that is looked at, from 0 to 1.
     """
     image = Image.fromarray(pixels).convert("L")
+    box = tuple(edge * side for edge, side in zip(window, image.size * 2, strict=True))
     # reduced by whole factors first: three times as fast, and the order of the pixels is the same
-    values = np.asarray(image.resize((9, 8), Image.Resampling.LANCZOS, reducing_gap=3.0))
+    values = np.asarray(image.resize((9, 8), Image.Resampling.LANCZOS, box, reducing_gap=3.0))
     return int.from_bytes(np.packbits(values[:, :-1] > values[:, 1:]).tobytes(), "big")
 
 

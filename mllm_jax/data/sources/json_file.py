@@ -65,6 +65,10 @@ class JsonSource:
         return len(self._spans)
 
     def __getitem__(self, number: int) -> Row:
+        return json_row(self.raw(number))
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of one row, as they are in the file."""
         start, stop = self._spans[number].tolist()
         first, held = self._held
         if not first <= start <= stop <= first + len(held):
@@ -73,7 +77,7 @@ class JsonSource:
             count = stop - start if number != self._next else max(stop - start, AHEAD)
             first, held = self._held = start, os.pread(self._file, count, start)
         self._next = number + 1
-        return json_row(held[start - first : stop - first])
+        return held[start - first : stop - first]
 
     def location(self, number: int) -> str:
         return f"{self.path}:{int(self._places[number])}"

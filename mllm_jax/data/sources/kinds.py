@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mllm_jax.common.errors import require
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.sources.array_record_file import ArrayRecordSource
 from mllm_jax.data.sources.base import Source
@@ -20,6 +21,37 @@ KINDS = {
     "array_record": ArrayRecordSource,
     "webdataset": WebDatasetSource,
 }
+
+SUFFIXES = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".array_record": "array_record",
+    ".arrayrecord": "array_record",
+    ".tar": "webdataset",
+    ".txt": "text",
+}
+
+
+def kind_of(path: Path, flag: str = "") -> str:
+    """How a file, or the files of a folder, are stored, by their suffixes.
+
+    Args:
+        path: it exists.
+        flag: of the command line that named it, for messages.
+
+    Raises:
+        ConfigError: no file has a known suffix, or there are files of several kinds.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    kinds = {SUFFIXES[file.suffix.lower()] for file in files if file.suffix.lower() in SUFFIXES}
+    known = ", ".join(SUFFIXES)
+    require(len(kinds) > 0, f"{flag}{path}: expected a file, or a folder of files, named {known}")
+    require(
+        len(kinds) == 1, f"{flag}{path}: holds files of {' and '.join(sorted(kinds))}; name one"
+    )
+    return kinds.pop()
 
 
 def open_source(stream: StreamConfig) -> Source:

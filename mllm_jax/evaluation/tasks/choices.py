@@ -7,8 +7,10 @@ By circular evaluation (MMBench) a question is asked once for every rotation of 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from mllm_jax.common.errors import quoted, require
@@ -56,6 +58,18 @@ class Choices(TableTask):
     @property
     def headline(self) -> str:  # type: ignore[override]
         return "circular" if self.circular else "accuracy"
+
+    def questions(self, language: str, root: Path, limit: int | None = None) -> list[Question]:
+        """See `Task.questions`; of rotated options only whole sets."""
+        questions = super().questions(language, root, limit)
+        if not self.circular:
+            return questions
+        counts = Counter(question.group for question in questions)
+        whole = [one for one in questions if counts[one.group] == len(one.truth["options"])]
+        require(
+            len(whole) > 0, f"task {self.name}: limit {limit} is less than one question's options"
+        )
+        return whole
 
     def ask(self, rows: Rows, row: Row, split: str) -> Iterator[Question]:
         if self.skip and row.value(self.skip):

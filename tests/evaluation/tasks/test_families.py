@@ -162,6 +162,12 @@ def test_mmbench_needs_all_rotations(tmp_path: Path):
     assert [one.truth["letter"] for one in questions[:3]] == ["B", "A", "C"]
     scores = numbers("mmbench", questions, "B", "A", "C", "B", "B", "C")
     assert (scores["circular"], scores["vanilla"]) == (50, 100)
+    stored = lines("mmbench", questions, "B", "A", "C", "A", "A", "C")
+    assert load_task("mmbench").metrics(stored[::-1])["vanilla"] == 50
+    task = load_task("mmbench").with_data("en", tmp_path / "rows.jsonl")
+    assert len(task.questions("en", tmp_path, limit=5)) == 3  # whole sets of rotations alone
+    with pytest.raises(ConfigError, match="limit 2 is less than one question's options"):
+        task.questions("en", tmp_path, limit=2)
 
 
 def test_mmstar_also_by_likelihood(tmp_path: Path):

@@ -141,6 +141,17 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict, message: str):
     assert "rows.jsonl:2: " in str(error.value)
 
 
+def test_a_missing_column_of_images_is_not_a_question_without_one(tmp_path: Path):
+    row = {name: value for name, value in ROW.items() if name != "image"}
+    rows_file(tmp_path, [row])
+    task = task_of(tmp_path, "from: pope\ndata: {en: {path: rows.jsonl}}")
+    with pytest.raises(ConfigError, match="no column 'image', the image of task task"):
+        task.questions("en", tmp_path)
+    rows_file(tmp_path, [{**row, "image": None}])
+    (question,) = task.questions("en", tmp_path)
+    assert question.images == ()
+
+
 def test_duplicate_ids_are_named(tmp_path: Path):
     rows_file(tmp_path, [ROW, {**ROW, "question": "Other?"}])
     task = task_of(tmp_path, "from: pope\ndata: {en: {path: rows.jsonl}}")

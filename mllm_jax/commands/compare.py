@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm_jax.evaluation import comparison
+    from mllm_jax.evaluation import comparison_table
 
-    comparison.compare_files(
+    comparison_table.compare_files(
         options.models, options.test, common=options.common, json_file=options.json_file
     )

@@ -1,42 +1,25 @@
-"""Compares stored answers of several models on the same questions: `mllm-jax compare`.
+"""Compares stored answers of several models on the same questions.
 
 answers.jsonl of A, of B, ...  ->  questions paired by (task, language, id)
     ->  for every pair of models, task and language: scores, difference, p, p after Holm
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.common.folders import check_file
-from mllm_jax.common.json_file import write_json
-from mllm_jax.common.markdown import markdown_table
+from mllm_jax.common.fields import Fields
+from mllm_jax.common.json_file import read_json
 from mllm_jax.evaluation import significance
 from mllm_jax.evaluation.answers import Line, read_answers
-from mllm_jax.evaluation.significance import ALPHA
 
-ANSWERS = "answers.jsonl"
+ANSWERS, SETTINGS = "answers.jsonl", "settings.json"  # of a results folder
 Test = Literal["mcnemar", "bootstrap"]
 Key = tuple[str, str, str]  # task, language, id
-HEAD = (
-    "models",
-    "task",
-    "language",
-    "n",
-    "first",
-    "second",
-    "difference [95 %]",
-    "first only",
-    "second only",
-    "test",
-    "p",
-    "p (Holm)",
-    "shows from",
-)
 
 
 class Answers(NamedTuple):
@@ -44,6 +27,7 @@ class Answers(NamedTuple):
 
     name: str  # the path, as it was given
     lines: dict[Key, Line]
+    digests: dict[tuple[str, str], str]  # of the data, by task and language, where known
 
 
 class Comparison(NamedTuple):
@@ -72,37 +56,6 @@ class Comparison(NamedTuple):
     smallest_difference: float | None  # None: the two never differ, so nothing is known of it
 
 
-def compare_files(
-    paths: Sequence[Path],
-    test: Test | None = None,
-    common: bool = False,
-    json_file: Path | None = None,
-) -> list[Comparison]:
-    """Compares results folders or answer files, prints the table and writes the JSON file.
-
-    Args:
-        paths: at least two.
-        test: for all tasks. None: McNemar where every answer is right or wrong, else bootstrap.
-        common: leave out questions that not all have answered.
-        json_file: gets {"pairs": [...]}, see `Comparison`.
-
-    Raises:
-        ConfigError: fewer than two; a file cannot be read; they do not answer the same questions;
-            McNemar is asked of fractions.
-    """
-    require(len(paths) >= 2, f"{paths[0]}: one model; give two results folders or more")
-    twice = [path for path in paths if sum(path.resolve() == p.resolve() for p in paths) > 1]
-    require(not twice, f"{twice[0] if twice else ''}: is there twice; give each model once")
-    if json_file is not None:
-        check_file(json_file)
-    models = pair_up([load(path) for path in paths], common)
-    comparisons = compare(models, test)
-    if json_file is not None:
-        write_json(json_file, {"pairs": [row._asdict() for row in comparisons]})
-    print(describe(comparisons), end="", flush=True)
-    return comparisons
-
-
 def load(path: Path) -> Answers:
     """The answers of a results folder, or of an answers.jsonl.
 
@@ -114,8 +67,21 @@ def load(path: Path) -> Answers:
         file.is_file() or not path.is_dir(),
         f"{path}: no {ANSWERS} in this folder; give a folder that `mllm-jax evaluate --out` wrote",
     )
-    lines = read_answers(file)
-    return Answers(str(path), {(x["task"], x["language"], x["id"]): x for x in lines})
+    lines = {(x["task"], x["language"], x["id"]): x for x in read_answers(file)}
+    return Answers(str(path), lines, _digests(path / SETTINGS))
+
+
+def _digests(file: Path) -> dict[tuple[str, str], str]:
+    """Of the questions, truths and images that a results folder was made with."""
+    if not file.is_file():
+        return {}
+    tasks = Fields(str(file), read_json(file)).section("tasks", {})
+    return {
+        (task, language): of.section(language).text("data_sha256", "")
+        for task in tasks.tree
+        if (of := tasks.section(task).section("languages"))
+        for language in of.tree
+    }
 
 
 def pair_up(models: Sequence[Answers], common: bool = False) -> list[Answers]:
@@ -131,8 +97,9 @@ def pair_up(models: Sequence[Answers], common: bool = False) -> list[Answers]:
     """
     shared = [key for key in models[0].lines if all(key in other.lines for other in models[1:])]
     if not common:
-        for model in models:
+        for model in models[1:]:
             _same_questions(models[0], model, len(shared))
+            _same_digests(models[0], model)
     require(
         len(shared) > 0,
         f"{models[0].name}: no question in common with {models[1].name}: tasks, languages and ids "
@@ -143,7 +110,7 @@ def pair_up(models: Sequence[Answers], common: bool = False) -> list[Answers]:
     for model in models if common else ():
         if others := len(model.lines) - len(shared):
             print(f"{model.name}: {others:,} questions left out, not answered by all", flush=True)
-    return [Answers(model.name, {key: model.lines[key] for key in shared}) for model in models]
+    return [model._replace(lines={key: model.lines[key] for key in shared}) for model in models]
 
 
 def _same_questions(first: Answers, second: Answers, shared: int) -> None:
@@ -160,6 +127,17 @@ def _same_questions(first: Answers, second: Answers, shared: int) -> None:
         f"{len(only[0]):,} questions are only in {quoted(first.name, 80)}, {len(only[1]):,} only "
         f"in {quoted(second.name, 80)}, as {quoted(name, 40)} of {task} in {language}; {remedy}"
     )
+
+
+def _same_digests(first: Answers, second: Answers) -> None:
+    for (task, language), digest in first.digests.items():
+        other = second.digests.get((task, language), digest)
+        require(
+            digest == other,
+            f"{first.name} and {second.name} are of different data: the digest of {task} in "
+            f"{language} is {digest[:12]} and {other[:12]} ({SETTINGS}); evaluate both on the same "
+            "data, or compare by id, whatever the images, with --common",
+        )
 
 
 def _same_data(first: Answers, second: Answers, keys: Sequence[Key]) -> None:
@@ -191,7 +169,7 @@ def compare(models: Sequence[Answers], test: Test | None = None) -> list[Compari
 
     Args:
         models: with the same questions each, see `pair_up`.
-        test: see `compare_files`.
+        test: of all tasks; None: McNemar where every answer is right or wrong, else bootstrap.
 
     Raises:
         ConfigError: McNemar is asked of a task whose scores are fractions.
@@ -258,64 +236,3 @@ def _comparison(first: Answers, second: Answers, keys: Sequence[Key], test: Test
         p_chi_square=p_chi_square,
         smallest_difference=significance.smallest_difference(error) if error else None,
     )
-
-
-# --------------------------------------------------------------------------------------- the table
-
-
-def describe(comparisons: Sequence[Comparison]) -> str:
-    """The models' letters, the table, and how to read it."""
-    names = list(dict.fromkeys(name for row in comparisons for name in (row.a, row.b)))
-    labels = dict(zip(names, _letters(), strict=False))
-    legend = "".join(f"{label} = {name}\n" for name, label in labels.items())
-    table = markdown_table(HEAD, [_cells(row, labels) for row in comparisons])
-    return f"{legend}\n{table}\n{_notes(comparisons)}"
-
-
-def _letters() -> Iterator[str]:
-    for size in itertools.count(1):
-        for letters in itertools.product("ABCDEFGHIJKLMNOPQRSTUVWXYZ", repeat=size):
-            yield "".join(letters)
-
-
-def _cells(row: Comparison, labels: dict[str, str]) -> tuple[str, ...]:
-    smallest = row.smallest_difference
-    return (
-        f"{labels[row.a]}, {labels[row.b]}",
-        row.task,
-        row.language,
-        f"{row.count:,}",
-        f"{row.score_a:.2f}",
-        f"{row.score_b:.2f}",
-        f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
-        f"{row.a_only:,}",
-        f"{row.b_only:,}",
-        row.test,
-        probability(row.p),
-        probability(row.p_holm) + (" *" if row.p_holm < ALPHA else ""),
-        "-" if smallest is None else f"{smallest:.2f}",
-    )
-
-
-def probability(p: float) -> str:
-    """0.0414; a small one as 1.2e-07."""
-    return f"{p:.4f}" if p >= 1e-4 or p == 0 else f"{p:.1e}"
-
-
-def _notes(comparisons: Sequence[Comparison]) -> str:
-    tests = {row.test: "" for row in comparisons}
-    lines = [f"* p (Holm) < {ALPHA}, corrected over {len(comparisons)} comparison(s)."]
-    lines.append(
-        f"shows from: the smallest difference that so many questions show with "
-        f"{100 * significance.POWER:.0f} % probability, in points."
-    )
-    if "bootstrap" in tests:
-        draws = f"{significance.DRAWS:,}"
-        lines.append(f"bootstrap: {draws} resamples, percentile interval; for scores in fractions.")
-    alike = [row for row in comparisons if row.groups < row.count and row.test == "mcnemar"]
-    for row in {(row.task, row.language): row for row in alike}.values():
-        lines.append(
-            f"{row.task}, {row.language}: {row.count:,} questions about {row.groups:,} images or "
-            "passages. The interval counts that, McNemar's p does not; --test bootstrap does."
-        )
-    return "".join(f"{line}\n" for line in lines)

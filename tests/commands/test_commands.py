@@ -36,7 +36,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "generate": "generation.answer",
     "evaluate": "evaluation.runner",
     "score": "evaluation.scoring",
-    "compare": "evaluation.comparison",
+    "compare": "evaluation.comparison_table",
     "arena": "evaluation.preferences",
 }
 

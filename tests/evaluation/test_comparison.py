@@ -177,6 +177,20 @@ def test_wording_is_told_and_another_truth_refused(tmp_path: Path, capsys: Any):
     )
 
 
+def test_folders_of_different_data_are_refused(tmp_path: Path, capsys: Any):
+    first, second = results(tmp_path, [BOTH, FIRST])
+    for path, digest in ((first, "ab" * 32), (second, "ab" * 32)):
+        settings = {"tasks": {"pope": {"languages": {"eu": {"data_sha256": digest}}}}}
+        (path / "settings.json").write_text(json.dumps(settings))
+    compared(capsys, tmp_path, first, second)
+    text = (second / "settings.json").read_text().replace("ab" * 32, "cd" * 32)
+    (second / "settings.json").write_text(text)
+    message = refused(capsys, first, second)
+    assert "of different data: the digest of pope in eu is abababababab and cdcdcdcdcdcd" in message
+    compared(capsys, tmp_path, first, second, "--common")
+    compared(capsys, tmp_path, first, second / "answers.jsonl")
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: Any):
     first = folder(tmp_path / "a", [line(1, 1)])
     other = folder(tmp_path / "b", [line(1, 1, task="gqa")])

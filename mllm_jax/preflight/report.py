@@ -146,8 +146,9 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     setup, share = plans.laid_out(setting.split), plans.share(setting)
     trained = setup.abstract.trainable
     images = setting.rows * data.image_slots if config.model.patches else 0
-    useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images)
-    again = _recomputed(config, setting, trained) if setting.remat == "full" else 0.0
+    rank = config.adapter.rank if config.adapter is not None else 0
+    useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images, rank)
+    again = _recomputed(config, setting, trained, rank) if setting.remat == "full" else 0.0
     bytes_now = plans.memory(setting)
     weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
     passes = 2 if setting.remat == "none" else 3
@@ -160,17 +161,19 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     return Work(useful, useful + again, moved, sent, setting.rows * data.length)
 
 
-def _recomputed(config: Config, setting: Setting, trained: Collection[str]) -> float:
+def _recomputed(config: Config, setting: Setting, trained: Collection[str], rank: int) -> float:
     """FLOPs of the forward passes that remat "full" takes twice: layers, not the head."""
     language, vision = config.model.language, config.model.vision
     assert language is not None
     rows, length = setting.rows, config.data.length
     alone = flops.flops_per_step(ModelConfig(language=language), (), rows, length, 0)
     again = alone - 2 * rows * length * language.vocab * language.width
+    images = 0
     if vision is not None and any(path.startswith("vision/") for path in trained):
         images = rows * config.data.image_slots
         again += flops.flops_per_step(ModelConfig(vision=vision), (), 0, 0, images)
-    return again
+    of_layers = [path for path in trained if "/layers/" in path]
+    return again + flops.adapters_forward(config.model, of_layers, rows, length, images, rank)
 
 
 # ---------------------------------------------------------------------------------- what would fit

@@ -9,6 +9,7 @@ with `images` images in all:
     connector         images x P x f N
     vision layers     images x (P + 1) x (f N + 2 g L d (P + 1))
     patch embedding   images x P x f N
+    adapters          tokens of their matrix x 6 rank (inputs + outputs)
 
     f = 6  trained: 2 forward (a multiply and an add), 2 for the gradient of the activations,
            2 for that of the weights
@@ -23,13 +24,27 @@ rows need half of it, 2 d T; the backward pass needs twice the forward one (both
 inputs that want a gradient). So 6 L d T causal, and 12 L d T for the vision tower, where every
 patch sees all. As usual for an MFU (PaLM, arXiv 2204.02311, appendix B), recomputation by remat is
 not counted, norms and activations are not, and a packed row counts as one row of length T.
-"Trained" products count 6 also where nothing before them wants a gradient.
+"Trained" products count 6 also where nothing before them wants a gradient, those of adapters too.
+What DoRA adds (lengths of columns, once a microbatch whatever its tokens) is not counted.
 """
 
 from collections.abc import Collection
 from typing import NamedTuple
 
+from mllm_jax.config.adapter import KERNEL, A
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
+
+
+class Weights(NamedTuple):
+    """What stands in a product: `layers` matrices [inputs, outputs]."""
+
+    inputs: int
+    outputs: int
+    layers: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.layers * self.inputs * self.outputs
 
 
 class Part(NamedTuple):
@@ -37,12 +52,17 @@ class Part(NamedTuple):
 
     prefixes: tuple[str, ...]  # of the paths of its parameters, products or not
     tokens: int  # that go through it in a step
-    weights: dict[str, int]  # path -> size, of the weights that stand in a product
+    weights: dict[str, Weights]  # path -> the weights that stand in a product
     attention: float  # FLOPs forward per token
 
 
 def flops_per_step(
-    model: ModelConfig, trainable: Collection[str], rows: int, length: int, images: int
+    model: ModelConfig,
+    trainable: Collection[str],
+    rows: int,
+    length: int,
+    images: int,
+    rank: int = 0,
 ) -> float:
     """Useful FLOPs of one update, all devices together, by the formula at the top of this file.
 
@@ -52,14 +72,35 @@ def flops_per_step(
         rows: of the batch.
         length: of a row, padding included (it is computed).
         images: in the batch: used slots for the useful work, all slots for what is computed.
+        rank: of the adapters whose parameters are among the trained ones.
     """
-    total, through = 0.0, False  # through: something here or before is trained
+    total = 3 * adapters_forward(model, trainable, rows, length, images, rank)
+    through = False  # through: something here or before is trained
     for part in _way(model, rows, length, images):
         through = through or any(path.startswith(part.prefixes) for path in trainable)
-        for path, size in part.weights.items():
-            total += part.tokens * size * (6 if path in trainable else 4 if through else 2)
+        for path, weights in part.weights.items():
+            factor = 6 if path in trainable else 4 if through else 2
+            total += part.tokens * weights.size * factor
         total += part.tokens * part.attention * (3 if through else 1)
     return total
+
+
+def adapters_forward(
+    model: ModelConfig,
+    trainable: Collection[str],
+    rows: int,
+    length: int,
+    images: int,
+    rank: int,
+) -> float:
+    """FLOPs of the adapters' products in one forward pass; arguments as `flops_per_step`'s."""
+    products = [
+        part.tokens * rank * one.layers * (one.inputs + one.outputs)
+        for part in _way(model, rows, length, images)
+        for path, one in part.weights.items()
+        if path.removesuffix(KERNEL) + A in trainable
+    ]
+    return 2.0 * sum(products)
 
 
 def matmul_parameters(model: ModelConfig) -> dict[str, int]:
@@ -68,7 +109,7 @@ def matmul_parameters(model: ModelConfig) -> dict[str, int]:
     Vision layers behind the feature layer are not used and do not count. A tied head is under
     "language/embedding", whose only product it is.
     """
-    return {path: n for part in _way(model, 1, 1, 1) for path, n in part.weights.items()}
+    return {path: one.size for part in _way(model, 1, 1, 1) for path, one in part.weights.items()}
 
 
 def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
@@ -79,9 +120,9 @@ def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
         way += _vision(vision, images)
     if vision is not None and language is not None and model.connector is not None:
         inputs = vision.width * (4 if model.connector.pool == "shuffle" else 1)
-        weights = {"connector/linear_1/kernel": inputs * language.width}
+        weights = {"connector/linear_1/kernel": Weights(inputs, language.width)}
         if model.connector.kind == "mlp":
-            weights["connector/linear_2/kernel"] = language.width**2
+            weights["connector/linear_2/kernel"] = Weights(language.width, language.width)
         way.append(Part(("connector/",), images * model.patches, weights, 0.0))
     if language is not None:
         way += _language(language, rows * length, length)
@@ -90,10 +131,11 @@ def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
 
 def _vision(c: VisionConfig, images: int) -> list[Part]:
     layers, tokens = c.used_layers, c.tokens
-    names = ("attention/q", "attention/k", "attention/v", "attention/out")
-    sizes = dict.fromkeys(names, c.width**2) | {f"mlp/{n}": c.width * c.mlp for n in ("in", "out")}
-    weights = {f"vision/layers/{name}/kernel": layers * size for name, size in sizes.items()}
-    patch = {"vision/patch_embedding/kernel": c.patch_size**2 * 3 * c.width}
+    square = Weights(c.width, c.width, layers)
+    sizes = dict.fromkeys(("attention/q", "attention/k", "attention/v", "attention/out"), square)
+    sizes |= {"mlp/in": Weights(c.width, c.mlp, layers), "mlp/out": Weights(c.mlp, c.width, layers)}
+    weights = {f"vision/layers/{name}/kernel": one for name, one in sizes.items()}
+    patch = {"vision/patch_embedding/kernel": Weights(c.patch_size**2 * 3, c.width)}
     first = tuple(f"vision/{n}" for n in ("class", "patch", "position", "pre_norm"))
     return [
         Part(first, images * c.patches, patch, 0.0),
@@ -102,18 +144,22 @@ def _vision(c: VisionConfig, images: int) -> list[Part]:
 
 
 def _language(c: LanguageConfig, tokens: int, length: int) -> list[Part]:
-    queries, keys = c.width * c.heads * c.head_dim, c.width * c.kv_heads * c.head_dim
-    sizes = {
-        "attention/q": queries,
-        "attention/k": keys,
-        "attention/v": keys,
-        "attention/out": queries,
+    queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    ends = {
+        "attention/q": (c.width, queries),
+        "attention/k": (c.width, keys),
+        "attention/v": (c.width, keys),
+        "attention/out": (queries, c.width),
+        "mlp/gate": (c.width, c.mlp),
+        "mlp/up": (c.width, c.mlp),
+        "mlp/down": (c.mlp, c.width),
     }
-    sizes |= {f"mlp/{name}": c.width * c.mlp for name in ("gate", "up", "down")}
-    weights = {f"language/layers/{name}/kernel": c.layers * size for name, size in sizes.items()}
-    head = {"language/embedding" if c.tied else "language/head/kernel": c.vocab * c.width}
-    attention = 2.0 * c.layers * c.heads * c.head_dim * length
+    weights = {
+        f"language/layers/{name}/kernel": Weights(*pair, c.layers) for name, pair in ends.items()
+    }
+    path = "language/embedding" if c.tied else "language/head/kernel"
+    attention = 2.0 * c.layers * queries * length
     return [
         Part(("language/embedding", "language/layers/"), tokens, weights, attention),
-        Part(("language/norm", "language/head"), tokens, head, 0.0),
+        Part(("language/norm", "language/head"), tokens, {path: Weights(c.width, c.vocab)}, 0.0),
     ]

@@ -212,7 +212,8 @@ class Loop:
         config = self.config
         trained = self.setup.abstract.trainable
         rows, length = config.data.rows, config.data.length
-        useful = partial(flops.flops_per_step, config.model, trained, rows, length)
+        rank = config.adapter.rank if config.adapter is not None else 0
+        useful = partial(flops.flops_per_step, config.model, trained, rows, length, rank=rank)
         rate = peak_rate(self.setup.mesh.devices.flat[0].device_kind)
         peak = rate * self.setup.mesh.size if rate is not None else None
         return metrics.Meter(

@@ -60,6 +60,34 @@ def test_by_hand(trained, factors):
     assert flops_per_step(MODEL, stage(*trained), 3, T, IMAGES) == by_hand(*factors)
 
 
+def test_adapters_by_hand():
+    """6 rank (inputs + outputs) of each matrix, layer and token; frozen matrices before it count 2.
+
+    q: 6 -> 8, out: 8 -> 6 in two layers; the tower's mlp/in: 4 -> 8 in its two used layers of 3.
+    """
+    tower, language = "vision/layers/mlp/in", "language/layers/attention"
+    sides = ("lora_a", "lora_b")
+    of_language = [f"{language}/{name}/{side}" for name in ("q", "out") for side in sides]
+    found = flops_per_step(MODEL, of_language, 3, T, IMAGES, rank=3)
+    narrow = TOKENS * 2 * 6 * 3 * ((6 + 8) + (8 + 6))
+    assert found == by_hand(2, 2, 4, 4, 1, 3) + narrow
+    of_tower = [f"{tower}/{side}" for side in sides] + stage("connector")
+    found = flops_per_step(MODEL, of_tower, 3, T, IMAGES, rank=5)
+    assert found == by_hand(4, 6, 4, 4, 3, 3, patch=2) + IMAGES * 5 * 2 * 6 * 5 * (4 + 8)
+    linear = ["connector/linear_1/lora_a", "connector/linear_1/lora_magnitude"]
+    found = flops_per_step(MODEL, linear, 3, T, IMAGES, rank=2)
+    assert found == by_hand(2, 4, 4, 4, 1, 3) + IMAGES * 4 * 6 * 2 * (4 + 6)
+
+
+def test_lora_of_llama_8b():
+    """Rank 16 everywhere: 41,943,040 parameters, as PEFT counts them; 4 N and 6 of theirs."""
+    model = ModelConfig(language=LanguageConfig(vocab=128256))
+    kernels = [path for path in matmul_parameters(model) if "/layers/" in path]
+    trained = [path.replace("/kernel", "/lora_a") for path in kernels]
+    found = flops_per_step(model, trained, 1, 8192, 0, rank=16) / 8192
+    assert found == 4 * 7504658432 + 6 * 41943040 + 6 * 32 * 4096 * 8192
+
+
 def test_llama_8b():
     """Llama 3.1 8B: 8.03e9 parameters less the look-up of 128,256 x 4,096; Meta's model card."""
     model = ModelConfig(language=LanguageConfig(vocab=128256))

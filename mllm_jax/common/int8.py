@@ -19,6 +19,7 @@ from jaxtyping import BFloat16, Float, Int8
 BLOCK = 64
 LARGEST = 127
 SCALE = np.dtype(jnp.bfloat16)
+BYTES = 1 + SCALE.itemsize / BLOCK  # of a number
 
 
 class Int8Matrix(NamedTuple):

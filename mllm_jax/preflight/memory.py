@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mllm_jax.common import int8
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 
@@ -104,12 +106,18 @@ def head_bytes(
 
 
 def layer_bytes(
-    model: ModelConfig, share: Share, compute: ComputeConfig, trained: bool, backend: str
+    model: ModelConfig,
+    share: Share,
+    compute: ComputeConfig,
+    trained: bool,
+    backend: str,
+    adapter: AdapterConfig | None = None,
 ) -> int:
     """The backward pass of one language layer, or the forward pass of a vision layer if larger."""
     largest = 0
     if model.language is not None:
         largest = _language_layer(model.language, share, compute, trained, backend)
+        largest += _of_adapter(model.language, share, compute, adapter)
     if model.vision is not None:
         largest = max(largest, _vision_layer(model.vision, share, compute))
     return largest
@@ -132,6 +140,24 @@ def _language_layer(
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
     return weights * (size + (summed if trained else 0)) + tokens * per_token * size + scores
+
+
+def _of_adapter(
+    c: LanguageConfig, share: Share, compute: ComputeConfig, adapter: AdapterConfig | None
+) -> int:
+    """What a language layer needs more if its base is in int8, or for DoRA.
+
+    Its numbers in int8 stand beside what they are turned back into. DoRA's lengths take a copy of
+    the largest matrix, in the order of its product with A, and what gate and up give is kept both
+    before and after the factor.
+    """
+    size, more = width(compute), 0.0
+    if adapter is not None and adapter.base == "int8":
+        heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
+        more += (c.width * heads + 3 * c.width * c.mlp) * int8.BYTES
+    if adapter is not None and adapter.dora:
+        more += c.mlp * (c.width + 2 * share.rows * share.length) * size
+    return round(more) // share.tensor
 
 
 def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:

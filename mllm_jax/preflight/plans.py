@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mllm_jax.batch import Batch
+from mllm_jax.common import int8
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.versions import installed
 from mllm_jax.config.adapter import is_adapter
@@ -25,7 +27,7 @@ from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Memory, Share
 from mllm_jax.preflight.roofline import Split
 from mllm_jax.preflight.settings import Setting
-from mllm_jax.training import optimizer, state, step
+from mllm_jax.training import flops, int8_base, optimizer, state, step
 from mllm_jax.training.setup import TrainSetup, apply_of, compile_train_step, make_setup
 
 STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
@@ -80,12 +82,13 @@ class Plans:
     @property
     def shape(self) -> dict[str, Any]:
         """The rest of what decides about size."""
-        data, compute = self.config.data, self.config.compute
+        data, compute, adapter = self.config.data, self.config.compute, self.config.adapter
         return {
             "length": data.length,
             "image_slots": data.image_slots,
             "compute": compute.compute,
             "parameters": compute.parameters,
+            "base": adapter.base if adapter is not None else "compute",
             "loss_chunk": compute.loss_chunk,
         }
 
@@ -169,8 +172,18 @@ class Plans:
             activations=share.rows * self._kept(setting.remat, share.tensor),
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
-            layer=memory.layer_bytes(model, share, compute, moves, self._backend),
+            layer=memory.layer_bytes(
+                model, share, compute, moves, self._backend, self.config.adapter
+            ),
         )
+
+    def weight_bytes(self, paths: Collection[str] | None = None) -> int:
+        """Bytes of the weights that stand in a product, or of some of them, as they are moved."""
+        adapter, each = self.config.adapter, memory.width(self.config.compute)
+        used = flops.matmul_parameters(self.config.model)
+        of_int8 = set(adapter.int8_kernels(used)) if adapter is not None else set()
+        chosen = used if paths is None else [path for path in used if path in paths]
+        return round(sum(used[p] * (int8.BYTES if p in of_int8 else each) for p in chosen))
 
     @property
     def _backend(self) -> str:
@@ -197,6 +210,7 @@ class Plans:
         built = mllm.build(model, compute, self.hardware.chip.platform, adapter)
         held = state.param_dtypes(mllm.abstract_params(built), parts, compute)
         trainable, frozen = optimizer.split(held, parts)
+        frozen = int8_base.held(frozen, adapter, axes.logical_axes(frozen))
         apply = apply_of(built)
 
         def pull(trainable: Any, frozen: Any, batch: Batch) -> Any:

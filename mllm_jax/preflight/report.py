@@ -123,12 +123,11 @@ def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
     setup, share = plans.laid_out(setting.split), plans.share(setting)
     size = memory.width(setup.model.compute)
     trained = setup.abstract.trainable
-    used = flops.matmul_parameters(plans.config.model)
     kinds = roofline.sent_by_formula(
         setting.split,
         setting.microbatches,
-        sum(used.values()) * size // share.tensor,
-        sum(n for path, n in used.items() if path in trained) * size // share.tensor,
+        plans.weight_bytes() // share.tensor,
+        plans.weight_bytes(trained) // share.tensor,
         memory.float32_bytes({p: x for p, x in setup.params.items() if p in trained}),
         share.rows * share.length * plans.language.width * size,
         plans.language.layers,
@@ -150,10 +149,10 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images, rank)
     again = _recomputed(config, setting, trained, rank) if setting.remat == "full" else 0.0
     bytes_now = plans.memory(setting)
-    weights = sum(flops.matmul_parameters(config.model).values()) // share.tensor
+    weights = plans.weight_bytes() // share.tensor
     passes = 2 if setting.remat == "none" else 3
     moved = (
-        share.microbatches * passes * weights * memory.width(setup.model.compute)
+        share.microbatches * passes * weights
         + 2 * share.microbatches * bytes_now.activations
         + 2 * (bytes_now.trainable + bytes_now.moments)
         + bytes_now.gradients

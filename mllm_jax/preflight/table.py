@@ -58,6 +58,8 @@ def _head(result: dict[str, Any]) -> list[str]:
     compiled = result["compile_seconds"]
     count = setting["microbatches"]
     microbatches = f"{count} microbatch" + ("es" if count > 1 else "")
+    parameters = setting["parameters"]
+    parameters += ", frozen language layers int8" if setting["base"] == "int8" else ""
     return [
         f"{result['hardware']}: {result['chips']} x {chip['kind']} ({chip['source']})",
         f"  {result['basis']}" + (f" in {compiled} s" if compiled else ""),
@@ -65,7 +67,7 @@ def _head(result: dict[str, Any]) -> list[str]:
         f"  mesh data {mesh['data']} x fsdp {mesh['fsdp']} x tensor {mesh['tensor']}; "
         f"{setting['rows']} rows of {setting['length']} tokens and {setting['image_slots']} image "
         f"slots in {microbatches}; {setting['compute']}, parameters "
-        f"{setting['parameters']}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",
+        f"{parameters}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",
     ]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.preflight import memory
@@ -62,6 +63,20 @@ def test_one_layer():
     blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")
     assert blocks == frozen  # ten queries are one block
     assert blocks - one == scores * 5 // 6
+
+
+def test_one_layer_of_a_base_in_int8_and_of_dora():
+    """Int8 numbers beside dense ones; a copy of the largest matrix, and gate and up twice."""
+    model, weights = ModelConfig(language=LANGUAGE), 8 * (2 * 4 + 2 * 2) * 2 + 3 * 8 * 16
+    lora = AdapterConfig(".*", base="int8")
+    dora = AdapterConfig(".*", dora=True)
+    plain, of_int8, of_dora = (
+        memory.layer_bytes(model, SHARE, BFLOAT, False, "dense", adapter)
+        for adapter in (AdapterConfig(".*"), lora, dora)
+    )
+    assert plain == memory.layer_bytes(model, SHARE, BFLOAT, False, "dense")
+    assert of_int8 - plain == weights * (1 + 2 / 64)
+    assert of_dora - plain == 2 * 16 * (8 + 2 * 30)
 
 
 def test_scores_of_a_long_row_are_those_of_an_eighth_of_its_queries():

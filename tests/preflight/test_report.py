@@ -26,6 +26,10 @@ ROWS = ("--data.rows", "16", "--data.image_slots", "2")
 # XLA widens bfloat16 on CPUs, so that it counts what a GPU or a TPU does not have
 WIDE = (*ROWS, "--data.length", "512", "--model.language.layers", "8")
 WIDE += ("--compute.loss_chunk", "64", "--compute.compute", "float32")
+ADAPTERS = ("--adapter.match", "language/layers/.*/kernel", "--optimizer.parts")
+ADAPTERS += (
+    '{"connector": {"match": "connector/.*"}, "rest": {"match": "[vl].*", "train": false}}',
+)
 FSDP = ("--mesh.data", "1", "--mesh.fsdp", "8")
 
 
@@ -90,6 +94,23 @@ def test_temporary_memory_is_near_what_the_compiler_says(wide: Plans):
 @pytest.mark.slow
 def test_temporary_memory_without_remat(tmp_path: Path):
     near_the_compiler(plans(tmp_path, "cpu:8", *WIDE, *FSDP, "--compute.remat", "none"))
+
+
+def test_a_base_in_int8(tmp_path: Path):
+    """What is held to the byte, and half of what bfloat16 holds; the rest near the compiler's."""
+    here = plans(tmp_path, "cpu:8", *WIDE, "--mesh.data", "8", *ADAPTERS, "--adapter.base", "int8")
+    program, formula = here.compiled(here.configured), here.memory(here.configured)
+    assert program.memory["arguments"] == formula.held + 4
+    assert formula.temporary == pytest.approx(program.memory["temporary"], rel=1 / 3)
+    frozen = here.setup("full").frozen
+    layers = {path: x for path, x in frozen.items() if path.startswith("language/layers/")}
+    numbers = sum(x.size for path, x in layers.items() if path.endswith("/kernel"))
+    norms = sum(x.size for path, x in layers.items() if path.endswith("norm/scale"))
+    held = sum(x.size * x.dtype.itemsize for x in layers.values())
+    assert held == numbers * (1 + 2 / 64) + 4 * norms
+    assert here.weight_bytes(layers) == numbers * (1 + 2 / 64)
+    result = preflight._describe(here, here.configured, program)
+    assert "float32, frozen language layers int8, remat full" in table.render(result)
 
 
 def test_activations_follow_remat_rows_and_tensor(tmp_path: Path):

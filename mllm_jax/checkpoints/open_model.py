@@ -16,6 +16,7 @@ from mllm_jax.checkpoints.hf import (
 from mllm_jax.checkpoints.hf import (
     unread as hf_unread,
 )
+from mllm_jax.checkpoints.hf.connector_form import form_beside
 from mllm_jax.checkpoints.hf.processor import read_processor
 from mllm_jax.checkpoints.hf.reader import HFFolder
 from mllm_jax.checkpoints.leaves import Leaf, compare, drop_unread, place
@@ -183,7 +184,8 @@ class PeftSource(ModelSource):
 
     def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         stored = self._base.leaves(abstract, unread)
-        added = peft_leaves(self.peft, stored)
+        form = form_beside(self._base.where, self.config.model)
+        added = peft_leaves(self.peft, stored, form)
         if (expected := self.peft.fingerprint) is not None:
             kernels = {kernel_of(path) for path in added if is_adapter(path)}
             require(

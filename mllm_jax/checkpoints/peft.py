@@ -3,7 +3,8 @@
     language/layers/attention/q/lora_a [L, D, rank]     ours; PEFT's, a tensor for each layer:
     base_model.model.model.language_model.layers.{layer}.self_attn.q_proj.lora_A.weight [rank, D]
 
-What is trained beside the adapters (LLaVA's connector) is in `modules_to_save`.
+What is trained beside the adapters (LLaVA's connector) is in `modules_to_save`; a linear connector
+as the two layers that it is in the base's folder (`hf/connector_form.py`).
 """
 
 import math
@@ -17,6 +18,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mllm_jax.checkpoints.hf import names
+from mllm_jax.checkpoints.hf.connector_form import (
+    Columns,
+    Form,
+    as_two_layers,
+    form_beside,
+    single_layer,
+)
 from mllm_jax.checkpoints.hf.tensor_files import FORMATS, StoredTensor, read_header
 from mllm_jax.checkpoints.hf.weight_files import regular_file
 from mllm_jax.checkpoints.leaves import Leaf
@@ -64,9 +72,10 @@ IN_MEMORY = {
     names.C: "model.multi_modal_projector.",
     names.L: "model.language_model.",
 }
+CONNECTOR = "connector/linear_"
 # modules that PEFT can save whole: our parameters -> their names in a model
 WHOLE = {
-    "connector/linear_": "multi_modal_projector",
+    CONNECTOR: "multi_modal_projector",
     "language/embedding": "embed_tokens",
     "language/head/": "lm_head",
 }
@@ -160,18 +169,20 @@ def _our_path(file: Path, name: str, saved: list[Any]) -> tuple[str, int | None]
     return ours, int(layer[1]) if layer else None
 
 
-def peft_leaves(folder: PeftFolder, base: Mapping[str, Leaf]) -> dict[str, Leaf]:
+def peft_leaves(folder: PeftFolder, base: Mapping[str, Leaf], form: Form | None) -> dict[str, Leaf]:
     """The parameters of an adapter folder as a run stores them: path -> lazy leaf.
 
     Args:
         folder: from `read_peft`.
         base: the parameters of the base model.
+        form: of its linear connector, from `form_beside`; None if it has two layers, or none.
 
     Raises:
         ConfigError: a layer's tensor is missing, or one has another shape than its matrix asks for.
     """
     leaves = {}
-    for path, tensors in folder.tensors.items():
+    _check_linear(str(folder.where / WEIGHTS), form, folder.tensors)
+    for path, tensors in _one_layer(folder, form).items():
         target = kernel_of(path) if is_adapter(path) else path
         require(
             target in base,
@@ -181,8 +192,41 @@ def peft_leaves(folder: PeftFolder, base: Mapping[str, Leaf]) -> dict[str, Leaf]
     return leaves
 
 
+def _check_linear(where: str, form: Form | None, paths: Collection[str]) -> None:
+    """Raises ConfigError for an adapter of what is no single matrix in the base's folder."""
+    adapters = [path for path in paths if path.startswith(CONNECTOR) and is_adapter(path)]
+    require(
+        form != "gelu" or not adapters,
+        f"{where}: {''.join(adapters[:1])} changes a linear connector, which is two layers around "
+        "a gelu in the base's folder; merge the adapters instead, by mllm-jax convert to-hf or "
+        "peft's merge_and_unload",
+    )
+
+
+def _one_layer(
+    folder: PeftFolder, form: Form | None
+) -> Mapping[str, Mapping[int | None, StoredTensor | Columns]]:
+    """The tensors, with a saved connector's two layers as one if it is linear in the base."""
+    saved = [p for p in folder.tensors if p.startswith(CONNECTOR) and not is_adapter(p)]
+    if form is None or not saved:
+        return folder.tensors
+    two = {names.BY_PATH[path].name: folder.tensors[path][None] for path in saved}
+    one = single_layer(str(folder.where), form, two)
+    require(
+        one is not None,
+        f"{folder.where / WEIGHTS}: the connector in modules_to_save is no longer the linear one "
+        "of the base; merge it with peft: merge_and_unload",
+    )
+    rest: dict[str, Any] = {p: x for p, x in folder.tensors.items() if p not in saved}
+    added: dict[str, Any] = {names.BY_NAME[name].path: {None: x} for name, x in (one or {}).items()}
+    return {**rest, **added}
+
+
 def _leaf(
-    folder: PeftFolder, path: str, tensors: Mapping[int | None, StoredTensor], target: Leaf
+    folder: PeftFolder,
+    path: str,
+    tensors: Mapping[int | None, StoredTensor | Columns],
+    target: Leaf,
 ) -> Leaf:
     stacked = None not in tensors
     layers = range(target.shape[0]) if stacked else [None]
@@ -248,14 +292,22 @@ def write_peft(
         folder: an empty one.
         model: the base model's.
         adapter: the section of the run.
-        trained: all parameters that the run trained: path -> lazy leaf.
+        trained: all parameters that the run trained: path -> lazy leaf. Of a linear connector all
+            or none, since it is written as two layers.
         base: name or path of the base model, for whoever opens the folder.
         fingerprint: of the base's matrices.
 
     Raises:
         ConfigError: something was trained beside the adapters that PEFT has no place for.
     """
-    whole = sorted({_whole_module(model, path) for path in trained if not is_adapter(path)})
+    form = form_beside(Path(base), model)
+    _check_linear(WEIGHTS, form, trained)
+    saved = [path for path in trained if path.startswith(CONNECTOR) and not is_adapter(path)]
+    if form is not None and saved:
+        assert model.language is not None
+        rest = {path: x for path, x in trained.items() if path not in saved}
+        trained = rest | as_two_layers(trained, model.language.width, form)
+    whole = sorted({_whole_module(path) for path in trained if not is_adapter(path)})
     tensors: dict[str, np.ndarray] = {}
     modules = []
     for path, leaf in trained.items():
@@ -310,11 +362,10 @@ def _in_memory(model: ModelConfig, name: str) -> str:
     return IN_MEMORY.get(old, "") + name.removeprefix(old)
 
 
-def _whole_module(model: ModelConfig, path: str) -> str:
+def _whole_module(path: str) -> str:
     """The module that PEFT saves whole, of a parameter that was trained itself."""
     module = next((WHOLE[start] for start in WHOLE if path.startswith(start)), None)
-    two_layers = model.connector is not None and model.connector.kind == "mlp"
-    if module is None or (module == "multi_modal_projector" and not two_layers):
+    if module is None:
         raise ConfigError(
             f"{path} was trained beside the adapters, and PEFT's modules_to_save has no place for "
             "it; export the merged model by mllm-jax convert to-hf"

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from mllm_jax.batch import ModelInputs
 from mllm_jax.checkpoints import peft
@@ -41,7 +42,12 @@ BASES: dict[str, tuple[AdapterConfig, dict[str, Any]]] = {
         AdapterConfig("(vision|language)/layers/.*/(q|out)/kernel", rank=4, alpha=6.0, dora=True),
         {"target_modules": LLAVA, "r": 3, "use_dora": True},
     ),
+    "llava_linear_gelu": (
+        AdapterConfig("language/layers/attention/q/kernel", rank=4, alpha=6.0),
+        {"target_modules": LLAVA, "r": 3},
+    ),
 }
+TRAINED = ("llava_mlp", "llava_linear", "llava_linear_gelu")  # with a connector
 
 
 def drawn(base: Path, adapter: AdapterConfig, connector: bool) -> dict[str, Leaf]:
@@ -69,7 +75,7 @@ def made(oracle, tmp_path_factory) -> Path:
     for name, (adapter, lora) in BASES.items():
         base, place = oracle / name, out / name
         (place / "ours").mkdir(parents=True)
-        trained = drawn(base, adapter, connector=name == "llava_mlp")
+        trained = drawn(base, adapter, connector=name in TRAINED)
         config = open_model(base).config.model
         peft.write_peft(place / "ours", config, adapter, trained, str(base), "0")
         job = {"base": str(base)}
@@ -111,7 +117,7 @@ def test_logits_are_equal_whoever_made_the_folder(made, oracle, name, who):
         folder = made / name / "opened"
         shutil.copytree(made / name / "ours", folder)
         adapter = BASES[name][0]
-        trained = drawn(base, adapter, connector=name == "llava_mlp")
+        trained = drawn(base, adapter, connector=name in TRAINED)
         print_ = fingerprint(_kernels(base, adapter))
         peft.write_peft(folder, open_model(base).config.model, adapter, trained, str(base), print_)
     expected = np.load(made / name / f"{who}.npy")
@@ -189,9 +195,55 @@ def test_another_base_is_refused(written, oracle, tmp_path):
     assert "convert from-peft" in refusal(tmp_path / "peft")
 
 
-def test_what_peft_has_no_place_for_is_not_written(oracle, tmp_path):
+@pytest.mark.parametrize("path", ["language/norm/scale", "connector/newline"])
+def test_what_peft_has_no_place_for_is_not_written(oracle, tmp_path, path):
     base, adapter = oracle / "llava_linear", AdapterConfig("language/layers/.*/kernel", rank=4)
     trained = drawn(base, adapter, connector=True)
-    with pytest.raises(ConfigError, match="has no place for it; export the merged model"):
+    trained[path] = Leaf((4,), np.dtype(np.float32), lambda: np.ones(4, np.float32))
+    with pytest.raises(ConfigError, match=f"{path} was trained .* no place for it; export the"):
         peft.write_peft(tmp_path, open_model(base).config.model, adapter, trained, "base", "0")
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------- linear connectors
+
+
+def linear(oracle, out: Path, adapter: AdapterConfig, connector: bool = True) -> Path:
+    """An adapter folder beside a linear connector in the gelu form, whose base is not compared."""
+    base = oracle / "llava_linear_gelu"
+    out.mkdir()
+    trained = drawn(base, adapter, connector)
+    model = open_model(base).config.model
+    kernels = fingerprint(_kernels(base, adapter))
+    peft.write_peft(out, model, adapter, trained, str(base), kernels)
+    return out
+
+
+def test_a_linear_connector_is_read_back_to_the_bit(oracle, tmp_path):
+    adapter = BASES["llava_linear_gelu"][0]
+    found = leaves_of(linear(oracle, tmp_path / "peft", adapter))
+    trained = drawn(oracle / "llava_linear_gelu", adapter, connector=True)
+    for path in ("connector/linear_1/kernel", "connector/linear_1/bias"):
+        np.testing.assert_array_equal(found[path].read(), trained[path].read())
+
+
+def test_a_connector_that_is_no_longer_linear_is_refused(oracle, tmp_path):
+    folder = linear(oracle, tmp_path / "peft", BASES["llava_linear_gelu"][0])
+    tensors = load_file(folder / peft.WEIGHTS)
+    (name,) = (name for name in tensors if name.endswith("linear_1.weight"))
+    tensors[name] = tensors[name] + np.float32(0.01)
+    save_file(tensors, folder / peft.WEIGHTS)
+    assert "modules_to_save is no longer the linear one of the base; merge" in refusal(folder)
+
+
+def test_an_adapter_of_a_linear_connector_in_the_gelu_form_is_refused(oracle, tmp_path):
+    """Its matrix is in both layers there."""
+    adapter = AdapterConfig("connector/linear_1/kernel", rank=4)
+    with pytest.raises(ConfigError) as error:
+        linear(oracle, tmp_path / "peft", adapter, connector=False)
+    assert str(error.value) == (
+        "adapter_model.safetensors: connector/linear_1/lora_a changes a linear connector, which is "
+        "two layers around a gelu in the base's folder; merge the adapters instead, by mllm-jax "
+        "convert to-hf or peft's merge_and_unload"
+    )
+    assert not list((tmp_path / "peft").iterdir())

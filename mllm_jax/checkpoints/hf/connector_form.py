@@ -11,6 +11,7 @@ width C: the matrices above are Hugging Face's, [D, C] and [D, D].
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from mllm_jax.checkpoints.hf.names import C
 from mllm_jax.checkpoints.leaves import Index, Leaf
 from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.json_file import read_json
 from mllm_jax.config.model import ModelConfig
 
 Form = Literal["gelu", "linear"]
@@ -60,6 +62,17 @@ def choose_form(model: ModelConfig, forced: Form | None = None) -> Form | None:
         f"{language.width} < 2 x {vision.width}; use linear",
     )
     return forced or ("gelu" if fits else "linear")
+
+
+def form_beside(base: Path, model: ModelConfig) -> Form | None:
+    """The form that a linear connector has in a base model's Hugging Face folder.
+
+    Where `base` is none, that of an export; None where the connector is not linear.
+    """
+    exported, config = choose_form(model), base / "config.json"
+    if exported is None or not config.is_file():
+        return exported
+    return "linear" if read_json(config).get("projector_hidden_act") == "linear" else "gelu"
 
 
 def describe(form: Form | None) -> str | None:

@@ -46,7 +46,7 @@ from mllm_jax.checkpoints.open_model import (
     open_model,
 )
 from mllm_jax.checkpoints.params import save_params
-from mllm_jax.checkpoints.peft import write_peft
+from mllm_jax.checkpoints.peft import CONNECTOR, write_peft
 from mllm_jax.commands.convert.chat_format import choose_template, warn_without_template
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import new_folder
@@ -175,7 +175,11 @@ def to_peft(run: str | Path, out: str | Path, base: str | None = None) -> None:
     )
     assert isinstance(source, OrbaxSource) and source.adapter is not None
     config, trained = source.config, source.trained
-    kernels = source.adapter.targets(abstract(config.model))
+    paths = abstract(config.model)
+    kernels = source.adapter.targets(paths)
+    whole = [path for path in paths if path.startswith(CONNECTOR)]
+    if any(path in trained for path in whole):
+        trained |= source.base(path for path in whole if path not in trained)
     with new_folder(out) as folder:
         named = base or str(loading.load(Config, source.files.parent / "config.yaml").init.weights)
         prints = fingerprint(source.base(kernels))

@@ -11,7 +11,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: 
     if not numbers:
         lines = (head, ["-"] * len(head), *rows)
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(_line(cells, widths) for cells in (head, rule, *rows)) + "\n"
 

@@ -18,6 +18,7 @@ from mllm_jax.evaluation import significance
 from mllm_jax.evaluation.answers import Line, read_answers
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"  # of a results folder
+NO_SPREAD = 1e-9  # points; a standard error up to this is rounding of equal differences
 Test = Literal["mcnemar", "bootstrap"]
 Key = tuple[str, str, str]  # task, language, id
 
@@ -45,15 +46,15 @@ class Comparison(NamedTuple):
     score_a: float
     score_b: float
     difference: float
-    low: float
-    high: float
+    low: float | None  # None: all differences are equal, so nothing is known of their spread
+    high: float | None
     a_only: int  # questions that a answers better; of right-or-wrong tasks, that a alone answers
     b_only: int
     test: Test
     p: float
     p_holm: float  # over all comparisons of a call
     p_chi_square: float | None  # McNemar's, with correction; None for bootstrap
-    smallest_difference: float | None  # None: the two never differ, so nothing is known of it
+    smallest_difference: float | None  # None: as for `low`
 
 
 def load(path: Path) -> Answers:
@@ -208,6 +209,7 @@ def _comparison(first: Answers, second: Answers, keys: Sequence[Key], test: Test
     groups = [first.lines[key]["group"] or f"\0{key[2]}" for key in keys]
     difference, alone = a - b, len(set(groups)) == len(groups)
     error = significance.standard_error(difference, None if alone else groups)
+    spread = error > NO_SPREAD
     a_only, b_only = int((difference > 0).sum()), int((difference < 0).sum())
     p_chi_square = None
     if test == "mcnemar":
@@ -226,13 +228,13 @@ def _comparison(first: Answers, second: Answers, keys: Sequence[Key], test: Test
         score_a=float(a.mean()),
         score_b=float(b.mean()),
         difference=float(difference.mean()),
-        low=interval.low,
-        high=interval.high,
+        low=interval.low if spread else None,
+        high=interval.high if spread else None,
         a_only=a_only,
         b_only=b_only,
         test=test,
         p=p,
         p_holm=p,
         p_chi_square=p_chi_square,
-        smallest_difference=significance.smallest_difference(error) if error else None,
+        smallest_difference=significance.smallest_difference(error) if spread else None,
     )

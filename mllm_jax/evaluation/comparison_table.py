@@ -77,6 +77,8 @@ def _letters() -> Iterator[str]:
 
 def _cells(row: Comparison, labels: dict[str, str]) -> tuple[str, ...]:
     smallest = row.smallest_difference
+    known = row.low is not None and row.high is not None
+    interval = f"[{row.low:+.2f}, {row.high:+.2f}]" if known else "-"
     return (
         f"{labels[row.a]}, {labels[row.b]}",
         row.task,
@@ -84,7 +86,7 @@ def _cells(row: Comparison, labels: dict[str, str]) -> tuple[str, ...]:
         f"{row.count:,}",
         f"{row.score_a:.2f}",
         f"{row.score_b:.2f}",
-        f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+        f"{row.difference:+.2f} {interval}",
         f"{row.a_only:,}",
         f"{row.b_only:,}",
         row.test,

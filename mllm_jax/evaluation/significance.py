@@ -90,7 +90,9 @@ def paired_bootstrap(
     Each draw takes as many groups as there are, with replacement, and averages their questions.
     The interval holds the middle `level` of the draws' means. p is the share of draws whose
     distance from the observed mean is at least the observed mean's distance from zero, with one
-    added to both counts, so it is at least 1 / (draws + 1); without any difference it is 1.
+    added to both counts, so it is at least 1 / (draws + 1); without any difference it is 1. Of d
+    groups that differ it is at least 2 / 2^d, the least that their signs alone can have: resamples
+    of three equal differences are all equal, and say nothing about a fourth.
 
     Args:
         differences: score of A minus score of B, of each question.
@@ -118,7 +120,9 @@ def paired_bootstrap(
     low, high = np.quantile(drawn_means, [edge, 1 - edge])
     # equal distances must not count or not count by the last bit of a sum
     far = np.abs(drawn_means - mean) >= abs(mean) * (1 - 1e-9)
-    return Bootstrap(Interval(float(low), float(high)), float((1 + far.sum()) / (1 + draws)))
+    least = 2.0 ** (1 - int(np.count_nonzero(sums)))
+    p = min(1.0, max(least, float((1 + far.sum()) / (1 + draws))))
+    return Bootstrap(Interval(float(low), float(high)), p)
 
 
 def standard_error(values: Values, groups: Groups | None = None) -> float:

@@ -135,6 +135,22 @@ def test_fractions_are_compared_by_bootstrap_and_refuse_mcnemar(tmp_path: Path, 
     assert "give --test bootstrap" in text
 
 
+@pytest.mark.parametrize("test", ["mcnemar", "bootstrap"])
+def test_one_question_shows_nothing(tmp_path: Path, capsys: Any, test: str):
+    first, second = results(tmp_path, [FIRST])
+    (pair,), printed = compared(capsys, tmp_path, first, second, "--test", test)
+    assert (pair["difference"], pair["p"], pair["p_holm"]) == (100, 1, 1)
+    assert (pair["low"], pair["high"], pair["smallest_difference"]) == (None, None, None)
+    assert "+100.00 -" in printed
+    assert "| -: |" in printed, "a column of one character is aligned too"
+
+
+def test_equal_differences_have_no_interval(tmp_path: Path, capsys: Any):
+    first, second = results(tmp_path, [(0.4, 0.1), (0.7, 0.4), (1, 0.7)], task="okvqa")
+    (pair,), _ = compared(capsys, tmp_path, first, second)
+    assert (pair["low"], pair["smallest_difference"], pair["p"]) == (None, None, 0.25)
+
+
 def test_questions_about_one_image_widen_the_interval(tmp_path: Path, capsys: Any):
     pairs = [FIRST] * 10 + [SECOND] * 10 + [BOTH] * 20 + [FIRST] * 10
     images = [f"{n // 10}.jpg" for n in range(50)]

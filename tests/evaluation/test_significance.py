@@ -108,8 +108,15 @@ def test_bootstrap_is_repeatable_and_has_known_limits():
     assert paired_bootstrap(scores) == paired_bootstrap(scores)
     assert paired_bootstrap(scores) != paired_bootstrap(scores, seed=1)
     assert paired_bootstrap(np.zeros(10)) == ((0, 0), 1)
-    certain = paired_bootstrap(np.ones(10))
+    certain = paired_bootstrap(np.ones(20))
     assert certain == ((1, 1), 1 / (DRAWS + 1))
+
+
+def test_bootstrap_of_few_differences_is_not_surer_than_their_signs():
+    assert paired_bootstrap(np.ones(1)).p == 1
+    assert paired_bootstrap(np.ones(3)).p == mcnemar(3, 0) == 0.25
+    assert paired_bootstrap(np.ones(6), ["a", "a", "b", "b", "c", "c"]).p == 0.25
+    assert paired_bootstrap(np.ones(6), ["a"] * 6).p == 1
 
 
 def test_bootstrap_of_groups_knows_that_they_are_alike():

@@ -16,9 +16,14 @@ Key = tuple[str, ...]
 
 
 def matched(
-    entries: Sequence[Entry], questions: Sequence[Question]
+    entries: Sequence[Entry], questions: Sequence[Question], more: bool = False
 ) -> list[tuple[Question, Answer]]:
     """Every question of the truth, in its order, with its answer.
+
+    Args:
+        entries: the answers.
+        questions: the truth.
+        more: whether there may be answers to other questions, which the task leaves out.
 
     Raises:
         ConfigError: answers without a question, questions without an answer, or either twice.
@@ -38,7 +43,10 @@ def matched(
     else:
         by_id = {_full_id(entry.question): entry for entry in entries}
         keys = [_full_id(question) for question in questions]
-    if by_id.keys() != set(keys):
+    if more and by_id.keys() > set(keys):
+        count = len(by_id) - len(keys)
+        print(f"answers to questions that the task leaves out: {count:,}", flush=True)
+    elif by_id.keys() != set(keys):
         by_text = _by_text(entries, questions)
         if by_text is None:
             raise _mismatch(by_id.keys(), keys)

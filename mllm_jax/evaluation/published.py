@@ -6,6 +6,8 @@
              JSONL of {doc_id, doc, target, filtered_resps}            samples of both harnesses
              lines of text                                             nlg-eval's hypotheses
     truths   JSONL of {question_id, text, label}                       POPE; the name says which
+             JSONL of {question_id, text, category}, without a truth   LLaVA's file of POPE
+             a JSON object of {id: {question, answer}}                 GQA
              a JSON list of {id, conversations}                        LLaVA's question files
              a JSON object with `annotations`                          VQA's annotations
              lines of text, one file for each reference                nlg-eval's references
@@ -23,6 +25,7 @@ from mllm_jax.common.json_file import NotJSON, loads, parse_json
 from mllm_jax.data.records.parse import MARK, user_turn
 from mllm_jax.evaluation.tasks.task import Answer, Question
 
+ID_KEYS = ("question_id", "questionId")
 ANSWER_KEYS = ("text", "prediction", "answer")  # of a line that answers, first one counts
 KNOWN_ANSWERS = (
     "answers.jsonl of this project, JSONL of {question_id, text|prediction|answer} (LLaVA, POPE), "
@@ -117,7 +120,7 @@ def read_published_answers(path: Path, content: Content, language: str) -> list[
     keys = set(first) if isinstance(first, dict) else set()
     if {"doc_id", "filtered_resps"} <= keys:
         return list(_each(content, language, _sample))
-    if "question_id" in keys and keys & set(ANSWER_KEYS):
+    if keys & set(ID_KEYS) and keys & set(ANSWER_KEYS):
         return list(_each(content, language, _llava_answer))
     if content.kind == "object" and isinstance(first, dict):
         outputs = first.get("outputs", first)
@@ -159,7 +162,7 @@ def _llava_answer(item: dict[str, Any], language: str) -> Entry:
     require(isinstance(text, str), f"no {' or '.join(ANSWER_KEYS)} that is text")
     image = item.get("image", "")
     return _entry(
-        item["question_id"],
+        next(item[key] for key in ID_KEYS if key in item),
         language,
         Answer(str(text).strip()),
         text=str(item.get("question", item.get("prompt", ""))),
@@ -231,13 +234,38 @@ def read_published_truth(path: Path, content: Content, language: str) -> list[En
         match = _POPE_NAME.fullmatch(path.stem)
         category = match[1] if match else ""
         return list(_each(content, language, lambda item, name: _pope(item, name, category)))
+    if {"question_id", "text", "category"} <= keys and not keys & {"answer", "label"}:
+        return list(_each(content, language, _asked))
     if {"id", "conversations"} <= keys:
         return list(_each(content, language, _conversation))
     if content.kind == "object" and "annotations" in keys:
         inner = content.items[0]["annotations"]
         places = [f"{path} annotations[{number}]" for number in range(len(inner))]
         return list(_each(Content("list", inner, places), language, _annotation))
+    if content.kind == "object" and _is_gqa(content.items[0]):
+        items = [{"id": key, **one} for key, one in content.items[0].items()]
+        places = [f"{path} {key}" for key in content.items[0]]
+        return list(_each(Content("list", items, places), language, _gqa))
     return None
+
+
+def _is_gqa(tree: dict[str, Any]) -> bool:
+    return all(
+        isinstance(one, dict) and {"question", "answer"} <= one.keys() for one in tree.values()
+    )
+
+
+def _gqa(item: dict[str, Any], language: str) -> Entry:
+    images = (str(item["imageId"]),) if "imageId" in item else ()
+    return _entry(item["id"], language, truth=item["answer"], text=item["question"], images=images)
+
+
+def _asked(item: dict[str, Any], language: str) -> Entry:
+    images = (str(item["image"]),) if "image" in item else ()
+    category = str(item["category"])
+    return _entry(
+        item["question_id"], language, text=item["text"], category=category, images=images
+    )
 
 
 def _pope(item: dict[str, Any], language: str, category: str) -> Entry:

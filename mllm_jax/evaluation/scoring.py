@@ -27,18 +27,16 @@ from mllm_jax.evaluation.fidelity import line_fidelity
 from mllm_jax.evaluation.language_id import open_identifier
 from mllm_jax.evaluation.matching import matched
 from mllm_jax.evaluation.published import (
-    KNOWN_TRUTHS,
     Content,
     Entry,
-    looks_like,
     read_content,
     read_published_answers,
-    read_published_truth,
 )
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
 from mllm_jax.evaluation.tasks.task import Answer, Question
+from mllm_jax.evaluation.truths import read_truths
 
 Pair = tuple[Question, Answer]
 
@@ -247,7 +245,7 @@ def _own_pairs(task: TableTask, lines: Sequence[Line], truths: Sequence[Path]) -
     pairs = []
     for language in languages_of(lines):
         chosen = [entry for entry in entries if entry.question.language == language]
-        pairs += matched(chosen, _read_truths(task, truths, language))
+        pairs += matched(chosen, read_truths(task, truths, language).questions)
     return pairs
 
 
@@ -264,50 +262,12 @@ def _published_pairs(
 ) -> list[Pair]:
     entries = read_published_answers(path, content, language)
     if truths:
-        return matched(entries, _read_truths(task, truths, language))
+        read = read_truths(task, truths, language)
+        return matched(read.completed(entries), read.questions, task.leaves_out)
     if all(entry.has_truth for entry in entries):
         return matched(entries, [task.published(entry.question) for entry in entries])
     try:
         questions = task.questions(language, root)
     except ConfigError as error:
         raise ConfigError(f"{path} holds no truth: give --truth FILE ({error})") from error
-    return matched(entries, questions)
-
-
-def _read_truths(task: TableTask, paths: Sequence[Path], language: str) -> list[Question]:
-    """Questions of all files; several files of lines are several references."""
-    questions: list[Question] = []
-    for path in paths:
-        content = read_content(path) if path.is_file() and path.suffix != ".parquet" else None
-        entries = content and read_published_truth(path, content, language)
-        if content is None or entries is None:
-            questions += _task_rows(task, path, content, language)
-        elif content.kind == "text" and questions:
-            questions = _more_references(path, questions, [one.question for one in entries])
-        else:
-            questions += [task.published(entry.question) for entry in entries]
-    return questions
-
-
-def _task_rows(
-    task: TableTask, path: Path, content: Content | None, language: str
-) -> list[Question]:
-    try:
-        return task.with_data(language, path).questions(language, ROOT)
-    except ConfigError as error:
-        if content is None:
-            raise
-        raise ConfigError(
-            f"{looks_like(path, content)}; known layouts of truth: {KNOWN_TRUTHS} ({error})"
-        ) from error
-
-
-def _more_references(
-    path: Path, questions: list[Question], others: list[Question]
-) -> list[Question]:
-    require(
-        len(questions) == len(others),
-        f"{path}: {len(others)} lines, and the references before it have {len(questions)}",
-    )
-    pairs = zip(questions, others, strict=True)
-    return [one._replace(truth=[*one.truth, *other.truth]) for one, other in pairs]
+    return matched(entries, questions, task.leaves_out)

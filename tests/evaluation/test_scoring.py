@@ -254,6 +254,41 @@ def test_truths_of_another_kind_are_named(tmp_path: Path):
         scoring.score("belebele", file(tmp_path, {"1": "4"}), [truth])
 
 
+def test_a_file_of_questions_says_what_ids_stand_for(tmp_path: Path):
+    _, truths = pope_files(tmp_path)
+    questions, answers = [], []
+    for category in ("popular", "random"):
+        for n, label in enumerate(LABELS):
+            row = {"question_id": len(questions), "image": "a.jpg", "category": category}
+            questions.append({**row, "text": f"Is it {n}?\nAnswer in a word."})
+            answers.append({"question_id": len(answers), "prompt": "?", "text": label})
+    asked = file(tmp_path, tuple(questions), "llava_pope_test.jsonl")
+    path = file(tmp_path, tuple(answers))
+    _, (score,) = scoring.score("pope", path, [asked, *truths])
+    assert (score.count, score.metrics["accuracy"]) == (8, 100)
+
+
+def test_truths_as_the_benchmarks_publish_them(tmp_path: Path):
+    gqa = file(tmp_path, {"7": {"question": "?", "answer": "red", "imageId": "n"}}, "t.json")
+    answers = file(tmp_path, [{"questionId": "7", "prediction": "Red."}])
+    _, (score,) = scoring.score("gqa", answers, [gqa])
+    assert score.metrics["exact_match"] == 100
+    row = {"question_id": "s", "question": "?", "answer": "B", "data_type": "image"}
+    row |= {f"choice_{letter}": letter for letter in "abcd"} | {"data_id": "x.png"}
+    seed = file(tmp_path, {"question_type": {}, "questions": [row]}, "t.json")
+    _, (score,) = scoring.score("seedbench", file(tmp_path, {"s": "B"}), [seed])
+    assert score.metrics["accuracy"] == 100
+    row = {"question_id": "q", "question": "?", "choices": ["x", "y"], "correct_choice_idx": 1}
+    rows = [{**row, "difficult_direct_answer": False}]
+    rows.append({**row, "question_id": "r", "difficult_direct_answer": True})
+    aokvqa = file(tmp_path, rows, "t.json")
+    _, (score,) = scoring.score("aokvqa", file(tmp_path, {"q": "y", "r": "x"}), [aokvqa])
+    assert (score.count, score.metrics["accuracy"]) == (1, 100)
+    bad, answers = file(tmp_path, {"questions": [rows[0], 3]}, "t.json"), file(tmp_path, {"q": "y"})
+    with pytest.raises(ConfigError, match=r"questions\[1\]: not an object"):
+        scoring.score("aokvqa", answers, [bad])
+
+
 def test_answers_of_several_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = our_answers(tmp_path, languages=("en",))
     other = json.loads(path.read_text().splitlines()[0]) | {"task": "gqa"}

@@ -14,7 +14,7 @@ from mllm_jax.data.records.parse import user_turn
 from mllm_jax.evaluation.answers import image_name
 from mllm_jax.evaluation.languages import Language, language
 from mllm_jax.evaluation.tasks.data import Columns, Data, Names, Prompt, Prompts
-from mllm_jax.evaluation.tasks.rows import Row, Rows
+from mllm_jax.evaluation.tasks.rows import ROOT, Row, Rows, TruthRows
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Kind, Question
 
 EVERY = "*"  # in the place of a language: all that are not named
@@ -60,6 +60,11 @@ class TableTask(Section):
         return {"family": self.family, **settings}
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether the task asks only some of the questions of its data."""
+        return False
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Those with data and, where the task has prompts, with prompts."""
         return tuple(name for name in self.data if self._lacks(name) is None)
@@ -85,6 +90,13 @@ class TableTask(Section):
         questions = list(islice(self._asked(rows), limit))
         require(len(questions) > 0, f"task {self.name}: no questions in {quoted(language, 40)}")
         return questions
+
+    def truths(
+        self, language: str, items: Sequence[tuple[Mapping[str, Any], str]]
+    ) -> list[Question]:
+        """The questions of rows, each with its place, whose images nobody looks at."""
+        data = self.data.get(language, Data(path="."))
+        return list(self._asked(TruthRows(self.name, language, data, self.columns, ROOT, items)))
 
     def _asked(self, rows: Rows) -> Iterator[Question]:
         places: dict[str, str] = {}

@@ -59,6 +59,10 @@ class Choices(TableTask):
     def headline(self) -> str:  # type: ignore[override]
         return "circular" if self.circular else "accuracy"
 
+    @property
+    def leaves_out(self) -> bool:
+        return self.skip is not None
+
     def questions(self, language: str, root: Path, limit: int | None = None) -> list[Question]:
         """See `Task.questions`; of rotated options only whole sets."""
         questions = super().questions(language, root, limit)

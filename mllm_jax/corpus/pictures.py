@@ -6,7 +6,7 @@ Three steps, each on what the one before leaves:
     thumbnail           8 x 8 RGB of the whole pictures
     aligned residual    both pictures at 64 x 64, the windows' edges moved until they fit best
 
-A crop of 3 % moves a hash by 6 bits on average, so one hash a picture finds half of them.
+A crop of 3 % moves a hash by 6 bits on average, so one hash a picture finds three quarters.
 Evaluation pictures are few: each gets the hashes of 81 windows, 0, 1.5 or 3 % off each edge.
 Training pictures are many, and get two: whole, and without 3 % of each edge. If the training
 picture is a crop, it is near one of the 81. If the evaluation picture is the crop, it holds the

@@ -4,6 +4,7 @@ The turns before it are the true ones, not the model's. Answers are compared by 
 ways; where the chat template ends answers, the loss of the true answer is measured too.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ class Free(TableTask):
             language in names,
             f"{path}: no records in {quoted(language, 40)}; there are {', '.join(names) or 'none'}",
         )
-        records = load_records(self.name, StreamConfig(path, str(folder)), names)
+        stat = Path(path).stat()
+        records = _records(path, str(folder), names, stat.st_mtime_ns + stat.st_size)
         chosen = [one for record in records if record.language == language for one in asked(record)]
         _check_ids(path, chosen)
         return chosen[:limit]
@@ -94,6 +96,13 @@ class Free(TableTask):
             name: f"{value:.6g}" if name.startswith(("perplexity", "answer")) else f"{value:.2f}"
             for name, value in metrics.items()
         }
+
+
+@functools.lru_cache(maxsize=1)
+def _records(path: str, folder: str, names: tuple[str, ...], stamp: int) -> Sequence[Record]:
+    """All records of a file, read once for all its languages; `stamp` changes with the file."""
+    del stamp
+    return load_records("evaluation", StreamConfig(path, folder), names)
 
 
 def asked(record: Record) -> list[Question]:

@@ -168,6 +168,9 @@ def test_free_conversations(tmp_path: Path):
     scores = numbers("free", questions, *answers)
     assert scores["perplexity"] == pytest.approx(math.exp(11.6 / 13))
     assert [one.id for one in task.questions("en", tmp_path)] == ["8"]
+    text = (tmp_path / "held-out.json").read_text().replace('"8"', '"eight"')
+    (tmp_path / "held-out.json").write_text(text)
+    assert [one.id for one in task.questions("en", tmp_path)] == ["eight"]
 
 
 def test_free_needs_a_file(tmp_path: Path):

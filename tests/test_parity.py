@@ -37,6 +37,7 @@ NAMES = (
     "llava_mlp",
     "llava_next_linear",
     "llava_next_mlp",
+    "llava_next_siglip",
     "llava_next_two_images",
     "llava_siglip",
     "llava_siglip_last",

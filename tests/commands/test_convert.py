@@ -24,7 +24,7 @@ from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 from tests.checkpoints.hf.test_reader import ORIGINAL, original_config
 
-SIGLIP = ["llava_siglip", "llava_siglip_last"]
+SIGLIP = ["llava_siglip", "llava_siglip_last", "llava_next_siglip"]
 LLAVA = ["llava_mlp", "llava_linear", "llava_linear_gelu", "llava_two_images", "llava_bf16"]
 LLAVA += ["llava_next_mlp", "llava_next_linear", "llava_next_two_images", *SIGLIP]
 LLAMA = ["llama", "llama31", "llama32_tied"]

@@ -293,25 +293,30 @@ def llava(
     return LlavaForConditionalGeneration(LlavaConfig(**fields))
 
 
-def llava_siglip(tokenizer: Any, layer: int) -> LlavaForConditionalGeneration:
-    """A LLaVA with SigLIP's tower, whose side holds no whole number of patches."""
+def llava_siglip(
+    tokenizer: Any, layer: int, is_next: bool = False
+) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
+    """A LLaVA with SigLIP's tower; without tiles its side holds no whole number of patches."""
     vision = SiglipVisionConfig(
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,
-        image_size=IMAGE_SIZE + PATCH_SIZE - 1,
+        image_size=IMAGE_SIZE if is_next else IMAGE_SIZE + PATCH_SIZE - 1,
         patch_size=PATCH_SIZE,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=language(tokenizer, llama3_rope=True, tied=False),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
-        vision_feature_layer=layer,
-        vision_feature_select_strategy="full",
-    )
-    return LlavaForConditionalGeneration(config)
+    fields: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": language(tokenizer, llama3_rope=True, tied=False),
+        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
+        "image_seq_length": (IMAGE_SIZE // PATCH_SIZE) ** 2,
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": "full",
+    }
+    if is_next:
+        config = LlavaNextConfig(**fields, image_grid_pinpoints=PINPOINTS)
+        return LlavaNextForConditionalGeneration(config)
+    return LlavaForConditionalGeneration(LlavaConfig(**fields))
 
 
 @torch.no_grad()
@@ -352,7 +357,8 @@ LONG = "Mendi gainean elurra dago oraindik. " * 6  # well beyond Llama 3.1's ori
 SQUARE, WIDE, TALL = (40, 40), (30, 75), (90, 33)
 SMALL, ODD = (20, 20), (51, 61)  # a square takes the first of two canvases
 # Seeds for clear greedy choices, and for logits that float32 tells to 1e-4: of siglip_last with
-# seed 0 torch's are 5e-4 from those in float64. llama and llava_linear end their turn early.
+# seed 0, and of next_siglip with seed 2, torch's are 5e-4 from those in float64. llama
+# and llava_linear end their turn early.
 REFERENCES = {
     "llama": Reference(10, LONG, functools.partial(llama, llama3_rope=False)),
     "llama31": Reference(90, LONG, llama),
@@ -394,6 +400,12 @@ REFERENCES = {
         functools.partial(llava, vision_width=32, is_next=True),
         (TALL,),
         one_layer=True,
+    ),
+    "llava_next_siglip": Reference(
+        7,
+        "Zenbat sagar daude saskian?",
+        functools.partial(llava_siglip, layer=-2, is_next=True),
+        (WIDE, ODD),
     ),
     "llava_next_two_images": Reference(
         6, "Zertan dira desberdinak?", functools.partial(llava, is_next=True), (SMALL, ODD)

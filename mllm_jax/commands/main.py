@@ -21,6 +21,7 @@ from mllm_jax.commands import (
     convert,
     corpus,
     evaluate,
+    gap,
     generate,
     inspect,
     new,
@@ -67,6 +68,7 @@ VERBS: dict[str, ModuleType] = {
     "score": score,
     "compare": compare,
     "arena": arena,
+    "gap": gap,
     "bench": bench,
     "completion": completion,
 }

@@ -38,6 +38,8 @@ WORK = {  # what a verb calls -> the module that does the work
     "score": "evaluation.scoring",
     "compare": "evaluation.comparison_table",
     "arena": "evaluation.preferences",
+    "gap": "evaluation.gap",
+    "corpus": "corpus.decontamination_files",
 }
 
 
@@ -206,6 +208,30 @@ CALLS = [
         "compare a b c --test bootstrap --common --json o.json",
         ([Path("a"), Path("b"), Path("c")], "bootstrap"),
         {"common": True, "json_file": Path("o.json")},
+    ),
+    (
+        "corpus",
+        "run",
+        "corpus decontaminate d.jsonl --against a b --against c --images i --against-images j "
+        "--out o --clean c.jsonl --cache h --words 8 --workers 2",
+        (Path("d.jsonl"), [Path("a"), Path("b"), Path("c")]),
+        {
+            "images": Path("i"),
+            "task_images": Path("j"),
+            "out": Path("o"),
+            "clean": Path("c.jsonl"),
+            "cache": Path("h"),
+            "words": 8,
+            "workers": 2,
+        },
+    ),
+    ("gap", "measure", "gap m --data d.json", (Path("m"), Path("d.json"), None, None, None), {}),
+    (
+        "gap",
+        "measure",
+        "gap m --data d.json --out o --images i --json j.json",
+        (Path("m"), Path("d.json"), Path("o"), Path("i"), Path("j.json")),
+        {},
     ),
     ("arena", "rate_files", "arena a.jsonl", ([Path("a.jsonl")], None, None), {}),
     (

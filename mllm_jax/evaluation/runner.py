@@ -1,71 +1,59 @@
-"""Answers to held-out questions and the loss on the true ones, per language.
+"""Runs tasks on a model: answers every question, judges the answers, and writes a results folder.
 
-    LLaVA JSON -> items, one per answer -> batches of like length -> answers.jsonl, scores.json, .md
-                                            |  greedy answer to the prompt
-                                            |  loss of the truth, teacher-forced
+    tasks, languages -> questions -> items -> batches -> lines of answers    appended as they come
+    all lines -> numbers with intervals -> tables, figure, page
 
-The turns before a question are the true ones, not the model's own answers. A chat template that
-does not end answers, as LLaVA-1.5's on the Hub, has no loss of an answer: its answers are scored
-alone. The folder holds everything that is needed to repeat a score: every raw answer, the settings,
-the versions, checksums of data and template.
+An interrupted evaluation continues with `resume` and ends in the same bytes. The folder holds
+everything that is needed to repeat a score: every raw answer, the settings, the versions, checksums
+of model, data and template.
 """
 
-import functools
-import hashlib
-import itertools
-import json
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from mllm_jax.batch import Batch
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common import interrupts
-from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.common.folders import new_folder
-from mllm_jax.common.json_file import write_json
-from mllm_jax.common.versions import versions
-from mllm_jax.config.data import StreamConfig
-from mllm_jax.data.chat.encoder import Encoded
-from mllm_jax.data.heldout import images_beside
-from mllm_jax.data.images.tiles import Tiles
-from mllm_jax.data.records.parse import IMAGE, Record, Turn
-from mllm_jax.evaluation.metrics import summary as scoring
-from mllm_jax.evaluation.metrics.text import exact_match
-from mllm_jax.evaluation.questions import languages_in, load_records
+from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.common.folders import exclusive, in_use
+from mllm_jax.common.json_file import read_json, write_json
+from mllm_jax.distributed import processes
+from mllm_jax.evaluation.answers import Line, read_answers
+from mllm_jax.evaluation.asking import ask, group_items
+from mllm_jax.evaluation.items import Item, make_items
+from mllm_jax.evaluation.metrics import summary
+from mllm_jax.evaluation.results import settings, tables, write
+from mllm_jax.evaluation.results.measured import Measured
+from mllm_jax.evaluation.results.progress import Key, Progress, files, key_of
+from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.registry import load_task
+from mllm_jax.evaluation.tasks.rows import ROOT
+from mllm_jax.evaluation.tasks.task import Question
+from mllm_jax.generation.batching import Group
 from mllm_jax.generation.engine import Answerer
-from mllm_jax.models.mllm import MLLM
-from mllm_jax.training.setup import apply_of
-from mllm_jax.training.step import make_eval_step
 
-LIBRARIES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "pillow", "numpy")
-LOSS_CHUNK = 128  # positions whose logits exist at the same time
-READERS = 4  # threads that read images of the next batch
+ROWS = 32  # texts that are read at the same time
+RESUME = "continue with --resume"
 
 
-class Item(NamedTuple):
-    """One answer to be given: the truth before it, the question, and the truth itself."""
+class Part(NamedTuple):
+    """A task in one language."""
 
-    record: Record
-    turn: int  # which answer of the record, from 0
-    question: str  # last user's turn, images left out
-    truth: str
-    images: tuple[str | bytes, ...]  # seen so far
-    slots: int  # image slots that these take
-    prompt: Encoded
-    # prompt and truth, weights of this truth alone; None where the template ends no answer
-    whole: Encoded | None
+    task: TableTask
+    language: str
+    items: list[Item]
+    groups: list[Group]
 
-    @property
-    def size(self) -> int:
-        """Tokens of the longer of both."""
-        return len((self.whole or self.prompt).tokens)
+    def keys(self, group: Group) -> list[Key]:
+        """Of a batch's answers."""
+        ids = (self.items[number].question.id for number in group.items)
+        return [(self.task.name, self.language, name) for name in ids]
 
 
 def evaluate(
@@ -74,11 +62,15 @@ def evaluate(
     out: str | Path | None = None,
     images: str | Path | None = None,
     max_new_tokens: int = 32,
-    rows: int = 32,
+    rows: int = ROWS,
+    *,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Answers every question of a file greedily, and scores the answers.
+    """Answers every question of a LLaVA JSON file greedily, and scores the answers.
 
         evaluate("runs/instruct", "held-out.json")["languages"]["eu"]["exact_match"]
+
+    The turns before a question are the true ones, not the model's own answers.
 
     Args:
         model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
@@ -87,6 +79,7 @@ def evaluate(
         images: where image paths start; default `images` beside the file, else the file's folder.
         max_new_tokens: where an answer is cut.
         rows: answered at the same time.
+        resume: continue an evaluation that was interrupted; start it where none has begun.
 
     Returns:
         What is written to scores.json: "languages" (count, exact_match, loss, perplexity,
@@ -98,246 +91,235 @@ def evaluate(
             too long, an OUT that exists and is not empty, or no OUT for a model that is not a
             run folder.
     """
-    require(rows > 0, f"rows={rows} must be positive")
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    out = Path(out) if out is not None else _inside_run(model)
-    with new_folder(out) as temporary:
-        opened = Answerer(model)
-        languages, folder, records = read_questions(data, images)
-        items = make_items(opened, records, max_new_tokens)
-        answers = list(answer_all(opened, items, max_new_tokens, rows))
-        result = {
-            "languages": scoring.score(answers, languages),
-            "settings": settings(opened, Path(data), folder, max_new_tokens, rows),
-        }
-        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        (temporary / "answers.jsonl").write_text("".join(lines), encoding="utf-8")
-        write_json(temporary / "scores.json", result)
-        table = scoring.table(result["languages"])
-        (temporary / "scores.md").write_text(table, encoding="utf-8")
-    print(f"{table}written to {out}", flush=True)
-    return result
+    out = Path(out) if out is not None else inside_run(model, "evaluation")
+    task = free_task(data, images, max_new_tokens)
+    evaluate_tasks(model, [task], out, rows=rows, resume=resume)
+    return read_json(out / write.SCORES)
 
 
-class Questions(NamedTuple):
-    """A file of held-out conversations."""
-
-    languages: tuple[str, ...]  # in order of appearance
-    images: Path  # where image paths start
-    records: Sequence[Record]
-
-
-def read_questions(data: str | Path, images: str | Path | None = None) -> Questions:
-    """Reads and checks held-out data; see `evaluate` for the arguments.
+def free_task(
+    data: str | Path, images: str | Path | None = None, max_new_tokens: int | None = None
+) -> TableTask:
+    """The task of answering all questions of a LLaVA JSON file; see `evaluate` for the arguments.
 
     Raises:
-        ConfigError: no such file or folder, or records that cannot be used (named).
+        ConfigError: no such file or folder.
     """
-    languages = languages_in(data)
-    folder = Path(images) if images is not None else images_beside(Path(data))
-    require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
-    records = load_records("evaluation", StreamConfig(str(data), str(folder)), languages)
-    return Questions(languages, folder, records)
+    folder = None if images is None else Path(images)
+    require(folder is None or folder.is_dir(), f"images={str(images)!r}: no such folder")
+    task = load_task("free").with_data(None, Path(data), folder)
+    if max_new_tokens is not None:
+        task = dataclasses.replace(task, max_new_tokens=max_new_tokens)
+    return task
 
 
-# -------------------------------------------------------------------------------------------- items
+def questions_of(
+    task: TableTask,
+    languages: Sequence[str] = (),
+    limit: int | None = None,
+    root: Path = ROOT,
+) -> dict[str, list[Question]]:
+    """The questions of a task in each of the languages, or in all that it has.
+
+    Raises:
+        ConfigError: it has none in one of them, or its data are not there.
+    """
+    return {name: task.questions(name, root, limit) for name in languages or task.languages}
 
 
-def make_items(opened: Answerer, records: Sequence[Record], max_new_tokens: int) -> list[Item]:
-    """One item per assistant's turn, in file order. Raises ConfigError naming the record."""
-    places = [
-        (record, end)
-        for record in records
-        for end, turn in enumerate(record.turns)
-        if turn.role == "assistant"
-    ]
-    names = [f"record {quoted(record.id, 60)}" for record, _ in places]
-    shown = [_images(record, end) for record, end in places]
-    wholes = _wholes(opened, [record.turns[: end + 1] for record, end in places], names, shown)
-    items: list[Item] = []
-    trained = 0  # tokens of the record's earlier answers
-    for (record, end), whole, name, images in zip(places, wholes, names, shown, strict=True):
-        turn = items[-1].turn + 1 if items and items[-1].record is record else 0
-        prompt = opened.prompt(record.turns[:end], max_new_tokens, f"{name}: ", images)
-        if whole is not None:
-            before, size = trained if turn else 0, len(prompt.tokens)
-            opened.check_length(size, len(whole.tokens) - size, f"{name}: ")
-            trained = int(np.count_nonzero(whole.weights))
-            weights = whole.weights.copy()
-            weights[np.flatnonzero(weights)[:before]] = 0
-            whole = whole._replace(weights=weights)
-        question, truth = _text(record.turns[end - 1]), _text(record.turns[end])
-        slots = sum(layout.tiles for layout in opened.layouts(images))
-        items.append(Item(record, turn, question, truth, images, slots, prompt, whole))
-    return items
+def evaluate_tasks(
+    model: str | Path,
+    tasks: Sequence[TableTask],
+    out: str | Path,
+    *,
+    languages: Sequence[str] = (),
+    limit: int | None = None,
+    root: Path = ROOT,
+    rows: int = ROWS,
+    resume: bool = False,
+    measured: Measured | None = None,
+) -> list[tables.Result]:
+    """Asks a model the questions of tasks, and writes a results folder.
+
+    All processes of a run call it: each answers its share of the batches, process 0 writes.
+
+    Args:
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
+        tasks: from `load_task`, each once.
+        out: folder to make.
+        languages: of every task; all that a task has where none is given.
+        limit: the first questions of every task and language; all when None.
+        root: folder of prepared task data.
+        rows: texts that are read at the same time.
+        resume: continue an evaluation that was interrupted; start it where none has begun.
+        measured: answers of before, which are used again; None: every question is asked.
+
+    Returns:
+        A result for every task and language.
+
+    Raises:
+        ConfigError: see `evaluate`; a task without questions in one of the languages, or an OUT
+            that was begun with other settings.
+    """
+    require(rows > 0, f"rows={rows} must be positive")
+    out = Path(out)
+    _check_names(tasks)
+    with ExitStack() as stack:
+        if processes.is_first():
+            _check_out(out, resume)
+            stack.enter_context(exclusive(out))
+        stack.enter_context(interrupts.advising(RESUME))
+        opened = Answerer(model)
+        parts, tree = _parts(opened, tasks, languages, limit, root, rows)
+        finished = not files(out) and (out / write.ANSWERS).is_file()
+        if processes.is_first():
+            _begin(out, tree, measured, parts)
+        processes.barrier("before answering")
+        if finished:
+            print(f"{out}: is finished already", flush=True)
+            lines = {key_of(line): line for line in read_answers(out / write.ANSWERS)}
+        else:
+            lines = _answer(opened, parts, out)
+        results = [_result(part, lines) for part in parts]
+        if processes.is_first() and not finished:
+            write.finish(out, results, tree)
+            if measured is not None:
+                measured.keep(tree, results)
+    if processes.is_first():
+        print(f"{printed(results)}written to {out}", flush=True)
+    return results
 
 
-def _images(record: Record, end: int) -> tuple[str | bytes, ...]:
-    """The images of a record that its first `end` turns have."""
-    seen = sum(part is IMAGE for earlier in record.turns[:end] for part in earlier.parts)
-    return record.images[:seen]
+def printed(results: Sequence[tables.Result]) -> str:
+    """What the terminal shows: for free data alone the table that it has always had."""
+    if [type(one.task).family for one in results] == ["free"] * len(results):
+        return summary.table(write.free_scores(results))
+    return tables.markdown(results)
 
 
-def _wholes(
-    opened: Answerer,
-    conversations: Sequence[Sequence[Turn]],
-    names: Sequence[str],
-    images: Sequence[Sequence[str | bytes]],
-) -> Sequence[Encoded | None]:
-    """Conversations with their last answers; None of each where the template ends no answer."""
-    try:
-        opened.chat.check_answers()
-    except ConfigError as error:
-        print(f"no loss is measured, only answers are: {error}", flush=True)
-        return [None] * len(conversations)
-    placeholders = [opened.placeholders(each) for each in images]
-    return opened.chat.encode_batch(conversations, names, placeholders)
+def inside_run(model: str | Path, name: str) -> Path:
+    """The folder of this name in a run folder.
 
-
-def _text(turn: Turn) -> str:
-    return "".join(part for part in turn.parts if isinstance(part, str)).strip()
-
-
-# ------------------------------------------------------------------------------------------ answers
-
-
-def answer_all(
-    opened: Answerer, items: Sequence[Item], max_new_tokens: int, rows: int
-) -> Iterator[dict[str, Any]]:
-    """A line of answers.jsonl for every item, in the items' order."""
-    lines: dict[int, dict[str, Any]] = {}
-    batches = _batches(items, rows)
-    with (
-        ThreadPoolExecutor(READERS) as pool,
-        tqdm(
-            total=len(items), desc="answering", unit="answer", file=sys.stderr, disable=None
-        ) as bar,
-    ):
-        pictures = _read_ahead(opened, [[items[i] for i in batch.items] for batch in batches], pool)
-        for batch, seen in zip(batches, pictures, strict=True):
-            interrupts.check()
-            chosen = [items[i] for i in batch.items]
-            output_ids = opened.answer(
-                [i.prompt for i in chosen],
-                seen,
-                max_new_tokens,
-                numbers=batch.items,
-                rows=batch.rows,
-                slots=batch.slots,
-            )
-            losses = _losses(opened, chosen, seen, batch.rows, batch.slots)
-            for n, (number, item) in enumerate(zip(batch.items, chosen, strict=True)):
-                lines[number] = _line(opened, item, output_ids[n], *losses[n])
-            bar.update(len(chosen))
-    yield from (lines[number] for number in range(len(items)))
-
-
-def _line(
-    opened: Answerer, item: Item, output_ids: list[int], loss: float | None, tokens: int | None
-) -> dict[str, Any]:
-    answer = opened.text(output_ids).strip()
-    return {
-        "id": item.record.id,
-        "turn": item.turn,
-        "language": item.record.language,
-        "images": list(item.images),
-        "question": item.question,
-        "answer": answer,
-        "truth": item.truth,
-        "correct": exact_match(answer, item.truth),
-        "loss": None if loss is None or tokens is None else loss / tokens,
-        "tokens": tokens,
-        "finished": output_ids[-1] in opened.ends,
-        "answer_ids": output_ids,
-    }
-
-
-class _Rows(NamedTuple):
-    items: list[int]
-    rows: int  # of the batch; more than items in the last one of its kind
-    slots: int
-
-
-def _batches(items: Sequence[Item], rows: int) -> list[_Rows]:
-    """Items of like length together, text-only ones apart: those skip the vision tower."""
-
-    def slots(number: int) -> int:
-        tiles = items[number].slots
-        return 1 << (tiles - 1).bit_length() if tiles else 0
-
-    order = sorted(range(len(items)), key=lambda number: (slots(number), items[number].size))
-    batches = []
-    for count, group in itertools.groupby(order, key=slots):
-        numbers = list(group)
-        size = min(rows, len(numbers))
-        batches += [_Rows(numbers[i : i + size], size, count) for i in range(0, len(numbers), size)]
-    return batches
-
-
-def _read_ahead(
-    opened: Answerer, batches: Sequence[Sequence[Item]], pool: ThreadPoolExecutor
-) -> Iterator[list[list[Tiles]]]:
-    """The pictures of each batch; those of the next are read while this one is answered."""
-
-    def start(batch: Sequence[Item]) -> list[Future[list[Tiles]]]:
-        return [pool.submit(opened.pictures, item.images) for item in batch]
-
-    waiting = start(batches[0])
-    for following in [*batches[1:], []]:
-        ready, waiting = waiting, start(following)
-        yield [future.result() for future in ready]
-
-
-def _losses(
-    opened: Answerer,
-    items: Sequence[Item],
-    pictures: Sequence[Sequence[Tiles]],
-    rows: int,
-    slots: int,
-) -> list[tuple[float, int]] | list[tuple[None, None]]:
-    """Sum of losses (nats) over the truth's tokens, and how many these are, for each item."""
-    wholes = [item.whole for item in items if item.whole is not None]
-    if not wholes:
-        return [(None, None)] * len(items)
-    batch = opened.batch(wholes, pictures, rows, slots)
-    numbers = _eval_step(opened.model, opened.params, batch)
-    sums, tokens = np.asarray(numbers["row_loss_sum"]), np.asarray(numbers["row_tokens"], np.int64)
-    return list(zip(sums.tolist(), tokens.tolist(), strict=True))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _eval_step(model: MLLM, params: Any, batch: Batch) -> dict[str, jax.Array]:
-    return make_eval_step(apply_of(model), LOSS_CHUNK, 1, 1)(params, batch)
-
-
-# --------------------------------------------------------------------------------------- the folder
-
-
-def settings(
-    opened: Answerer, data: Path, images: Path, max_new_tokens: int, rows: int
-) -> dict[str, Any]:
-    """All that a score depends on besides the weights."""
-    return {
-        "model": str(opened.path),
-        "template_sha256": hashlib.sha256(opened.template.encode()).hexdigest(),
-        "data": str(data),
-        "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "images": str(images),
-        "decoding": {
-            "temperature": 0,
-            "max_new_tokens": max_new_tokens,
-            "end_ids": list(opened.ends),
-        },
-        "exact_match": "case, final punctuation and white space ignored, Unicode NFC",
-        "compute": opened.compute.compute,
-        "rows": rows,
-        "device": jax.devices()[0].device_kind,
-        "versions": versions(*LIBRARIES),
-    }
-
-
-def _inside_run(model: str | Path) -> Path:
+    Raises:
+        ConfigError: the model is not a run.
+    """
     source = open_model(model)
     is_run = source.files != source.where
     require(is_run, f"{model}: not a run folder; give --out DIR for the scores")
-    return Path(model) / "evaluation"
+    return Path(model) / name
+
+
+# ------------------------------------------------------------------------------------------ insides
+
+
+def _check_names(tasks: Sequence[TableTask]) -> None:
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"task {twice}: is there twice; give each task once")
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    require(not out.is_file(), f"{out}: is a file; give a folder to make")
+    if not in_use(out):
+        return
+    begun = (out / write.SETTINGS).is_file()
+    remedy = f"{RESUME}, or give another folder" if begun else "remove it or give another folder"
+    require(resume, f"{out}: exists and is not empty; {remedy}")
+    require(
+        begun or bool(files(out)),
+        f"{out}: exists and is not a results folder ({write.SETTINGS} is missing); give another",
+    )
+
+
+def _parts(
+    opened: Answerer,
+    tasks: Sequence[TableTask],
+    languages: Sequence[str],
+    limit: int | None,
+    root: Path,
+    rows: int,
+) -> tuple[list[Part], settings.Tree]:
+    """What is to be asked, and all settings."""
+    parts, trees = [], {}
+    for task in tasks:
+        by_language = questions_of(task, languages, limit, root)
+        require(
+            len(by_language) > 0,
+            f"task {task.name}: no data; give --data FILE, or --language xx of: "
+            f"{', '.join(task.data) or 'none'}",
+        )
+        for language, questions in by_language.items():
+            items = make_items(opened, task, questions)
+            parts.append(Part(task, language, items, group_items(items, rows)))
+        trees[task.name] = settings.of_task(
+            task, {name: settings.of_language(of) for name, of in by_language.items()}
+        )
+    return parts, settings.of_model(opened, rows) | {"tasks": trees}
+
+
+def _begin(
+    out: Path, tree: settings.Tree, measured: Measured | None, parts: Sequence[Part]
+) -> None:
+    """Writes the settings, or compares them with those that OUT was begun with.
+
+    Answers that were measured before come first: a folder with settings has all of them.
+    """
+    file = out / write.SETTINGS
+    if file.is_file():
+        settings.check_same(read_json(file), tree, out)
+        return
+    for path in files(out):  # nothing was asked yet
+        path.unlink()
+    progress = Progress(out)
+    for part in parts if measured is not None else ():
+        assert measured is not None
+        progress.add(measured.lines(tree, part.task, part.language))
+    progress.close()
+    write_json(file, tree)
+
+
+def _answer(opened: Answerer, parts: Sequence[Part], out: Path) -> dict[Key, Line]:
+    """Asks what is not answered yet; returns the lines of all processes."""
+    number, count = jax.process_index(), jax.process_count()
+    progress = Progress(out, number)
+    try:
+        with _bar(parts, progress) as bar:
+            for part in parts:
+                mine = part.groups[number::count]
+                todo = [group for group in mine if not progress.has(part.keys(group))]
+                for lines in ask(opened, part.task, part.items, todo):
+                    progress.add(lines)
+                    bar.update(len(lines))
+    finally:
+        progress.close()
+    processes.barrier("after answering")
+    if count > 1:
+        progress = Progress(out, number)
+        progress.close()
+    return progress.lines
+
+
+@contextmanager
+def _bar(parts: Sequence[Part], progress: Progress) -> Iterator[tqdm]:
+    total = sum(len(part.items) for part in parts)
+    with tqdm(
+        total=total,
+        initial=min(total, len(progress.lines)),
+        desc="answering",
+        unit="answer",
+        file=sys.stderr,
+        disable=None,
+    ) as bar:
+        yield bar
+
+
+def _result(part: Part, lines: dict[Key, Line]) -> tables.Result:
+    keys = [(part.task.name, part.language, item.question.id) for item in part.items]
+    missing = [key for key in keys if key not in lines]
+    if missing:
+        raise ConfigError(
+            f"task {part.task.name} in {part.language}: {len(missing):,} questions have no answer "
+            f"in the folder; {RESUME}"
+        )
+    return tables.result(part.task, part.language, [lines[key] for key in keys])

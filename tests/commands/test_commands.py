@@ -34,7 +34,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "train": "training.loop",
     "preflight": "preflight.report",
     "generate": "generation.answer",
-    "evaluate": "evaluation.runner",
+    "evaluate": "evaluation.request",
     "score": "evaluation.scoring",
     "compare": "evaluation.comparison_table",
     "arena": "evaluation.preferences",
@@ -81,6 +81,13 @@ BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "r
 BENCH |= {"steps": 5}
 
 # (verb, function, words, positional arguments, keyword arguments)
+EVALUATE = {
+    **dict.fromkeys(("data", "images", "limit", "folder", "cache")),
+    "languages": [],
+    "rows": 32,
+    "resume": False,
+    "again": False,
+}
 CALLS = [
     ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
     ("quickstart", "run", "quickstart --out o --share 0.1", (Path("o"),), {"share": 0.1}),
@@ -162,17 +169,27 @@ CALLS = [
     ),
     (
         "evaluate",
-        "evaluate",
+        "run_tasks",
         "evaluate m --data d.json",
-        (Path("m"), Path("d.json"), None),
-        {"images": None},
+        (Path("m"), [], None),
+        EVALUATE | {"data": Path("d.json")},
     ),
     (
         "evaluate",
-        "evaluate",
-        "evaluate m --data d.json --out o --images i",
-        (Path("m"), Path("d.json"), Path("o")),
-        {"images": Path("i")},
+        "run_tasks",
+        "evaluate m --task pope a.yaml --task gqa --language eu --limit 3 --out o --resume "
+        "--rows 8 --folder f --cache c --again",
+        (Path("m"), ["pope", "a.yaml", "gqa"], Path("o")),
+        {
+            **EVALUATE,
+            "languages": ["eu"],
+            "limit": 3,
+            "folder": Path("f"),
+            "rows": 8,
+            "resume": True,
+            "cache": Path("c"),
+            "again": True,
+        },
     ),
     (
         "score",
@@ -555,7 +572,8 @@ def test_a_fault_of_ours_keeps_its_traceback(fake, error: Exception):
         "generate m --prompt p --max-new-tokens 0",
         "generate m --prompt p --temperature -1",
         "generate m --prompt p --temperature nan",
-        "evaluate m",
+        "evaluate",
+        "evaluate m --limit 0",
         "bench",
         "bench --size tiny --config c.yaml",
         "bench --size huge",
@@ -586,6 +604,8 @@ NUMBERS = [
     ("generate m --prompt p --max-new-tokens", ["1", "1048576"], ["0", "1048577", "x" * 10**5]),
     ("generate m --prompt p --temperature", ["0", "1e6"], ["-1e-9", "nan", "inf", "1e7"]),
     ("generate m --prompt p --seed", ["-4294967295", "4294967295"], ["4294967296", "1" * 5000]),
+    ("evaluate m --rows", ["1", "65536"], ["0", "65537"]),
+    ("evaluate m --limit", ["1", "1000000000"], ["0", "1000000001"]),
     ("bench --size tiny --length", ["2", "16777216"], ["1", "16777217"]),
     ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001"]),
     ("bench --size tiny --steps", ["1", "1000000"], ["0", "1000001"]),

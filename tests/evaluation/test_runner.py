@@ -17,9 +17,12 @@ from mllm_jax import __main__ as command_line
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.chat.encoder import Chat
-from mllm_jax.evaluation.metrics import summary as scoring
+from mllm_jax.evaluation.asking import ask, group_items
+from mllm_jax.evaluation.items import make_items
+from mllm_jax.evaluation.metrics import summary
 from mllm_jax.evaluation.questions import load_records
-from mllm_jax.evaluation.runner import answer_all, evaluate, make_items
+from mllm_jax.evaluation.results.write import scored
+from mllm_jax.evaluation.runner import evaluate, free_task, questions_of
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 from mllm_jax.training.loop import train
@@ -53,7 +56,7 @@ RECORDS = [
     ),
     *(record(f"more{n}", "eu", [f"{n}.png"], "<image>\nZer da?", "beltza") for n in range(5, 9)),
 ]
-TURNS = ["long", "one", "two", "text", "turns", "turns", "more5", "more6", "more7", "more8"]
+BASQUE = ["one", "text", "turns/0", "turns/1", "more5", "more6", "more7", "more8"]
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +103,22 @@ def negative_log_likelihoods(model, params, inputs):
 # ------------------------------------------------------------------------------------------ results
 
 
-def test_every_answer_in_file_order(done, data):
+def test_every_answer_by_language_in_file_order(done, data):
     lines = answers(done)
-    assert [line["id"] for line in lines] == TURNS
-    assert [line["turn"] for line in lines] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert [line["id"] for line in lines] == ["long", "two", *BASQUE]
     assert [line["question"] for line in lines[:6]] == [
         ("red? " * 40).strip(),
-        "Zein kolore?",
         "Which?",
+        "Zein kolore?",
         "gorria eta berdea?",
         "Zer?",
         "Eta \nhau?",
     ]
     assert [line["truth"] for line in lines[4:6]] == ["zuria", "bai horia"]
     folder = data / "images"
-    assert [line["images"] for line in lines[2:6]] == [
+    assert [line["images"] for line in lines[1:6]] == [
         [str(folder / "1.png"), str(folder / "2.png")],
+        [str(folder / "0.png")],
         [],
         [str(folder / "3.png")],  # the second picture is not yet shown
         [str(folder / "3.png"), str(folder / "4.png")],
@@ -127,12 +130,13 @@ def test_answers_equal_those_of_single_questions(done, run, data):
     opened = Answerer(run)
     records = load_records("heldout", stream(data), ("eu", "en"))
     asked = [
-        (r.turns[:end], r)
+        r.turns[:end]
+        for language in ("en", "eu")
         for r in records
         for end, t in enumerate(r.turns)
-        if t.role == "assistant"
+        if t.role == "assistant" and r.language == language
     ]
-    for (turns, _), line in zip(asked, answers(done), strict=True):
+    for turns, line in zip(asked, answers(done), strict=True):
         prompt = opened.prompt(turns, NEW)
         (tokens,) = opened.answer([prompt], [opened.pictures(line["images"])], NEW)
         assert line["answer_ids"] == tokens
@@ -151,18 +155,18 @@ def test_losses_equal_those_of_whole_conversations(done, run, data):
         whole = opened.chat.encode(r.turns)
         batch = opened.batch([whole], [opened.pictures(r.images)], rows=1, slots=len(r.images))
         losses = negative_log_likelihoods(opened.model, opened.params, batch.inputs)
-        own = [line for line in lines if line["id"] == r.id]
+        own = [line for line in lines if line["id"].split("/")[0] == r.id]
         size = len(whole.tokens)
         total = float(np.sum(np.asarray(losses)[: size - 1] * whole.weights[1:]))
-        assert sum(line["loss"] * line["tokens"] for line in own) == pytest.approx(total, rel=1e-5)
-        assert sum(line["tokens"] for line in own) == whole.weights.sum()
+        assert -sum(line["log_likelihoods"][0] for line in own) == pytest.approx(total, rel=1e-5)
+        assert sum(line["tokens"][0] for line in own) == whole.weights.sum()
 
 
 def test_tokens_of_a_truth_are_its_content_and_its_end(done, run):
     opened = Answerer(run)
     for line in answers(done):
         content = opened.tokenizer(line["truth"], add_special_tokens=False)["input_ids"]
-        assert line["tokens"] == len(content) + 1
+        assert line["tokens"] == [len(content) + 1]
 
 
 def test_scores_are_sums_over_the_answers(done, data, run):
@@ -170,8 +174,8 @@ def test_scores_are_sums_over_the_answers(done, data, run):
     assert list(found["languages"]) == ["en", "eu"]  # as they appear in the file
     for language, own in found["languages"].items():
         mine = [line for line in lines if line["language"] == language]
-        tokens = sum(line["tokens"] for line in mine)
-        loss = sum(line["loss"] * line["tokens"] for line in mine) / tokens
+        tokens = sum(line["tokens"][0] for line in mine)
+        loss = -sum(line["log_likelihoods"][0] for line in mine) / tokens
         assert own["count"] == len(mine) and own["answer_tokens"] == tokens
         assert own["loss"] == pytest.approx(loss) and own["perplexity"] == pytest.approx(
             math.exp(loss)
@@ -187,8 +191,12 @@ def test_scores_are_sums_over_the_answers(done, data, run):
     assert settings["versions"]["jax"] == jax.__version__
     assert sorted(path.name for path in done.iterdir()) == [
         "answers.jsonl",
+        "results.json",
+        "results.md",
+        "results.tex",
         "scores.json",
         "scores.md",
+        "settings.json",
     ]
 
 
@@ -197,7 +205,7 @@ def test_rows_change_nothing(done, run, data, tmp_path):
     result = evaluate(run, data / "heldout.json", tmp_path / "out", max_new_tokens=NEW, rows=64)
     for one, other in zip(answers(done), answers(tmp_path / "out"), strict=True):
         assert one["answer_ids"] == other["answer_ids"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], rel=1e-5)
     assert result["languages"]["eu"]["loss"] == pytest.approx(
         scores(done)["languages"]["eu"]["loss"]
     )
@@ -297,40 +305,45 @@ LLAVA15 = (
 )
 
 
-def load(data: Path, *records: dict[str, Any]):
+def items_of(opened: Answerer, data: Path, *records: dict[str, Any]):
+    """The free task of some records, and the items of all its languages."""
     path = data / "some.json"
     path.write_text(json.dumps(records), encoding="utf-8")
-    return load_records("some", StreamConfig(str(path), str(data / "images")), ("eu", "en"))
+    task = free_task(path, data / "images", NEW)
+    asked = [one for of in questions_of(task).values() for one in of]
+    return task, make_items(opened, task, asked)
 
 
 def test_every_answer_pays_for_itself_alone(run, data):
     said = ("Zer?", "bat", "Eta?", "bi bi", "Hau?", "hiru", "Hori?", "lau lau lau")
     opened = Answerer(run)
-    items = make_items(opened, load(data, record("four", "eu", [], *said)), NEW)
-    wholes = [item.whole for item in items if item.whole is not None]
-    assert len(wholes) == len(items)
+    _, items = items_of(opened, data, record("four", "eu", [], *said))
+    wholes = [item.options[0] for item in items]
     paid = [np.flatnonzero(whole.weights) for whole in wholes]
     together = np.flatnonzero(wholes[-1].weights > -1)
-    trained = np.flatnonzero(opened.chat.encode(items[0].record.turns).weights)
+    (whole,) = load_records("some", StreamConfig(str(data / "some.json"), str(data)), ("eu",))
+    trained = np.flatnonzero(opened.chat.encode(whole.turns).weights)
     assert np.concatenate(paid).tolist() == trained.tolist() and len(together) > len(trained)
-    assert [item.turn for item in items] == [0, 1, 2, 3]
+    assert [item.question.id for item in items] == ["four/0", "four/1", "four/2", "four/3"]
 
 
 def test_a_template_that_ends_no_answer_is_scored_by_answers_alone(run, data, capsys):
     opened = Answerer(run)
     image, patches = opened.config.image_token, opened.config.patches
     opened.chat = Chat(opened.tokenizer, LLAVA15, image, patches)
-    records = load(data, RECORDS[1], RECORDS[4])
-    items = make_items(opened, records, NEW)
-    assert [item.whole for item in items] == [None, None, None]
+    task, items = items_of(opened, data, RECORDS[1], RECORDS[4])
+    assert [item.options for item in items] == [(), (), ()]
     said = capsys.readouterr().out
     assert said.startswith("no loss is measured, only answers are: the chat template takes typed")
-    text = "".join(opened.tokenizer.convert_ids_to_tokens(items[2].prompt.tokens.tolist()))
+    prompt = items[2].prompt
+    assert prompt is not None
+    text = "".join(opened.tokenizer.convert_ids_to_tokens(prompt.tokens.tolist()))
     assert text.count("ASSISTANT:") == 2 and text.endswith("ASSISTANT:")
-    lines = list(answer_all(opened, items, NEW, rows=2))
-    assert [(line["loss"], line["tokens"]) for line in lines] == [(None, None)] * 3
-    assert all(isinstance(line["correct"], bool) and line["answer_ids"] for line in lines)
-    assert scoring.score(lines, ("eu",))["eu"]["loss"] is None
+    groups = group_items(items, rows=2)
+    lines = [line for of in ask(opened, task, items, groups) for line in of]
+    assert [(line["log_likelihoods"], line["tokens"]) for line in lines] == [([], [])] * 3
+    assert all(line["correct"] in (0, 1) and line["answer_ids"] for line in lines)
+    assert summary.score(list(map(scored, lines)), ("eu",))["eu"]["loss"] is None
 
 
 @pytest.mark.parametrize("language", ["\ud800", "e\nu", "", "x" * 1000, 7, None])

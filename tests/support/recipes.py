@@ -136,6 +136,7 @@ def made_up_recipe(root: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         images: Any = None,
         max_new_tokens: int = 32,
         rows: int = 32,
+        resume: bool = False,
     ) -> dict:
         made.calls.append(f"evaluate {model.name} {max_new_tokens} {rows}")
         scores = {

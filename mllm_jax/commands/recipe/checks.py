@@ -28,6 +28,7 @@ from mllm_jax.data.index.cache import check_paths
 from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
+from mllm_jax.evaluation.items import make_items
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import run_folder, run_inputs, step, weights_biases
@@ -147,14 +148,15 @@ def check_questions(
     """
     with _naming("evaluate"):
         files = source_files(stages)
-        records = runner.read_questions(c.data, c.images).records
+        task = runner.free_task(c.data, c.images, c.max_new_tokens)
+        questions = [one for of in runner.questions_of(task).values() for one in of]
         tokenizer = load_tokenizer(files)
         kinds = {(template, stages[stage].model) for stage, template in templates.items()}
         for template, model in kinds:  # stages of a tree mostly differ in neither
             template = template or load_template(files, tokenizer)
             image_token = model.image_token if model.patches else None
             prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
-            runner.make_items(prompts, records, c.max_new_tokens)
+            make_items(prompts, task, questions)
 
 
 class _Prompts(Answerer):

@@ -19,6 +19,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.recipe import EvaluateConfig, RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
 from mllm_jax.evaluation import runner
+from mllm_jax.evaluation.results import progress
 
 FILES = {EVALUATION: "scores.json", EXPORT: "config.json"}  # of results without variants
 
@@ -72,7 +73,7 @@ def unanswered(recipe: RecipeConfig, tree: Tree, out: Path) -> list[str]:
     return [
         stage
         for variant, stage in tree.variants.items()
-        if recipe.evaluate is not None and not tree.results(out, EVALUATION, variant).exists()
+        if recipe.evaluate is not None and not _evaluated(tree.results(out, EVALUATION, variant))
     ]
 
 
@@ -85,7 +86,7 @@ def make(
         run, name = Path(stages[stage].out), "" if tree.single else f" {variant}"
         if recipe.evaluate is not None:
             folder = tree.results(out, EVALUATION, variant)
-            if not folder.exists():
+            if not _evaluated(folder):
                 with summary.timed(f"evaluation{name}"):
                     _evaluate(run, recipe.evaluate, folder)
             scores[variant] = read_json(folder / "scores.json")["languages"]
@@ -98,8 +99,13 @@ def make(
         print(f"\n{comparison(tree, scores)}", flush=True)
 
 
+def _evaluated(folder: Path) -> bool:
+    """Whether an evaluation is finished; one that was interrupted continues."""
+    return (folder / FILES[EVALUATION]).is_file() and not progress.files(folder)
+
+
 def _evaluate(run: Path, c: EvaluateConfig, folder: Path) -> None:
-    runner.evaluate(run, c.data, folder, c.images, c.max_new_tokens, c.rows)
+    runner.evaluate(run, c.data, folder, c.images, c.max_new_tokens, c.rows, resume=True)
 
 
 def _note_scores(run: Path, languages: Mapping[str, Any]) -> None:

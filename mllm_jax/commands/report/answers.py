@@ -27,7 +27,7 @@ KEYS = {  # of a line, and their types
     "question": str,
     "answer": str,
     "truth": str,
-    "correct": bool,
+    "correct": (bool, int, float),  # before tasks, a bool
 }
 
 Line = dict[str, Any]  # of answers.jsonl

@@ -40,7 +40,13 @@ class Free(TableTask):
     def languages(self) -> tuple[str, ...]:
         """Those that the records name, in order of appearance."""
         names = [name for name in self.data if name != EVERY]
-        return tuple(names) if EVERY not in self.data else languages_in(self._path(EVERY))
+        if EVERY not in self.data:
+            return tuple(names)
+        path = self._path(EVERY)
+        found = languages_in(path)
+        if not found:  # no record says its language; this names the first ones
+            load_records(self.name, StreamConfig(path, str(self._folder(EVERY))), ())
+        return found
 
     def _path(self, language: str) -> str:
         data = self.data.get(language, self.data.get(EVERY))
@@ -51,14 +57,18 @@ class Free(TableTask):
         )
         return data.path  # type: ignore[union-attr]
 
+    def _folder(self, language: str) -> Path:
+        """Where image paths start."""
+        data = self.data.get(language, self.data.get(EVERY))
+        images = data.images if data is not None else None
+        folder = Path(images) if images is not None else images_beside(Path(self._path(language)))
+        require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
+        return folder
+
     def questions(self, language: str, root: Path, limit: int | None = None) -> list[Question]:
         """See `Task.questions`; `root` is not read."""
         del root
-        path = self._path(language)
-        data = self.data.get(language, self.data.get(EVERY))
-        images = data.images if data is not None else None
-        folder = Path(images) if images is not None else images_beside(Path(path))
-        require(folder.is_dir(), f"images={str(folder)!r}: no such folder")
+        path, folder = self._path(language), self._folder(language)
         names = languages_in(path)
         require(
             language in names,

@@ -77,7 +77,8 @@ def write_json(path: Path, tree: dict[str, Any] | list[Any]) -> None:
 
 def _loads(data: str | bytes, pairs: Any = None) -> Any:
     try:
-        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        # Windows' editors begin a file with a mark that says UTF-8
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         return json.loads(text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise NotJSON(error.msg, error.lineno) from error

@@ -53,6 +53,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
         tree = parse_yaml(text)
     except NotYAML as error:
         raise ConfigError(f"{path}:{error.line}: not valid YAML: {error.reason}") from error
+    require(tree is not None, f"{path}: the file is empty; expected sections (a mapping)")
     require(
         isinstance(tree, dict),
         f"{path}: expected sections (a mapping), found {type(tree).__name__}",

@@ -24,6 +24,7 @@ from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 Line = dict[str, Any]
 _TEXTS = ("task", "language", "id", "group", "category", "question", "answer")
 _LISTS = ("images", "options", "log_likelihoods", "tokens")
+ROUNDING = 1e-3  # nats above 0 that a sum of log-likelihoods in bfloat16 may have
 _KEYS = (*_TEXTS, *_LISTS, "truth", "parsed", "correct", "numbers", "finished")
 
 
@@ -103,20 +104,24 @@ def read_answers(path: str | Path) -> list[Line]:
     """
     path = Path(path)
     require(path.is_file(), f"{path}: no such file")
-    lines: list[Line] = []
-    numbers: dict[tuple[str, str, str], int] = {}
-    for number, data in enumerate(path.read_bytes().splitlines(), start=1):
-        if not data.strip():
-            continue
-        line = parse_json(data, path, number)
-        check_line(line, f"{path}:{number}")
-        key = (line["task"], line["language"], line["id"])
-        earlier = numbers.setdefault(key, number)
-        again = f"{path}:{number}: id {quoted(line['id'], 60)} was answered in line {earlier}"
-        require(earlier == number, f"{again} already; keep one of both")
-        lines.append(line)
-    require(len(lines) > 0, f"{path}: no answers")
+    numbered = enumerate(path.read_bytes().splitlines(), start=1)
+    rows = [(number, data) for number, data in numbered if data.strip()]
+    require(len(rows) > 0, f"{path}: no answers")
+    lines = [parse_json(data, path, number) for number, data in rows]
+    check_lines(lines, [f"{path}:{number}" for number, _ in rows])
     return lines
+
+
+def check_lines(lines: Sequence[Any], places: Sequence[str]) -> None:
+    """Raises ConfigError unless all values are lines of answers.jsonl, to a question each."""
+    earlier: dict[tuple[str, str, str], str] = {}
+    for line, place in zip(lines, places, strict=True):
+        check_line(line, place)
+        first = earlier.setdefault((line["task"], line["language"], line["id"]), place)
+        require(
+            first is place,
+            f"{place}: id {quoted(line['id'], 60)} was answered in {first} already; keep one",
+        )
 
 
 def is_line(value: Any) -> bool:
@@ -152,9 +157,11 @@ def _wrong(line: Line) -> tuple[str, str] | None:
         return "parsed", "text or null"
     if not (isinstance(line["numbers"], dict) and all(map(_is_number, line["numbers"].values()))):
         return "numbers", "an object of numbers"
+    if not all(_is_number(value) and value <= ROUNDING for value in line["log_likelihoods"]):
+        return "log_likelihoods", "a list of numbers that are not above 0"
+    if not all(type(value) is int and value > 0 for value in line["tokens"]):
+        return "tokens", "a list of whole numbers above 0"
     for key in ("log_likelihoods", "tokens"):
-        if not all(map(_is_number, line[key])):
-            return key, "a list of numbers"
         if line[key] and len(line[key]) != len(line["options"]):
             return key, f"as long as options ({len(line['options'])})"
     return None

@@ -54,7 +54,7 @@ def identify(
     require(
         len(set(languages)) > 1,
         f"language identification needs two languages or more to tell apart, got "
-        f"{', '.join(languages) or 'none'}; add one that answers may slip into, such as en",
+        f"{', '.join(languages) or 'none'}; add those that answers may slip into",
     )
     return [_identify(meaningful(text), languages, identifier) for text in texts]
 

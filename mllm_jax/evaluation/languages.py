@@ -7,13 +7,14 @@ words of another language.
 """
 
 import functools
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mllm_jax.common.errors import ConfigError, closest, quoted
+from mllm_jax.common.errors import ConfigError, closest, quoted, require
 from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config.loading import build
 
@@ -43,6 +44,26 @@ class Language:
     contractions: dict[str, str] | None = field(default=None, hash=False)
     letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options, in order
 
+    def __post_init__(self):
+        for name in ("yes", "no", "negations"):
+            require(getattr(self, name) != (), f"words of {self.name}: {name} has no words")
+        several = len(set(self.letters)) == len(self.letters) > 1
+        require(
+            several and self.letters == self.letters.upper(),
+            f"words of {self.name}: letters={quoted(self.letters, 40)} are not two or more capital "
+            "letters, each once",
+        )
+        for name in ("yes", "no", "articles"):  # answers are compared composed and in lower case
+            self._normalise(name, lambda words: tuple(_lower(word) for word in words))
+        self._normalise("negations", lambda words: tuple(map(_composed, words)))
+        for name in ("numbers", "contractions"):
+            self._normalise(name, lambda pairs: {_lower(k): _composed(v) for k, v in pairs.items()})
+
+    def _normalise(self, name: str, change: Callable[[Any], Any]) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            object.__setattr__(self, name, change(value))
+
     def need(self, name: str) -> Any:
         """A field that a score depends on.
 
@@ -56,6 +77,14 @@ class Language:
                 "give its words in a task file (docs/metrics.md)"
             )
         return value
+
+
+def _composed(word: str) -> str:
+    return unicodedata.normalize("NFC", word)
+
+
+def _lower(word: str) -> str:
+    return _composed(word).lower()
 
 
 def language(code: str) -> Language:

@@ -16,11 +16,12 @@ Anything else is an error that lists these.
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mllm_jax.common.errors import ConfigError, cut, require
+from mllm_jax.common.errors import ConfigError, cut, one_line, quoted, require
 from mllm_jax.common.json_file import NotJSON, loads, parse_json
 from mllm_jax.data.records.parse import MARK, user_turn
 from mllm_jax.evaluation.tasks.task import Answer, Question
@@ -59,10 +60,14 @@ def read_content(path: Path) -> Content:
     """A file as JSON, JSON lines or text. Raises ConfigError."""
     require(not path.is_dir(), f"{path}: a folder; name a file in it, as {path}/answers.jsonl")
     require(path.is_file(), f"{path}: no such file")
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(BOM_UTF8)
     require(data.strip() != b"", f"{path}: the file is empty")
-    if path.suffix == ".txt" or data.lstrip()[:1] not in b"[{":
+    if path.suffix == ".txt":
         return _text(path, data)
+    require(
+        path.suffix == ".jsonl" or data.lstrip()[:1] in b"[{",
+        f"{path}: neither JSON nor JSONL of objects; a file of lines is named .txt",
+    )
     if _is_lines(path, data):
         numbered = enumerate(data.splitlines(), start=1)
         rows = [(number, line) for number, line in numbered if line.strip()]
@@ -88,9 +93,10 @@ def _is_lines(path: Path, data: bytes) -> bool:
 
 def _text(path: Path, data: bytes) -> Content:
     try:
-        lines = data.decode("utf-8").splitlines()
+        # as bytes: in a text, U+2028 and others would end a line too
+        lines = [line.decode("utf-8") for line in data.splitlines()]
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: neither JSON nor UTF-8 text ({error.reason})") from error
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
     return Content("text", lines, [f"{path}:{number}" for number in range(1, len(lines) + 1)])
 
 
@@ -125,6 +131,7 @@ def read_published_answers(path: Path, content: Content, language: str) -> list[
     if content.kind == "object" and isinstance(first, dict):
         outputs = first.get("outputs", first)
         if isinstance(outputs, dict) and all(isinstance(one, str) for one in outputs.values()):
+            require(len(outputs) > 0, f"{path}: no answers")
             return [_entry(key, language, Answer(one.strip())) for key, one in outputs.items()]
     raise ConfigError(f"{looks_like(path, content)}; known layouts of answers: {KNOWN_ANSWERS}")
 
@@ -136,11 +143,16 @@ def _each(
         require(isinstance(item, dict), f"{place}: not an object, as the lines before it are")
         try:
             yield read(item, language)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise ConfigError(
+                f"{place}: no {quoted(error.args[0], 40)}, which this layout has"
+            ) from error
+        except (TypeError, IndexError, ValueError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise ConfigError(f"{place}: {error}") from error
             raise ConfigError(
-                f"{place}: not like the lines before it: {type(error).__name__} {error}"
+                f"{place}: not like the lines before it: {type(error).__name__} "
+                f"{one_line(str(error), 120)}"
             ) from error
 
 
@@ -152,17 +164,19 @@ def _entry(
     text: str = "",
     **more: Any,
 ) -> Entry:
-    require(isinstance(key, str | int), f"id {key!r} is neither text nor a number")
+    require(isinstance(key, str | int), f"id {quoted(key, 60)} is neither text nor a number")
     question = Question(str(key), language, (user_turn(text),), (), truth)
     return Entry(question._replace(**more), answer or Answer(), truth is not None)
 
 
 def _llava_answer(item: dict[str, Any], language: str) -> Entry:
     text = next((item[key] for key in ANSWER_KEYS if key in item), None)
+    key = next((item[key] for key in ID_KEYS if key in item), None)
+    require(key is not None, f"no {' or '.join(ID_KEYS)}")
     require(isinstance(text, str), f"no {' or '.join(ANSWER_KEYS)} that is text")
     image = item.get("image", "")
     return _entry(
-        next(item[key] for key in ID_KEYS if key in item),
+        key,
         language,
         Answer(str(text).strip()),
         text=str(item.get("question", item.get("prompt", ""))),
@@ -173,7 +187,12 @@ def _llava_answer(item: dict[str, Any], language: str) -> Entry:
 
 def _sample(item: dict[str, Any], language: str) -> Entry:
     """One of lm-eval's samples: it holds question, options, truth and answer."""
+    require("target" in item, "no target, the truth of a sample")
     responses, target = item["filtered_resps"], item["target"]
+    require(
+        isinstance(responses, list) and len(responses) > 0,
+        f"filtered_resps {quoted(responses, 60)} is not a list of responses",
+    )
     if not isinstance(responses[0], list):
         answer = Answer(str(responses[0]).strip())
         return _entry(item["doc_id"], language, answer, target, _prompt(item))
@@ -208,12 +227,14 @@ def _pair(one: Any) -> tuple[str, str]:
 
 def _index(target: Any, options: tuple[str, ...]) -> int:
     """The right option, which is stored by its number or by its text."""
-    stripped = [option.strip() for option in options]
-    if str(target).strip() in stripped:
-        return stripped.index(str(target).strip())
-    number = int(target)
-    require(0 <= number < len(options), f"target {target!r} is not one of {len(options)} options")
-    return number
+    text, stripped = str(target).strip(), [option.strip() for option in options]
+    if text in stripped:
+        return stripped.index(text)
+    require(
+        text.isdecimal() and int(text) < len(options),
+        f"target {quoted(target, 60)} is not one of {len(options)} options",
+    )
+    return int(text)
 
 
 # ------------------------------------------------------------------------------------------- truths

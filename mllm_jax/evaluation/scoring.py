@@ -15,7 +15,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.evaluation.answers import (
     Line,
     answer_of,
-    check_line,
+    check_lines,
     is_line,
     languages_of,
     make_line,
@@ -32,7 +32,7 @@ from mllm_jax.evaluation.published import (
     read_content,
     read_published_answers,
 )
-from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.base import EVERY, TableTask
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
 from mllm_jax.evaluation.tasks.task import Answer, Question
@@ -136,8 +136,8 @@ def table(task: TableTask, scores: Sequence[Score]) -> str:
 
 def default_language(task: TableTask) -> str:
     """Of answers that do not say theirs: the task's only one, else English, else its first."""
-    names = tuple(task.data) or tuple(task.post_prompt) or ("en",)
-    return "en" if "en" in names else names[0]
+    names = [name for name in task.data or task.post_prompt if name != EVERY]
+    return "en" if "en" in names or not names else names[0]
 
 
 def to_json(scores: Sequence[Score]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -184,6 +184,7 @@ def _identifier(task: TableTask, languages: Sequence[str], model: Path | None) -
 def _line(task: TableTask, question: Question, answer: Answer) -> Line:
     """An answer, judged. Raises ConfigError for a truth or an answer that is not of the task."""
     try:
+        question = task.published(question)
         return make_line(task.name, question, answer, task.judge(question, answer))
     except ConfigError as error:
         raise ConfigError(f"answer {quoted(question.id, 60)}: {error}") from error
@@ -201,9 +202,8 @@ def _own_lines(task: TableTask, path: Path, content: Content, language: str | No
     if content.kind == "lines":
         lines = read_answers(path)
     else:
-        for item, place in zip(content.items, content.places, strict=True):
-            check_line(item, place)
         lines = content.items
+        check_lines(lines, content.places)
     counts = Counter(line["task"] for line in lines)
     names = [name for name in counts if _is_of(task, name)]
     others = ", ".join(f"{name} ({counts[name]:,})" for name in counts if name not in names)

@@ -65,7 +65,10 @@ def test_a_line_can_be_judged_again():
         ({"finished": 1}, "finished 1 is not true or false"),
         ({"parsed": 1}, "parsed 1 is not text or null"),
         ({"numbers": {"a": "b"}}, "numbers {'a': 'b'} is not an object of numbers"),
-        ({"tokens": ["1", 2]}, "tokens ['1', 2] is not a list of numbers"),
+        ({"tokens": ["1", 2]}, "tokens ['1', 2] is not a list of whole numbers"),
+        ({"tokens": [1.5, 2]}, "tokens [1.5, 2] is not a list of whole numbers above 0"),
+        ({"tokens": [0, 2]}, "tokens [0, 2] is not a list of whole numbers above 0"),
+        ({"log_likelihoods": [-1.0, 3.0]}, "is not a list of numbers that are not above 0"),
         ({"log_likelihoods": [-1.0]}, "is not as long as options (2)"),
     ],
 )
@@ -85,13 +88,19 @@ def test_bad_files_are_named(tmp_path: Path):
         ("{", ":1: not JSON"),
         ("[]", ":1: not an object"),
         (json.dumps({"task": "a", "id": "b"}), ":1: no language, group, category"),
-        (answers.write_line(line()) * 2, ":2: id '7' was answered in line 1 already"),
+        (answers.write_line(line()) * 2, "answers.jsonl:1 already; keep one"),
         (answers.write_line(line()).replace("-1.5", "NaN"), ":1: log_likelihoods"),
     ):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError) as error:
             answers.read_answers(file)
         assert message in str(error.value)
+
+
+def test_a_file_of_windows_is_read(tmp_path: Path):
+    file = written(tmp_path, line(), line(id="8"))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert answers.read_answers(file) == [line(), line(id="8")]
 
 
 def test_numbers_that_json_does_not_know_are_not_written():

@@ -61,3 +61,8 @@ def test_a_table_of_ones_own_may_leave_out_what_is_not_needed():
     assert breton.need("yes") == ("ya",)
     with pytest.raises(ConfigError, match="the table of Breton states no 'articles', which VQA"):
         breton.need("articles")
+
+
+def test_words_are_compared_composed_and_in_lower_case():
+    table = Language(name="Italian", yes=("Si\u0300",), articles=("UN",), numbers={"Due": "2"})
+    assert (table.yes, table.articles, table.numbers) == (("sì",), ("un",), {"due": "2"})

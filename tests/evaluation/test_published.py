@@ -108,7 +108,16 @@ def test_layouts_of_truth(tmp_path: Path):
         (({"question_id": 1, "text": "a"}, [2]), "a.json:2: not an object, as the lines"),
         (({"question_id": [], "text": "a"},), "id [] is neither text nor a number"),
         ((SAMPLE, {**SAMPLE, "target": "2"}), "a.json:2: target '2' is not one of 2 options"),
-        ((SAMPLE, {**SAMPLE, "target": "x"}), "a.json:2: not like the lines before it"),
+        ((SAMPLE, {**SAMPLE, "target": "x" * 500}), "xxx' is not one of 2 options"),
+        ((SAMPLE, {"target": 1, "filtered_resps": ["a"]}), "a.json:2: no 'doc_id', which this"),
+        ((SAMPLE, {"doc_id": 1, "filtered_resps": ["a"]}), "a.json:2: no target, the truth of"),
+        (({**SAMPLE, "filtered_resps": []},), "a.json: filtered_resps [] is not a list of"),
+        (({**SAMPLE, "filtered_resps": "yes"},), "filtered_resps 'yes' is not a list of resp"),
+        (
+            ({"question_id": 1, "text": "a"}, {"text": "a"}),
+            "a.json:2: no question_id or quest",
+        ),
+        ({"outputs": {}}, "a.json: no answers"),
         (({**SAMPLE, "filtered_resps": [["-1", "True"]]},), "2 options, 1 responses"),
     ],
 )
@@ -122,9 +131,27 @@ def test_what_is_not_known_is_named(tmp_path: Path, value: Any, message: str):
 def test_bytes_that_are_not_text(tmp_path: Path):
     path = tmp_path / "hyp.txt"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="neither JSON nor UTF-8 text"):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
         answers(path)
     with pytest.raises(ConfigError, match="a folder; name a file in it"):
         answers(tmp_path)
     with pytest.raises(ConfigError, match="no such file"):
         answers(tmp_path / "none")
+
+
+def test_files_of_windows(tmp_path: Path):
+    rows = [{"question_id": 1, "text": "Bai"}, {"question_id": 2, "text": "Ez"}]
+    data = "\r\n".join(map(json.dumps, rows)).encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + data)
+    assert [entry.answer.text for entry in answers(tmp_path / "a.jsonl")] == ["Bai", "Ez"]
+    (tmp_path / "hyp.txt").write_bytes(b"\xef\xbb\xbf" + "a\u2028b\r\nc\r\n".encode())
+    assert [entry.answer.text for entry in answers(tmp_path / "hyp.txt")] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.csv", "1,yes\n2,no\n"), ("a.json", '"yes"'), ("a", "yes\nno\n")]
+)
+def test_lines_of_text_are_in_a_file_of_text(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=r"neither JSON nor JSONL .*; a file of lines is named"):
+        answers(tmp_path / name)

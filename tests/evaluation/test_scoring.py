@@ -8,10 +8,11 @@ import pytest
 
 from mllm_jax.__main__ import main
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.data.records.parse import user_turn
 from mllm_jax.evaluation import scoring
 from mllm_jax.evaluation.answers import make_line, write_line
 from mllm_jax.evaluation.tasks.registry import load_task
-from mllm_jax.evaluation.tasks.task import Answer
+from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 from tests.evaluation.test_published import SAMPLE, file
 from tests.support.task_data import rows_file
 
@@ -237,9 +238,9 @@ def test_truths_of_another_kind_are_named(tmp_path: Path):
     path = our_answers(tmp_path, languages=("en",))
     lines = [json.loads(line) | {"task": "mmstar"} for line in path.read_text().splitlines()]
     path.write_text("".join(map(write_line, lines)), encoding="utf-8")
-    with pytest.raises(ConfigError, match="answer '0': truth 'yes' is not one of task mmstar"):
+    with pytest.raises(ConfigError, match="truth of 0: 'yes' is not the letter of an option"):
         scoring.score("mmstar", path)
-    with pytest.raises(ConfigError, match="the file holds no answers"):
+    with pytest.raises(ConfigError, match=r"a\.json: no answers"):
         scoring.score("pope", file(tmp_path, {}), pope_files(tmp_path)[1])
     turns = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
     truth = file(tmp_path, [{"id": "1", "conversations": turns}], "t.json")
@@ -250,7 +251,7 @@ def test_truths_of_another_kind_are_named(tmp_path: Path):
         scoring.score("seedbench", file(tmp_path, {"1": "4"}), [truth])
     with pytest.raises(ConfigError, match="label '4' is neither yes nor no"):
         scoring.score("mme", file(tmp_path, {"1": "4"}), [truth])
-    with pytest.raises(ConfigError, match="answer '1': options: 0 log-likelihoods"):
+    with pytest.raises(ConfigError, match="no options are stored; task belebele needs"):
         scoring.score("belebele", file(tmp_path, {"1": "4"}), [truth])
 
 
@@ -389,3 +390,69 @@ def test_xstorycloze_of_llama(shared: Path, capsys: pytest.CaptureFixture[str]):
     (samples,) = (shared / "realdata/metrics/xstorycloze_eu").glob("*samples*")
     table = printed(["xstorycloze", "--language", "eu", "--answers", str(samples)], capsys)
     assert table["acc"] == "0.5546 ± 0.0128"
+
+
+def ours(folder: Path, task: str, *changes: dict[str, Any]) -> Path:
+    """An answers.jsonl with a line for each of `changes`."""
+    question = Question("0", "en", (user_turn("?"),), (), "yes")
+    line = make_line(task, question, Answer("yes"), Judged("yes", 1.0, {}))
+    return file(folder, tuple({**line, "id": str(n), **one} for n, one in enumerate(changes)))
+
+
+CHOICE = {"options": [" a", " b"], "log_likelihoods": [-1.0, -2.0], "tokens": [1, 1], "truth": 0}
+ROTATED = {"group": "7", "truth": {"letter": "A", "options": ["x", "y"]}}
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("pope", {"truth": "maybe"}, "label 'maybe' is neither yes nor no in English"),
+        ("pope", {"truth": None}, "label 'None' is neither yes nor no"),
+        ("pope", {"truth": {"a": 1}}, "is neither yes nor no"),
+        ("xstorycloze", CHOICE | {"truth": "0"}, "truth '0' is not the number of one of 2 options"),
+        ("xstorycloze", CHOICE | {"truth": 2}, "truth 2 is not the number of one of 2 options"),
+        ("xstorycloze", CHOICE | {"truth": True}, "truth True is not the number"),
+        ("vqav2", {"truth": "yes"}, "several annotators, got 1"),
+        ("mmbench", ROTATED | {"truth": {"letter": "Q", "options": ["x"]}}, "names none of its 1"),
+        ("captions", {"truth": []}, "no captions of people"),
+        ("gqa", {"truth": 5}, "truth 5 is not one of task gqa"),
+    ],
+)
+def test_stored_truths_are_those_of_the_task(
+    tmp_path: Path, task: str, changes: dict[str, Any], message: str
+):
+    with pytest.raises(ConfigError) as error:
+        scoring.score(task, ours(tmp_path, task, changes))
+    assert message in str(error.value)
+    assert "answer '0'" in str(error.value)
+
+
+def test_a_caption_of_one_reference(tmp_path: Path):
+    path = ours(tmp_path, "captions", {"truth": "a dog", "answer": "a dog"})
+    _, (score,) = scoring.score("captions", path)
+    assert score.metrics["ROUGE_L"] == 1
+
+
+def test_token_counts_may_be_missing(tmp_path: Path):
+    path = ours(tmp_path, "xstorycloze", CHOICE, CHOICE | {"tokens": [], "truth": 1})
+    _, (score,) = scoring.score("xstorycloze", path)
+    assert score.metrics["acc"] == 50
+    assert "acc_token" not in score.metrics
+
+
+def test_circular_accuracy_needs_every_rotation(tmp_path: Path):
+    path = ours(tmp_path, "mmbench", ROTATED | {"answer": "A"})
+    with pytest.raises(ConfigError, match="question '7': 1 of 2 rotations are answered"):
+        scoring.score("mmbench", path)
+
+
+def test_answers_in_a_list_are_one_to_a_question(tmp_path: Path):
+    path = file(tmp_path, [json.loads(ours(tmp_path, "pope", {}).read_text())] * 2)
+    with pytest.raises(ConfigError, match=r"\[1\]: id '0' was answered in .*\[0\] already"):
+        scoring.score("pope", path)
+
+
+def test_a_task_for_every_language_defaults_to_english(tmp_path: Path):
+    task = tmp_path / "t.yaml"
+    task.write_text('family: yes_no\npost_prompt: {"*": "?"}\n')
+    assert scoring.default_language(load_task(str(task))) == "en"

@@ -43,9 +43,14 @@ def soft_accuracy(
         variant: a normalisation by name, see the top of this file.
 
     Raises:
-        ConfigError: no truths, an unknown variant, or a language that does not state its words.
+        ConfigError: fewer than two truths, an unknown variant, or a language that does not state
+            its words.
     """
-    require(len(truths) > 0, "VQA accuracy: a question has no answers of annotators")
+    require(
+        len(truths) > 1,
+        f"VQA accuracy compares an answer with those of several annotators, got {len(truths)}; "
+        "with one true answer use rule: exact_match",
+    )
     if variant not in VARIANTS:
         raise ConfigError(
             f"VQA accuracy: variant {quoted(variant)} is not one of {', '.join(VARIANTS)}"

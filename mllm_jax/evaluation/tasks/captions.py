@@ -33,9 +33,10 @@ class Captions(TableTask):
         yield self.make(rows, row, split, references, asked)
 
     def published(self, question: Question) -> Question:
-        """A text is the only reference."""
-        truth = question.truth
-        return question._replace(truth=[truth] if isinstance(truth, str) else truth)
+        """A text is the only reference. Raises ConfigError where there is none."""
+        truth = [question.truth] if isinstance(question.truth, str) else question.truth
+        require(isinstance(truth, list) and len(truth) > 0, "no captions of people")
+        return question._replace(truth=truth)
 
     def judge(self, question: Question, answer: Answer) -> Judged:
         text, references = self._words(answer.text), [self._words(one) for one in question.truth]

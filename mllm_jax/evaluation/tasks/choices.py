@@ -79,8 +79,8 @@ class Choices(TableTask):
         if self.skip and row.value(self.skip):
             return
         texts = self._options(row)
-        count = len(texts) or self.option_count
-        require(0 < count <= 26, f"{row.location}: {count} options; 1 to 26 are allowed")
+        count, most = len(texts) or self.option_count, len(self.table(rows.language).letters)
+        require(0 < count <= most, f"{row.location}: {count} options; 1 to {most} are allowed")
         correct = self._correct(row, texts, count)
         hint = self.hint.replace("{}", row.text("hint")) if row.has("hint") else ""
         question = hint + self.asked(row, rows.language)
@@ -141,6 +141,10 @@ class Choices(TableTask):
         truth: dict[str, Any] = question.truth
         names = self.table(question.language).letters
         texts = truth["options"] or [""] * self.option_count
+        require(
+            truth["letter"] in tuple(names[: len(texts)]),
+            f"truth {quoted(truth, 60)} names none of its {len(texts)} options",
+        )
         parsed = letters.parse_letter(answer.text, texts, self.rule, names)
         numbers = {}
         if answer.log_likelihoods:
@@ -153,8 +157,16 @@ class Choices(TableTask):
         scores = {"accuracy": share([line["correct"] for line in lines])}
         if self.circular:
             passes: dict[str, list[bool]] = {}
+            counts: dict[str, int] = {}
             for line in sorted(lines, key=lambda line: line["id"]):
                 passes.setdefault(line["group"], []).append(line["correct"] == 1)
+                counts[line["group"]] = len(line["truth"]["options"])
+            for group, of in passes.items():
+                require(
+                    len(of) == counts[group],
+                    f"question {quoted(group, 60)}: {len(of)} of {counts[group]} rotations are "
+                    "answered; circular accuracy needs all",
+                )
             scores = letters.circular(passes)
         if all("likelihood" in line["numbers"] for line in lines):
             likelihood = share([line["numbers"]["likelihood"] for line in lines])
@@ -178,14 +190,14 @@ def lettered(question: Question) -> Question:
         ConfigError: the text holds no options, or no option of that letter.
     """
     if isinstance(question.truth, dict):
-        return question
+        return question  # of a task's rows
     options = WRITTEN.findall(question.text)
     start = max((n for n, (name, _) in enumerate(options) if name == "A"), default=len(options))
     texts = [text for _, text in options[start:]]
     letter = str(one_text(question.truth)).strip().upper()
     require(
         letter in letters.LETTERS[: len(texts)] and len(letter) == 1,
-        f"truth of {question.id}: {quoted(letter, 60)} is not the letter of an option in its text, "
-        f"which has {len(texts)} (lines such as 'A. a cat')",
+        f"truth of {question.id}: {quoted(question.truth, 60)} is not the letter of an option in "
+        f"its text, which has {len(texts)} (lines such as 'A. a cat')",
     )
     return question._replace(truth={"letter": letter, "options": texts})

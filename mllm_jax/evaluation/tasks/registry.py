@@ -102,13 +102,14 @@ def _build(file: Path) -> TableTask:
             raise ConfigError(f"family={quoted(family, 60)}: {hint}")
         return build(FAMILIES[family], {"name": file.stem, **tree})
     except ConfigError as error:
-        shipped = file.parent == FILES
-        raise ConfigError(f"{file.stem if shipped else file}: {error}") from error
+        name = file.stem if file.parent == FILES else str(file)
+        named = str(error).startswith(name)  # YAML's errors name file and line
+        raise ConfigError(str(error) if named else f"{name}: {error}") from error
 
 
 def _resolved(file: Path, before: tuple[Path, ...]) -> dict[Any, Any]:
     """The keys of a task file and of those it starts from."""
-    require(file.resolve() not in before, f"from: {file} starts from itself")
+    require(file.resolve() not in before, "from: the file starts from itself")
     require(len(before) < DEPTH, f"from: more than {DEPTH} files start from one another")
     tree = read_yaml(file)
     if file.parent != FILES:

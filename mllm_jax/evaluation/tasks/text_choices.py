@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, ClassVar
 
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import NameText, Range
 from mllm_jax.data.records.parse import Turn, user_turn
 from mllm_jax.evaluation.metrics import options
@@ -105,6 +105,20 @@ class TextChoices(TableTask):
         truth = int(value) - self.first
         yield self.make(rows, row, split, truth, context, options=choices)
 
+    def published(self, question: Question) -> Question:
+        """The truth is the number of an option. Raises ConfigError where it is not."""
+        truth, count = question.truth, len(question.options)
+        require(
+            count > 0,
+            f"no options are stored; task {self.name} needs answers with log-likelihoods of theirs "
+            "(answers.jsonl, lm-eval's samples)",
+        )
+        require(
+            type(truth) is int and 0 <= truth < count,
+            f"truth {quoted(truth, 60)} is not the number of one of {count} options, from 0",
+        )
+        return question
+
     def judge(self, question: Question, answer: Answer) -> Judged:
         texts = [option.removeprefix(self.delimiter) for option in question.options]
         tokens = answer.tokens or (1,) * len(texts)
@@ -116,7 +130,10 @@ class TextChoices(TableTask):
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
         scores = {}
-        for name in lines[0]["numbers"]:
+        # token counts, which acc_token needs, may not be known of all
+        for name in dict.fromkeys(n for line in lines for n in line["numbers"]):
+            if not all(name in line["numbers"] for line in lines):
+                continue
             values = [line["numbers"][name] for line in lines]
             scores[name] = share(values)
             scores[f"{name}_stderr"] = 100 * options.standard_error(values)

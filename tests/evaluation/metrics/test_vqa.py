@@ -116,7 +116,8 @@ def test_multiple_choice_of_aokvqa_is_exact():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match="no answers of annotators"):
-        vqa.soft_accuracy("a", [], EN)
+    for truths in ([], ["a"]):  # left out one at a time, of one annotator nobody is left
+        with pytest.raises(ConfigError, match=r"annotators, got [01]; with one true answer"):
+            vqa.soft_accuracy("a", truths, EN)
     with pytest.raises(ConfigError, match="variant 'oficial' is not one of official, evalai"):
-        vqa.soft_accuracy("a", ["a"], EN, "oficial")
+        vqa.soft_accuracy("a", ["a", "b"], EN, "oficial")

@@ -97,6 +97,11 @@ max_new_tokens: 8
         ("family: text_choices", "give either option_columns or fixed_options"),
         ("from: pope\nmax_new_tokens: 0", "max_new_tokens=0 must lie in"),
         ("from: pope\nwords: {hr: {nam: a}}", "words.hr.nam: unknown key"),
+        ("from: pope\nwords: {hr: {name: a, yes: [da]}}", "words.hr.True: unknown key; put it in"),
+        ('from: pope\nwords: {hr: {name: a, "yes": []}}', "words of a: yes has no words"),
+        ("from: pope\nwords: {hr: {name: a, letters: AA}}", "letters='AA' are not two or more"),
+        ("from: pope\nwords: {hr: {name: a, letters: abc}}", "letters='abc' are not two or more"),
+        ("", "the file is empty; expected sections"),
     ],
 )
 def test_wrong_files_are_one_line(tmp_path: Path, text: str, message: str):
@@ -105,6 +110,7 @@ def test_wrong_files_are_one_line(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError) as error:
         load_task(str(file))
     assert message in str(error.value)
+    assert str(error.value).count(str(file)) <= 1, "the file is named once"
     assert str(file) in str(error.value) or "not known" in message
 
 

@@ -117,8 +117,8 @@ def check(counts: Tally) -> None:
                 "ratings have no common scale; rate each group by itself, or compare across them"
             )
         raise ConfigError(
-            f"{names} never lose or tie against {model}, directly or through others, so ratings "
-            "are not finite; collect more preferences, or leave these models out"
+            f"against {model}, directly or through others, no loss or tie of {names}: their "
+            "ratings are not finite; collect more preferences, or leave these models out"
         )
 
 

@@ -1,7 +1,8 @@
 """Matches answers to the questions of a truth, one to one, by id.
 
 Ids that differ are matched by image and question, where both sides hold them: POPE's published
-answers number the questions of two of three files in another way than these do.
+answers number the questions of two of three files in another way than these do. Answers without
+ids, as POPE's own program reads them, are matched by order, where all questions are the same.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.evaluation.published import Entry
+from mllm_jax.evaluation.published import LINE, Entry
 from mllm_jax.evaluation.tasks.task import Answer, Question
 
 Key = tuple[str, ...]
@@ -31,33 +32,54 @@ def matched(
     require(len(entries) > 0, "the file holds no answers")
     entries = _of_these_categories(entries, questions)
     _check_unique(entries)
-    if not any(entry.question.category for entry in entries):
-        ids = [question.id for question in questions]
-        require(
-            len(set(ids)) == len(ids),
-            "several questions of the truth have one id, and the answers name no category; give "
-            "one --truth file at a time",
-        )
-        by_id = {_id(entry.question): entry for entry in entries}
-        keys = [(question.id,) for question in questions]
-    else:
-        by_id = {_full_id(entry.question): entry for entry in entries}
-        keys = [_full_id(question) for question in questions]
+    by_id, keys = _by_id(entries, questions)
     if more and by_id.keys() > set(keys):
         count = len(by_id) - len(keys)
         print(f"answers to questions that the task leaves out: {count:,}", flush=True)
     elif by_id.keys() != set(keys):
-        by_text = _by_text(entries, questions)
-        if by_text is None:
+        other, way = _by_text(entries, questions), "image and question"
+        if other is None:
+            other, way = _by_order(entries, questions), "order, in which all questions are the same"
+        if other is None:
             raise _mismatch(by_id.keys(), keys)
-        print("ids of answers and truth differ: matched by image and question", flush=True)
-        by_id, keys = by_text
+        print(f"ids of answers and truth differ: matched by {way}", flush=True)
+        by_id, keys = other
     pairs = zip(questions, keys, strict=True)
     return [(question, by_id[key].answer) for question, key in pairs]
 
 
-def _id(question: Question) -> Key:
-    return (question.id,)
+def _by_id(
+    entries: Sequence[Entry], questions: Sequence[Question]
+) -> tuple[dict[Key, Entry], list[Key]]:
+    """Answers by id, and the ids of the questions; with their categories, where both name them.
+
+    Raises:
+        ConfigError: ids repeat, and one side names no category that tells them apart.
+    """
+    named = [any(one.category for one in side) for side in (_asked(entries), questions)]
+    if all(named):
+        by_id = {_full_id(entry.question): entry for entry in entries}
+        return by_id, [_full_id(question) for question in questions]
+    by_id = {(entry.question.id,): entry for entry in entries}
+    require(
+        len(by_id) == len(entries),
+        "several answers have one id, and the truth names no category; name its file after it, as "
+        "coco_pope_random.json",
+    )
+    keys = [(question.id,) for question in questions]
+    without = [_full_id(question)[1:] for question in questions]
+    if by_id.keys() != set(keys) and by_id.keys() == set(without):
+        keys = without
+    require(
+        len(set(keys)) == len(keys),
+        "several questions of the truth have one id, and the answers name no category; give "
+        "one --truth file at a time",
+    )
+    return by_id, keys
+
+
+def _asked(entries: Sequence[Entry]) -> list[Question]:
+    return [entry.question for entry in entries]
 
 
 def _full_id(question: Question) -> Key:
@@ -98,6 +120,19 @@ def _by_text(
     keys = [_text_key(question) for question in questions]
     unique = len(by_text) == len(entries) and len(set(keys)) == len(keys)
     return (by_text, keys) if unique and by_text.keys() == set(keys) else None
+
+
+def _by_order(
+    entries: Sequence[Entry], questions: Sequence[Question]
+) -> tuple[dict[Key, Entry], list[Key]] | None:
+    """Matches one after the other; None where a question differs, or the answers have ids."""
+    if any(not entry.question.id.startswith(LINE) for entry in entries):
+        return None
+    asked = [question.text.split("\n")[0] for question in _asked(entries)]
+    if asked != [question.text.split("\n")[0] for question in questions]:
+        return None
+    keys: list[Key] = [(str(number),) for number in range(len(entries))]
+    return dict(zip(keys, entries, strict=True)), keys
 
 
 def _text_key(question: Question) -> Key:

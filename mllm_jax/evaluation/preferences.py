@@ -78,6 +78,7 @@ def read(path: Path) -> list[Preference]:
     Raises:
         ConfigError: it cannot be read, holds none, or a row (named) is not a preference.
     """
+    require(not path.is_dir(), f"{path}: a folder; name the files in it")
     require(path.is_file(), f"{path}: no such file")
     suffix = path.suffix.lower()
     require(suffix in SUFFIXES, f"{path}: expected a file named {', '.join(SUFFIXES)}")
@@ -92,7 +93,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
-                yield f"{path}:{reader.line_num}", row
+                place = f"{path}:{reader.line_num}"
+                complete = None not in row and None not in row.values()  # csv's mark of both
+                require(complete, f"{place}: more or fewer cells than the first line has")
+                yield place, row
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
         except csv.Error as error:
@@ -111,10 +115,10 @@ def _source_rows(path: Path, suffix: str) -> Iterator[tuple[str, dict[str, Any]]
 
 def _preference(row: dict[str, Any], place: str) -> Preference:
     fields = Fields(place, row)
-    models = [fields.text(name, None, 200) for name in ("model_a", "model_b")]
+    models = [(fields.text(name, None, 200) or "").strip() for name in ("model_a", "model_b")]
     for name, model in zip(("model_a", "model_b"), models, strict=True):
         require(bool(model), f"{place}: no {name}; expected model_a, model_b, winner")
-    a, b = models[0] or "", models[1] or ""
+    a, b = models
     require(a != b, f"{place}: {quoted(a, 60)} is compared with itself")
     if "winner" not in fields and any(name in row for name in _ONE_HOT):
         chosen: list[Winner] = [
@@ -124,7 +128,8 @@ def _preference(row: dict[str, Any], place: str) -> Preference:
             len(chosen) == 1, f"{place}: {len(chosen)} of {', '.join(_ONE_HOT)} are 1; expected one"
         )
         return Preference(a, b, chosen[0])
-    winner = row.get("winner")
+    require("winner" in fields, f"{place}: no winner; expected model_a, model_b, winner")
+    winner = row["winner"]
     if not (isinstance(winner, str) and winner in WINNERS):
         allowed = ", ".join(WINNERS)
         raise ConfigError(f"{place}: winner={quoted(winner, 60)}; expected one of {allowed}")
@@ -145,6 +150,7 @@ def _read_benchmarks(path: Path, models: Sequence[str]) -> dict[str, dict[str, f
                 f"{path}: {name}: scores of {len(scores[name])} rated models, expected at least "
                 f"{FEWEST} of {', '.join(models)}{hint}"
             )
+    require(len(scores) > 0, f"{path}: no benchmarks; expected {{benchmark: {{model: number}}}}")
     return scores
 
 

@@ -1,6 +1,7 @@
 """Reads answers and truths as other projects publish them, recognised by their keys.
 
     answers  JSONL of {question_id, text | prediction | answer}       LLaVA, POPE
+             JSONL of {question, answer}, without ids                  POPE's own program
              a JSON object of {id: text}, or one with it as `outputs`  LLaVA's ScienceQA
              a JSON list of {question_id, answer}                      VQA's result files
              JSONL of {doc_id, doc, target, filtered_resps}            samples of both harnesses
@@ -15,6 +16,7 @@
 Anything else is an error that lists these.
 """
 
+import itertools
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
@@ -27,9 +29,11 @@ from mllm_jax.data.records.parse import MARK, user_turn
 from mllm_jax.evaluation.tasks.task import Answer, Question
 
 ID_KEYS = ("question_id", "questionId")
+LINE = "line "  # and its number: the id of an answer that has none
 ANSWER_KEYS = ("text", "prediction", "answer")  # of a line that answers, first one counts
 KNOWN_ANSWERS = (
-    "answers.jsonl of this project, JSONL of {question_id, text|prediction|answer} (LLaVA, POPE), "
+    "answers.jsonl of this project, JSONL of {question_id, text|prediction|answer} (LLaVA), "
+    "JSONL of {question, answer} (POPE), "
     "JSON {id: text} (ScienceQA), JSON list of {question_id, answer} (VQA), lm-eval's samples, "
     "or a .txt of lines"
 )
@@ -128,6 +132,8 @@ def read_published_answers(path: Path, content: Content, language: str) -> list[
         return list(_each(content, language, _sample))
     if keys & set(ID_KEYS) and keys & set(ANSWER_KEYS):
         return list(_each(content, language, _llava_answer))
+    if content.kind == "lines" and "question" in keys and keys & set(ANSWER_KEYS):
+        return list(_each(content, language, _numbered(itertools.count(1))))
     if content.kind == "object" and isinstance(first, dict):
         outputs = first.get("outputs", first)
         if isinstance(outputs, dict) and all(isinstance(one, str) for one in outputs.values()):
@@ -167,6 +173,12 @@ def _entry(
     require(isinstance(key, str | int), f"id {quoted(key, 60)} is neither text nor a number")
     question = Question(str(key), language, (user_turn(text),), (), truth)
     return Entry(question._replace(**more), answer or Answer(), truth is not None)
+
+
+def _numbered(numbers: Iterator[int]) -> Callable[[dict[str, Any], str], Entry]:
+    return lambda item, language: _llava_answer(
+        {**item, ID_KEYS[0]: f"{LINE}{next(numbers)}"}, language
+    )
 
 
 def _llava_answer(item: dict[str, Any], language: str) -> Entry:

@@ -92,8 +92,14 @@ def test_lopsided_preferences_still_converge():
     ("pairs", "message"),
     [
         ([("x", "y"), ("y", "x"), ("v", "w"), ("w", "v")], "x is never compared"),
-        ([("x", "y"), ("y", "z"), ("z", "y")], "x never lose or tie against y"),
-        ([("x", "y"), ("y", "x"), ("y", "z"), ("x", "z")], "x, y never lose or tie against z"),
+        (
+            [("x", "y"), ("y", "z"), ("z", "y")],
+            "no loss or tie of x:",
+        ),
+        (
+            [("x", "y"), ("y", "x"), ("y", "z"), ("x", "z")],
+            "no loss or tie of x, y:",
+        ),
     ],
 )
 def test_ratings_that_are_not_finite_are_refused(pairs, message):
@@ -193,6 +199,10 @@ def test_benchmarks_are_correlated_with_the_ratings(tmp_path: Path, capsys: Any)
         ("a.jsonl", '{"model_a": "x", "model_b": 3}', "model_b=3; expected text"),
         ("a.csv", "model_a,model_b,winner\nx,y,x", "a.csv:2: winner='x'; expected one of model_a"),
         ("a.csv", "model_a,model_b,winner\nx,x,tie", "a.csv:2: 'x' is compared with itself"),
+        ("a.csv", "model_a,model_b,winner\nx,y,tie,more", "a.csv:2: more or fewer cells than"),
+        ("a.csv", "model_a,model_b,winner\nx,y", "a.csv:2: more or fewer cells than"),
+        ("a.csv", "model_a,model_b,winner\nx, x,tie", "a.csv:2: 'x' is compared with itself"),
+        ("a.jsonl", '{"model_a": "x", "model_b": "y"}', "a.jsonl:1: no winner; expected"),
         ("a.csv", "model_a,model_b,winner_tie\nx,y,0", "0 of winner_model_a"),
         ("a.csv", b"model_a\n\xff", "a.csv: not UTF-8 text (invalid start byte)"),
         ("a.csv", 'model_a\n"x', "a.csv: not CSV after line 1: unexpected end of data"),
@@ -217,3 +227,6 @@ def test_benchmarks_of_other_models_are_refused(tmp_path: Path, capsys: Any):
     text = capsys.readouterr().err
     assert "reading: scores of 1 rated models, expected at least 3 of latxa, llama" in text
     assert "did you mean llama?" in text
+    scores.write_text("{}")
+    assert main(["arena", str(votes), "--benchmarks", str(scores)]) == 2
+    assert "scores.json: no benchmarks; expected" in capsys.readouterr().err

@@ -71,6 +71,31 @@ def test_ids_that_differ_are_matched_by_question(
     assert "matched by image and question" in capsys.readouterr().out
 
 
+def test_a_category_that_one_side_names(tmp_path: Path):
+    rows = [{"question_id": n, "text": t, "label": t} for n, t in enumerate(LABELS)]
+    truth = file(tmp_path, tuple(rows), "renamed.json")  # POPE's name would say the category
+    answers = [{"question_id": n, "text": t, "category": "random"} for n, t in enumerate(LABELS)]
+    _, (score,) = scoring.score("pope", file(tmp_path, tuple(answers)), [truth])
+    assert (score.count, score.metrics["accuracy"]) == (4, 100)
+    twice = [*answers, answers[0] | {"category": "popular"}]
+    with pytest.raises(ConfigError, match="several answers have one id, and the truth names no"):
+        scoring.score("pope", file(tmp_path, tuple(twice)), [truth])
+    rows = [{"question_id": n, "question": "?", "answer": t} for n, t in enumerate(LABELS)]
+    truth = file(tmp_path, tuple({**row, "category": "random"} for row in rows), "rows.jsonl")
+    plain = tuple({"question_id": n, "text": t} for n, t in enumerate(LABELS))
+    _, (score,) = scoring.score("pope", file(tmp_path, plain), [truth])
+    assert (score.count, score.metrics["accuracy"]) == (4, 100)
+
+
+def test_answers_without_ids_are_matched_by_order(tmp_path: Path):
+    _, truths = pope_files(tmp_path)
+    rows = [{"question": f"Is it {n}?", "answer": label} for n, label in enumerate(LABELS)]
+    _, (score,) = scoring.score("pope", file(tmp_path, tuple(rows)), truths[:1])
+    assert score.metrics["accuracy"] == 100
+    with pytest.raises(ConfigError, match=r"answers and truth differ: .* \(as id 'line 1'\)"):
+        scoring.score("pope", file(tmp_path, tuple(reversed(rows))), truths[:1])
+
+
 def test_answers_that_do_not_fit_the_truth(tmp_path: Path):
     truth = file(tmp_path, ({"question_id": 1, "text": "a", "label": "yes"},), "t.json")
     rows = {"question_id": 2, "text": "Yes"}, {"question_id": 3, "text": "Yes"}

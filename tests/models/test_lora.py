@@ -17,7 +17,17 @@ from mllm_jax.config.adapter import AdapterConfig, kernel_of
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.models import lora, mllm
 from mllm_jax.models.layers import linear
-from tests.models.test_mllm import COMPUTE, CONFIG, P, conversation, inputs_of, row
+from tests.models.test_mllm import (
+    ANYRES,
+    COMPUTE,
+    CONFIG,
+    P,
+    conversation,
+    inputs_of,
+    row,
+    tiled,
+)
+from tests.support.packed import SIGLIP
 
 EVERYWHERE = r"(vision|language)/layers/.*/kernel|connector/.*/kernel"
 ADAPTER = AdapterConfig(EVERYWHERE, rank=3, alpha=6.0)
@@ -192,6 +202,36 @@ def test_dropout_follows_the_record_not_its_place():
         at += count
     other = trained_hidden(chats, 110, 4, step=1)
     assert np.abs(other[:at] - packed[:at]).max() > 1e-3
+
+
+def test_packed_equals_unpacked_with_tiles_and_siglip():
+    """Loss and gradients of adapters with dropout: a row of tiles, a plain image and text."""
+    vision = dataclasses.replace(SIGLIP, image_size=28, patch_size=7, layers=3)
+    adapter = dataclasses.replace(DROPPED, match="(vision|language)/layers/.*/kernel")
+    model = mllm.build(dataclasses.replace(ANYRES, vision=vision), COMPUTE, adapter=adapter)
+    params = dict(jax.jit(lambda key: mllm.init(model, key))(jax.random.key(0)))
+    random, moving = np.random.default_rng(0), {}
+    for path, x in params.items():
+        if path.endswith("lora_b"):
+            params[path] = jnp.asarray(0.1 * random.standard_normal(x.shape, np.float32))
+        if "/lora_" in path:
+            moving[path] = params[path]
+
+    def total(moving, packed):
+        x = mllm.hidden(model, {**params, **moving}, inputs_of(packed), jax.random.key(3))
+        logits = mllm.logits(x, mllm.head(params))
+        chosen = jnp.take_along_axis(logits, packed["targets"][..., None], axis=-1)[..., 0]
+        return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * packed["weights"])
+
+    run = jax.jit(jax.value_and_grad(total))
+    chats = [tiled(1, 6), conversation(2, 0, 20), conversation(3, 1, 9)]
+    loss, gradients = run(moving, row(chats, 110, 5))
+    alone = [run(moving, row([chat], 110, 5)) for chat in chats]
+    np.testing.assert_allclose(loss, sum(one for one, _ in alone), rtol=1e-6)
+    for path, x in gradients.items():
+        expected = sum(np.asarray(of[path]) for _, of in alone)
+        assert np.any(expected), path
+        close(x, expected, path)
 
 
 def test_a_share_of_the_inputs_is_dropped_and_the_rest_is_raised():

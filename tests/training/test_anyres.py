@@ -112,6 +112,7 @@ def test_resumed_equals_straight_to_the_bit(data, plain, straight, tmp_path):
     np.testing.assert_array_equal(newline_of(run), newline_of(straight))
 
 
+@pytest.mark.slow  # tests/training/test_mixed_rows.py does it with SigLIP and LoRA
 def test_eight_devices_equal_one(data, plain, straight, tmp_path):
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     run = train(tiled(data, plain, tmp_path / "run", mesh=mesh))

@@ -9,7 +9,6 @@
 Further keys are kept.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from typing import Any
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.json_file import parse_json
 from mllm_jax.data.records.parse import Turn
-from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
+from mllm_jax.evaluation.tasks.task import Answer, Judged, Question, image_name
 
 Line = dict[str, Any]
 _TEXTS = ("task", "language", "id", "group", "category", "question", "answer")
@@ -59,11 +58,6 @@ def make_line(
         **judged._asdict(),
         **more,
     }
-
-
-def image_name(image: str | bytes) -> str:
-    """The path of an image; of an image that has none the digest of its bytes."""
-    return image if isinstance(image, str) else f"sha256:{hashlib.sha256(image).hexdigest()}"
 
 
 def question_of(line: Line) -> Question:

@@ -11,11 +11,10 @@ from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.common.ranges import NameText, Range, Section, Size
 from mllm_jax.config.loading import to_dict
 from mllm_jax.data.records.parse import user_turn
-from mllm_jax.evaluation.answers import image_name
 from mllm_jax.evaluation.languages import Language, language
 from mllm_jax.evaluation.tasks.data import Columns, Data, Names, Prompt, Prompts
 from mllm_jax.evaluation.tasks.rows import ROOT, Row, Rows, TruthRows
-from mllm_jax.evaluation.tasks.task import Answer, Judged, Kind, Question
+from mllm_jax.evaluation.tasks.task import Answer, Judged, Kind, Question, image_name
 
 EVERY = "*"  # in the place of a language: all that are not named
 Line = Mapping[str, Any]

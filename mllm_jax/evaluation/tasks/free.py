@@ -14,12 +14,11 @@ from mllm_jax.common.errors import quoted, require
 from mllm_jax.config.data import StreamConfig
 from mllm_jax.data.heldout import images_beside
 from mllm_jax.data.records.parse import IMAGE, Record
-from mllm_jax.evaluation.answers import image_name
 from mllm_jax.evaluation.questions import languages_in, load_records
 from mllm_jax.evaluation.tasks.base import EVERY, Line, TableTask, share, unparseable
 from mllm_jax.evaluation.tasks.perplexity import loss_of, losses
 from mllm_jax.evaluation.tasks.short_answer import EXACT
-from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
+from mllm_jax.evaluation.tasks.task import Answer, Judged, Question, image_name
 
 
 @dataclass(frozen=True, kw_only=True)

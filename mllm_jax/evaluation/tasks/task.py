@@ -11,6 +11,7 @@ A model is asked one of three things about a question:
     perplexity  the log-likelihood of the truth, which is the one option; nothing is generated
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -36,6 +37,11 @@ class Question(NamedTuple):
     def text(self) -> str:
         """The last turn without its images: what a person would read as the question."""
         return "".join(part for part in self.turns[-1].parts if isinstance(part, str)).strip()
+
+
+def image_name(image: str | bytes) -> str:
+    """The path of an image; of an image that has none the digest of its bytes."""
+    return image if isinstance(image, str) else f"sha256:{hashlib.sha256(image).hexdigest()}"
 
 
 class Answer(NamedTuple):

@@ -32,23 +32,34 @@ class Contexts:
         tree.update(post_processor=None, truncation=None, padding=None)
         self._tokenizer, self._bos = Tokenizer.from_str(json.dumps(tree)), tokenizer.bos_token_id
 
-    def encode(self, context: str, continuation: str) -> Encoded:
+    def encode(self, context: str, continuation: str, prefix: str = "") -> Encoded:
         """Exactly one beginning token, then the whole text; the weights are the continuation's.
 
         White space at the end of the context counts as the continuation's. So does a token that
-        has characters of both: nothing of the continuation is left out.
+        has characters of both: nothing of the continuation is left out. Errors begin with `prefix`.
 
         Raises:
             ConfigError: the continuation has no tokens.
         """
-        border = len(context.rstrip())
-        encoding = self._tokenizer.encode(context + continuation, add_special_tokens=False)
+        encoded = self._encode(context + continuation, len(context.rstrip()))
+        require(
+            bool(encoded.weights.any()),
+            f"{prefix}the continuation is empty; there is nothing to score",
+        )
+        return encoded
+
+    def prompt(self, text: str) -> Encoded:
+        """Exactly one beginning token, then the text, with no weights: a prompt to be continued."""
+        return self._encode(text, len(text))
+
+    def _encode(self, text: str, border: int) -> Encoded:
+        """The weights are those of tokens that end behind the border."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
         tokens, ends = encoding.ids, [right for _, right in encoding.offsets]
         weights = [end > border for end in ends]
         if tokens[:1] != [self._bos]:
             tokens, weights = [self._bos, *tokens], [False, *weights]
         weights[0] = False  # nothing is before it
-        require(any(weights), "the continuation is empty; there is nothing to score")
         return Encoded(
             np.array(tokens, np.int32),
             np.array(weights, np.float32),

@@ -13,7 +13,7 @@ cache slot, and the number of rows or their lengths change no answer.
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -167,6 +167,26 @@ class Answerer(Opened):
                 zip(contexts, continuations, images, strict=True)
             )
         ]
+        return self.losses_of(encoded, images, rows)
+
+    def losses_of(
+        self,
+        encoded: Sequence[Encoded],
+        images: Sequence[Sequence[File]],
+        rows: int = 8,
+        advance: Callable[[int], object] | None = None,
+    ) -> list[LogLikelihood]:
+        """As `losses`, of any number of conversations, in batches of like length.
+
+        Args:
+            encoded: conversations, or prompts with a continuation.
+            images: files of each one's images.
+            rows: different contexts that are read at the same time.
+            advance: called with the number of conversations of every batch that is done.
+
+        Raises:
+            ConfigError: an image that cannot be read.
+        """
         together = shared(encoded, [tuple(files) for files in images])
         sizes = [len(encoded[items[0]].tokens) for items in together]
         slots = [sum(of.tiles for of in self.layouts(images[items[0]])) for items in together]
@@ -180,6 +200,8 @@ class Answerer(Opened):
             chosen = [encoded[n] for n in numbers]
             results = self.losses(chosen, seen, rows=group.rows, slots=group.slots)
             found |= zip(numbers, results, strict=True)
+            if advance is not None:
+                advance(len(numbers))
         return [found[n] for n in range(len(encoded))]
 
     def _inputs(
@@ -203,4 +225,9 @@ class Answerer(Opened):
         return 1 if self.mesh is None else sharding.ways(self.mesh, "batch")
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        _ = (
+            self.params
+        )  # read before: their shapes are those of a single row, which no mesh divides
+        return jax.set_mesh(self.mesh)

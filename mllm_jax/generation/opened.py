@@ -148,8 +148,24 @@ class Opened:
         Raises:
             ConfigError: the continuation is empty, or both do not fit the model's length.
         """
-        encoded = self._contexts.encode(context, continuation)
+        encoded = self._contexts.encode(context, continuation, prefix)
         self.check_length(len(encoded.tokens), 0, prefix)
+        return encoded
+
+    def plain(self, text: str, max_new_tokens: int | None = None, prefix: str = "") -> Encoded:
+        """Text without a chat template as a prompt, one beginning token before it.
+
+        Args:
+            text: special tokens in it are read as such.
+            max_new_tokens: room that the answer must have; None for a text of any length.
+            prefix: what messages begin with.
+
+        Raises:
+            ConfigError: it and the answer do not fit the model's length.
+        """
+        encoded = self._contexts.prompt(text)
+        if max_new_tokens is not None:
+            self.check_length(len(encoded.tokens), max_new_tokens, prefix)
         return encoded
 
     def check_length(self, size: int, more: int, prefix: str = "") -> None:

@@ -134,6 +134,14 @@ def test_one_beginning_token_and_the_border(text):
         text.log_likelihoods(["a", "urdina " * limit], [" b", " b"])
 
 
+def test_text_alone_is_the_first_that_a_mesh_is_asked(text, oracle, make_mesh):
+    """Parameters are read by then: their shapes come from one row, and eight devices share none."""
+    shared = Answerer(oracle / "llama31", mesh=make_mesh())
+    contexts, continuations = zip(*TEXTS[:2], strict=True)
+    ours, alone = (x.log_likelihoods(contexts, continuations) for x in (shared, text))
+    np.testing.assert_allclose([x.sum for x in ours], [x.sum for x in alone], atol=CLOSE)
+
+
 def test_a_token_of_both_is_the_continuations(text):
     """Nothing of the continuation is left out: the whole word, where one token has both."""
     whole = text.continued("", "elurra")

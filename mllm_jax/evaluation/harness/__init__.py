@@ -1,0 +1,1 @@
+"""Our models inside of the two harnesses that others publish with: lm-eval and lmms-eval."""

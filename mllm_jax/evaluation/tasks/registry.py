@@ -26,11 +26,11 @@ from mllm_jax.evaluation.tasks.mme import Mme
 from mllm_jax.evaluation.tasks.mmmu import Mmmu
 from mllm_jax.evaluation.tasks.ocr import Ocr
 from mllm_jax.evaluation.tasks.perplexity import Perplexity
+from mllm_jax.evaluation.tasks.rows import FILES
 from mllm_jax.evaluation.tasks.short_answer import ShortAnswer
 from mllm_jax.evaluation.tasks.text_choices import TextChoices
 from mllm_jax.evaluation.tasks.yes_no import YesNo
 
-FILES = Path(__file__).with_name("files")
 FAMILIES: dict[str, type[TableTask]] = {
     kind.family: kind
     for kind in (

@@ -22,6 +22,7 @@ from mllm_jax.data.sources.kinds import open_source
 from mllm_jax.evaluation.tasks.data import Data
 
 ROOT = Path("data/tasks")  # where `prepare --task` puts data by default
+FILES = Path(__file__).with_name("files")  # the tasks that are shipped
 COLUMNS = 12  # of a row that a message names
 
 
@@ -137,7 +138,9 @@ class Rows:
         if hub is None:
             return self.root / (path or "")
         folder = self.root / hub_folder(hub)
-        command = f"mllm-jax prepare --task {self.task} --language {self.language}"
+        shipped = (FILES / f"{self.task}.yaml").is_file()
+        name = self.task if shipped else f"{self.task}.yaml"  # the file that is named after it
+        command = f"mllm-jax prepare --task {name} --language {self.language}"
         command += f" --folder {self.root}" if self.root != ROOT else ""
         note = folder / NOTE
         require(

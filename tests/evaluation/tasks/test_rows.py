@@ -83,6 +83,12 @@ def test_images_of_a_second_table(tmp_path: Path):
     assert question.images == (png(),)
 
 
+def test_unprepared_data_of_a_task_file_name_the_file(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("from: pope\n")
+    with pytest.raises(ConfigError, match=r"mllm-jax prepare --task mine\.yaml --language en"):
+        load_task(str(tmp_path / "mine.yaml")).questions("en", tmp_path)
+
+
 def test_unprepared_data_name_the_command(tmp_path: Path):
     with pytest.raises(ConfigError, match="lmms-lab/POPE is not in") as error:
         load_task("pope").questions("en", tmp_path)

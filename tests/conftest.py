@@ -24,6 +24,7 @@ if not GPU:
 # threads of XLA's CPU client: independent collectives of a device wait in several of them at once
 # and with one thread a device the others never come
 os.environ.setdefault("PJRT_NPROC", str(2 * DEVICES))
+os.environ.setdefault("MLLM_JAX_PROGRAMS", "off")  # not those of the user
 os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])  # the last one wins
 
 # one folder of compiled programs for all processes of a session: many tests train the same small

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mllm_jax.batch import Batch, Example
 from mllm_jax.checkpoints.hf.tokenizer import end_ids
 from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.common import compilation_cache
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.stage import ComputeConfig
@@ -66,6 +67,7 @@ class Opened:
         Raises:
             ConfigError: it does not hold a complete language model.
         """
+        compilation_cache.enable()
         self.path, self.source = Path(path), open_model(path)
         self.config = self.source.config.model
         language = self.config.language

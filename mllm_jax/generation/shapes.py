@@ -1,13 +1,13 @@
 """Rounds sizes up to few, so that few programs are compiled and little of them is padding."""
 
-STEPS = 8  # lengths between a power of two and the next
+STEPS = 16  # lengths between a power of two and the next
 
 
 def bucket(length: int, least: int = 64) -> int:
-    """The next of 64, 72, 80 ... 128, 144, 160 ... 256, 288 ...: at most an eighth is padding.
+    """The next of 64, 68, 72 ... 128, 136 ... 256, 272 ...: at most a sixteenth is padding.
 
-    Of long rows an eighth of padding costs more than a program, which is compiled once and kept on
-    disk (`common.compilation_cache`).
+    Padding costs as much as text, in every batch; a program is compiled once, and kept on disk
+    (`common.compilation_cache`).
     """
     size = max(length, least)
     step = max(1, (1 << ((size - 1).bit_length() - 1)) // STEPS)

@@ -6,6 +6,7 @@
 Prompts end together: padding is on the left, so the next token of every row takes the same slot.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.batch import ModelInputs
-from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models import mllm
 from mllm_jax.models.llama import Cache
 from mllm_jax.models.mllm import MLLM, Params
@@ -38,24 +38,10 @@ def prefill(
     Returns:
         The logits after the last token, and the cache.
     """
-    assert model.language is not None
     x = mllm.embed(model, params, inputs, vectors)
     segments, positions = jnp.asarray(inputs.segments), jnp.asarray(inputs.positions)
-    x, (keys, values) = mllm.apply(model, params, "language", x, segments, positions, keep=True)
-    T, layers = x.shape[1], range(model.language.config.layers)
-    cache = Cache(
-        tuple(_padded(keys[n].transpose(0, 2, 3, 1), slots - T, 3) for n in layers),
-        tuple(_padded(values[n].transpose(0, 2, 1, 3), slots - T, 2) for n in layers),
-        T - jnp.sum(segments > 0, axis=1, dtype=jnp.int32),
-        jnp.int32(T),
-    )
-    return mllm.logits(x[:, -1:], mllm.head(params))[:, 0], cache
-
-
-def _padded(x: Float[Array, "B K _ _"], slots: int, axis: int) -> Float[Array, "B K _ _"]:
-    """Room for more tokens behind those that are there."""
-    x = jnp.pad(x, [(0, slots if n == axis else 0) for n in range(4)])
-    return constrain(x, "batch", "kv_heads", "none", "none")
+    x, cache = mllm.apply(model, params, "language", x, segments, positions, slots, method="read")
+    return mllm.logits(x, mllm.head(params))[:, 0], cache
 
 
 class Decoder(NamedTuple):
@@ -74,10 +60,12 @@ def decoder(model: MLLM, params: Params) -> Decoder:
     dtype = jnp.dtype(model.compute.compute)
     stacked = mllm.part_of(model, params, "language")["layers"]
 
+    def taken(path: Any, x: jax.Array, n: int) -> jax.Array:
+        is_matrix = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
+        return x[n].astype(dtype) if is_matrix else x[n]  # int8 stays as it is held
+
     def layer(n: int) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: x[n].astype(dtype) if path[-1].key == "kernel" else x[n], stacked
-        )
+        return jax.tree_util.tree_map_with_path(functools.partial(taken, n=n), stacked)
 
     layers = tuple(layer(n) for n in range(model.language.config.layers))
     return Decoder(layers, mllm.head(params).astype(dtype))

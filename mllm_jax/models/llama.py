@@ -155,16 +155,47 @@ class Llama(nn.Module):
         x: Float[Array, "B T D"],
         segments: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        keep: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        """Embeddings -> final hidden states; with `keep` also keys and values, [L, B, T, K, H]."""
+    ) -> Float[Array, "B T D"]:
+        """Embeddings -> final hidden states."""
         c = self.config
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
-        x, kept = stack(self, self._block(keep), c.layers, self.compute.remat, x, tables, segments)
+        block, remat = self._block(False), self.compute.remat
+        x, _ = stack(self, block, c.layers, remat, x, tables, segments)
         if self.is_initializing() and not c.tied:
             self.head()
-        return self.norm(x), kept
+        return self.norm(x)
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        segments: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        slots: int,
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """Reads left-padded rows into a new cache of `slots` tokens.
+
+        Returns:
+            The final hidden states of the last tokens, and the cache. Of the last layer only keys
+            and values are computed for the other tokens: nothing reads what it says of them.
+        """
+        c, T = self.config, x.shape[1]
+        x = constrain(x, "batch", "length", "none")
+        tables = rotary_tables(c.rope, c.head_dim, positions)
+        block, remat = self._block(True), self.compute.remat
+        x, kept = stack(self, block, c.layers, remat, x, tables, segments, used=c.layers - 1)
+        params = jax.tree.map(lambda w: w[c.layers - 1], self.get_variable("params", "layers"))
+        out: Any = block.apply({"params": params}, x, None, tables, segments)
+        of_layers = [(kept[0][n], kept[1][n]) for n in range(c.layers - 1)] + [out[1]]
+        keys = tuple(_with_room(k.transpose(0, 2, 3, 1), slots - T, 3) for k, _ in of_layers)
+        values = tuple(_with_room(v.transpose(0, 2, 1, 3), slots - T, 2) for _, v in of_layers)
+        first = T - jnp.sum(segments > 0, axis=1, dtype=jnp.int32)
+        cache = Cache(keys, values, first, jnp.int32(T))
+        of_last = tuple(table[:, -1:] for table in tables)
+        step = Step(jnp.int32(T - 1), _visible(cache, T - 1))  # writes what is there already
+        state = keys[-1], values[-1]
+        out = self._block(False).apply({"params": params}, x[:, -1:], state, of_last, None, step)
+        return self.norm(out[0]), cache
 
     def step(
         self,
@@ -183,8 +214,7 @@ class Llama(nn.Module):
         """
         c = self.config
         tables = rotary_tables(c.rope, c.head_dim, positions)
-        slots = jnp.arange(cache.values[0].shape[2])[None, :]
-        step = Step(cache.used, (slots >= cache.first[:, None]) & (slots <= cache.used))
+        step = Step(cache.used, _visible(cache, cache.used))
         keys, values, block = [], [], self._block(False)
         for layer, *state in zip(layers, cache.keys, cache.values, strict=True):
             out: Any = block.apply({"params": layer}, x, tuple(state), tables, None, step)
@@ -196,6 +226,18 @@ class Llama(nn.Module):
     def _block(self, keep: bool) -> Block:
         formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)
         return Block(self.config, self.backend, *formats, keep, parent=None)
+
+
+def _visible(cache: Cache, slot: Int[Array, ""] | int) -> Bool[Array, "B S"]:
+    """The slots that the token in `slot` of each row sees: its own, and all of its row before."""
+    slots = jnp.arange(cache.values[0].shape[2])[None, :]
+    return (slots >= cache.first[:, None]) & (slots <= slot)
+
+
+def _with_room(x: Float[Array, "B K _ _"], slots: int, axis: int) -> Float[Array, "B K _ _"]:
+    """Keys or values with room for more tokens behind those that are there."""
+    x = jnp.pad(x, [(0, slots if n == axis else 0) for n in range(4)])
+    return constrain(x, "batch", "kv_heads", "none", "none")
 
 
 class Head(nn.Module):

@@ -218,7 +218,7 @@ def hidden(
         identities = _identities(model, inputs)
         params = lora.with_dropout(model.adapter, params, identities, key)
     x = embed(model, params, inputs, vectors)
-    return apply(model, params, "language", x, inputs.segments, inputs.positions)[0]
+    return apply(model, params, "language", x, inputs.segments, inputs.positions)
 
 
 def _identities(model: MLLM, inputs: ModelInputs) -> dict[str, UInt32[Array, "rows positions"]]:

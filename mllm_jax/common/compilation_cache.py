@@ -15,6 +15,7 @@ import platform
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -32,7 +33,8 @@ def enable() -> Path | None:
         standard error.
     """
     chosen = os.environ.get(VARIABLE, "")
-    if jax.config.jax_compilation_cache_dir is not None or chosen == OFF:
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is not None or chosen == OFF:
         return None
     folder = Path(chosen) if chosen else _default()
     try:
@@ -48,8 +50,8 @@ def enable() -> Path | None:
         )
         os.environ[VARIABLE] = OFF
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     compilation_cache.reset_cache()  # whether it is used was decided by the first program
     return folder
 

@@ -1,4 +1,4 @@
-"""A run folder that the tests of generation share, and parameters whose answers are far from ties."""
+"""A run folder that the tests of generation share, its parameters far from ties."""
 
 from pathlib import Path
 

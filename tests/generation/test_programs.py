@@ -29,9 +29,9 @@ MODEL = mllm.build(CONFIG, ComputeConfig(compute="float32", remat="none"))
 
 def shapes(length: int) -> tuple[Any, ModelInputs]:
     """Parameters and rows, without any array."""
-    whole = jax.ShapeDtypeStruct((ROWS, length), jnp.int32)
-    pixels = jax.ShapeDtypeStruct((ROWS, 0, 1, 1, 3), jnp.uint8)
-    return mllm.abstract_params(MODEL), ModelInputs(*[whole] * 4, pixels)
+    whole: Any = jax.ShapeDtypeStruct((ROWS, length), jnp.int32)
+    pixels: Any = jax.ShapeDtypeStruct((ROWS, 0, 1, 1, 3), jnp.uint8)
+    return mllm.abstract_params(MODEL), ModelInputs(whole, whole, whole, whole, pixels)
 
 
 def request() -> Any:
@@ -52,7 +52,8 @@ def decoding() -> str:
     """The compiled program of decoding behind prompts of 200 tokens, 232 slots."""
     params, inputs = shapes(200)
     begun = jax.eval_shape(lambda p, i: programs.prefill(MODEL, 232, p, i, None), params, inputs)
-    return programs.decode.lower(MODEL, False, 32, params, *begun, request()).compile().as_text()
+    lowered = programs.decode.lower(MODEL, False, 32, params, *begun, request())
+    return str(lowered.compile().as_text())
 
 
 def test_a_token_copies_no_cache(decoding):
@@ -85,18 +86,19 @@ def test_prompts_have_no_square_of_scores():
     assert analysis is not None
     scores = ROWS * 4 * 2048 * 2048 * 4
     assert analysis.temp_size_in_bytes < scores / 8
-    assert not re.search(r"\[(?:\d+,)*2048,(?:\d+,)*2(?:048|304)\]", compiled.as_text())
+    assert not re.search(r"\[(?:\d+,)*2048,(?:\d+,)*2(?:048|304)\]", str(compiled.as_text()))
 
 
 # -------------------------------------------------------------------------------------- one program
 
 
 def test_answers_of_other_lengths_run_the_same_program(opened, prompt):
-    before = programs.decode._cache_size()
+    decode: Any = programs.decode
+    before = decode._cache_size()
     answers = [opened.answer([prompt], [()], limit, ends=()) for limit in (3, 9, 16)]
     assert [len(tokens) for (tokens,) in answers] == [3, 9, 16]
     assert answers[2][0][:9] == answers[1][0]
-    assert programs.decode._cache_size() == before + 1
+    assert decode._cache_size() == before + 1
 
 
 # ------------------------------------------------------------------------------------------- meshes
@@ -111,8 +113,9 @@ def prompt(opened) -> Any:
 def test_one_device_equals_eight(run, opened, wide, data, make_mesh, shape):
     """Answers and log-likelihoods; three prompts on rows that come in fours."""
     names = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
-    shared = Answerer(run, mesh=make_mesh(**names))
-    placed = sharding.shardings(shared.mesh, axes.logical_axes(mllm.abstract_params(shared.model)))
+    mesh = make_mesh(**names)
+    shared = Answerer(run, mesh=mesh)
+    placed = sharding.shardings(mesh, axes.logical_axes(mllm.abstract_params(shared.model)))
     assert {path: x.sharding for path, x in shared.params.items()} == placed
     shared.__dict__["params"] = jax.device_put(wide, placed)
     files = sorted((data / "images").iterdir())

@@ -322,4 +322,5 @@ def _result(part: Part, lines: dict[Key, Line]) -> tables.Result:
             f"task {part.task.name} in {part.language}: {len(missing):,} questions have no answer "
             f"in the folder; {RESUME}"
         )
-    return tables.result(part.task, part.language, [lines[key] for key in keys])
+    questions = [item.question for item in part.items]
+    return tables.result(part.task, part.language, questions, [lines[key] for key in keys])

@@ -92,12 +92,12 @@ def _width(share: float) -> str:
     return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
 
 
-def picture(pixels: UInt8[np.ndarray, "height width C"], alt: str) -> str:
-    """An <img> with the picture inside, pixel by pixel; a large one as a JPEG."""
+def picture(pixels: UInt8[np.ndarray, "height width C"], alt: str, lossless: int = LOSSLESS) -> str:
+    """An <img> with the picture inside, pixel by pixel; as a JPEG where that needs more bytes."""
     image, data = Image.fromarray(pixels), io.BytesIO()
     image.save(data, "PNG", optimize=True)
     kind = "png"
-    if data.tell() > LOSSLESS:
+    if data.tell() > lossless:
         kind, data = "jpeg", io.BytesIO()
         image.save(data, "JPEG", quality=90)
     text = base64.b64encode(data.getvalue()).decode()

@@ -1,6 +1,7 @@
 """Results folders: tasks asked of a model, numbers with intervals, resumed and used again."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from mllm_jax import __main__ as command_line
 from mllm_jax.evaluation import asking, significance
+from mllm_jax.evaluation.results import page as results_page
 from mllm_jax.evaluation.results import tables
+from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.training.loop import train
 from tests.support import tiny
@@ -26,7 +29,7 @@ data: {eu: {path: options.jsonl}}
 template: {"*": "Galdera: {question}"}
 option_columns: [first, second]
 """
-FILES = ("answers.jsonl", "results.json", "results.md", "results.tex", "settings.json")
+TABLES = ("results.json", "results.md", "results.svg", "results.tex")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def lines_of(out: Path) -> list[dict]:
 
 
 def test_a_folder_holds_answers_numbers_and_settings(done, run, data):
-    assert set(FILES) <= set(contents(done))
+    assert {"answers.jsonl", "settings.json", *TABLES} <= set(contents(done))
     results = json.loads((done / "results.json").read_text())
     assert [(one["task"], one["language"], one["count"]) for one in results] == [
         ("own", "eu", 8),
@@ -114,6 +117,29 @@ def test_a_folder_holds_answers_numbers_and_settings(done, run, data):
     assert settings["tasks"]["own"]["languages"]["eu"]["count"] == 8
     assert r"\begin{tabular}{lr}" in (done / "results.tex").read_text()
     assert "mean score [95 %]" in (done / "results.md").read_text()
+
+
+def test_the_page_shows_answers_with_pictures_and_filters(done):
+    page = (done / "results.html").read_text("utf-8")
+    assert "<script" not in page and "default-src 'none'" in page
+    assert set(re.findall("https?://[^\"' ]*", page)) == {"http://www.w3.org/2000/svg"}
+    assert page.count("<article") == 13 and "All 13 answers." in page
+    assert page.count("<img") == 8 and page.count("class=options") == 5
+    for outcome in ("right", "wrong", "unparseable"):
+        assert re.search(f"type=radio name=outcome id=outcome-[0-2]>. {outcome}</label>", page)
+    assert "body:has(#task-1:checked) .card:not(.task-1){display:none}" in page
+    assert page.count("class='card answer task-0 language-0") == 8
+    assert (done / "results.svg").read_text("utf-8") in page
+
+
+def test_a_large_page_says_how_many_it_shows(done, data):
+    task = load_task(str(data / "own.yaml"))
+    (question, *_), (line, *_) = task.questions("eu", data), lines_of(done)
+    asked = [question._replace(images=()) for _ in range(100)]
+    whole = tables.result(task, "eu", asked, [{**line, "id": str(n)} for n in range(100)])
+    text = results_page.page([whole], json.loads((done / "settings.json").read_text()))
+    assert "40 of 100 answers: the first 40 of every task" in text
+    assert text.count("<article") == 40
 
 
 def test_log_likelihoods_are_those_of_the_options_alone(done, run):

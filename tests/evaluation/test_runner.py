@@ -191,8 +191,10 @@ def test_scores_are_sums_over_the_answers(done, data, run):
     assert settings["versions"]["jax"] == jax.__version__
     assert sorted(path.name for path in done.iterdir()) == [
         "answers.jsonl",
+        "results.html",
         "results.json",
         "results.md",
+        "results.svg",
         "results.tex",
         "scores.json",
         "scores.md",

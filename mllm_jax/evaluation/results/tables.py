@@ -9,6 +9,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.evaluation import significance
 from mllm_jax.evaluation.answers import Line
 from mllm_jax.evaluation.tasks.base import TableTask
+from mllm_jax.evaluation.tasks.task import Question
 
 _ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _ESCAPES |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -29,7 +30,8 @@ class Result(NamedTuple):
 
     task: TableTask
     language: str
-    lines: Sequence[Line]
+    questions: Sequence[Question]
+    lines: Sequence[Line]  # of each question
     metrics: dict[str, float]
     mean: Mean | None  # None: the task does not say how good an answer is, as perplexity
 
@@ -39,10 +41,12 @@ class Result(NamedTuple):
         return sum(line["parsed"] is None for line in self.lines)
 
 
-def result(task: TableTask, language: str, lines: Sequence[Line]) -> Result:
+def result(
+    task: TableTask, language: str, questions: Sequence[Question], lines: Sequence[Line]
+) -> Result:
     """The numbers of the answers to a task in a language."""
     whole = None if task.kind == "perplexity" else mean(lines)
-    return Result(task, language, lines, task.metrics(lines), whole)
+    return Result(task, language, questions, lines, task.metrics(lines), whole)
 
 
 def mean(lines: Sequence[Line]) -> Mean:
@@ -83,7 +87,7 @@ def markdown(results: Sequence[Result]) -> str:
     parts = []
     for group in by_task(results):
         head = (group[0].task.name, *(one.language for one in group))
-        parts.append(markdown_table(head, _rows(group)))
+        parts.append(markdown_table(head, rows(group)))
     return "\n".join(parts)
 
 
@@ -100,7 +104,7 @@ def by_task(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def _rows(group: Sequence[Result]) -> list[tuple[str, ...]]:
+def rows(group: Sequence[Result]) -> list[tuple[str, ...]]:
     """Questions, metrics, unparseable answers, and the mean score with its interval."""
     columns = [
         {
@@ -126,7 +130,7 @@ def _latex_table(group: Sequence[Result]) -> str:
         r"\toprule",
         _latex_row(head),
         r"\midrule",
-        *map(_latex_row, _rows(group)),
+        *map(_latex_row, rows(group)),
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -3,6 +3,7 @@
 settings.json                              what the numbers depend on
 answers.jsonl                              every answer, in the order of the questions
 results.json  results.md  results.tex      numbers of every task and language
+results.svg   results.html                 a figure; numbers and answers with pictures, a page
 scores.json  scores.md                     the same of LLaVA JSON data alone, per language
 """
 
@@ -13,7 +14,7 @@ from mllm_jax.common.folders import whole_file
 from mllm_jax.common.json_file import write_json
 from mllm_jax.evaluation.answers import Line, write_line
 from mllm_jax.evaluation.metrics import summary
-from mllm_jax.evaluation.results import settings, tables
+from mllm_jax.evaluation.results import figure, page, settings, tables
 from mllm_jax.evaluation.results.progress import files
 
 ANSWERS, SETTINGS, SCORES = "answers.jsonl", "settings.json", "scores.json"
@@ -25,6 +26,9 @@ def finish(out: Path, results: Sequence[tables.Result], tree: settings.Tree) -> 
     _text(out / "results.md", tables.markdown(results))
     _text(out / "results.tex", tables.latex(results))
     write_json(out / "results.json", tables.to_json(results))
+    if drawn := figure.svg(results):
+        _text(out / "results.svg", drawn)
+    _text(out / "results.html", page.page(results, tree))
     free = [one for one in results if one.task.family == "free"]
     if free:
         scores = free_scores(free)

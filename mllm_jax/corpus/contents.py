@@ -20,8 +20,11 @@ from mllm_jax.data.records.fields import ImageFolder, read_images
 from mllm_jax.data.sources.base import Row, Source
 from mllm_jax.data.sources.kinds import kind_of, open_source
 
-# columns whose texts are paths: image, images, image_3, and WebDataset's extensions
-_IMAGES = re.compile(r"(image|img|picture|photo)s?(_?\d+)?|jpe?g|png|webp|avif|gif|bmp|tiff?")
+# columns whose texts are paths: image, images, image_3, img_path, and WebDataset's extensions
+_IMAGES = re.compile(
+    r"(image|img|picture|photo)s?(_?\d+)?(_?(path|file|filename)s?)?|file_?name|"
+    r"jpe?g|png|webp|avif|gif|bmp|tiff?"
+)
 _IDS = ("id", "__key__", "question_id", "index")
 _LABELS = {*_IDS, "language", "from", "role", "type"}  # columns whose texts are not compared
 UNKNOWN = "und"  # ISO 639-3, undetermined: the language of a row that names none

@@ -184,6 +184,9 @@ def _described(result: Contamination, out: Path | None, clean: Path | None) -> s
         f"{data.file}: {data.records:,} records, {data.images:,} images, {data.texts:,} texts; "
         f"{left_out:,} to leave out",
     ]
+    for one in (data, *result.tasks):
+        if one.images == 0:
+            lines.append(f"{one.file}: no image in any column; only its texts were compared")
     if data.refused:
         lines.append(f"{len(data.refused):,} rows could not be read, and were not compared")
     if result.prompts:

@@ -195,6 +195,7 @@ def test_texts_alone_are_compared_whole_from_eight_words_on(tmp_path: Path, caps
     assert run(data, "--against", task, "--out", out) == 0
     assert [pair["data"]["row"] for pair in lines(out / "pairs.jsonl")] == [0]
     assert "whole text" in (out / "report.html").read_text()
+    assert f"{task}: no image in any column; only its texts" in capsys.readouterr().out
 
 
 def test_rows_that_cannot_be_read_are_counted_in_data_and_refused_in_sets(

@@ -77,6 +77,14 @@ def test_intervals_hold_the_truth_and_are_repeatable():
     assert np.array_equal(rate(counts).low, rate(counts).low)
 
 
+def test_models_may_be_compared_through_others():
+    """x and z never meet; each step of the chain is 3 : 1."""
+    rows = [Preference(a, b, "model_a") for a, b in ("xy", "yz")] * 60
+    rows += [Preference(a, b, "model_b") for a, b in ("xy", "yz")] * 20
+    step = 400 * math.log10(3)
+    assert rate(tally(rows)).ratings == pytest.approx([1000 + step, 1000, 1000 - step])
+
+
 def test_lopsided_preferences_still_converge():
     rows = [Preference("x", "y", "model_a")] * 9998 + [Preference("x", "y", "model_b")] * 2
     rows += [Preference("y", "z", "model_a")] * 999 + [Preference("y", "z", "tie")] * 3

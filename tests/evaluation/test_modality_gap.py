@@ -33,6 +33,13 @@ def test_no_gap_and_no_alignment():
     assert moved.retrieval == measured.retrieval
 
 
+def test_separability_is_measured_on_other_records():
+    """20 vectors in 500 dimensions are always separable from 20 others by their own means."""
+    generator = np.random.default_rng(4)
+    shares = [gap(*generator.normal(size=(2, 20, 500))).separability for _ in range(20)]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
+
+
 def test_distances_scale_and_ratios_do_not():
     generator = np.random.default_rng(1)
     first, second = generator.normal(size=(2, 50, 6)) + np.array([1.0, 0, 0, 0, 0, 0])

@@ -16,6 +16,7 @@ from mllm_jax.evaluation.answers import Line, write_line
 from mllm_jax.evaluation.metrics import summary
 from mllm_jax.evaluation.results import figure, page, settings, tables
 from mllm_jax.evaluation.results.progress import files
+from mllm_jax.evaluation.tasks.base import TableTask
 
 ANSWERS, SETTINGS, SCORES = "answers.jsonl", "settings.json", "scores.json"
 
@@ -33,7 +34,7 @@ def finish(out: Path, results: Sequence[tables.Result], tree: settings.Tree) -> 
     if free:
         scores = free_scores(free)
         _text(out / "scores.md", summary.table(scores))
-        about = {**tree, **_free_settings(free[0].task.settings, tree)}
+        about = {**tree, **_free_settings(free[0].task, tree)}
         write_json(out / SCORES, {"languages": scores, "settings": about})
     for path in files(out):
         path.unlink()
@@ -52,14 +53,15 @@ def scored(line: Line) -> Line:
     return {**line, "loss": loss, "tokens": tokens}
 
 
-def _free_settings(settings_of_task: settings.Tree, tree: settings.Tree) -> settings.Tree:
+def _free_settings(task: TableTask, tree: settings.Tree) -> settings.Tree:
     """Settings that scores.json names at its top."""
-    (data,) = settings_of_task["data"].values()
-    decoding = {**tree["decoding"], "max_new_tokens": settings_of_task["max_new_tokens"]}
+    (data,) = task.data.values()
+    assert data.path is not None  # its questions were read from there
+    decoding = {**tree["decoding"], "max_new_tokens": task.max_new_tokens}
     return {
-        "data": data["path"],
-        "data_sha256": settings.file_digest(Path(data["path"])),
-        "images": data["images"],
+        "data": data.path,
+        "data_sha256": settings.file_digest(Path(data.path)),
+        "images": data.images,
         "decoding": decoding,
         "exact_match": "case, final punctuation and white space ignored, Unicode NFC",
     }

@@ -37,13 +37,20 @@ def quantised(matrix: Float[Any, "..."], axis: int) -> Int8Matrix:
         axis: along which blocks lie; a multiple of BLOCK long.
     """
     xp = matrix.__array_namespace__()
-    blocks = _blocks(matrix.astype(jnp.float32), axis, BLOCK)
-    scales = (xp.max(xp.abs(blocks), axis=axis + 1, keepdims=True) / LARGEST).astype(SCALE)
-    divisors = scales.astype(jnp.float32)
+    wide = matrix.astype(jnp.float32)
+    scales = scales_of(wide, axis)
+    divisors = xp.expand_dims(scales.astype(jnp.float32), axis + 1)
     usable = xp.isfinite(divisors) & (divisors > 0)  # NaN and infinity stay so by their scale
-    values = xp.round(blocks / xp.where(usable, divisors, 1.0))
-    values = xp.where(usable, values, 0.0)
-    return Int8Matrix(values.astype(jnp.int8).reshape(matrix.shape), scales.squeeze(axis + 1))
+    blocks = _blocks(wide, axis, BLOCK)
+    values = xp.where(usable, xp.round(blocks / xp.where(usable, divisors, 1.0)), 0.0)
+    return Int8Matrix(values.astype(jnp.int8).reshape(matrix.shape), scales)
+
+
+def scales_of(matrix: Float[Any, "..."], axis: int) -> BFloat16[Any, "..."]:
+    """The scales of `quantised` alone."""
+    xp = matrix.__array_namespace__()
+    blocks = _blocks(matrix.astype(jnp.float32), axis, BLOCK)
+    return (xp.max(xp.abs(blocks), axis=axis + 1) / LARGEST).astype(SCALE)
 
 
 def dense(matrix: Float[Any, "..."] | Int8Matrix, dtype: Any) -> Float[Any, "..."]:

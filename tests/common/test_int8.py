@@ -57,10 +57,11 @@ def test_on_devices_as_on_the_host():
     np.testing.assert_array_equal(device.scales, host.scales)
 
 
-def test_blocks_of_zeros_stay_so_and_one_that_is_not_finite_is_seen():
-    x = np.ones((64, 4), np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_blocks_of_zeros_stay_so_and_one_that_is_not_finite_is_seen(dtype):
+    x = np.ones((64, 4), dtype)
     x[:, 0], x[3, 1], x[5, 2], x[:, 3] = 0, np.nan, -np.inf, 1e-44
-    x = np.concatenate([x, np.ones((64, 1), np.float32)], axis=1)
+    x = np.concatenate([x, np.ones((64, 1), dtype)], axis=1)
     back = np.asarray(int8.dense(int8.quantised(x, 0), jnp.float32))
     assert not back[:, 0].any()
     assert not np.isfinite(back[:, 1:3]).any()

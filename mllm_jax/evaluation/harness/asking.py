@@ -44,7 +44,6 @@ class Asker:
         self,
         pretrained: str | Path,
         batch_size: int | str = 8,
-        device: str | None = None,
         fsdp: int = 1,
         tensor: int = 1,
         seed: int = 0,
@@ -54,19 +53,12 @@ class Asker:
         Args:
             pretrained: a model, run or Hugging Face folder.
             batch_size: rows that are answered at the same time.
-            device: JAX's platform, or None: it is chosen by JAX_PLATFORMS, not here.
             fsdp, tensor: devices that share the parameters; rows are divided over the others.
             seed: of draws, where a task asks for them.
 
         Raises:
-            ConfigError: it is not a complete language model, or an argument is not valid.
+            ConfigError: it is not a complete language model, or `batch_size` is not a number.
         """
-        platform = jax.default_backend()
-        require(
-            device in (None, platform),
-            f"device={quoted(device)}: JAX runs on {platform}; leave it out, and set JAX_PLATFORMS "
-            "for another",
-        )
         text = str(batch_size)
         require(
             text.isdecimal() and int(text) > 0,

@@ -83,14 +83,20 @@ def messages(document: Document) -> list[dict[str, Any]]:
 def results(document: Document, answers: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`process_results`: the judged answer, under the name of every metric of the task.
 
-    `correct` and `group` are what lmms-eval's standard errors, clustered by image, read.
+    Metrics that are means of the answers' marks have `mark` (percent) and `group` too, which
+    lmms-eval's standard errors, clustered by image, read.
     """
     task, _ = asked(document["task"], document["language"])
     question = _question(document)
     answer = Answer(answers[0].strip())
     line = make_line(task.name, question, answer, task.judge(question, answer))
-    one = {"task": document["task"], "correct": line["correct"], "group": line["group"]}
-    return {name: {"metric": name, **one, "line": line} for name in task.metrics([line])}
+    marks = {"accuracy": line["correct"], **line["numbers"]}
+    items: dict[str, dict[str, Any]] = {}
+    for name in task.metrics([line]):
+        items[name] = {"metric": name, "task": document["task"], "line": line}
+        if name in marks:
+            items[name] |= {"mark": 100 * marks[name], "group": line["group"]}
+    return items
 
 
 def aggregated(items: Sequence[dict[str, Any]]) -> float:

@@ -44,17 +44,19 @@ class MllmJax(LM):
         """Opens the folder.
 
         Args:
-            pretrained, batch_size, device, options: see `Asker`.
+            pretrained, batch_size, options: see `Asker`.
             max_batch_size: what lm-eval passes on; it belongs to a batch size of auto.
+            device: PyTorch's, which lm-eval passes on always (cuda:0); JAX has its own devices.
             max_gen_toks: tokens of an answer where a task states none.
 
         Raises:
             ConfigError: see `Asker`.
         """
         super().__init__()
+        del device
         if max_batch_size is not None:
             raise ConfigError(f"max_batch_size={quoted(max_batch_size)}: give batch_size instead")
-        self._asker = Asker(pretrained, batch_size, device, **options)
+        self._asker = Asker(pretrained, batch_size, **options)
         self._opened, self._limit = self._asker.opened, max_gen_toks
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

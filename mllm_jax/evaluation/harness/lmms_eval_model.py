@@ -54,9 +54,18 @@ class MllmJax(lmms):
         device: str | None = None,
         **options: Any,
     ):
-        """Opens the folder; see `Asker` for the arguments. Raises ConfigError as it does."""
+        """Opens the folder.
+
+        Args:
+            pretrained, batch_size, options: see `Asker`.
+            device: PyTorch's, as lmms-eval passes it on; JAX has its own devices.
+
+        Raises:
+            ConfigError: see `Asker`.
+        """
         super().__init__()
-        self._asker = Asker(pretrained, batch_size, device, **options)
+        del device
+        self._asker = Asker(pretrained, batch_size, **options)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers, each ended before the first of its stop strings."""

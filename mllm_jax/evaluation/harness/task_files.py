@@ -41,7 +41,7 @@ doc_to_messages: !function {FUNCTIONS}.messages
 doc_to_target: truth
 process_results: !function {FUNCTIONS}.results
 # standard errors, with questions about one image counted together
-score_key: correct
+score_key: mark
 cluster_key: group
 metadata: {{version: {VERSION}}}
 """

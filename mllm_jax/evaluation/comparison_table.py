@@ -78,7 +78,7 @@ def _letters() -> Iterator[str]:
 def _cells(row: Comparison, labels: dict[str, str]) -> tuple[str, ...]:
     smallest = row.smallest_difference
     known = row.low is not None and row.high is not None
-    interval = f"[{row.low:+.2f}, {row.high:+.2f}]" if known else "-"
+    interval = f"[{row.low:+.2f}, {row.high:+.2f}]" if known else "[-]"
     return (
         f"{labels[row.a]}, {labels[row.b]}",
         row.task,

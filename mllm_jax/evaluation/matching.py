@@ -128,15 +128,20 @@ def _by_order(
     """Matches one after the other; None where a question differs, or the answers have ids."""
     if any(not entry.question.id.startswith(LINE) for entry in entries):
         return None
-    asked = [question.text.split("\n")[0] for question in _asked(entries)]
-    if asked != [question.text.split("\n")[0] for question in questions]:
+    asked = [_line(question) for question in _asked(entries)]
+    if asked != [_line(question) for question in questions]:
         return None
     keys: list[Key] = [(str(number),) for number in range(len(entries))]
     return dict(zip(keys, entries, strict=True)), keys
 
 
+def _line(question: Question) -> str:
+    """The first line: a post-prompt may be behind it."""
+    return question.text.split("\n")[0]
+
+
 def _text_key(question: Question) -> Key:
-    return (question.category, *map(str, question.images), question.text.split("\n")[0])
+    return (question.category, *map(str, question.images), _line(question))
 
 
 def _mismatch(answered: Any, keys: Sequence[Key]) -> ConfigError:

@@ -246,8 +246,8 @@ def _parts(
         by_language = questions_of(task, languages, limit, root)
         require(
             len(by_language) > 0,
-            f"task {task.name}: no data; give --data FILE, or --language xx of: "
-            f"{', '.join(task.data) or 'none'}",
+            f"task {task.name}: no data; give --data FILE, or a language with --language"
+            f"{': ' if task.data else ''}{', '.join(task.data)}",
         )
         for language, questions in by_language.items():
             items = make_items(opened, task, questions)

@@ -141,7 +141,7 @@ def test_one_question_shows_nothing(tmp_path: Path, capsys: Any, test: str):
     (pair,), printed = compared(capsys, tmp_path, first, second, "--test", test)
     assert (pair["difference"], pair["p"], pair["p_holm"]) == (100, 1, 1)
     assert (pair["low"], pair["high"], pair["smallest_difference"]) == (None, None, None)
-    assert "+100.00 -" in printed
+    assert "+100.00 [-]" in printed
     assert "| -: |" in printed, "a column of one character is aligned too"
 
 

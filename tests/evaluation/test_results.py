@@ -180,6 +180,8 @@ def test_means_have_intervals():
     assert fractions.method == "normal" and fractions.low < 60 < fractions.high
     same = tables.mean([line(0, f"{n // 2}", n) for n in range(20)])
     assert same.method == "wilson" and abs(same.low) < 1e-9 and 20 < same.high < 30
+    single = tables.mean([line(0.7, "", 1)])
+    assert single.low < 20 and single.high > 95, "one fraction says little"
 
 
 # --------------------------------------------------------------------------------------- resuming

@@ -22,7 +22,7 @@ class Mean(NamedTuple):
     low: float
     high: float
     groups: int  # images or passages that the questions are about
-    method: str  # "wilson" of independent right-or-wrong answers; "normal"; "clustered"
+    method: str  # "wilson" of independent right-or-wrong answers, "normal", "clustered"
 
 
 class Result(NamedTuple):
@@ -50,15 +50,17 @@ def result(
 
 
 def mean(lines: Sequence[Line]) -> Mean:
-    """The mean of `correct`: Wilson's interval where answers are independent and right or wrong,
-    else from the standard error, clustered where several questions are about one image."""
+    """The mean of `correct`: Wilson's interval where answers are independent and right or wrong, or
+    all alike; else from the standard error, clustered where several questions are about one image.
+    """
     values = np.array([line["correct"] for line in lines], np.float64)
     names = [line["group"] or f"\0{line['id']}" for line in lines]
     right, groups = float(values.sum()), len(set(names))
     share, binary = right / len(values), bool(np.isin(values, (0, 1)).all())
     alone = groups == len(lines)
     error = significance.standard_error(values, None if alone else names)
-    if binary and (alone or error == 0):  # all alike: the error says nothing, the number does
+    # all alike: the error says nothing, the number of groups does; fractions vary less
+    if (binary and alone) or error < 1e-12:
         low, high = significance.wilson_interval(right * groups / len(values), groups)
         method = "wilson"
     else:

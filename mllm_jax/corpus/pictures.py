@@ -34,8 +34,9 @@ TASK_WINDOWS = tuple(
 )
 THUMBNAIL = 8
 ROUGH = 0.5  # residual of thumbnails above which two pictures are not looked at
-SAME = 0.08  # residual of aligned pictures up to which they are one; measured: docs
-MEAN = 24.0  # largest difference of the mean of a channel, of 255
+SAME = 0.05  # residual of aligned pictures up to which they are one; measured: docs
+ROUGH_MEAN = 24.0  # largest difference of the mean of a channel, of 255, of thumbnails
+MEAN = 6.0  # and of aligned pictures
 _LEVELS = ((16, 4), (32, 2), (64, 2))  # side of the pictures compared, steps of the alignment
 _HOPELESS = 0.35  # residual after which finer levels are not tried
 _HASHED = 128  # pixels of the shorter side: larger pictures are reduced before they are hashed
@@ -71,7 +72,7 @@ def look_alike(
     means = [x.mean((1, 2), keepdims=True) for x in (a, b)]
     a, b = a - means[0], b - means[1]
     scale = (a**2).mean((1, 2, 3)) + (b**2).mean((1, 2, 3)) + _BLANK
-    near = np.abs(means[0] - means[1]).max((1, 2, 3)) <= MEAN
+    near = np.abs(means[0] - means[1]).max((1, 2, 3)) <= ROUGH_MEAN
     return near & (((a - b) ** 2).mean((1, 2, 3)) <= ROUGH * scale)
 
 

@@ -61,7 +61,7 @@ def check_keys(cls: type, tree: dict[Any, Any], location: str = "") -> None:
         if name not in keys:
             near = closest(name, keys)
             hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(keys)}"
-            if isinstance(name, bool):
+            if isinstance(name, bool) and {"yes", "no"} & {*keys}:
                 hint = "put it in quotes: YAML reads yes, no, on and off as true and false"
             raise ConfigError(f"{_join(location, name)}: unknown key; {hint}")
 

@@ -63,7 +63,7 @@ def test_a_bad_override_is_refused_in_one_line(tmp_path, words: list[str], messa
         ),
         ("a: 1\nb: x: y\n", ":2: not valid YAML: mapping values are not allowed here"),
         ("- 1\n", ": expected sections (a mapping), found list"),
-        ("", ": expected sections (a mapping), found NoneType"),
+        ("", ": the file is empty; expected sections (a mapping)"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, text: str, message: str):

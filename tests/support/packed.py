@@ -44,7 +44,7 @@ MODELS: dict[str, ModelConfig] = {
     "instruct": MODEL,
     "lora": MODEL,
     "dora": MODEL,
-    "siglip": dataclasses.replace(MODEL, vision=SIGLIP, grids=None),
+    "siglip": dataclasses.replace(MODEL, vision=SIGLIP),
     # whole blocks of 64 on two devices
     "int8": dataclasses.replace(
         MODEL,

@@ -73,6 +73,7 @@ def test_eight_devices_equal_one(mesh, make_mesh, stage, microbatches):
         want, want_gradient, _ = one.first_step(batch)
         got, gradient, _ = many.first_step(batch)
         for name, value in got.items():
+            assert np.all(np.isfinite(value)), f"{kinds} {name}"
             np.testing.assert_allclose(value, want[name], rtol=1e-5, err_msg=f"{kinds} {name}")
         assert_same_gradient(gradient, want_gradient)
 

@@ -30,6 +30,8 @@ from mllm_jax.config import loading
 from mllm_jax.config.adapter import is_adapter, kernel_of
 from mllm_jax.config.stage import FolderConfig
 
+NAMED = 3  # runs of a recipe's folder that a message names
+
 
 class ModelSource:
     """An opened model. Nothing is read before `load` or a leaf asks for it.
@@ -232,7 +234,17 @@ def open_model(path: str | Path) -> ModelSource:
         return HFSource(path)
     if (path / PEFT_CONFIG).is_file():
         return PeftSource(path)
+    if runs := _runs_in(path):
+        raise ConfigError(f"{path}: not a model, but its stages are: give {' or '.join(runs)}")
     raise ConfigError(
         f"{path}: not a model: expected config.yaml and params/, a run's model/ and checkpoints/, "
         "a Hugging Face config.json, or PEFT's adapter_config.json"
     )
+
+
+def _runs_in(folder: Path) -> list[str]:
+    """The runs in a recipe's folder, the last one trained first; a few of them."""
+    runs = [path.parent.parent for path in folder.glob("*/model/config.yaml")]
+    runs = [run for run in runs if checkpoint_steps(run / "checkpoints")]
+    newest = sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
+    return [str(run) for run in newest[:NAMED]]

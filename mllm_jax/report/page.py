@@ -8,6 +8,7 @@ from mllm_jax.report.views import Report, Stage
 LINKS = {
     "variants": "Variants",
     "scores": "Scores",
+    "comparison": "Comparison",
     "answers": "Answers",
     "loss": "Loss",
     "course": "Course",
@@ -28,6 +29,7 @@ def report_page(report: Report) -> str:
     parts = {
         "variants": score_sections.variant_table(report.variants) if report.variants else "",
         "scores": table or (score_sections.score_table(scores) if scores else ""),
+        "comparison": score_sections.comparison(report.compared),
         "answers": score_sections.answer_sections(scores, name) if scores else "",
         "loss": stage_sections.losses(stages),
         "course": stage_sections.course(stages),

@@ -1,15 +1,22 @@
 """Sections about an evaluation: scores beside the majority answer, right and wrong answers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 
 from mllm_jax.report import html
-from mllm_jax.report.views import Answer, Group, OtherAnswer, Scores, Variant
+from mllm_jax.report.views import Answer, Compared, Group, OtherAnswer, Scores, Variant
 
 NOTE = (
     "Exact match; case and final punctuation are ignored. The mark on a bar is what the most "
     "frequent true answer of a kind would get, were it given to every question; a score at or "
     "below the mark shows no skill."
+)
+
+COMPARED = (
+    "Exact match on the same held-out questions. Difference in points with its 95 % interval; p by "
+    "McNemar's test, after Holm's correction; the last column is the smallest difference that so "
+    "many questions show."
 )
 
 
@@ -63,7 +70,58 @@ def _table(scores: Scores) -> str:
         )
         for key in ("loss", "perplexity")
     ]
+    rows.append(html.row("95 % interval", map(partial(_interval, scores), scores.languages)))
+    if scores.fidelity:
+        cells = (_fidelity(scores.fidelity.get(key)) for key in scores.languages)
+        rows.append(html.row("Answers in the question's language", cells))
     return html.table(["Question", *map(html.language_name, scores.languages)], rows, css="scores")
+
+
+def _interval(scores: Scores, language: str) -> str:
+    low, high = scores.intervals[language]
+    return f"{html.percent(low)} to {html.percent(high)}<small>of exact match</small>"
+
+
+def _fidelity(numbers: Mapping[str, float] | None) -> str:
+    """Of answers, and beside it of what people wrote: the identifier's own accuracy."""
+    if numbers is None:
+        return "–"
+    lines = []
+    for name, share, undecided in (
+        ("", "language_fidelity", "undecided"),
+        ("of the true answers: ", "identifier_accuracy", "identifier_undecided"),
+    ):
+        text = html.percent(numbers[share] / 100) if share in numbers else "not decidable"
+        if undecided in numbers:
+            text += f" ({html.percent(numbers[undecided] / 100)} too short to tell)"
+        lines.append(f"<small>{name}{text}</small>" if name else text)
+    return "".join(lines)
+
+
+def comparison(compared: Sequence[Compared]) -> str:
+    """Whether the last stage answers better than earlier ones, language by language."""
+    rows = [html.row(f"{one.before} → {one.after}", _compared(one)) for one in compared]
+    head = ["Stages", "language", "before", "after", "difference", "only before", "only after"]
+    table = html.table([*head, "p", "shows from"], rows)
+    return html.section("Comparison", COMPARED, table) if rows else ""
+
+
+def _compared(one: Compared) -> list[str]:
+    difference = one.score_after - one.score_before
+    interval = ""
+    if one.interval is not None:
+        interval = f"<small>[{one.interval[0]:+.1f}, {one.interval[1]:+.1f}]</small>"
+    small = "–" if one.smallest is None else f"{one.smallest:.1f}"
+    return [
+        escape(html.language_name(one.language)),
+        html.percent(one.score_before / 100),
+        html.percent(one.score_after / 100),
+        f"{difference:+.1f}{interval}",
+        f"{one.before_only:,}",
+        f"{one.after_only:,}",
+        f"{one.p:.4f}" if one.p >= 1e-4 else f"{one.p:.1e}",
+        small,
+    ]
 
 
 def overall(scores: Scores, language: str) -> Group:

@@ -86,6 +86,25 @@ class Scores(NamedTuple):
     answers: Sequence[Answer]  # the first of every group
     misses: Sequence[Answer]  # other wrong answers
     count: int  # of all answers
+    intervals: Mapping[str, tuple[float, float]]  # code -> 95 % of exact match, from 0 to 1
+    # code -> language_fidelity, undecided and identifier_accuracy, identifier_undecided, in percent
+    fidelity: Mapping[str, Mapping[str, float]]
+
+
+class Compared(NamedTuple):
+    """Two stages on the same questions of a language; scores and differences in percent."""
+
+    before: str
+    after: str
+    language: str
+    count: int
+    score_before: float
+    score_after: float
+    interval: tuple[float, float] | None  # 95 %, of after less before; None: not known
+    before_only: int  # questions that this one alone answers
+    after_only: int
+    p: float  # McNemar, after Holm's correction
+    smallest: float | None  # difference that so many questions show; None: the two never differ
 
 
 class Variant(NamedTuple):
@@ -107,3 +126,4 @@ class Report(NamedTuple):
     seconds: float
     missing: Sequence[str]  # what is not there yet, one line each
     variants: Sequence[Variant] = ()  # of a tree; `scores` is None then
+    compared: Sequence[Compared] = ()  # the evaluated stage with earlier ones

@@ -1,5 +1,6 @@
 """open_model: every kind of folder gives the same parameters; what is no model is refused."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from mllm_jax.checkpoints import manifest
 from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep
@@ -92,6 +94,20 @@ def test_a_part_can_stay_unread(kind: str, oracle: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="extra 2"):
         source.load(shapes)
     assert source.load(shapes, unread="connector/.*").keys() == shapes.keys()
+
+
+def test_a_recipes_folder_names_its_stages(tmp_path):
+    for name, step in (("align", 4), ("instruct", 8), ("begun", None)):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "config.yaml").write_text("")
+        if step is not None:
+            checkpoint = tmp_path / name / "checkpoints" / str(step)
+            checkpoint.mkdir(parents=True)
+            (checkpoint / manifest.FILE).write_text("{}")
+            os.utime(checkpoint.parent, (step, step))
+    with pytest.raises(ConfigError, match="not a model, but its stages are: give ") as error:
+        open_model(tmp_path)
+    assert str(error.value).endswith(f"give {tmp_path / 'instruct'} or {tmp_path / 'align'}")
 
 
 def test_what_is_no_model(tmp_path: Path, run: Path) -> None:

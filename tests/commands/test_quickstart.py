@@ -104,9 +104,12 @@ def test_refusals(tmp_path: Path, recipes: list[Path]):
     prepare(tmp_path / "out", 0.01)
     for name in ("evaluation", "hf"):
         (tmp_path / "out" / name).mkdir()
+    prepare(tmp_path / "out", 0.01)  # the comparison with an earlier stage is not there yet
+    (tmp_path / "out" / "compared" / "align").mkdir(parents=True)
+    (tmp_path / "out" / "compared" / "align" / "scores.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds a finished quickstart"):
         quickstart.run(tmp_path / "out", 0.01)
-    assert len(recipes) == 2
+    assert len(recipes) == 3
 
 
 def test_localised_keeps_comments_and_counts():
@@ -138,6 +141,7 @@ def test_the_whole_way(tmp_path: Path):
     assert text.count("<svg") == 3 + 3 * 5, "losses; rate, norm, speed, waiting, padding"
     assert "A model that reads handwritten numbers" in text and "Which number" in text
     assert "data:image/png;base64," in text
+    assert "95 % interval" in text and "align → instruct" in text
     assert (tmp_path / "out" / "hf" / "model.safetensors").is_file()
     with pytest.raises(ConfigError, match="holds a finished quickstart"):
         quickstart.run(tmp_path / "out", share=0.02)

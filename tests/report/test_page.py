@@ -10,7 +10,7 @@ import pytest
 
 from mllm_jax.report.metrics_file import Metrics
 from mllm_jax.report.page import report_page
-from mllm_jax.report.views import Answer, Group, Module, Report, Scores, Share, Stage
+from mllm_jax.report.views import Answer, Compared, Group, Module, Report, Scores, Share, Stage
 from tests.support import browser
 
 KINDS = {
@@ -90,6 +90,8 @@ def made_up(languages: tuple[str, ...] = ("eu", "en")) -> Report:
         answers=answers,
         misses=[answer for answer in answers if not answer.right],
         count=48 * len(languages),
+        intervals=dict.fromkeys(languages, (0.62, 0.84)),
+        fidelity={key: {"language_fidelity": 98.2, "undecided": 12.0} for key in languages},
     )
     return Report(
         title="Ikasitakoa & more",
@@ -103,7 +105,20 @@ def made_up(languages: tuple[str, ...] = ("eu", "en")) -> Report:
         facts=[("python", "3.11.15"), ("device", "1 x cpu")],
         seconds=254.7,
         missing=[f"3 pictures cannot be read: {LONG}"],
+        compared=[
+            Compared("align", "instruct", key, 48, 61.2, 75.0, (4.1, 23.5), 3, 9, 0.03, 13.0)
+            for key in languages
+        ],
     )
+
+
+def test_intervals_fidelity_and_a_comparison_are_on_the_page():
+    text = report_page(made_up())
+    space = "\N{NARROW NO-BREAK SPACE}"
+    assert f"62.0{space}% to 84.0{space}%" in text
+    assert f"98.2{space}% (12.0{space}% too short to tell)" in text and "not decidable" in text
+    assert "<a href='#comparison'>Comparison</a>" in text and "align → instruct" in text
+    assert "+13.8<small>[+4.1, +23.5]</small>" in text and "<td>0.0300</td><td>13.0</td>" in text
 
 
 def test_the_page_loads_nothing():

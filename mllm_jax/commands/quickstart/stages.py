@@ -15,6 +15,8 @@ from pathlib import Path
 import jax
 
 from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.commands.report import pages
+from mllm_jax.commands.report.compared import FOLDER as COMPARED
 from mllm_jax.commands.report.pages import PAGE
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.folders import in_use, new_folder
@@ -25,8 +27,10 @@ from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.phrases import HEADINGS
 from mllm_jax.digits.records import Counts, make_data
 from mllm_jax.digits.tokenizer import make_tokenizer
+from mllm_jax.evaluation.runner import evaluate
 
 HOME = "runs/quickstart"  # what the paths in configs/quickstart begin with
+BEFORE = "align"  # the stage that the last one is compared with
 TITLE = "A model that reads handwritten numbers in Basque and English"
 
 
@@ -53,6 +57,7 @@ def run(out: str | Path = HOME, share: float = 1.0) -> Path:
         _prepare(out, share)
     # batches of four rows: one device, whatever the machine has
     recipe.run(out / "configs" / "recipe.yaml", out, devices=jax.devices()[:1])
+    _compare(out)
     _say(out, time.perf_counter() - start)
     return out / PAGE
 
@@ -96,7 +101,7 @@ def _begun(out: Path, share: float) -> bool:
         return False
     mark = out / "quickstart.json"
     require(mark.is_file(), f"--out={out}: exists and is not empty; give another folder")
-    parts = ("evaluation", "hf", PAGE)
+    parts = ("evaluation", "hf", PAGE, f"{COMPARED}/{BEFORE}/scores.json")
     require(
         not all((out / part).exists() for part in parts),
         f"--out={out}: holds a finished quickstart; give another folder or remove it",
@@ -132,6 +137,16 @@ def _prepare(out: Path, share: float) -> None:
         write_json(folder / "quickstart.json", {"share": share})
     amounts = f"{counts.pictures:,} pictures and {len(sentences) // 2:,} records"
     print(f"made {amounts} in {seconds:.1f} s: {out / 'data'}", flush=True)
+
+
+def _compare(out: Path) -> None:
+    """Evaluates the stage before the last one too, and writes the page with the comparison."""
+    section = recipe.load_recipe(out / "configs" / "recipe.yaml").config.evaluate
+    assert section is not None
+    folder = out / COMPARED / BEFORE
+    numbers = (section.max_new_tokens, section.rows)
+    evaluate(out / BEFORE, section.data, folder, section.images, *numbers, resume=True)
+    pages.run(out)
 
 
 def _counts(share: float) -> Counts:

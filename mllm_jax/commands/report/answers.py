@@ -11,7 +11,11 @@ from mllm_jax.common.errors import ConfigError, one_line, require
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config.stage import Config
 from mllm_jax.data.images import decode
+from mllm_jax.evaluation.answers import languages_of
+from mllm_jax.evaluation.fidelity import line_fidelity
+from mllm_jax.evaluation.language_id import open_identifier
 from mllm_jax.evaluation.metrics.text import normalise
+from mllm_jax.evaluation.results import tables
 from mllm_jax.report.metrics_file import read_lines
 from mllm_jax.report.views import Answer, Group, Scores
 
@@ -60,6 +64,7 @@ def read_scores(
         groups[kind_of(line), line["language"]].append(line)
     first, misses = _chosen(groups, lines)
     pictures = _Pictures(config)
+    fidelity, unknown = _fidelity(lines)
     scores = Scores(
         languages=languages,
         groups=[group(*key, of) for key, of in groups.items()],
@@ -67,8 +72,39 @@ def read_scores(
         answers=[_answer(line, pictures) for line in first],
         misses=[_answer(line, pictures) for line in misses],
         count=len(lines),
+        intervals=_intervals(lines),
+        fidelity=fidelity,
     )
-    return scores, pictures.notes()
+    return scores, [*pictures.notes(), *unknown]
+
+
+def _intervals(lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of exact match, per language."""
+    intervals = {}
+    for language in languages_of(lines):
+        # folders of before tasks have no groups
+        own = [{"group": "", **line} for line in lines if line["language"] == language]
+        mean = tables.mean(own)
+        intervals[language] = (mean.low / 100, mean.high / 100)
+    return intervals
+
+
+def _fidelity(lines: Sequence[Line]) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Whether answers are in their question's language, per language; or why it is not known."""
+    languages = languages_of(lines)
+    candidates = languages if len(languages) > 1 else tuple(dict.fromkeys([*languages, "en"]))
+    if len(candidates) < 2:
+        return {}, []
+    try:
+        identifier = open_identifier()
+        return {
+            name: line_fidelity(
+                [line for line in lines if line["language"] == name], candidates, identifier
+            )
+            for name in languages
+        }, []
+    except ConfigError as error:  # not installed, or a language that it does not know
+        return {}, [f"the language of answers is not identified: {error}"]
 
 
 def read_answers(folder: Path) -> list[Line]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.commands.report.answers import read_scores
+from mllm_jax.commands.report.compared import read_compared
 from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.commands.report.stages import read_machine, read_stage
 from mllm_jax.commands.report.variants import read_variants
@@ -88,6 +89,7 @@ def collect(folder: Path) -> Report:
         seconds=sum(times.values()),
         missing=[*missing, *notes],
         variants=variants,
+        compared=read_compared(folder, stages[-1].name) if scores is not None else (),
     )
 
 

@@ -53,7 +53,7 @@ def _with_others(folder: Path, variants: Sequence[Variant]) -> list[Variant]:
     others: dict[tuple[str, str], list[OtherAnswer]] = {}
     for variant in evaluated[:-1]:
         for line in read_answers(folder / "evaluation" / variant.name):
-            answer = OtherAnswer(variant.name, line["answer"], line["correct"])
+            answer = OtherAnswer(variant.name, line["answer"], bool(line["correct"]))
             others.setdefault((str(line["id"]), line["truth"]), []).append(answer)
 
     def together(scores: Scores, last: bool) -> Scores:

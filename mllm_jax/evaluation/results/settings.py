@@ -88,8 +88,8 @@ def key(settings: Tree, task: str, language: str) -> str:
     """What an answer to a task in a language depends on, the machine left out; as hexadecimal."""
     of = settings["tasks"][task]
     about = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
-    about["task"] = {name: value for name, value in of["settings"].items() if name != "data"}
-    return _sha256([_json(about | {"language": language, "of": of["languages"][language]})])
+    about |= {"task": of["settings"], "language": language, "of": of["languages"][language]}
+    return _sha256([_json(about)])
 
 
 _OF_THE_RUN = (*_PATHS, *_ONE_BATCH, "versions", "tasks")
@@ -113,8 +113,7 @@ def check_same(before: Tree, now: Tree, out: Path) -> None:
 
 def _compared(tree: Tree) -> Tree:
     flat = flatten({name: value for name, value in tree.items() if name not in _PATHS}, ".")
-    # where the data are may change, not what they are
-    return json.loads(_json({k: v for k, v in flat.items() if ".settings.data." not in k}))
+    return json.loads(_json(flat))  # as it is read from a file
 
 
 def file_digest(path: Path) -> str:

@@ -116,7 +116,7 @@ def _compared(one: Compared) -> list[str]:
         escape(html.language_name(one.language)),
         html.percent(one.score_before / 100),
         html.percent(one.score_after / 100),
-        f"{difference:+.1f}{interval}",
+        f"{difference:+.1f} {interval}",
         f"{one.before_only:,}",
         f"{one.after_only:,}",
         f"{one.p:.4f}" if one.p >= 1e-4 else f"{one.p:.1e}",

@@ -118,7 +118,7 @@ def test_intervals_fidelity_and_a_comparison_are_on_the_page():
     assert f"62.0{space}% to 84.0{space}%" in text
     assert f"98.2{space}% (12.0{space}% too short to tell)" in text and "not decidable" in text
     assert "<a href='#comparison'>Comparison</a>" in text and "align → instruct" in text
-    assert "+13.8<small>[+4.1, +23.5]</small>" in text and "<td>0.0300</td><td>13.0</td>" in text
+    assert "+13.8 <small>[+4.1, +23.5]</small>" in text and "<td>0.0300</td><td>13.0</td>" in text
 
 
 def test_the_page_loads_nothing():

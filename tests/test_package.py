@@ -78,7 +78,8 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "runs" / "quickstart"
     tiny.make_data(home / "data")
     images = home / "data" / "images"
-    shutil.copy(images / "0.png", images / "test-00000.png")
+    for number in range(3):
+        shutil.copy(images / f"{number}.png", images / f"test-0000{number}.png")
     (home / "configs").mkdir()
     stage = tiny.config(home / "data", home / "align", mesh={"data": -1})
     loading.dump(stage, home / "configs" / "align.yaml")
@@ -87,16 +88,19 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow  # trains
-def test_the_page_trains_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_page_trains_and_asks_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
     execute(blocks()[0])
     assert "4 tokens for an image" in capsys.readouterr().out
+    execute(blocks()[1])
+    answers, *scores = capsys.readouterr().out.splitlines()
+    assert answers.startswith("[") and len(scores) == 3
     assert (quickstart / "runs" / "from-python-hf" / "model.safetensors").is_file()
 
 
 def test_the_page_reads_rows_as_written(quickstart: Path, capsys: pytest.CaptureFixture[str]):
-    train, *others = blocks()
-    assert "mllm_jax.train(" in train and len(others) == 1
-    execute(others[0])
+    train, ask, rows = blocks()
+    assert "mllm_jax.train(" in train and "opened.answer(" in ask
+    execute(rows)
     printed = capsys.readouterr().out
     assert "32 rows of (96,) tokens" in printed and "% padding" in printed
 

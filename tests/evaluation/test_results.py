@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -215,6 +218,25 @@ def test_an_interrupted_evaluation_ends_in_the_same_bytes(
     assert command_line.main(words(run, data, out, *cache)) == 2
     assert "continue with --resume" in capsys.readouterr().err
     assert command_line.main(words(run, data, out, "--resume", *cache)) == 0
+    assert contents(out) == contents(done)
+
+
+@pytest.mark.slow
+def test_killed_at_three_places_and_resumed(done, run, data, tmp_path):
+    """SIGKILL after different numbers of answers; only the last start ends by itself."""
+    out = tmp_path / "out"
+    arguments = words(run, data, out, "--resume", "--cache", str(tmp_path / "cache"))
+    command = [sys.executable, "-m", "mllm_jax", *arguments]
+    partial = out / "answers.partial.jsonl"
+    for least in (1, 5, 9):
+        process = subprocess.Popen(command)
+        while process.poll() is None and not (
+            partial.is_file() and partial.read_bytes().count(b"\n") >= least
+        ):
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True)
     assert contents(out) == contents(done)
 
 

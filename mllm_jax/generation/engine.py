@@ -227,7 +227,6 @@ class Answerer(Opened):
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
         if self.mesh is None:
             return contextlib.nullcontext()
-        _ = (
-            self.params
-        )  # read before: their shapes are those of a single row, which no mesh divides
+        # read before: their shapes are those of a single row, which no mesh divides
+        _ = self.params
         return jax.set_mesh(self.mesh)

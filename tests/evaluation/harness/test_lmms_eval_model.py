@@ -14,6 +14,7 @@ from mllm_jax.data.records.parse import user_turn
 from mllm_jax.evaluation.answers import make_line
 from mllm_jax.evaluation.harness import documents, task_files
 from mllm_jax.evaluation.tasks.task import Answer
+from mllm_jax.generation.engine import Answerer
 from tests.support import harness_data
 
 pytestmark = [
@@ -125,14 +126,14 @@ def evaluated(model: Any, task: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["chat", "simple"])
-def test_a_task_of_ours_scores_as_evaluate_does(kind, request, tmp_path, monkeypatch):
-    """The same answers in every sample, the same numbers, by both classes."""
+def test_a_task_of_ours_scores_as_evaluate_does(kind, request, oracle, tmp_path, monkeypatch):
+    """Every answer and number by both classes, on eight devices, is that of one question on one."""
     model = request.getfixturevalue(kind)
     monkeypatch.setenv(documents.VARIABLE, str(harness_data.make(tmp_path)))
     documents.asked.cache_clear()
     found = evaluated(model, TASK, task_files.FOLDER / "lmms_eval")
     task, questions = documents.asked("pope", "it")
-    lines = our_lines(model._asker.opened, task, questions)
+    lines = our_lines(Answerer(oracle / "llava_mlp"), task, questions)
     samples = sorted(found["samples"][TASK], key=lambda one: one["doc_id"])
     texts = [sample["filtered_resps"][0].strip() for sample in samples]
     assert texts == [line["answer"] for line in lines]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -237,6 +238,19 @@ def test_killed_at_three_places_and_resumed(done, run, data, tmp_path):
         process.kill()
         process.wait()
     subprocess.run(command, check=True)
+    assert contents(out) == contents(done)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(done, run, data, tmp_path):
+    out, cache = tmp_path / "out", str(tmp_path / "cache")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process")
+    command = [sys.executable, "-m", "mllm_jax", *words(run, data, out, "--cache", cache), *place]
+    started = [subprocess.Popen([*command, str(number)]) for number in range(2)]
+    assert [process.wait() for process in started] == [0, 0]
     assert contents(out) == contents(done)
 
 

@@ -145,6 +145,7 @@ def test_backbones_are_joined_trained_and_exported(references, data, tmp_path, c
     assert Answerer(hf).ends == (2,)
 
 
+@pytest.mark.slow
 def test_llava_1_5_is_trained_further(references, data, tmp_path):
     """Its own template ends no answer; the run's model has that of the format it was trained in."""
     train_stage(data, tmp_path / "run", "vicuna_v1", references / "llava_vicuna", EVERYTHING)

@@ -235,6 +235,7 @@ def test_a_stage_with_another_start_than_before_is_refused(files: Files):
     assert files.calls == calls
 
 
+@pytest.mark.slow
 def test_weights_that_others_have_begun_with_are_not_made_again(files: Files):
     files.run(only=["IT", "PT+IT"])
     shutil.rmtree(files.out / "pt")

@@ -62,7 +62,11 @@ def pulled(params: Any, adapter: AdapterConfig, compute: ComputeConfig) -> Any:
 
 @pytest.mark.parametrize(
     ("adapter", "compute", "remat"),
-    [(LORA, "float32", "none"), (DORA, "float32", "full"), (DORA, "bfloat16", "full")],
+    [
+        (LORA, "float32", "none"),
+        pytest.param(DORA, "float32", "full", marks=pytest.mark.slow),
+        pytest.param(DORA, "bfloat16", "full", marks=pytest.mark.slow),
+    ],
     ids=["lora", "dora", "bfloat16"],
 )
 def test_loss_and_gradients_are_those_of_the_dense_matrices(adapter, compute, remat):

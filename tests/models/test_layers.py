@@ -66,6 +66,7 @@ def test_gelu_is_exact():
     np.testing.assert_allclose(got, [[[1.9544997]]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_initial_weights_have_the_scale_they_are_said_to_have():
     config = ModelConfig(VISION, ConnectorConfig("mlp"), LANGUAGE, image_token=511)
     drawn = mllm.init(mllm.build(config, COMPUTE), jax.random.key(0))

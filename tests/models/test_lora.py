@@ -85,7 +85,11 @@ def flat(x, inputs: int, layers: int = 1):
     )
 
 
-@pytest.mark.parametrize("adapter", [ADAPTER, DORA], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [ADAPTER, pytest.param(DORA, marks=pytest.mark.slow)],
+    ids=["lora", "dora"],
+)
 def test_output_and_gradients_are_those_of_a_dense_reference(adapter):
     """W + s A B in one matrix: the same output; dA = s dW B', dB = s A' dW by the chain rule.
 
@@ -204,6 +208,7 @@ def test_dropout_follows_the_record_not_its_place():
     assert np.abs(other[:at] - packed[:at]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_packed_equals_unpacked_with_tiles_and_siglip():
     """Loss and gradients of adapters with dropout: a row of tiles, a plain image and text."""
     vision = dataclasses.replace(SIGLIP, image_size=28, patch_size=7, layers=3)

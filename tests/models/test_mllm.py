@@ -100,7 +100,9 @@ def close(gradient, expected):
 loss_and_grads = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
 
 
-@pytest.mark.parametrize("backend", ["dense", "blocks", "loop"])
+@pytest.mark.parametrize(
+    "backend", ["dense", "blocks", pytest.param("loop", marks=pytest.mark.slow)]
+)
 def test_packed_equals_unpacked_loss_and_gradients(params, backend):
     """Two images, none and one image in one row = three rows of their own, in any slot."""
     model = mllm.build(
@@ -140,6 +142,7 @@ def test_an_unused_slot_has_exactly_zero_gradient(params):
     assert np.any(grads["language/embedding"])
 
 
+@pytest.mark.slow
 def test_newlines_are_one_more_row_behind_the_image_vectors():
     """I * P takes the newline vector; its gradient is the sum over its places in all rows."""
     model = mllm.build(ANYRES, COMPUTE)

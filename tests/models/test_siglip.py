@@ -52,6 +52,7 @@ def test_what_a_tower_cannot_be():
         dataclasses.replace(VISION, image_size=5)
 
 
+@pytest.mark.slow
 def test_packed_equals_unpacked_loss_and_gradients(params):
     """Two images, none and one image in one row = three rows of their own."""
     model = mllm.build(SIGLIP, COMPUTE)

@@ -96,6 +96,7 @@ def test_temporary_memory_without_remat(tmp_path: Path):
     near_the_compiler(plans(tmp_path, "cpu:8", *WIDE, *FSDP, "--compute.remat", "none"))
 
 
+@pytest.mark.slow
 def test_a_base_in_int8(tmp_path: Path):
     """What is held to the byte, and half of what bfloat16 holds; the rest near the compiler's."""
     here = plans(tmp_path, "cpu:8", *WIDE, "--mesh.data", "8", *ADAPTERS, "--adapter.base", "int8")

@@ -103,6 +103,7 @@ def test_rows_mix_images_in_tiles_padded_ones_and_text(data, plain, straight, tm
     assert [line["unused_slot_share"] for line in lines] == pytest.approx(shares)
 
 
+@pytest.mark.slow
 def test_resumed_equals_straight_to_the_bit(data, plain, straight, tmp_path):
     config = tiled(data, plain, tmp_path / "run")
     part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=3))

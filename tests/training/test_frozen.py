@@ -97,6 +97,7 @@ def test_a_later_stage_trains_what_went_in(data, run, tmp_path):
             assert first.trainable[path].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_later_stage_that_freezes_them_too_copies_what_went_in(data, run, tmp_path):
     config = align(data, run, tmp_path / "again")
     first = restore.first_params(planned(config), open_model(run), config)

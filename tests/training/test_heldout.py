@@ -142,6 +142,7 @@ def script(monkeypatch):
     return of
 
 
+@pytest.mark.slow
 def test_the_best_checkpoints_are_kept_by_held_out_loss(data, heldout, tmp_path, script):
     script(5.0, 3.0, 4.0, 6.0)
     section = {"steps": 8, "keep": 1, "keep_best": 2, "keep_best_by": "heldout"}
@@ -149,6 +150,7 @@ def test_the_best_checkpoints_are_kept_by_held_out_loss(data, heldout, tmp_path,
     assert checkpoint_steps(run / "checkpoints") == [4, 6, 8]
 
 
+@pytest.mark.slow
 def test_a_stage_ends_when_the_loss_no_longer_falls(data, heldout, tmp_path, script, capsys):
     """Complete, and said so; stopped on the way it ends at the same step, resumed at once."""
     script(5.0, 3.0, 3.0, 4.0)

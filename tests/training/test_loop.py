@@ -62,6 +62,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data, straight, tmp_path)
     assert tiny.numbers(run) == tiny.numbers(straight)
 
 
+@pytest.mark.slow
 def test_the_guard_knows_of_every_wait_of_a_step(data, tmp_path, monkeypatch):
     """Fetching what all processes agree on may last for ever, as the data and the step may."""
     seen: list[str | None] = []
@@ -113,7 +114,7 @@ def test_an_epoch_is_every_record_once_and_resumes_where_it_stopped(data, tmp_pa
     [
         pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
-        {"data": 2, "fsdp": 2, "tensor": 2},
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -138,6 +139,7 @@ def test_microbatches_equal_one_batch(data, straight, tmp_path):
         np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(data, straight, tmp_path):
     """With steps in metrics.jsonl and half of the model's files."""
     config = tiny.config(data, tmp_path / "run", train={"steps": 12, "stop_at": 2})

@@ -20,6 +20,7 @@ TOWER = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_trains_and_answers(data: Path, tmp_path: Path) -> None:
     model = tiny.tree(data, tmp_path)["model"]
     model |= {"vision": TOWER, "connector": {"kind": "mlp", "pool": "shuffle"}}

@@ -30,7 +30,7 @@ MESHES = {
     "fsdp 8": {"fsdp": 8},
     "data 2 x fsdp 2 x tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-QUICK = {("data 2 x fsdp 2 x tensor 2", 1, "float32", False)}
+QUICK = {("one device", 1, "float32", False)}
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
     for case in [
@@ -140,7 +140,9 @@ def programs(compute: ComputeConfig, mesh: Any) -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("attention", ["dense", "blocks", "auto"])
+@pytest.mark.parametrize(
+    "attention", ["dense", pytest.param("blocks", marks=pytest.mark.slow), "auto"]
+)
 def test_products_are_as_exact_as_their_format(make_mesh, attention):
     """float32: HIGHEST, or GPUs and TPUs would round the factors; bfloat16: nothing dearer."""
     mesh = make_mesh(devices=1)
@@ -171,6 +173,7 @@ def crossing(mesh: Any, reduce: str, tmp_path: Any) -> dict[str, set[int]]:
     return sizes
 
 
+@pytest.mark.slow
 def test_reduce_says_in_which_format_gradients_cross_devices(make_mesh, tmp_path):
     """Kernels and tables; biases and norms, which are small, always cross in float32."""
     mesh = make_mesh(data=2, fsdp=2, tensor=2)

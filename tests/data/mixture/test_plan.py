@@ -257,6 +257,7 @@ def in_tiles(rng, kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     return text + tokens, tiles
 
 
+@pytest.mark.slow
 def test_rows_with_tiles_leave_few_slots_empty(tmp_path, capsys):
     """95 % of 15 slots and 90 % of 8,192 tokens, images of all sizes beside text."""
     rng, weights = np.random.default_rng(0), {"sections": 0.67, "captions": 0.29, "text": 0.04}

@@ -147,7 +147,8 @@ def fingerprint(
         window: left, top, right and bottom of the part that is looked at, from 0 to 1.
     """
     image = Image.fromarray(pixels).convert("L")
-    box = tuple(edge * side for edge, side in zip(window, image.size * 2, strict=True))
+    left, top, right, bottom = window
+    box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
     # reduced by whole factors first: three times as fast, and the order of the pixels is the same
     values = np.asarray(image.resize((9, 8), Image.Resampling.LANCZOS, box, reducing_gap=3.0))
     return int.from_bytes(np.packbits(values[:, :-1] > values[:, 1:]).tobytes(), "big")

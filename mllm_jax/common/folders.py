@@ -234,6 +234,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             failed.pop_all()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file as UTF-8; it is complete or as before, see `whole_file`."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def check_file(path: str | Path) -> None:
     """Checks that a file can be written, before the work whose result it gets.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.common.errors import ConfigError, require
-from mllm_jax.common.folders import whole_file
+from mllm_jax.common.folders import write_whole
 
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of half a pair, or of a whole one
 
@@ -71,8 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, tree: dict[str, Any] | list[Any]) -> None:
     """Writes an object or a list, indented, not escaped; the file is complete, or unchanged."""
     text = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_whole(path, text)
 
 
 def _loads(data: str | bytes, pairs: Any = None) -> Any:

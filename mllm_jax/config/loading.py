@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mllm_jax.common.errors import ConfigError, closest, cut, one_line, quoted, require
-from mllm_jax.common.folders import whole_file
+from mllm_jax.common.folders import write_whole
 from mllm_jax.common.ranges import check, hints, key_of, some
 from mllm_jax.common.yaml_file import NotYAML, parse_yaml, read_yaml
 
@@ -69,8 +69,7 @@ def check_keys(cls: type, tree: dict[Any, Any], location: str = "") -> None:
 def dump(section: Any, path: str | Path) -> None:
     """Writes a config section as YAML that `load` reads back to an equal section."""
     text = yaml.safe_dump(to_dict(section), sort_keys=False, allow_unicode=True)
-    with whole_file(Path(path)) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_whole(Path(path), text)
 
 
 def to_dict(section: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_jax.checkpoints import stage_file
-from mllm_jax.common.folders import check_file, whole_file
+from mllm_jax.common.folders import check_file, write_whole
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
@@ -38,8 +38,7 @@ def main(config: str, steps: int, json_file: str | None = None) -> None:
     text = json.dumps(measure(stage_file.load(config), steps))
     print(text)
     if json_file is not None:
-        with whole_file(Path(json_file)) as beside:
-            beside.write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(json_file), text + "\n")
 
 
 def measure(config: Config, steps: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from mllm_jax.batch import NEWLINE, TEXT, Batch
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
-from mllm_jax.common.folders import check_file, whole_file
+from mllm_jax.common.folders import check_file, write_whole
 from mllm_jax.common.hardware import peak_rate
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -118,8 +118,7 @@ def main(
     text = json.dumps(result)
     print(text)
     if json_file is not None:
-        with whole_file(Path(json_file)) as beside:
-            beside.write_text(text + "\n", encoding="utf-8")
+        write_whole(Path(json_file), text + "\n")
 
 
 def from_size(size: str, stage: str, length: int, rows: int, dtype: str, remat: str) -> Work:

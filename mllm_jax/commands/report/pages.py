@@ -17,7 +17,7 @@ from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.commands.report.stages import read_machine, read_stage
 from mllm_jax.commands.report.variants import read_variants
 from mllm_jax.common.errors import require
-from mllm_jax.common.folders import whole_file
+from mllm_jax.common.folders import write_whole
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
@@ -47,8 +47,7 @@ def run(folder: str | Path, out: str | Path | None = None) -> Path:
     for line in report.missing:
         print(f"report: {line}", flush=True)
     text = report_page(report)
-    with whole_file(page) as beside:
-        beside.write_text(text, encoding="utf-8")
+    write_whole(page, text)
     print(f"report of {folder}: {page}", flush=True)
     return page
 

@@ -7,7 +7,7 @@ CACHE/<key>.jsonl     a task in a language; the key is of model, task, settings 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm_jax.common.folders import whole_file
+from mllm_jax.common.folders import write_whole
 from mllm_jax.evaluation.answers import Line, read_answers, write_line
 from mllm_jax.evaluation.results import settings
 from mllm_jax.evaluation.results.tables import Result
@@ -48,9 +48,7 @@ class Measured:
         for one in results:
             file = self._file(tree, one.task.name, one.language)
             if self.again or not file.is_file():
-                with whole_file(file) as beside:
-                    text = "".join(map(write_line, one.lines))
-                    beside.write_text(text, encoding="utf-8")
+                write_whole(file, "".join(map(write_line, one.lines)))
 
     def _file(self, tree: settings.Tree, task: str, language: str) -> Path:
         return self.folder / f"{settings.key(tree, task, language)}.jsonl"

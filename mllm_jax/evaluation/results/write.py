@@ -10,7 +10,7 @@ scores.json  scores.md                     the same of LLaVA JSON data alone, pe
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllm_jax.common.folders import whole_file
+from mllm_jax.common.folders import write_whole
 from mllm_jax.common.json_file import write_json
 from mllm_jax.evaluation.answers import Line, write_line
 from mllm_jax.evaluation.metrics import summary
@@ -23,17 +23,17 @@ ANSWERS, SETTINGS, SCORES = "answers.jsonl", "settings.json", "scores.json"
 
 def finish(out: Path, results: Sequence[tables.Result], tree: settings.Tree) -> None:
     """Writes everything but settings.json, then removes the answers so far: OUT is finished."""
-    _text(out / ANSWERS, "".join(write_line(line) for one in results for line in one.lines))
-    _text(out / "results.md", tables.markdown(results))
-    _text(out / "results.tex", tables.latex(results))
+    write_whole(out / ANSWERS, "".join(write_line(line) for one in results for line in one.lines))
+    write_whole(out / "results.md", tables.markdown(results))
+    write_whole(out / "results.tex", tables.latex(results))
     write_json(out / "results.json", tables.to_json(results))
     if drawn := figure.svg(results):
-        _text(out / "results.svg", drawn)
-    _text(out / "results.html", page.page(results, tree))
+        write_whole(out / "results.svg", drawn)
+    write_whole(out / "results.html", page.page(results, tree))
     free = [one for one in results if one.task.family == "free"]
     if free:
         scores = free_scores(free)
-        _text(out / "scores.md", summary.table(scores))
+        write_whole(out / "scores.md", summary.table(scores))
         about = {**tree, **_free_settings(free[0].task, tree)}
         write_json(out / SCORES, {"languages": scores, "settings": about})
     for path in files(out):
@@ -65,8 +65,3 @@ def _free_settings(task: TableTask, tree: settings.Tree) -> settings.Tree:
         "decoding": decoding,
         "exact_match": "case, final punctuation and white space ignored, Unicode NFC",
     }
-
-
-def _text(path: Path, text: str) -> None:
-    with whole_file(path) as beside:
-        beside.write_text(text, encoding="utf-8")

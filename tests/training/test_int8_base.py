@@ -1,6 +1,5 @@
 """A stage whose frozen base is in int8: what it computes with, what it keeps, what it refuses."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mllm_jax.distributed.sharding import make_mesh
 from mllm_jax.training.loop import train
 from mllm_jax.training.setup import TrainSetup, make_setup
 from tests.support import tiny, weights
+from tests.support.resumed import resumed
 from tests.training.test_lora import ADAPTER, PARTS, arrays
 
 BLOCKED = {"width": 64}  # of the language model: whole blocks
@@ -88,11 +88,7 @@ def test_losses_are_those_beside_the_dense_matrices(data, run, tmp_path):
 
 
 def test_resumed_equals_straight_to_the_bit(run, tmp_path):
-    again = tmp_path / "run"
-    shutil.copytree(run, again)
-    shutil.rmtree(again / "checkpoints" / "4")
-    config = dataclasses.replace(loading.load(Config, run / "config.yaml"), out=str(again))
-    train(config, resume=True, devices=jax.devices()[:1])
+    again = resumed(run, tmp_path)
     assert tiny.numbers(again) == tiny.numbers(run)
     first, second = (stored_leaves(x / "checkpoints" / "4" / "params") for x in (run, again))
     for path, leaf in first.items():

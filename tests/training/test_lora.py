@@ -1,6 +1,5 @@
 """A stage with adapters: what it writes, resumed = straight, and the model that it leaves."""
 
-import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from mllm_jax.models import mllm
 from mllm_jax.training import setup
 from mllm_jax.training.loop import train
 from tests.support import tiny, weights
+from tests.support.resumed import resumed
 
 # the connector is trained itself, as in LLaVA's LoRA recipe
 PARTS = {
@@ -86,11 +86,7 @@ def test_checkpoints_hold_adapters_and_trained_parts_the_base_is_written_once(da
 
 def test_resumed_equals_straight_to_the_bit(run, tmp_path):
     """Dropout too: it follows from the seed, the step and the data."""
-    again = tmp_path / "run"
-    shutil.copytree(run, again)
-    shutil.rmtree(again / "checkpoints" / "4")
-    config = dataclasses.replace(loading.load(Config, run / "config.yaml"), out=str(again))
-    train(config, resume=True, devices=jax.devices()[:1])
+    again = resumed(run, tmp_path)
     assert tiny.numbers(again) == tiny.numbers(run)
     first, second = (stored_leaves(x / "checkpoints" / "4" / "params") for x in (run, again))
     for path, leaf in first.items():

@@ -1,7 +1,5 @@
 """Rows of images in tiles, padded ones and text, SigLIP's tower, LoRA with dropout: all at once."""
 
-import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,10 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.training.loop import train
 from tests.support import tiny
+from tests.support.resumed import resumed
 from tests.training.test_anyres import GRIDS, LENGTH, SLOTS
 from tests.training.test_lora import ADAPTER, PARTS
 from tests.training.test_pooled_siglip import TOWER
@@ -56,11 +54,7 @@ def test_every_kind_of_row_and_adapter_is_there(straight):
 
 
 def test_resumed_equals_straight_to_the_bit(straight, tmp_path):
-    again = tmp_path / "run"
-    shutil.copytree(straight, again)
-    shutil.rmtree(again / "checkpoints" / "4")
-    config = dataclasses.replace(loading.load(Config, straight / "config.yaml"), out=str(again))
-    train(config, resume=True, devices=jax.devices()[:1])
+    again = resumed(straight, tmp_path)
     assert tiny.numbers(again) == tiny.numbers(straight)
     expected = trained(straight)
     for path, x in trained(again).items():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.data.chat.templates import TEMPLATES
+from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.records.fields import ImageFolder
 from mllm_jax.data.records.layouts import Columns
 from mllm_jax.data.records.parse import IMAGE, Record, Turn, read_record
@@ -196,6 +198,30 @@ def test_two_languages_and_a_table_with_pictures(backbones: Path, data: Path):
     assert len(questions) == 32 and all(isinstance(image, str) for image in questions[0].images)
 
 
+def test_the_tokenizer_report(backbones: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    assert new(backbones, *BOTH) == 0
+    report = capsys.readouterr().out
+    assert "| sample of --data |       gl |" in report
+    assert "no premium over English: give two files of translated lines: --parallel" in report
+    (data / "gl.txt").write_text("Un selo.\n\nAzul\n", encoding="utf-8")
+    (data / "en.txt").write_text("Blue stamp.\nleft out\nBlue\n", encoding="utf-8")
+    shutil.rmtree("gl")
+    assert new(backbones, *BOTH, "--parallel", "gl.txt", "en.txt") == 0
+    tokenizer = load_tokenizer(backbones / "llama")
+    gl, en = (
+        sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in of)
+        for of in (("Un selo.", "Azul"), ("Blue stamp.", "Blue"))
+    )
+    lines = capsys.readouterr().out.splitlines()
+    rows = [
+        line.replace(" ", "").split("|")[1:-1] for line in lines if line.startswith("| --parallel")
+    ]
+    assert rows == [
+        ["--parallel", "gl", "3", f"{gl / 3:.2f}", f"{gl / 12:.2f}", f"{gl / en:.2f}", "2"],
+        ["--parallel", "en", "3", f"{en / 3:.2f}", f"{en / 15:.2f}", "", ""],
+    ]
+
+
 def test_a_file_of_several_kinds_is_several_streams(backbones: Path, data: Path):
     described = [
         {"id": f"t{n}", "image": f"{n}.png", "conversations": [
@@ -229,6 +255,11 @@ def test_a_file_of_several_kinds_is_several_streams(backbones: Path, data: Path)
             ["--data", "mixed.jsonl", "mixed_captions.jsonl", "--images", "images"],
             "mixed_captions.jsonl: its stream mixed_captions has the name of another one",
         ),
+        ([*BOTH, "--parallel", "gl.txt", "none"], "--parallel none: no such file"),
+        ([*BOTH, "--parallel", "gl.txt", "images"], "--parallel images: no such file"),
+        ([*BOTH, "--parallel", "gl.txt", "en.txt"], "gl.txt has 2 lines and en.txt 3; line n"),
+        ([*BOTH, "--parallel", "gl.txt", "blank.txt"], "no line has text in both files"),
+        ([*BOTH, "--parallel", "gl.txt", "images/0.png"], "images/0.png: not UTF-8 at byte 0"),
         ([*BOTH, "--llm", "images"], "images: not a model"),
         ([*BOTH, "--vision", "images"], "images: not a model"),
     ],
@@ -240,6 +271,8 @@ def test_bad_input_is_refused_and_leaves_nothing(
     write(data / "text.jsonl", [{"id": "1", "messages": said}])
     write(data / "odd.jsonl", [{"one": 1, "two": 2}])
     (data / "empty.jsonl").touch()
+    for name, lines in (("gl", "un\ndous\n"), ("en", "one\ntwo\nthree\n"), ("blank", "\n \n")):
+        (data / f"{name}.txt").write_text(lines)
     english = [caption(n) | {"language": "en", "image": f"images/{n}.png"} for n in range(9)]
     write(data / "english.jsonl", english)
     silent = question(1) | {"conversations": [{"from": "human", "value": "<image>"}, ANSWER]}

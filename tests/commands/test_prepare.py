@@ -29,8 +29,47 @@ def test_the_report_says_what_there_is(config, tmp_path, capsys):
     assert list(found["text"]["tokens_per_word"]) == ["eu"]
     table = capsys.readouterr().out
     assert {name: of["unread"] for name, of in found.items()} == {name: {} for name in found}
-    for cell in ("| stream |", "| eu ", "tokens per word, en", "| unread |"):
+    for cell in ("| stream |", "| eu ", "| tokens per word |", "| unread |"):
         assert cell in table
+
+
+def test_the_premium_is_of_records_with_one_id_and_the_same_pictures(config, tmp_path, capsys):
+    """eu and en are translations of each other, the records of text are there in Basque alone."""
+    reports = prepare.run(config, workers=1)
+    tokenizer = load_tokenizer(tmp_path / "data" / "tokenizer")
+    texts = {}
+    for language in ("eu", "en"):
+        records = json.loads((tmp_path / "data" / f"{language}.json").read_text())
+        texts[language] = [record["conversations"][1]["value"] for record in records]
+    tokens = {
+        code: sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in of)
+        for code, of in texts.items()
+    }
+    premium = {"premium": tokens["eu"] / tokens["en"], "texts": 24}
+    assert reports["eu"]["premium_over_english"] == {"eu": premium}
+    assert reports["en"]["premium_over_english"] == reports["text"]["premium_over_english"] == {}
+    for code, of in texts.items():
+        characters, word_count = sum(map(len, of)), sum(len(text.split()) for text in of)
+        assert reports[code]["tokens_per_character"] == {code: tokens[code] / characters}
+        assert reports[code]["tokens_per_word"] == {code: tokens[code] / word_count}
+    assert f"{premium['premium']:.2f}" in capsys.readouterr().out
+
+
+def test_numbered_texts_are_not_taken_for_translations(config, tmp_path):
+    """Record 1 of one file is not a translation of record 1 of another; a name says that it is."""
+    data = tmp_path / "data"
+    for names, texts in ((("0", "1"), 0), (("a-0", "a-1"), 2)):
+        for language in ("eu", "en"):
+            asked, answer = (
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b c"},
+            )
+            rows = [
+                {"id": name, "messages": [asked, answer], "language": language} for name in names
+            ]
+            (data / f"{language}.json").write_text(json.dumps(rows))
+        of = prepare.run(config, workers=1)["eu"]["premium_over_english"]
+        assert of == ({"eu": {"premium": 1.0, "texts": texts}} if texts else {})
 
 
 def test_afterwards_nothing_is_read_anew(config, tmp_path, monkeypatch):

@@ -35,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=QUESTION_FORMATS,
         help="of questions; default: that of LLAMA_DIR's chat template",
     )
+    parser.add_argument(
+        "--parallel",
+        type=Path,
+        nargs=2,
+        metavar=("FILE", "ENGLISH_FILE"),
+        help="lines of text in the language and their English translations: how many tokens more "
+        "the language takes",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,4 +55,4 @@ def run(options: argparse.Namespace) -> None:
     o = options
     backbones = project.Backbones(o.vision, o.llm, o.connector, o.chat_format)
     language = languages.Language(o.language, o.name or languages.name(o.language))
-    project.run(o.out, language, backbones, o.data, o.images)
+    project.run(o.out, language, backbones, o.data, o.images, o.parallel)

@@ -16,6 +16,7 @@ from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.new import machine
+from mllm_jax.commands.new import tokenizer as tokenizer_report
 from mllm_jax.commands.new.dataset import Dataset, write_dataset
 from mllm_jax.commands.new.languages import Language
 from mllm_jax.commands.new.measure import measure
@@ -46,6 +47,7 @@ def run(
     backbones: Backbones,
     data: Sequence[Path],
     images: Path | None = None,
+    parallel: Sequence[Path] | None = None,
 ) -> Path:
     """Makes the project folder OUT and prints what was chosen, and the next commands.
 
@@ -55,12 +57,14 @@ def run(
         backbones: CLIP, Llama, and the connector between them.
         data: files or folders of records.
         images: where image paths start; None: the folder of each file.
+        parallel: a text in the language and in English, line by line.
 
     Raises:
         ConfigError: OUT is not empty, data or weights cannot be read, or they do not fit.
     """
     out = Path(out)
     check_new(out)
+    lines = None if parallel is None else tokenizer_report.read_parallel(parallel)
     source = open_model(backbones.llm)
     require(
         source.config.model.language is not None,
@@ -85,6 +89,9 @@ def run(
             chat_format=backbones.chat_format if "instruct" in dataset.stages else "plain",
             name=out / "models" / "start",
         )
+        tokenizer = load_tokenizer(folder / "models" / "start")
+        sample = [record for of in dataset.samples.values() for _, record in of]
+        print(tokenizer_report.report(tokenizer, sample, language.code, lines))
         _write_configs(folder, out, language, dataset)
     print(f"\n{out} is ready; {out / 'README.md'} has the next commands")
     return out

@@ -25,10 +25,12 @@ from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import StreamIndex, report
 from mllm_jax.data.mixture.plan import Plan
 from mllm_jax.data.sources.hub import fetch
+from mllm_jax.data.tokenizer_report import ENGLISH, Row, base_language, pair, table
 from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.run_folder import tokenizer_folder
 
 SAMPLE = 32  # windows of the mixture in which ways of packing are compared
+PARALLEL = 100_000  # records of a stream, from its first on, among which translations are sought
 
 
 def run(config: Config, workers: int, json_file: str | Path | None = None) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     print(_table(reports))
     if any(of["near_duplicates"] for of in reports.values()):
         print("alike: images that look like an earlier one of their stream, by a perceptual hash")
-    print(_tokens_per_word(reports, data.languages))
+    print(_tokenizer(reports, streams, data.languages))
     print(_fill(plan.fill(SAMPLE)))
     shares = dict(zip(data.streams, plan.shares(steps), strict=True))
     options = {"workers": workers, "decode": True}
@@ -179,10 +181,25 @@ def _unread(counts: dict[str, int]) -> str:
     return ", ".join(named + more)
 
 
-def _tokens_per_word(reports: dict[str, dict[str, Any]], languages: tuple[str, ...]) -> str:
+def _tokenizer(
+    reports: dict[str, dict[str, Any]], streams: list[StreamIndex], languages: tuple[str, ...]
+) -> str:
+    """The table of how each stream's text is split; adds premiums to the reports."""
+    english: dict[tuple[str, ...], int] = {}
+    for code, language in enumerate(languages):
+        if base_language(language) == ENGLISH:
+            for stream in streams:
+                english = stream.named_tokens(code, PARALLEL) | english
     rows = []
-    for language in languages:
-        values = [of["tokens_per_word"].get(language) for of in reports.values()]
-        cells = ["" if value is None else f"{value:.2f}" for value in values]
-        rows.append((f"tokens per word, {language}", *cells))
-    return markdown_table(("", *reports), rows)
+    for stream in streams:
+        premiums = reports[stream.name]["premium_over_english"] = {}
+        for language, counts in stream.text_counts(languages).items():
+            if base_language(language) == ENGLISH:
+                rows.append(Row(stream.name, language, counts, None))
+                continue
+            named = stream.named_tokens(languages.index(language), PARALLEL) if english else {}
+            parallel = pair(named, english)
+            if parallel.premium is not None:
+                premiums[language] = {"premium": parallel.premium, "texts": parallel.texts}
+            rows.append(Row(stream.name, language, counts, parallel))
+    return table(rows)

@@ -209,7 +209,9 @@ def _counted(of: Mapping[str, Any], data: DataConfig, name: str) -> _Counted:
     tiles = np.array([of.get("tiles", of["images"]) / max(of["used"], 1)])
     declared = data.streams[name].language
     # records may name languages of their own, beside the stream's
-    languages = tuple(of["tokens_per_word"]) or ((declared,) if declared else ())
+    # runs of before counted words alone
+    counted = of.get("tokens_per_character", of["tokens_per_word"])
+    languages = tuple(counted) or ((declared,) if declared else ())
     return _Counted(of["used"], mean, tiles, languages)
 
 

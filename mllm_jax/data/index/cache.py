@@ -45,7 +45,7 @@ from mllm_jax.data.records.parse import read_record
 from mllm_jax.data.sources.kinds import list_files, open_source
 from mllm_jax.data.sources.shards import Listing
 
-VERSION = 7  # of the content of an index; another version is another key
+VERSION = 8  # of the content of an index; another version is another key
 
 
 class Mixture(NamedTuple):

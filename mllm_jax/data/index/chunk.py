@@ -17,7 +17,7 @@ from mllm_jax.data.index.storage import RECORD, Chunk, count_keys, digest
 from mllm_jax.data.record_errors import RecordError, RefusedRow
 from mllm_jax.data.records.fields import REMEMBERED, ImageFolder
 from mllm_jax.data.records.layouts import Columns
-from mllm_jax.data.records.parse import IMAGE, Record, read_record
+from mllm_jax.data.records.parse import IMAGE, Record, read_record, trained_texts
 from mllm_jax.data.sources.base import Source
 
 TOGETHER = 2**22  # bytes tokenised at a time: a tokenizer takes up to 200 times as much
@@ -147,8 +147,8 @@ def _chunk(
     records["images"] = [len(item.images) for item in usable]
     records["row"] = [item.row for item in usable]
     records["language"] = [reader.languages.index(item.record.language) for item in usable]
-    word_counts = [_count_words(item.record) for item in usable]
-    records["words"], records["answers"] = np.array(word_counts, np.int32).reshape(-1, 2).T
+    counts = np.array([_count_text(item.record) for item in usable], np.int32).reshape(-1, 3)
+    records["words"], records["characters"], records["answers"] = counts.T
     records["tokens"] = flat.ends
     records["hashes"] = np.cumsum(records["images"])
     records["id"] = np.cumsum([_bytes(key) for key in ids])
@@ -216,14 +216,9 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _count_words(record: Record) -> tuple[int, int]:
-    """(words, answers) of what is trained."""
-    if not record.turns:
-        return len(record.text.split()), 1
-    word_count = answers = 0
-    for role, parts in record.turns:
-        if role == "assistant":
-            answers += 1
-            for part in parts:
-                word_count += len(part.split()) if isinstance(part, str) else 0
-    return word_count, answers
+def _count_text(record: Record) -> tuple[int, int, int]:
+    """(words, characters, answers) of what is trained."""
+    texts = trained_texts(record)
+    answers = sum(turn.role == "assistant" for turn in record.turns)
+    word_count = sum(len(text.split()) for text in texts)
+    return word_count, sum(map(len, texts)), answers if record.turns else 1

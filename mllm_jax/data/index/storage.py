@@ -51,6 +51,7 @@ RECORD = np.dtype(
         ("last", np.int32),  # last image token; -1 without images
         ("trained", np.int32),  # tokens
         ("words", np.int32),  # in what is trained, between white space
+        ("characters", np.int32),  # in what is trained
         ("answers", np.int32),  # each is ended by one trained token more
         ("language", np.int32),  # number in the list of languages
     ]

@@ -27,6 +27,7 @@ from mllm_jax.data.index.storage import Store
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.record_errors import NAMED, NEVER_SKIPPED, RefusedRow, refusal
 from mllm_jax.data.records.unread import keys_in
+from mllm_jax.data.tokenizer_report import TextCounts
 
 
 class StreamIndex:
@@ -151,17 +152,37 @@ class StreamIndex:
         """Perceptual hashes of all images of the stream; 0 where they were not decoded."""
         return self._store.hashes
 
-    def tokens_per_word(self, languages: tuple[str, ...]) -> dict[str, float]:
-        """Trained tokens without the ends of answers, by the words between white space."""
-        table = self._store.records
-        ratios = {}
+    def text_counts(self, languages: tuple[str, ...]) -> dict[str, TextCounts]:
+        """The trained text without the ends of answers, of each language that has some."""
+        table, counts = self._store.records, {}
         for code, language in enumerate(languages):
             rows = table["language"] == code
-            word_count = int(table["words"][rows].sum())
-            if word_count:
-                tokens = int(table["trained"][rows].sum()) - int(table["answers"][rows].sum())
-                ratios[language] = tokens / word_count
-        return ratios
+            columns = ("trained", "answers", "words", "characters")
+            trained, answers, *text = (int(table[name][rows].sum()) for name in columns)
+            if text[1]:
+                counts[language] = TextCounts(trained - answers, *text)
+        return counts
+
+    def named_tokens(self, code: int, limit: int) -> dict[tuple[str, ...], int]:
+        """Tokens of the trained text of records, by what they share with their translations.
+
+        That is the id, the names of the pictures, and the hashes of pictures that have none.
+        Records without pictures that are numbered instead of named are left out: others have the
+        same numbers by chance.
+
+        Args:
+            code: number of the language.
+            limit: records of the stream that are looked at, from the first on.
+        """
+        store, named = self._store, {}
+        table = store.records[:limit]
+        for record in np.flatnonzero(table["language"] == code).tolist():
+            name, pictures = store.id(record), store.pictures(record)
+            if pictures or not name.isdecimal():
+                hashes = store.hashes[store.images(record)].tolist() if "" in pictures else ()
+                tokens = int(table["trained"][record]) - int(table["answers"][record])
+                named.setdefault((name, *pictures, *map(str, hashes)), tokens)
+        return named
 
     def _images(self, record: int) -> tuple[str | bytes, ...]:
         paths = self._store.pictures(record)
@@ -262,12 +283,13 @@ class StreamReport(NamedTuple):
     tokens: int  # image placeholders included
     trained_tokens: int
     trained_share: float
-    tokens_per_word: dict[str, float]
+    tokens_per_word: dict[str, float]  # by language, see TextCounts
+    tokens_per_character: dict[str, float]
 
 
 def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
     """Counts over one pass through a stream's usable records."""
-    tokens = int(stream.sizes.sum())
+    tokens, counts = int(stream.sizes.sum()), stream.text_counts(languages)
     return StreamReport(
         records=stream.total,
         used=len(stream),
@@ -281,5 +303,10 @@ def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
         tokens=tokens,
         trained_tokens=stream.trained,
         trained_share=stream.trained / tokens,
-        tokens_per_word=stream.tokens_per_word(languages),
+        tokens_per_word={
+            language: ratio
+            for language, of in counts.items()
+            if (ratio := of.tokens_per_word(language)) is not None
+        },
+        tokens_per_character={language: of.tokens_per_character for language, of in counts.items()},
     )

@@ -61,6 +61,14 @@ class Record(NamedTuple):
     text: str = ""  # of a document
 
 
+def trained_texts(record: Record) -> list[str]:
+    """What a record trains: a document's text, or the texts of a conversation's answers."""
+    if not record.turns:
+        return [record.text]
+    answers = [turn.parts for turn in record.turns if turn.role == "assistant"]
+    return [part for parts in answers for part in parts if isinstance(part, str)]
+
+
 def user_turn(text: str, images: int = 0) -> Turn:
     """A user's turn, images first, each on a line of its own, as LLaVA's templates write them."""
     return Turn("user", (*(IMAGE, "\n") * images, text))

@@ -20,6 +20,7 @@ from mllm_jax.data.index import build, cache, chunk
 from mllm_jax.data.index.cache import Mixture, open_streams
 from mllm_jax.data.index.stream import report
 from mllm_jax.data.records.parse import Record
+from mllm_jax.data.tokenizer_report import TextCounts
 from tests.data.pictures import noise
 
 
@@ -474,10 +475,17 @@ def test_special_tokens_in_a_document_stay_text(mixture, tokenizer):
     assert not special & set(stream[0].tokens[1:-1].tolist())
 
 
-def test_tokens_per_word(mixture):
-    (stream,) = open_streams(mixture([talk("a", "Katu bat")]))
-    ids = stream[0].tokens[stream[0].weights > 0]
-    assert stream.tokens_per_word(("eu", "en")) == {"eu": (len(ids) - 1) / 2}
+def test_the_text_of_each_language_is_counted(mixture, tokenizer):
+    rows = [talk("a", "Katu bat"), talk("b", "cat", language="en"), talk("c", "a <|eot_id|> b")]
+    (stream,) = open_streams(mixture(rows))
+    lengths = {
+        text: len(tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"])
+        for text in ("Katu bat", "cat", "a <|eot_id|> b")
+    }
+    assert stream.text_counts(("eu", "en")) == {
+        "eu": TextCounts(lengths["Katu bat"] + lengths["a <|eot_id|> b"], 5, 8 + 14),
+        "en": TextCounts(lengths["cat"], 1, 3),
+    }
 
 
 def test_a_stream_without_one_good_record(mixture):

@@ -83,6 +83,8 @@ class StreamConfig(Section, at="data.streams.*"):
     """
     ignore: Annotated[tuple[Column, ...], Size("[0, 1_000]")] = ()
     """Keys of rows, turns or typed parts that are knowingly not read, as `[tools, turn.weight]`."""
+    task: NameText | None = None
+    """What its records train, as `ep`; metrics are reported for each task."""
 
     @property
     def is_text(self) -> bool:

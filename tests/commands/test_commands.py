@@ -601,6 +601,7 @@ NUMBERS = [
     ("prepare --config c --workers", ["1", "10000"], ["0", "-1", "10001", "9" * 5000]),
     ("corpus decontaminate d --against t --words", ["5", "100"], ["4", "101", "x"]),
     ("corpus decontaminate d --against t --workers", ["1", "10000"], ["0", "10001"]),
+    ("corpus tasks d --out o --ratio", ["0.4", "1e3"], ["0", "-1", "1001", "nan"]),
     ("inspect --config c --out o --step", ["0", "1000000000"], ["-1", "1000000001", "1e18"]),
     ("inspect --config c --out o --rows", ["1", "1000000"], ["0", "1000001"]),
     ("generate m --prompt p --max-new-tokens", ["1", "1048576"], ["0", "1048577", "x" * 10**5]),

@@ -1,12 +1,12 @@
-"""`mllm-jax corpus`: checks and changes training data before anything is trained."""
+"""`mllm-jax corpus`: makes, checks and changes training data before anything is trained."""
 
 import argparse
 
-from mllm_jax.commands.corpus import decontamination
+from mllm_jax.commands.corpus import decontamination, tasks
 from mllm_jax.commands.flags import Usage
 
-USAGE = Usage("decontaminate: find evaluation pictures and texts in training data")
-STEPS = {"decontaminate": decontamination}
+USAGE = Usage("decontaminate: find evaluation data in training data; tasks: make LRM-LLaVA's tasks")
+STEPS = {"decontaminate": decontamination, "tasks": tasks}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

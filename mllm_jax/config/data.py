@@ -214,6 +214,11 @@ class DataConfig(Section, at="data"):
                 )
 
     @property
+    def task_of_streams(self) -> list[str | None]:
+        """The task of every stream; None where it names none."""
+        return [stream.task for stream in self.streams.values()]
+
+    @property
     def by_epochs(self) -> bool:
         """Whether the streams give epochs; then all of them do."""
         return next(iter(self.streams.values())).epochs is not None

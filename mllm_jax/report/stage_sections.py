@@ -18,6 +18,9 @@ def losses(stages: Sequence[Stage]) -> str:
     for stage in stages:
         before = f"{stage.name}, " if len(stages) > 1 else ""
         charts.append(figure(f"{before}training", _training(stage, names), axes))
+        if tasks := stage.metrics.under("loss/task/"):
+            curves = [Curve(name, points, noisy=True) for name, points in tasks.items()]
+            charts.append(figure(f"{before}training by task", curves, axes))
         if heldout := _heldout(stage, names):
             charts.append(figure(f"{before}held out", heldout, axes))
         if streams := _heldout_streams(stage):
@@ -48,6 +51,8 @@ def shares(stages: Sequence[Stage]) -> str:
         body = html.table(("stream", *head), _share_rows(stage.streams, measure), "shares")
         rows = _share_rows(stage.languages, measure, languages=True)
         body += html.table(("language", *head), rows, "shares")
+        if stage.tasks:
+            body += html.table(("task", *head), _share_rows(stage.tasks, measure), "shares")
         parts.append(_titled(stage, stages, body))
     note = (
         "Of all steps so far. The mark on a bar is the target that the config gives; image "

@@ -22,7 +22,7 @@ class Module(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A stream's or a language's part of what was read."""
+    """A stream's, a language's or a task's part of what was read."""
 
     name: str
     target: float | None  # None: the config gives no share to compare with
@@ -43,6 +43,7 @@ class Stage(NamedTuple):
     streams: Sequence[Share]
     languages: Sequence[Share]
     samples: Sequence[tuple[str, str]]  # (when, text) of answers written during the run
+    tasks: Sequence[Share] = ()  # where streams name theirs
 
 
 class Group(NamedTuple):

@@ -29,7 +29,7 @@ from mllm_jax.data.heldout import HeldOut, heldout_data, images_beside
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.distributed import sharding
 from mllm_jax.training import run_folder, step
-from mllm_jax.training.metrics import Line
+from mllm_jax.training.metrics import Line, Tasks
 from mllm_jax.training.setup import TrainSetup, apply_of, shard_batch
 
 SUMS = (
@@ -152,6 +152,7 @@ class HeldOutLoss:
             "language": tuple(languages),
             "stream": tuple(stream.name for stream in batches.streams),
         }
+        self._tasks = Tasks(batches.config.task_of_streams)
         self._compiled: Any = None
 
     def __call__(self, params: Any) -> Line:
@@ -162,7 +163,8 @@ class HeldOutLoss:
 
         Returns:
             heldout/loss, heldout/loss/language/<name>, heldout/loss/stream/<name> where there are
-            several, in nats a token; heldout/tokens, heldout/seconds.
+            several, heldout/loss/task/<name> where streams name tasks, in nats a token;
+            heldout/tokens, heldout/seconds.
         """
         start = time.perf_counter()
         sums: dict[str, Any] = dict.fromkeys(SUMS, np.float64(0))
@@ -179,6 +181,12 @@ class HeldOutLoss:
                 continue
             each = zip(names, sums[f"{kind}_loss_sum"], sums[f"{kind}_tokens"], strict=True)
             line |= {f"heldout/loss/{kind}/{name}": float(s / t) for name, s, t in each if t}
+        if self._tasks.names:
+            of_tasks = [
+                self._tasks.total(sums[f"stream_{what}"]) for what in ("loss_sum", "tokens")
+            ]
+            each = zip(self._tasks.names, *of_tasks, strict=True)
+            line |= {f"heldout/loss/task/{name}": float(s / t) for name, s, t in each if t}
         return line | {"heldout/tokens": tokens, "heldout/seconds": time.perf_counter() - start}
 
     def _compile(self, params: Any, batch: Batch) -> Callable[[Any, Batch], dict[str, Any]]:

@@ -219,6 +219,7 @@ class Loop:
         return metrics.Meter(
             list(config.data.streams),
             config.data.languages,
+            config.data.task_of_streams,
             useful,
             peak,
             writer.last,

@@ -101,6 +101,22 @@ class Counts(NamedTuple):
     mixture: dict[str, dict[str, Float64[np.ndarray, "n"]]]
 
 
+class Tasks:
+    """The tasks that streams name: sums over the streams of each.
+
+    Args:
+        of_streams: task of every stream, None where it names none.
+    """
+
+    def __init__(self, of_streams: Sequence[str | None]):
+        self.names = tuple(dict.fromkeys(task for task in of_streams if task is not None))
+        self._has = np.array([[task == name for task in of_streams] for name in self.names])
+
+    def total(self, by_stream: np.ndarray) -> Float64[np.ndarray, "n"]:
+        """Numbers of the streams -> of the tasks."""
+        return np.where(self._has, by_stream, 0.0).sum(axis=1)
+
+
 class Meter:
     """Counts batches on the host and words the lines of metrics.jsonl.
 
@@ -109,6 +125,7 @@ class Meter:
 
     Args:
         streams, languages: their names, in the order of the batch's numbers.
+        tasks: of every stream; lines have losses and shares of each task that is named.
         flops: image slots in use -> useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
             Empty slots are computed as well, but that is no use.
         peak: FLOP/s of all chips together (`hardware.peak_rate` x chips); None: no MFU is written.
@@ -119,11 +136,15 @@ class Meter:
         self,
         streams: Sequence[str],
         languages: Sequence[str],
+        tasks: Sequence[str | None] = (),
         flops: Callable[[int], float] | None = None,
         peak: float | None = None,
         last: Line | None = None,
     ):
         self.names = {"stream": tuple(streams), "language": tuple(languages)}
+        self._tasks = Tasks(tasks)
+        if self._tasks.names:  # behind the streams, whose sums they are
+            self.names["task"] = self._tasks.names
         self._flops, self._peak = flops, peak
         self._totals = {
             (what, kind): np.array(
@@ -138,20 +159,27 @@ class Meter:
         numbers = {"stream": contents.streams, "language": contents.languages}
         ones = np.ones(len(contents.records), np.int64)
         counted = {"records": ones, "tokens": contents.tokens}
+        mixture = {
+            what: {
+                kind: np.bincount(n, each, minlength=len(self.names[kind]))
+                for kind, n in numbers.items()
+            }
+            for what, each in counted.items()
+        }
+        for of in mixture.values():
+            self._add_tasks(of, "stream", "task")
         return Counts(
             positions=contents.positions,
             tokens=int(contents.tokens.sum()),
             images=int(contents.images.sum()),
             slots=contents.slots,
             tiles=int(contents.tiles.sum()),
-            mixture={
-                what: {
-                    kind: np.bincount(n, each, minlength=len(self.names[kind]))
-                    for kind, n in numbers.items()
-                }
-                for what, each in counted.items()
-            },
+            mixture=mixture,
         )
+
+    def _add_tasks(self, numbers: dict[str, Any], of_streams: str, of_tasks: str) -> None:
+        if self._tasks.names:
+            numbers[of_tasks] = self._tasks.total(numbers[of_streams])
 
     def line(
         self, step: int, metrics: Mapping[str, Any], counts: Counts, step_time: StepTime
@@ -167,6 +195,8 @@ class Meter:
             step_time: time of the turn of the loop in which the step ended.
         """
         got = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        for what in ("loss_sum", "tokens"):
+            self._add_tasks(got, f"stream_{what}", f"task_{what}")
         trained = float(got["trained_tokens"])
         line: Line = {"step": step, "loss": float(got["loss"])}
         for kind, names in self.names.items():
@@ -201,7 +231,7 @@ class Meter:
         shares, totals = {}, {}
         for (what, kind), total in self._totals.items():
             total += mixture[what][kind]
-            whole = max(float(total.sum()), 1e-30)
+            whole = max(float(self._totals[what, "stream"].sum()), 1e-30)
             for name, value in zip(self.names[kind], total.tolist(), strict=True):
                 shares[f"share_{what}/{kind}/{name}"] = value / whole
                 totals[f"total_{what}/{kind}/{name}"] = value

@@ -1,5 +1,6 @@
 """Preparing a stage's data: the report, the table, and a run that then reads nothing anew."""
 
+import dataclasses
 import json
 import shutil
 
@@ -94,6 +95,16 @@ def test_an_image_that_cannot_be_decoded_is_named_before_the_run(config, tmp_pat
 def test_alike_are_images_with_the_same_hash():
     assert prepare.near_duplicates(np.array([3, 5, 3, 0, 3, 0, 7], np.uint64)) == 2
     assert prepare.near_duplicates(np.zeros(0, np.uint64)) == 0
+
+
+def test_the_table_names_tasks(config, tmp_path, capsys):
+    streams = dict(config.data.streams)
+    streams["eu"] = dataclasses.replace(streams["eu"], task="ep")
+    data = dataclasses.replace(config.data, streams=streams)
+    report = prepare.run(dataclasses.replace(config, data=data), workers=1)
+    assert report["eu"]["task"] == "ep" and "task" not in report["en"]
+    head, _, row = (line.split("|") for line in capsys.readouterr().out.splitlines()[:3])
+    assert head[-2].strip() == "task" and row[-2].strip() == "ep"
 
 
 def test_the_table_names_the_most_frequent_unread_keys(config, tmp_path, capsys):

@@ -11,11 +11,12 @@ from PIL import Image
 
 from mllm_jax.__main__ import main
 from mllm_jax.commands.report import answers, pages
-from mllm_jax.commands.report.stages import stream_targets
+from mllm_jax.commands.report.stages import read_stage, stream_targets
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.data.images import decode
+from mllm_jax.report import stage_sections
 from tests.support import valid_config
 
 STREAMS = {
@@ -148,6 +149,22 @@ def make_tree(out: Path) -> None:
         (out / "evaluation").mkdir(exist_ok=True)
         (out / name / "evaluation").rename(out / "evaluation" / name)
         (out / name).rmdir()
+
+
+def test_tasks_have_losses_and_shares_beside_their_targets(tmp_path: Path):
+    changes = [("data.streams.captions.task", "ep"), ("data.streams.words.task", "ep")]
+    run = make_run(tmp_path / "run", 20, None, *changes)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    more = {"loss/task/ep": 1.5, "share_records/task/ep": 1.0, "total_records/task/ep": 7.0}
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps(json.loads(line) | more) + "\n" for line in lines)
+    )
+    stage = read_stage(run, loading.load(Config, run / "config.yaml"), None)
+    assert [(of.name, of.target, of.records, of.count) for of in stage.tasks] == [
+        ("ep", pytest.approx(1.0), 1.0, 7)
+    ]
+    page = stage_sections.losses([stage]) + stage_sections.shares([stage])
+    assert "training by task" in page and "<th>task" in page.replace(" scope=col", "")
 
 
 def test_variants_of_a_tree_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

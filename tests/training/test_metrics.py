@@ -89,6 +89,38 @@ def test_line_by_hand():
     json.dumps(line, allow_nan=False)
 
 
+def test_tasks_are_sums_of_their_streams():
+    """Loss, shares and totals; nothing for a stream without a task, no key where none has one."""
+    one = meter(tasks=["ep", None])
+    line = one.line(0, numbers(), one.count(CONTENTS), metrics.StepTime(1.0, 0.0))
+    tasks = {name: value for name, value in line.items() if "/task/" in name}
+    assert tasks == pytest.approx(
+        {
+            "loss/task/ep": 1.0,
+            "share_records/task/ep": 1 / 3,
+            "share_tokens/task/ep": 3 / 12,
+            "share_trained/task/ep": 1 / 4,
+            "total_records/task/ep": 1.0,
+            "total_tokens/task/ep": 3.0,
+            "total_trained/task/ep": 1.0,
+        }
+    )
+    both = meter(tasks=["ep", "ep"])
+    line = both.line(0, numbers(), both.count(CONTENTS), metrics.StepTime(1.0, 0.0))
+    assert line["loss/task/ep"] == line["loss"] == 2.0
+    assert line["share_trained/task/ep"] == 1.0
+    none = meter(tasks=[None, None])
+    line = none.line(0, numbers(), none.count(CONTENTS), metrics.StepTime(1.0, 0.0))
+    assert not [name for name in line if "task" in name]
+
+
+def test_tasks_resume_from_their_totals():
+    step_time, straight = metrics.StepTime(1.0, 0.0), meter(tasks=["a", "b"])
+    lines = [straight.line(n, numbers(), straight.count(CONTENTS), step_time) for n in range(3)]
+    resumed = meter(tasks=["a", "b"], last=lines[1])
+    assert resumed.line(2, numbers(), resumed.count(CONTENTS), step_time) == lines[2]
+
+
 def test_a_step_without_a_trained_token_has_shares():
     nothing = {"stream_tokens": np.zeros(2), "language_tokens": np.zeros(3)}
     one = meter()

@@ -114,6 +114,8 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
         steps = config.train.steps or 0
     plan.count(steps)
     reports = {s.name: _report(s, data.languages) for s in streams}
+    for name, stream in data.streams.items():
+        reports[name] |= {} if stream.task is None else {"task": stream.task}
     print(_table(reports))
     if any(of["near_duplicates"] for of in reports.values()):
         print("alike: images that look like an earlier one of their stream, by a perceptual hash")
@@ -171,6 +173,10 @@ def _table(reports: dict[str, dict[str, Any]]) -> str:
             _unread(of["unread"]),
         )
         rows.append((name, *counts))
+    if any("task" in of for of in reports.values()):
+        tasks = (of.get("task", "") for of in reports.values())
+        rows = [(*row, task) for row, task in zip(rows, tasks, strict=True)]
+        return markdown_table((*HEAD, "task"), rows)
     return markdown_table(HEAD, rows)
 
 

@@ -39,7 +39,7 @@ def read_stage(run: Path, config: Config, entry: Mapping[str, Any] | None) -> St
         ConfigError: no step yet, or damaged files (named).
     """
     metrics = read_metrics(run / "metrics.jsonl")
-    streams, languages = _shares(run, config.data, metrics)
+    streams, languages, tasks = _shares(run, config.data, metrics)
     return Stage(
         name=run.resolve().name,
         facts=_facts(config, metrics, run, entry),
@@ -49,6 +49,7 @@ def read_stage(run: Path, config: Config, entry: Mapping[str, Any] | None) -> St
         streams=streams,
         languages=languages,
         samples=_samples(run),
+        tasks=tasks,
     )
 
 
@@ -156,14 +157,21 @@ class _Counted:
         return self.used
 
 
-def _shares(run: Path, data: DataConfig, metrics: Metrics) -> tuple[list[Share], list[Share]]:
-    """Streams and languages with their targets."""
+def _shares(run: Path, data: DataConfig, metrics: Metrics) -> tuple[list[Share], ...]:
+    """Streams, languages and tasks with their targets."""
     targets, by_language = stream_targets(run, data, metrics.steps)
     streams = [_share(metrics, "stream", name, targets.get(name)) for name in data.streams]
     languages = [
         _share(metrics, "language", name, by_language.get(name)) for name in data.languages
     ]
-    return streams, languages
+    of_tasks: dict[str, float | None] = {}
+    for task, stream in zip(data.task_of_streams, streams, strict=True):
+        if task is not None:
+            before = of_tasks.get(task, 0.0)
+            sums = None not in (before, stream.target)
+            of_tasks[task] = before + stream.target if sums else None  # type: ignore[operator]
+    tasks = [_share(metrics, "task", name, target) for name, target in of_tasks.items()]
+    return streams, languages, tasks
 
 
 def stream_targets(

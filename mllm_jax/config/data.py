@@ -92,6 +92,11 @@ class StreamConfig(Section, at="data.streams.*"):
         return self.layout == "text" or self.kind == "text"
 
     @property
+    def is_caption(self) -> bool:
+        """Whether its records are captions: no text but the one that is trained."""
+        return not self.is_text and self.format in ("plain", "plain_newline")
+
+    @property
     def index_home(self) -> str:
         """The folder beside the data that holds its indexes."""
         return f"{self.path.rstrip('/')}.index"

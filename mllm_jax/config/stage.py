@@ -99,7 +99,7 @@ class PartConfig(Section, at="optimizer.parts.*"):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section, at="optimizer"):
-    """AdamW with a learning-rate schedule, per part."""
+    """AdamW with a learning-rate schedule, per part, and noise on what is read."""
 
     parts: Annotated[dict[NameText, PartConfig], Size("[1, 1_000]")]
     """Rules that say which parameters are trained, by name; every parameter belongs to one."""
@@ -123,6 +123,11 @@ class OptimizerConfig(Section, at="optimizer"):
     """Regex over whole parameter paths without weight decay."""
     clip_norm: Annotated[float, Range("(0, 1_000_000_000]", "null for none")] | None = 1.0
     """Gradients with a larger global norm are scaled down to it; null for no limit."""
+    neftune_alpha: Annotated[float, Range("[0, 1_000]")] = 0.0
+    """NEFTune: noise on the embeddings of text while training, commonly 5; 0 for none.
+
+    U(-m, m) with m = alpha / sqrt(`data.length` x `model.language.width`). Image vectors have none.
+    """
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,7 @@ class Config(Section):
     def __post_init__(self):
         super().__post_init__()
         self._check_parts()
+        self._check_noise()
         rows, micro = self.data.rows, self.train.microbatches
         require(
             rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}"
@@ -327,6 +333,15 @@ class Config(Section):
                 self.data.image_slots == 0,
                 f"data.image_slots={self.data.image_slots}: the model reads no images, set 0",
             )
+
+    def _check_noise(self) -> None:
+        """NEFTune changes what is read; a caption is text that is written, and nothing else."""
+        alpha, streams = self.optimizer.neftune_alpha, self.data.streams.values()
+        require(
+            not alpha or not all(stream.is_caption for stream in streams),
+            f"optimizer.neftune_alpha={alpha}: the stage has no text to read, all its streams are "
+            "captions (format plain or plain_newline); leave it out",
+        )
 
     def _check_parts(self) -> None:
         parts = self.optimizer.parts

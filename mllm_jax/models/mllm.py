@@ -33,7 +33,7 @@ from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig
-from mllm_jax.models import lora
+from mllm_jax.models import lora, neftune
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
 from mllm_jax.models.llama import Llama
@@ -59,6 +59,7 @@ class MLLM:
     connector: Connector | None
     language: Llama | None
     adapter: AdapterConfig | None = None
+    neftune_alpha: float = 0.0
 
 
 def build(
@@ -66,6 +67,7 @@ def build(
     compute: ComputeConfig,
     platform: str = "cpu",
     adapter: AdapterConfig | None = None,
+    neftune_alpha: float = 0.0,
 ) -> MLLM:
     """The modules for a config.
 
@@ -74,6 +76,7 @@ def build(
         compute: number formats, remat, attention.
         platform: cpu, gpu or tpu; settles `compute.attention: auto`.
         adapter: what is trained beside frozen matrices; its parameters are among the model's.
+        neftune_alpha: of the noise on token embeddings while the model is trained.
     """
     backend = AUTO_ATTENTION[platform] if compute.attention == "auto" else compute.attention
     vision, language = config.vision, config.language
@@ -94,6 +97,7 @@ def build(
         connector,
         Llama(language, compute, backend) if language is not None else None,
         adapter,
+        neftune_alpha,
     )
 
 
@@ -204,6 +208,7 @@ def hidden(
     inputs: ModelInputs,
     key: Key[Array, ""] | None = None,
     vectors: Float[Array, "B J D"] | None = None,
+    rows: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
 
@@ -211,13 +216,19 @@ def hidden(
         model: the network.
         params: path -> array.
         inputs: of the rows.
-        key: of the update, for the adapters' dropout; None where nothing is trained.
+        key: of the update, for the adapters' dropout and NEFTune's noise; None where nothing is
+            trained.
         vectors: see `embed`.
+        rows: their numbers in the update's batch, for the noise; given where a key is.
     """
     if key is not None and model.adapter is not None and model.adapter.dropout:
         identities = _identities(model, inputs)
         params = lora.with_dropout(model.adapter, params, identities, key)
     x = embed(model, params, inputs, vectors)
+    if key is not None and model.neftune_alpha:
+        assert rows is not None, "NEFTune needs the numbers of the rows"
+        index = jnp.asarray(inputs.image_index)
+        x = neftune.with_noise(x, index, model.neftune_alpha, key, rows)
     return apply(model, params, "language", x, inputs.segments, inputs.positions)
 
 

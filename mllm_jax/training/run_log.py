@@ -14,6 +14,7 @@ from mllm_jax.config.stage import Config, OptimizerConfig
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
+from mllm_jax.models import neftune
 from mllm_jax.training.heldout import Lowest
 from mllm_jax.training.metrics import Line
 from mllm_jax.training.state import TrainState
@@ -83,6 +84,14 @@ def rates(config: OptimizerConfig) -> str:
         f"{name} {of.learning_rate:g}" for name, of in config.parts.items() if of.learning_rate
     ]
     return ", ".join([f"{config.learning_rate:g}", *parts])
+
+
+def noise(config: Config) -> str:
+    """NEFTune's alpha, and by how much it changes an embedding's numbers."""
+    alpha, language = config.optimizer.neftune_alpha, config.model.language
+    assert language is not None
+    largest = neftune.magnitude(alpha, config.data.length, language.width)
+    return f"NEFTune: alpha {alpha:g}, noise of at most {largest:.3g} on the embeddings of text"
 
 
 def begin(config: Config, step: int | None, steps: int) -> str:

@@ -82,7 +82,7 @@ def make_setup(
     Args:
         model: what the network is.
         compute: number formats, remat, attention.
-        config: which parts are trained, and how.
+        config: which parts are trained, and how; noise on token embeddings.
         mesh: the devices.
         steps: updates of the whole run, for the schedule.
         images: whether rows have image slots; without them nothing of tower and connector is used.
@@ -99,7 +99,7 @@ def make_setup(
         optimizer.check_adapter(base, config.parts, adapter)
         parts = optimizer.with_adapter(config.parts, adapter)
         config = dataclasses.replace(config, parts=parts)
-    built = mllm.build(model, compute, platform, adapter)
+    built = mllm.build(model, compute, platform, adapter, config.neftune_alpha)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
     used = mllm.used_layers(model, trainable, images)
@@ -150,18 +150,21 @@ def with_magnitudes(setup: TrainSetup, params: Mapping[str, jax.Array]) -> dict[
 
 
 def apply_of(model: mllm.MLLM, seed: int = 0) -> step.Apply:
-    """The function for a step: (params, batch, number) -> (hidden [B, T, D], head [V, D]).
+    """The function for a step: (params, batch, update) -> (hidden [B, T, D], head [V, D]).
 
     Args:
         model: the network.
-        seed: of the adapters' dropout.
+        seed: of the adapters' dropout and NEFTune's noise.
     """
 
-    def apply(params: Any, batch: Batch, number: Any = None) -> tuple[jax.Array, jax.Array]:
-        key = None
-        if number is not None:
-            key = jax.random.fold_in(jax.random.key(seed, impl=lora.GENERATOR), number)
-        return mllm.hidden(model, params, batch.inputs, key), mllm.head(params)
+    def apply(
+        params: Any, batch: Batch, update: step.Update | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        if update is None:
+            return mllm.hidden(model, params, batch.inputs), mllm.head(params)
+        key = jax.random.fold_in(jax.random.key(seed, impl=lora.GENERATOR), update.number)
+        x = mllm.hidden(model, params, batch.inputs, key, rows=update.rows)
+        return x, mllm.head(params)
 
     return apply
 
@@ -182,7 +185,7 @@ def compile_train_step(
         now: the state, abstract or real.
         batch: with the rows of all processes, abstract or real.
         microbatches, n_streams, n_languages: see `step.make_train_step`.
-        seed: of the adapters' dropout.
+        seed: of the adapters' dropout and NEFTune's noise.
     """
     train_step = step.make_train_step(
         apply_of(setup.model, seed),

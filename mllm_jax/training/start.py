@@ -95,6 +95,8 @@ def describe(
         log(run_log.heldout(config, heldout))
     log(run_log.parameters(setup.abstract))
     log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
+    if config.optimizer.neftune_alpha:
+        log(run_log.noise(config))
     log(run_log.begin(config, begin.step, steps))
 
 

@@ -24,8 +24,16 @@ from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
 
-# params, batch, number of the update or None in an evaluation -> hidden [B, T, D], head [V, D]
-Apply = Callable[[Any, Batch, Any], tuple[Array, Array]]
+
+class Update(NamedTuple):
+    """What random numbers of a forward pass follow from, beside the seed."""
+
+    number: Int32[Array, ""]  # of the update, from 0
+    rows: Int32[Array, " B"]  # numbers of the rows in the update's batch
+
+
+# params, batch, update or None in an evaluation -> hidden [B, T, D], head [V, D]
+Apply = Callable[[Any, Batch, Update | None], tuple[Array, Array]]
 Metrics = dict[str, Array]
 
 
@@ -46,8 +54,8 @@ def make_train_step(
     which ends the run.
 
     Args:
-        apply: (params, batch, number of the update) -> (hidden [B, T, D] in compute dtype,
-            head [V, D] as it is held).
+        apply: (params, batch, update) -> (hidden [B, T, D] in compute dtype, head [V, D] as it is
+            held).
         optimizer: from `make_optimizer`.
         microbatches: the rows are worked in so many turns; gradients add up in float32.
         chunk: positions whose logits exist at the same time.
@@ -65,20 +73,20 @@ def make_train_step(
 
     judge = _judge(apply, chunk, n_streams, n_languages, reduce)
 
-    def loss_of(trainable: Any, frozen: Any, number: Any, batch: Batch) -> tuple[Array, Metrics]:
-        _, sums = judge(merge(trainable, frozen), batch, number)
+    def loss_of(trainable: Any, frozen: Any, number: Any, rows: _Rows) -> tuple[Array, Metrics]:
+        _, sums = judge(merge(trainable, frozen), rows.batch, Update(number, rows.numbers))
         return sums["loss_sum"], sums
 
-    def grads_of(held: tuple[Any, Any, Any], batch: Batch) -> tuple[Metrics, Any]:
-        grads, sums = jax.grad(loss_of, has_aux=True)(*held, batch)
+    def grads_of(held: tuple[Any, Any, Any], rows: _Rows) -> tuple[Metrics, Any]:
+        grads, sums = jax.grad(loss_of, has_aux=True)(*held, rows)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         if shardings is not None:
             specs = {path: shardings.trainable[path].spec for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, specs)
         return sums, grads
 
-    def added_up(held: tuple[Any, Any, Any], batch: Batch) -> tuple[Metrics, Any]:
-        turns = _turns(batch, microbatches)
+    def added_up(held: tuple[Any, Any, Any], rows: _Rows) -> tuple[Metrics, Any]:
+        turns = _turns(rows, microbatches)
         return _accumulate(lambda turn: grads_of(held, turn), turns)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -86,7 +94,8 @@ def make_train_step(
         work = grads_of
         if microbatches > 1:
             work = partial(summed_at_the_end, added_up)
-        sums, grads = work((used, state.frozen, state.step), batch)
+        rows = _Rows(batch, jnp.arange(len(batch.tokens), dtype=jnp.int32))
+        sums, grads = work((used, state.frozen, state.step), rows)
         return _update(state, used, sums, grads, optimizer)
 
     return train_step
@@ -167,13 +176,20 @@ def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:
 # ----------------------------------------------------------------------------------------- insides
 
 
+class _Rows(NamedTuple):
+    """All rows of a batch, or some of them."""
+
+    batch: Batch
+    numbers: Int32[Array, " B"]  # of the rows in the whole batch
+
+
 def _judge(
     apply: Apply, chunk: int, n_streams: int, n_languages: int, reduce: Any = jnp.float32
-) -> Callable[[Any, Batch, Any], tuple[Array, Metrics]]:
+) -> Callable[[Any, Batch, Update | None], tuple[Array, Metrics]]:
     """What gives the loss of every token, and sums over the batch, per stream and language."""
 
-    def judge(params: Any, batch: Batch, number: Any) -> tuple[Array, Metrics]:
-        hidden, head = apply(params, batch, number)
+    def judge(params: Any, batch: Batch, update: Update | None) -> tuple[Array, Metrics]:
+        hidden, head = apply(params, batch, update)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
         loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk, reduce)
         weighted = token_losses * weights
@@ -231,7 +247,7 @@ def _norm(tree: Any) -> Float32[Array, ""]:
     return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
 
 
-def _turns(batch: Batch, count: int) -> Batch:
+def _turns(rows: Any, count: int) -> Any:
     """[B, ...] -> [count, B/count, ...]; turn m takes rows m::count, so they stay on their device.
 
     rows on two devices   0 1 2 3 | 4 5 6 7      2 turns:   0 2 | 4 6   then   1 3 | 5 7
@@ -241,13 +257,13 @@ def _turns(batch: Batch, count: int) -> Batch:
         x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
         return constrain(x, "none", "batch", *["none"] * (x.ndim - 2))
 
-    return jax.tree.map(one, batch)
+    return jax.tree.map(one, rows)
 
 
-def _accumulate(work: Callable[[Batch], Any], turns: Batch) -> Any:
+def _accumulate(work: Callable[[_Rows], Any], turns: _Rows) -> Any:
     """Sum of `work(turn)` over the first axis of `turns`, one at a time."""
 
-    def add(total: Any, turn: Batch) -> tuple[Any, None]:
+    def add(total: Any, turn: _Rows) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, work(turn)), None
 
     shapes = jax.eval_shape(work, jax.tree.map(lambda x: x[0], turns))

@@ -42,6 +42,7 @@ SIGLIP = VisionConfig(
 MODELS: dict[str, ModelConfig] = {
     "align": MODEL,
     "instruct": MODEL,
+    "neftune": MODEL,
     "lora": MODEL,
     "dora": MODEL,
     "siglip": dataclasses.replace(MODEL, vision=SIGLIP),
@@ -65,6 +66,7 @@ PARTS = {
     "instruct": {"connector": CONNECTOR, "language": PartConfig("language/.*"), "vision": TOWER},
     "siglip": {"all": PartConfig(".*")},
 }
+PARTS["neftune"] = PARTS["instruct"]
 PARTS["lora"] = PARTS["dora"] = PARTS["int8"] = PARTS["align"]
 # in both towers; the connector is trained itself, as in LLaVA's LoRA recipe
 ADAPTER = AdapterConfig("(vision|language)/layers/.*/kernel", rank=5, alpha=10.0, dropout=0.3)
@@ -73,7 +75,14 @@ BETA1 = 0.9
 
 def make_setup(stage: str, mesh: Mesh, compute: ComputeConfig = COMPUTE) -> TrainSetup:
     """The stage; its first update leaves (1 - BETA1) x gradient in Adam's first moments."""
-    config = OptimizerConfig(PARTS[stage], 1e-3, beta1=BETA1, warmup_ratio=0.0, clip_norm=None)
+    config = OptimizerConfig(
+        PARTS[stage],
+        1e-3,
+        beta1=BETA1,
+        warmup_ratio=0.0,
+        clip_norm=None,
+        neftune_alpha=20.0 if stage == "neftune" else 0.0,
+    )
     adapters = {
         "lora": ADAPTER,
         "dora": dataclasses.replace(ADAPTER, dora=True),

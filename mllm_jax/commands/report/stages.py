@@ -85,6 +85,7 @@ def _facts(config: Config, metrics: Metrics, run: Path, entry: Mapping[str, Any]
         ),
         ("weights", str(config.init.weights or "random") + fresh),
         ("learning rate", rate),
+        *([("NEFTune", f"alpha {noise:g}")] if (noise := optimizer.neftune_alpha) else []),
         ("number formats", f"{config.compute.compute}, parameters {config.compute.parameters}"),
         *_adapter(config),
         *_machine(run, config),

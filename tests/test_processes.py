@@ -238,7 +238,7 @@ def test_a_full_disk_ends_both_and_is_said_once(stage, straight, tmp_path):
 
 
 def test_a_recipe_on_two_processes(stage, data, tmp_path):
-    """Stages on both, evaluation and export on the first; the same weights as on one."""
+    """Stages and evaluation on both, export on the first; weights and answers as on one."""
     mesh, train = {"data": -1}, {"steps": 4, "save_every": 2}
     for name in ("first", "second"):
         config = tiny.config(data, tmp_path / "none", mesh=mesh, train=train)
@@ -246,7 +246,7 @@ def test_a_recipe_on_two_processes(stage, data, tmp_path):
     evaluation = {"data": str(data / "eu.json"), "images": str(data / "images")}
     tree = {
         "stages": ["first.yaml", "second.yaml"],
-        "evaluate": {**evaluation, "max_new_tokens": 4, "rows": 4},
+        "evaluate": {**evaluation, "max_new_tokens": 4, "rows": 4, "devices": 1},
         "export": "float32",
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))

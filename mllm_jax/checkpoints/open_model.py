@@ -55,6 +55,11 @@ class ModelSource:
     left_out: list[str]
     unread: dict[str, dict[str, Any]]
 
+    @property
+    def is_run(self) -> bool:
+        """Whether `where` is a run folder, which may hold more than the model."""
+        return self.files == self.where / "model"
+
     def leaves(self, abstract: Mapping[str, Any], unread: str | None = None) -> dict[str, Leaf]:
         """Path -> lazy leaf with its stored number format.
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, add_cluster, whole
+from mllm_jax.commands.flags import Usage, add_cluster, add_devices, whole
 
 USAGE = Usage("benchmarks, or answers and losses on held-out data, per language", several=True)
 
@@ -68,11 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again", action="store_true", help="ask even what has been measured before"
     )
+    parser.add_argument(
+        "--devices",
+        type=whole("[1, 65_536]"),
+        metavar="N",
+        help="of each process, which share the batches; default: all",
+    )
+    add_devices(parser)
     add_cluster(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from mllm_jax.evaluation import request
+    from mllm_jax.generation.devices import Devices
 
     request.run_tasks(
         options.model,
@@ -87,4 +95,5 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         cache=options.cache,
         again=options.again,
+        devices=Devices(options.devices, options.fsdp, options.tensor),
     )

@@ -109,6 +109,18 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """How many of a process's devices share one copy of the model, see `generation.devices`."""
+    for name in ("fsdp", "tensor"):
+        parser.add_argument(
+            f"--{name}",
+            type=whole("[1, 65_536]"),
+            default=1,
+            metavar="N",
+            help=f"devices that share the parameters, as mesh.{name} in training; default: 1",
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """Reports what is wrong in one line, without the usage: that is what --help is for."""
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, number, whole
+from mllm_jax.commands.flags import Usage, add_devices, number, whole
 
 USAGE = Usage("answer a prompt about images")
 
@@ -27,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one object: text, tokens, prompt_tokens"
     )
+    add_devices(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from mllm_jax.generation.answer import generate
+    from mllm_jax.generation.devices import Devices
 
     result = generate(
         options.model,
@@ -39,5 +41,6 @@ def run(options: argparse.Namespace) -> None:
         options.max_new_tokens,
         options.temperature,
         options.seed,
+        devices=Devices(options.fsdp * options.tensor, options.fsdp, options.tensor),
     )
     print(json.dumps(result._asdict(), ensure_ascii=False) if options.json else result.text)

@@ -40,6 +40,12 @@ class EvaluateConfig(Section, at="evaluate"):
     """Tokens after which an answer is cut."""
     rows: Annotated[int, Range("[1, 65_536]")] = 32
     """Questions answered at the same time."""
+    devices: Annotated[int, Range("[1, 65_536]")] | None = None
+    """Devices of each process that share the work; all by default."""
+    fsdp: Annotated[int, Range("[1, 65_536]")] = 1
+    """Devices that share the parameters, as `mesh.fsdp` in training; the others divide the rows."""
+    tensor: Annotated[int, Range("[1, 65_536]")] = 1
+    """Devices that share heads and vocabulary, as `mesh.tensor` in training."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from mllm_jax.evaluation.results.tables import Result
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
+from mllm_jax.generation.devices import ALL, Devices
 
 MEASURED = "evaluated"  # folder in a run with the answers that were measured
 
@@ -29,6 +30,7 @@ def run_tasks(
     resume: bool = False,
     cache: Path | None = None,
     again: bool = False,
+    devices: Devices = ALL,
 ) -> list[Result]:
     """Asks a model the questions of tasks, see `runner.evaluate_tasks`.
 
@@ -45,24 +47,26 @@ def run_tasks(
         resume: continue an interrupted evaluation, if one has begun.
         cache: answers of before, used again; by default in the run folder.
         again: ask even what has been measured.
+        devices: that share the work; all of every process by default.
 
     Raises:
         ConfigError: neither a task nor data, or a combination without a meaning.
     """
     tasks = _tasks(names, data, images, languages)
     source = open_model(model)
-    if cache is None and source.files != source.where:
+    if cache is None and source.is_run:
         cache = model / MEASURED
     return runner.evaluate_tasks(
-        model,
+        source,
         tasks,
-        runner.inside_run(model, _folder(names)) if out is None else out,
+        runner.inside_run(source, _folder(names)) if out is None else out,
         languages=languages,
         limit=limit,
         root=folder or ROOT,
         rows=rows,
         resume=resume,
         measured=None if cache is None else Measured(cache, again),
+        devices=devices,
     )
 
 

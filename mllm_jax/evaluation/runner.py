@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.folders import exclusive, in_use
@@ -36,6 +36,7 @@ from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
 from mllm_jax.evaluation.tasks.task import Question
 from mllm_jax.generation.batching import Group
+from mllm_jax.generation.devices import ALL, Devices
 from mllm_jax.generation.engine import Answerer
 
 ROWS = 32  # texts that are read at the same time
@@ -65,6 +66,7 @@ def evaluate(
     rows: int = ROWS,
     *,
     resume: bool = False,
+    devices: Devices = ALL,
 ) -> dict[str, Any]:
     """Answers every question of a LLaVA JSON file greedily, and scores the answers.
 
@@ -80,6 +82,7 @@ def evaluate(
         max_new_tokens: where an answer is cut.
         rows: answered at the same time.
         resume: continue an evaluation that was interrupted; start it where none has begun.
+        devices: that share the work; all of every process by default.
 
     Returns:
         What is written to scores.json: "languages" (count, exact_match, loss, perplexity,
@@ -92,9 +95,10 @@ def evaluate(
             run folder.
     """
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
-    out = Path(out) if out is not None else inside_run(model, "evaluation")
+    source = open_model(model)
+    out = Path(out) if out is not None else inside_run(source, "evaluation")
     task = free_task(data, images, max_new_tokens)
-    evaluate_tasks(model, [task], out, rows=rows, resume=resume)
+    evaluate_tasks(source, [task], out, rows=rows, resume=resume, devices=devices)
     return read_json(out / write.SCORES)
 
 
@@ -129,7 +133,7 @@ def questions_of(
 
 
 def evaluate_tasks(
-    model: str | Path,
+    model: str | Path | ModelSource,
     tasks: Sequence[TableTask],
     out: str | Path,
     *,
@@ -139,13 +143,15 @@ def evaluate_tasks(
     rows: int = ROWS,
     resume: bool = False,
     measured: Measured | None = None,
+    devices: Devices = ALL,
 ) -> list[tables.Result]:
     """Asks a model the questions of tasks, and writes a results folder.
 
     All processes of a run call it: each answers its share of the batches, process 0 writes.
 
     Args:
-        model: a model folder, run folder (its last checkpoint) or Hugging Face folder.
+        model: a model folder, run folder (its last checkpoint) or Hugging Face folder; or as it was
+            opened.
         tasks: from `load_task`, each once.
         out: folder to make.
         languages: of every task; all that a task has where none is given.
@@ -154,6 +160,7 @@ def evaluate_tasks(
         rows: texts that are read at the same time.
         resume: continue an evaluation that was interrupted; start it where none has begun.
         measured: answers of before, which are used again; None: every question is asked.
+        devices: that share the work; all of every process by default.
 
     Returns:
         A result for every task and language.
@@ -170,7 +177,7 @@ def evaluate_tasks(
             _check_out(out, resume)
             stack.enter_context(exclusive(out))
         stack.enter_context(interrupts.advising(RESUME))
-        opened = Answerer(model)
+        opened = Answerer(model, mesh=devices.mesh())
         parts, tree = _parts(opened, tasks, languages, limit, root, rows)
         finished = not files(out) and (out / write.ANSWERS).is_file()
         if processes.is_first():
@@ -198,16 +205,14 @@ def printed(results: Sequence[tables.Result]) -> str:
     return tables.markdown(results)
 
 
-def inside_run(model: str | Path, name: str) -> Path:
+def inside_run(source: ModelSource, name: str) -> Path:
     """The folder of this name in a run folder.
 
     Raises:
         ConfigError: the model is not a run.
     """
-    source = open_model(model)
-    is_run = source.files != source.where
-    require(is_run, f"{model}: not a run folder; give --out DIR for the scores")
-    return Path(model) / name
+    require(source.is_run, f"{source.where}: not a run folder; give --out DIR for the scores")
+    return source.where / name
 
 
 # ------------------------------------------------------------------------------------------ insides

@@ -11,7 +11,10 @@ import numpy as np
 
 from mllm_jax.common.errors import require
 from mllm_jax.data.records.parse import is_text, user_turn
+from mllm_jax.generation.devices import Devices
 from mllm_jax.generation.engine import Answerer
+
+ONE = Devices(1)
 
 
 class Answer(NamedTuple):
@@ -30,6 +33,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     end_ids: Sequence[int] | None = None,
+    devices: Devices = ONE,
 ) -> Answer:
     """Answers one user's turn, images first.
 
@@ -43,6 +47,7 @@ def generate(
         temperature: 0 takes the likeliest token every time.
         seed: of the draws when the temperature is above 0.
         end_ids: ids that end the answer; default those of the folder, `()` for none.
+        devices: that share the parameters; one answer uses one by default.
 
     Raises:
         ConfigError: no such model, a file that is not an image, images for a model that reads text
@@ -51,7 +56,7 @@ def generate(
     require(max_new_tokens > 0, f"max_new_tokens={max_new_tokens} must be positive")
     require(0 <= temperature < float("inf"), f"temperature={temperature} must be 0 or more")
     require(is_text(prompt), "the prompt is not UTF-8 text")
-    opened = Answerer(model)
+    opened = Answerer(model, mesh=devices.mesh())
     pictures = opened.pictures(images)
     asked = opened.prompt([user_turn(prompt, len(images))], max_new_tokens, images=images)
     (tokens,) = opened.answer(

@@ -45,8 +45,8 @@ class Answerer(Opened):
         """
         images = Images(pictures)
         if images.squares is not None:
-            count = multiple(len(images.squares), self._ways)
-            pixels = np.zeros((power(count), *images.squares.shape[1:]), np.uint8)
+            count = multiple(power(len(images.squares)), self._ways)
+            pixels = np.zeros((count, *images.squares.shape[1:]), np.uint8)
             pixels[: len(images.squares)] = images.squares
             with self._on_mesh():
                 images.embeddings = programs.encode(self.model, self.params, pixels)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch, Example
 from mllm_jax.checkpoints.hf.tokenizer import end_ids
-from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.common import compilation_cache
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config.image_tokens import ImageLayout
@@ -54,24 +54,28 @@ class Opened:
     mesh: Mesh | None
 
     def __init__(
-        self, path: str | Path, compute: ComputeConfig | None = None, mesh: Mesh | None = None
+        self,
+        path: str | Path | ModelSource,
+        compute: ComputeConfig | None = None,
+        mesh: Mesh | None = None,
     ):
         """Opens the folder.
 
         Args:
-            path: a model, run or Hugging Face folder.
+            path: a model, run or Hugging Face folder; or as `open_model` opened it.
             compute: number format and attention; default `compute_for`.
-            mesh: from `sharding.make_mesh`. Rows are divided over `data` and `fsdp`, parameters
-                over `fsdp` and `tensor`; answers are those of one device.
+            mesh: from `Devices.mesh` or `sharding.make_mesh`. Rows are divided over `data` and
+                `fsdp`, parameters over `fsdp` and `tensor`; answers are those of one device.
 
         Raises:
             ConfigError: it does not hold a complete language model.
         """
         compilation_cache.enable()
-        self.path, self.source = Path(path), open_model(path)
+        self.source = path if isinstance(path, ModelSource) else open_model(path)
+        self.path = self.source.where
         self.config = self.source.config.model
         language = self.config.language
-        require(language is not None, f"{path}: has no language model, so it cannot answer")
+        require(language is not None, f"{self.path}: has no language model, so it cannot answer")
         assert language is not None
         files = self.source.files
         self.tokenizer = load_tokenizer(files)
@@ -81,8 +85,8 @@ class Opened:
         self.ends = end_ids(files, self.source.ids)
         require(
             any(end < language.vocab for end in self.ends),
-            f"{path}: eos_token_id={quoted(self.ends)} is outside of the {language.vocab} rows of "
-            "the token table, so no answer would end; correct generation_config.json",
+            f"{self.path}: eos_token_id={quoted(self.ends)} is outside of the token table "
+            f"({language.vocab} rows), so no answer would end; correct generation_config.json",
         )
         self.mesh = mesh
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

@@ -20,6 +20,7 @@ from mllm_jax.__main__ import main
 from mllm_jax.commands.main import VERBS, make_parser
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
+from mllm_jax.generation.devices import ALL, Devices
 from mllm_jax.generation.samples import sampler
 
 WORK = {  # what a verb calls -> the module that does the work
@@ -87,6 +88,7 @@ EVALUATE = {
     "rows": 32,
     "resume": False,
     "again": False,
+    "devices": ALL,
 }
 CALLS = [
     ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
@@ -157,15 +159,15 @@ CALLS = [
         "generate",
         "generate m --prompt Zer?",
         (Path("m"), "Zer?", [], 128, 0.0, 0),
-        {},
+        {"devices": Devices(1)},
     ),
     (
         "generate",
         "generate",
         "generate m --prompt p --image a.png b.png --image c.png --max-new-tokens 7 "
-        "--temperature 0.5 --seed -3 --json",
+        "--temperature 0.5 --seed -3 --json --fsdp 2 --tensor 4",
         (Path("m"), "p", [Path("a.png"), Path("b.png"), Path("c.png")], 7, 0.5, -3),
-        {},
+        {"devices": Devices(8, 2, 4)},
     ),
     (
         "evaluate",
@@ -178,7 +180,7 @@ CALLS = [
         "evaluate",
         "run_tasks",
         "evaluate m --task pope a.yaml --task gqa --language eu --limit 3 --out o --resume "
-        "--rows 8 --folder f --cache c --again",
+        "--rows 8 --folder f --cache c --again --devices 4 --tensor 2",
         (Path("m"), ["pope", "a.yaml", "gqa"], Path("o")),
         {
             **EVALUATE,
@@ -189,6 +191,7 @@ CALLS = [
             "resume": True,
             "cache": Path("c"),
             "again": True,
+            "devices": Devices(4, tensor=2),
         },
     ),
     (
@@ -609,6 +612,9 @@ NUMBERS = [
     ("generate m --prompt p --seed", ["-4294967295", "4294967295"], ["4294967296", "1" * 5000]),
     ("evaluate m --rows", ["1", "65536"], ["0", "65537"]),
     ("evaluate m --limit", ["1", "1000000000"], ["0", "1000000001"]),
+    ("evaluate m --devices", ["1", "65536"], ["0", "65537"]),
+    ("evaluate m --fsdp", ["1", "65536"], ["0", "65537"]),
+    ("generate m --prompt p --tensor", ["1", "65536"], ["0", "65537"]),
     ("bench --size tiny --length", ["2", "16777216"], ["1", "16777217"]),
     ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001"]),
     ("bench --size tiny --steps", ["1", "1000000"], ["0", "1000001"]),

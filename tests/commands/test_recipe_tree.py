@@ -17,7 +17,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
-from tests.support.recipes import ALL, CONNECTOR, Files, begin, made_up_recipe, save
+from tests.support.recipes import CONNECTOR, EVERY, Files, begin, made_up_recipe, save
 
 ENTRIES = [
     "mlp.yaml",
@@ -42,10 +42,10 @@ VARIANTS = {
 
 def ends(variants: dict[str, str]) -> list[str]:
     """What is called when these are evaluated and exported."""
+    stages = variants.values()
     return [
-        call
-        for stage in variants.values()
-        for call in (f"evaluate {stage} 5 2", f"export {stage} float32")
+        *(f"evaluate {stage} 5 2" for stage in stages),
+        *(f"export {stage} float32" for stage in stages),
     ]
 
 
@@ -54,7 +54,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     made = made_up_recipe(tmp_path, monkeypatch)
     made.stages = {
         "mlp": made.stage(CONNECTOR, {"tokenizer": "somewhere"}),
-        **{name: made.stage(ALL, {"weights": "not this one"}) for name in ("pt", "it", "long")},
+        **{name: made.stage(EVERY, {"weights": "not this one"}) for name in ("pt", "it", "long")},
     }
     made.recipe |= {"stages": ENTRIES, "variants": VARIANTS}
     return made

@@ -18,6 +18,7 @@ from mllm_jax.commands.recipe.checks import Checked
 from mllm_jax.config import loading
 from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
 from mllm_jax.data.mixture.order import VERSION as ORDER
+from mllm_jax.generation.devices import ALL
 from mllm_jax.models import mllm
 from mllm_jax.training import run_folder
 from mllm_jax.training.optimizer import assign
@@ -37,7 +38,7 @@ MODEL = {
     },
     "image_token": 15,
 }
-ALL = {"all": {"match": ".*"}}
+EVERY = {"all": {"match": ".*"}}
 CONNECTOR = {
     "connector": {"match": "connector/.*"},
     "rest": {"match": "(vision|language)/.*", "train": False},
@@ -56,7 +57,7 @@ class Files:
         self.reports: list[Path] = []
         (root / "data.json").write_text("[]")
         self.stages = {
-            "backbone": self.stage(ALL, {"tokenizer": "somewhere"}),
+            "backbone": self.stage(EVERY, {"tokenizer": "somewhere"}),
             "align": self.stage(CONNECTOR, {"weights": "not this one", "fresh": "connector/.*"}),
             "instruct": self.stage(LANGUAGE, {"weights": "nor this one"}),
         }
@@ -129,22 +130,16 @@ def made_up_recipe(root: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         save(config, 4)
         return Path(config.out)
 
-    def evaluate(
-        model: Path,
-        data: Any,
-        out: Path,
-        images: Any = None,
-        max_new_tokens: int = 32,
-        rows: int = 32,
-        resume: bool = False,
-    ) -> dict:
-        made.calls.append(f"evaluate {model.name} {max_new_tokens} {rows}")
+    def evaluate_tasks(model: str, tasks: Any, out: Path, **options: Any) -> None:
+        assert options["resume"] and options["devices"] == ALL
+        made.calls.append(
+            f"evaluate {Path(model).name} {tasks[0].max_new_tokens} {options['rows']}"
+        )
         scores = {
             "languages": {"eu": {"exact_match": 0.9, "count": 10, "loss": 0.1, "perplexity": 1.1}}
         }
         Path(out).mkdir(parents=True)
         (Path(out) / "scores.json").write_text(json.dumps(scores))
-        return scores
 
     def to_hf(model: Path, out: Path, dtype: str | None = None) -> None:
         made.calls.append(f"export {model.name} {dtype}")
@@ -159,7 +154,7 @@ def made_up_recipe(root: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.setattr(recipe, "check_stages", check_stages)
     monkeypatch.setattr(recipe, "check_questions", lambda *_: None)
     monkeypatch.setattr(recipe.loop, "train", train)
-    monkeypatch.setattr(results.runner, "evaluate", evaluate)
+    monkeypatch.setattr(results.runner, "evaluate_tasks", evaluate_tasks)
     monkeypatch.setattr(results.conversions, "to_hf", to_hf)
     monkeypatch.setattr(recipe.pages, "run", made.reports.append)
     monkeypatch.setattr("mllm_jax.checkpoints.open_model.read_processor", lambda *_: (None, "crop"))

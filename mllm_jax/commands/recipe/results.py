@@ -6,20 +6,24 @@ OUT/evaluation/NAME, OUT/hf/NAME        of each of several variants
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.summary import Summary
 from mllm_jax.commands.recipe.tree import EVALUATION, EXPORT, Tree
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.json_file import read_json
 from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import EvaluateConfig, RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.distributed import processes, sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.evaluation.results import progress
+from mllm_jax.generation.devices import Devices
+from mllm_jax.models import axes
 
 FILES = {EVALUATION: "scores.json", EXPORT: "config.json"}  # of results without variants
 
@@ -77,23 +81,62 @@ def unanswered(recipe: RecipeConfig, tree: Tree, out: Path) -> list[str]:
     ]
 
 
-def make(
+def check_devices(section: EvaluateConfig, stages: Mapping[str, Config]) -> None:
+    """Refuses devices that this process has not, or that do not divide a model.
+
+    Args:
+        section: of the recipe.
+        stages: with the models that are evaluated.
+
+    Raises:
+        ConfigError: the number, or the parameter that does not divide.
+    """
+    try:
+        mesh = _devices(section).mesh()
+        for config in stages.values() if mesh is not None else ():
+            assert mesh is not None
+            shapes = conversions.abstract(config.model)
+            sharding.check_divides(mesh, axes.logical_axes(shapes), shapes)
+    except ConfigError as error:
+        raise ConfigError(f"evaluate: {error}") from error
+
+
+def evaluate(
+    section: EvaluateConfig, tree: Tree, stages: Mapping[str, Config], out: Path, summary: Summary
+) -> None:
+    """Evaluates the models that are not evaluated yet; all processes share the questions."""
+    for variant, stage in tree.variants.items():
+        folder = tree.results(out, EVALUATION, variant)
+        # process 0 decides: the others may see a shared folder as it was a moment ago
+        if processes.of_first(_evaluated(folder)):
+            continue
+        first = processes.is_first()
+        with summary.timed(_label("evaluation", tree, variant)) if first else nullcontext():
+            task = runner.free_task(section.data, section.images, section.max_new_tokens)
+            runner.evaluate_tasks(
+                stages[stage].out,
+                [task],
+                folder,
+                rows=section.rows,
+                resume=True,
+                devices=_devices(section),
+            )
+
+
+def finish(
     recipe: RecipeConfig, tree: Tree, stages: Mapping[str, Config], out: Path, summary: Summary
 ) -> None:
-    """Evaluates and exports what is not there yet, and prints how the variants compare."""
+    """Exports what is not there yet, and prints how the evaluated variants compare."""
     scores = {}
     for variant, stage in tree.variants.items():
-        run, name = Path(stages[stage].out), "" if tree.single else f" {variant}"
+        run = Path(stages[stage].out)
         if recipe.evaluate is not None:
-            folder = tree.results(out, EVALUATION, variant)
-            if not _evaluated(folder):
-                with summary.timed(f"evaluation{name}"):
-                    _evaluate(run, recipe.evaluate, folder)
-            scores[variant] = read_json(folder / "scores.json")["languages"]
+            file = tree.results(out, EVALUATION, variant) / FILES[EVALUATION]
+            scores[variant] = read_json(file)["languages"]
             _note_scores(run, scores[variant])
         folder = tree.results(out, EXPORT, variant)
         if recipe.export is not None and not folder.exists():
-            with summary.timed(f"export{name}"):
+            with summary.timed(_label("export", tree, variant)):
                 conversions.to_hf(run, folder, dtype=recipe.export)
     if scores and not tree.single:
         print(f"\n{comparison(tree, scores)}", flush=True)
@@ -104,8 +147,12 @@ def _evaluated(folder: Path) -> bool:
     return (folder / FILES[EVALUATION]).is_file() and not progress.files(folder)
 
 
-def _evaluate(run: Path, c: EvaluateConfig, folder: Path) -> None:
-    runner.evaluate(run, c.data, folder, c.images, c.max_new_tokens, c.rows, resume=True)
+def _label(kind: str, tree: Tree, variant: str) -> str:
+    return kind if tree.single else f"{kind} {variant}"
+
+
+def _devices(section: EvaluateConfig) -> Devices:
+    return Devices(section.devices, section.fsdp, section.tensor)
 
 
 def _note_scores(run: Path, languages: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ Everything that can be wrong is looked at before the first stage starts. The sam
 continues a recipe that was stopped: finished stages are skipped, an unfinished one is resumed. A
 stage that several others start from is trained once.
 
-Several processes train together; process 0 alone, on its own devices, compares the weights, answers
-the evaluation's questions, exports and writes the summary, while the others have ended.
+Several processes train and answer the evaluation's questions together; process 0 alone compares the
+weights, exports and writes the summary.
 """
 
 import dataclasses
@@ -105,15 +105,20 @@ def _run(
     if recipe.config.export is not None:
         results.check_exports(stages, selected)
     wanting = results.unanswered(recipe.config, selected, out)
-    if recipe.config.evaluate is not None and wanting and processes.is_first():
-        templates = {stage: checked.templates[stage] for stage in wanting}
-        check_questions(recipe.config.evaluate, stages, templates)
+    section = recipe.config.evaluate
+    if section is not None and wanting:
+        results.check_devices(section, {stage: stages[stage] for stage in wanting})
+        if processes.is_first():
+            templates = {stage: checked.templates[stage] for stage in wanting}
+            check_questions(section, stages, templates)
     for name, config in stages.items():
         start = selected.parents[name]
         before = None if start is None else Path(stages[start].out)
         _train_stage(name, config, before, summary, devices)
+    if section is not None:
+        results.evaluate(section, selected, stages, out, summary)
     if processes.is_first():
-        results.make(recipe.config, selected, stages, out, summary)
+        results.finish(recipe.config, selected, stages, out, summary)
         pages.run(out)
     return out
 

@@ -10,14 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from tqdm import tqdm
 
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.data.chat.tokens import Encoded
-from mllm_jax.distributed import sharding
 from mllm_jax.evaluation.harness.decoding import Decoding, cut
 from mllm_jax.generation.batching import batches, read_ahead
+from mllm_jax.generation.devices import Devices
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.likelihood import LogLikelihood
 from mllm_jax.generation.opened import File
@@ -48,7 +47,7 @@ class Asker:
         tensor: int = 1,
         seed: int = 0,
     ):
-        """Opens the folder on all devices.
+        """Opens the folder on all devices of the process.
 
         Args:
             pretrained: a model, run or Hugging Face folder.
@@ -64,8 +63,7 @@ class Asker:
             text.isdecimal() and int(text) > 0,
             f"batch_size={quoted(batch_size)} is not a number of 1 or more",
         )
-        several = len(jax.devices()) > 1
-        mesh = sharding.make_mesh((-1, fsdp, tensor)) if several else None
+        mesh = Devices(None, fsdp, tensor).mesh()
         self.opened, self.rows = Answerer(pretrained, mesh=mesh), int(text)
         self._seed, self._answered = seed, 0
 

@@ -2,7 +2,7 @@
 
 model_sha256                          weights, architecture and how images are prepared
 template_sha256, tokenizer_sha256     how a conversation becomes tokens
-decoding, compute, rows, device       how answers were computed
+decoding, compute, rows, device, mesh how answers were computed
 tasks.NAME.settings                   the task file, resolved
 tasks.NAME.languages.xx               count, prompts_sha256 (texts), data_sha256 (with images)
 """
@@ -30,7 +30,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "transformers", "tokenizers", "pillow", "n
 READERS = 8  # threads that read image files
 # of the machine's places, not of the results
 _PATHS = ("model", "data", "images")
-_ONE_BATCH = ("rows", "device")  # change the last bits of a number at most
+_ONE_BATCH = ("rows", "device", "mesh")  # change the last bits of a number at most
 
 Tree = dict[str, Any]
 
@@ -46,6 +46,7 @@ def of_model(opened: Answerer, rows: int) -> Tree:
         "compute": opened.compute.compute,
         "rows": rows,
         "device": jax.local_devices()[0].device_kind,
+        **({} if opened.mesh is None else {"mesh": dict(opened.mesh.shape)}),
         "versions": versions(*LIBRARIES),
     }
 

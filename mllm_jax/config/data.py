@@ -51,6 +51,11 @@ class StreamConfig(Section, at="data.streams.*"):
 
     Of a user's turn `<|start_header_id|>`, `<|end_header_id|>` and `<|eot_id|>` are trained.
     """
+    train_end_of_turn: bool = True
+    """Whether the token that ends an answer is trained, as `<|eot_id|>`, or its text alone.
+
+    Without it a model does not learn from this stream where an answer ends.
+    """
     drop_token_zero: bool = False
     """Leaves tokens of id 0 out of conversations, as LLaVA-NDiNO's padding does.
 
@@ -117,6 +122,7 @@ class StreamConfig(Section, at="data.streams.*"):
             f"data.streams.*.train_control_tokens: format {self.format} has no headers of special "
             "tokens; it acts in llama3 and llama31",
         )
+        self._check_end_of_turn()
         for name in ("train_control_tokens", "drop_token_zero", "image_first"):
             require(
                 not (getattr(self, name) and self.is_text),
@@ -125,6 +131,19 @@ class StreamConfig(Section, at="data.streams.*"):
         require(
             self.split is None or self.kind != "json",
             f"data.streams.*.split={self.split!r}: kind json has no splits; name the file",
+        )
+
+    def _check_end_of_turn(self) -> None:
+        option = "data.streams.*.train_end_of_turn=false"
+        on = self.train_end_of_turn
+        require(on or not self.is_text, f"{option}: has no effect on documents")
+        require(
+            on or self.format != "plain_newline",
+            f"{option}: format plain_newline ends answers by no token",
+        )
+        require(
+            on or not self.train_control_tokens,
+            f"{option}: train_control_tokens trains it; give one of the two",
         )
 
 

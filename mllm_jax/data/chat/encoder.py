@@ -253,7 +253,8 @@ class Chat:
 
     def _encode(self, plans: list[Items], images: list[int], names: Sequence[str]) -> Flat:
         """Filled prompt templates -> tokens; `images` is how many each must have."""
-        flat = flatten(plans, self._encodings(plans), names, self._prompts.rules.headers)
+        headers, ends = self._prompts.rules.headers, self._switches.train_end_of_turn
+        flat = flatten(plans, self._encodings(plans), names, headers, ends)
         flat = flat._replace(trained=flat.trained & (flat.tokens != self.image_token))
         begins, first = counts(flat, self._bos), flat.tokens[starts(flat.ends)]
         places = counts(flat, self.image_token)

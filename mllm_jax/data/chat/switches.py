@@ -1,7 +1,8 @@
-"""Repeats peculiarities of published trainings, all off by default: what a stream may switch on.
+"""Repeats peculiarities of published trainings, for who wants their losses and not better ones.
 
-They are those of LLaVA-NDiNO's published code (swapUniba/LLaVA-NDiNO, llava_train_modified.py),
-for who wants its losses and not better ones.
+What a stream may switch on is LLaVA-NDiNO's (swapUniba/LLaVA-NDiNO, llava_train_modified.py). What
+it may switch off, the trained end of answers, is axolotl's for tokenizers of base models, whose
+eos_token is not what ends a turn (axolotl, prompt_strategies/chat_template.py, train_on_eos).
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,12 @@ class Switches(NamedTuple):
     train_control_tokens: bool = False
     drop_token_zero: bool = False
     image_first: bool = False
+    train_end_of_turn: bool = True
 
     @classmethod
     def of(cls, stream: StreamConfig) -> "Switches":
         """Those of a stream."""
-        return cls(stream.train_control_tokens, stream.drop_token_zero, stream.image_first)
+        return cls(*(getattr(stream, name) for name in cls._fields))
 
 
 def move_images(turns: Sequence[Turn]) -> list[Turn]:

@@ -52,6 +52,7 @@ def flatten(
     encodings: Encodings,
     names: Sequence[str],
     control: bool = False,
+    end_of_turn: bool = True,
 ) -> Flat:
     """Ids and encoded texts, end to end. Trained are answers, and the token after each.
 
@@ -60,6 +61,7 @@ def flatten(
         encodings: of every run's text; offsets where one has borders.
         names: what messages call the conversations; may be empty.
         control: whether special tokens are trained wherever they are.
+        end_of_turn: whether the token after an answer is trained.
 
     Raises:
         ConfigError: a token crosses the border of an answer.
@@ -83,7 +85,7 @@ def flatten(
                     raise named(names, n, error) from error
             else:
                 tokens.append(item)
-                trained.append(answered or control)
+                trained.append(control or (answered and end_of_turn))
                 answered = False
         ends.append(len(tokens))
     ids = np.array(tokens, np.int32)

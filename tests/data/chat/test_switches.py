@@ -142,6 +142,16 @@ def test_token_zero_is_dropped(small):
         assert one.placeholders.tolist() == [-1, 0, 1, 2, -1, -1]
 
 
+@pytest.mark.parametrize("chat_format", ["llama3", "llama31", "plain"])
+def test_the_end_of_an_answer_is_not_trained(small, chat_format):
+    """The last trained token of every answer is missing; the tokens are the same."""
+    turns = (*CHAT, *CHAT)
+    usual = encode(small, chat_format, turns)
+    end = "T" if chat_format == "plain" else "E"
+    assert usual[1] == f"b ! {end} b ! {end}"
+    assert encode(small, chat_format, turns, train_end_of_turn=False) == (usual[0], "b ! b !")
+
+
 def test_an_image_is_moved_to_the_front(small):
     moved = "Ċ x Ġ Ġ y"
     turns = (Turn("user", ("x ", IMAGE, " y ")), Turn("assistant", ("b",)))
@@ -174,6 +184,12 @@ def test_which_images_move(parts, moved):
         ({"train_control_tokens": True, "format": "vicuna_v1"}, "format vicuna_v1 has no headers"),
         ({"drop_token_zero": True, "layout": "text"}, "drop_token_zero: has no effect on docum"),
         ({"image_first": True, "kind": "text"}, "image_first: has no effect on documents"),
+        ({"train_end_of_turn": False, "layout": "text"}, "=false: has no effect on documents"),
+        ({"train_end_of_turn": False, "format": "plain_newline"}, "ends answers by no token"),
+        (
+            {"train_end_of_turn": False, "train_control_tokens": True},
+            "train_control_tokens trains it; give one of the two",
+        ),
     ],
 )
 def test_switches_without_effect_are_refused(options, reason):

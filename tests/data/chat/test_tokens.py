@@ -64,6 +64,8 @@ def test_flatten():
     assert counts(made, 8).tolist() == [2, 1]
     made = flatten([[7, asked, 8, answer, 8]], encodings, (), control=True)
     assert lists(made) == [[7, 1, 2, 8, 1, 2, 8], [1, 0, 0, 1, 1, 1, 1], [7]]
+    made = flatten([[7, asked, 8, answer, 8]], encodings, (), end_of_turn=False)
+    assert lists(made) == [[7, 1, 2, 8, 1, 2, 8], [0, 0, 0, 0, 1, 1, 0], [7]]
     encodings[mixed.key] = ([3, 4], [(0, 1), (1, 4)])
     with pytest.raises(ConfigError, match=r"^two: a token crosses the border of the answer 't'"):
         flatten([[7, asked, 8], [7, mixed, 8]], encodings, ["one", "two"])

@@ -251,6 +251,7 @@ def test_another_format_is_another_index(mixture, reads, tmp_path):
         {"stream": {"train_control_tokens": True}},
         {"stream": {"drop_token_zero": True}},
         {"stream": {"image_first": True}},
+        {"stream": {"train_end_of_turn": False}},
     ],
     ids=str,
 )

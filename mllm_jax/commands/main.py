@@ -31,6 +31,7 @@ from mllm_jax.commands import (
     recipe,
     report,
     score,
+    sweep,
     train,
 )
 from mllm_jax.commands.flags import Parser, Usage
@@ -61,6 +62,7 @@ VERBS: dict[str, ModuleType] = {
     "preflight": preflight,
     "train": train,
     "recipe": recipe,
+    "sweep": sweep,
     "report": report,
     "convert": convert,
     "generate": generate,

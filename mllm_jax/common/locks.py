@@ -60,6 +60,25 @@ def claimed(lock: Path, name: str | Path, wait: float = WAIT) -> Iterator[bool]:
         os.close(number)
 
 
+@contextmanager
+def claiming(lock: Path) -> Iterator[bool]:
+    """Holds a lock file, which is removed afterwards, unless another process does.
+
+    Yields:
+        Whether this process may work on what it stands for. On a file system without locks it
+        always may, and a warning is printed.
+    """
+    file = try_lock(lock)
+    if file is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held, see `claimed`
+        os.close(file[0])
+
+
 def try_lock(path: Path, flags: int = os.O_CREAT) -> tuple[int, bool] | None:
     """Opens a file and locks it.
 

@@ -33,7 +33,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         cls: a frozen dataclass of `mllm_jax.config`.
         path: the YAML file.
         overrides: flags `--section.key value` (or `--section.key=value`), values written as YAML;
-            later ones win.
+            later ones win. `null` removes a section that the file has, as one of its streams.
 
     Raises:
         ConfigError: one line naming the key, the value and what is allowed.
@@ -43,9 +43,12 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 def overridden(tree: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
     """A config file's tree with overrides in it, as in `load`; the tree itself is not changed."""
-    tree = copy.deepcopy(tree)
+    tree, removed = copy.deepcopy(tree), set()
     for key, value in _flags(overrides):
-        _put(tree, key.split("."), value, key)
+        if value is None and (key in removed or _remove(tree, key.split("."))):
+            removed.add(key)
+        else:
+            _put(tree, key.split("."), value, key)
     return tree
 
 
@@ -118,6 +121,16 @@ def _flags(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
+def _remove(tree: Any, keys: list[str]) -> bool:
+    """Removes a section (any mapping); whether it was there."""
+    for key in keys[:-1]:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or not isinstance(tree.get(keys[-1]), dict):
+        return False
+    del tree[keys[-1]]
+    return True
+
+
 def _put(tree: dict[Any, Any], keys: list[str], value: Any, full: str) -> None:
     for key in keys[:-1]:
         if tree.get(key) is None:
@@ -136,6 +149,8 @@ def _read(kind: Any, value: Any, location: str) -> Any:
     if origin is typing.Annotated:
         value = _read(args[0], value, location)
         check(kind, value, location)
+        return value
+    if kind is Any:  # read by whoever takes it, as an override of a sweep
         return value
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _read(some(args), value, location)
@@ -159,9 +174,21 @@ def _read_mapping(kind: Any, value: Any, location: str) -> dict[str, Any]:
     _expect(isinstance(value, dict), location, value, "a mapping of names to sections")
     for name in value:  # a whole number is a name too: the steps of data.changes
         _expect(type(name) in (str, int), f"{location}: key", name, "text (put it in quotes)")
+    if dataclasses.is_dataclass(kind):
+        _check_removals(value, location)
     tree = {str(name): _read(kind, item, _join(location, name)) for name, item in value.items()}
     require(len(tree) == len(value), f"{location}: a key is given twice, as text and as number")
     return tree
+
+
+def _check_removals(sections: dict[Any, Any], location: str) -> None:
+    """Refuses null where a section is expected: an override removes those that the file has."""
+    names = [str(name) for name, item in sections.items() if item is not None]
+    for name in (name for name, item in sections.items() if item is None):
+        near = closest(name, names)
+        hint = f"did you mean {near!r}?" if near else f"there are {cut(', '.join(names), 120)}"
+        place = _join(location, name)
+        raise ConfigError(f"{place}: null, and there is none of this name to remove; {hint}")
 
 
 def _read_section(cls: Any, value: Any, location: str) -> Any:

@@ -24,6 +24,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.common.ranges import Bound, PathBound, Pattern, Range, Size, hints, key_of, some
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.config.sweep import SweepConfig
 
 REQUIRED = "required"
 EMPTY = ("null", "{}", "[]")
@@ -134,7 +135,7 @@ def _kind(kind: Any) -> str:
         item = _kind(args[0])
         several = item if item == "text" or item.endswith("s") else f"{item}s"
         return f"list of {several}" if args[-1] is Ellipsis else f"{len(args)} {several}"
-    names = {int: "integer", float: "number", str: "text", bool: "true or false"}
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "value"}
     return names.get(plain, "choice")
 
 
@@ -190,7 +191,7 @@ def _yaml(value: Any) -> str:
 INTRO = """\
 # Config reference
 
-Every option of the three kinds of config files, with type, default and allowed values. This page is
+Every option of the four kinds of config files, with type, default and allowed values. This page is
 written by `python -m mllm_jax.config.reference` from the fields in `mllm_jax/config/`; a test
 compares them.
 
@@ -208,6 +209,7 @@ FILES = {
         "read by `train`, `prepare --config`, `inspect`, `preflight` and `bench`",
     ),
     "Recipe file": (RecipeConfig, "read by `recipe` and `prepare`"),
+    "Sweep file": (SweepConfig, "read by `sweep`"),
     "config.yaml of a model folder": (FolderConfig, "written beside the parameters of a model"),
 }
 HEAD = ("key", "type", "default", "allowed", "meaning")

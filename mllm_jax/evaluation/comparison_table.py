@@ -60,13 +60,18 @@ def compare_files(
     return comparisons
 
 
-def describe(comparisons: Sequence[Comparison]) -> str:
-    """The models' letters, the table, and how to read it."""
+def describe(comparisons: Sequence[Comparison], corrected: int | None = None) -> str:
+    """The models' letters, the table, and how to read it.
+
+    Args:
+        comparisons: some or all of a call.
+        corrected: over how many p is corrected; all that are here when None.
+    """
     names = list(dict.fromkeys(name for row in comparisons for name in (row.a, row.b)))
     labels = dict(zip(names, _letters(), strict=False))
     legend = "".join(f"{label} = {name}\n" for name, label in labels.items())
     table = markdown_table(HEAD, [_cells(row, labels) for row in comparisons])
-    return f"{legend}\n{table}\n{_notes(comparisons)}"
+    return f"{legend}\n{table}\n{_notes(comparisons, corrected)}"
 
 
 def _letters() -> Iterator[str]:
@@ -101,9 +106,9 @@ def probability(p: float) -> str:
     return f"{p:.4f}" if p >= 1e-4 or p == 0 else f"{p:.1e}"
 
 
-def _notes(comparisons: Sequence[Comparison]) -> str:
+def _notes(comparisons: Sequence[Comparison], corrected: int | None) -> str:
     tests = {row.test: "" for row in comparisons}
-    lines = [f"* p (Holm) < {ALPHA}, corrected over {len(comparisons)} comparison(s)."]
+    lines = [f"* p (Holm) < {ALPHA}, corrected over {corrected or len(comparisons)} comparison(s)."]
     lines.append(
         f"shows from: the smallest difference that so many questions show with "
         f"{100 * significance.POWER:.0f} % probability, in points."

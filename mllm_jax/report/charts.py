@@ -29,6 +29,7 @@ class Curve(NamedTuple):
     noisy: bool = False  # draw the points faint and their running mean strong
     dots: bool = False  # mark every point: measured now and then, not at every step
     title: str = ""  # name in the legend; default: `name`
+    bars: Sequence[tuple[float, float, float]] = ()  # (x, lowest, highest) around a point
 
 
 class Axes(NamedTuple):
@@ -42,7 +43,7 @@ class Axes(NamedTuple):
 def figure(heading: str, curves: Sequence[Curve], axes: Axes) -> str:
     """A chart with its heading and, where it has several curves, a legend."""
     items = "".join(
-        f'<li class="{_css(n)}"><i></i>{escape(curve.title or curve.name)}</li>'
+        f'<li class="{css_class(n)}"><i></i>{escape(curve.title or curve.name)}</li>'
         for n, curve in enumerate(curves)
     )
     legend = f"<ul class=legend>{items}</ul>" if len(curves) > 1 else ""
@@ -62,6 +63,7 @@ def line_chart(curves: Sequence[Curve], axes: Axes) -> str:
     """
     clean = [[p for p in curve.points if math.isfinite(p[1])] for curve in curves]
     values = [y for points in clean for _, y in points]
+    values += [y for curve in curves for _, *ends in curve.bars for y in ends]
     log = _is_log(values, axes.scale)
     if log:
         clean = [[p for p in points if p[1] > 0] for points in clean]
@@ -73,13 +75,14 @@ def line_chart(curves: Sequence[Curve], axes: Axes) -> str:
     ticks = _log_ticks(low, high) if log else _linear_ticks(low, high)
     labels = _labels(ticks, axes.scale)
     left = LEFT + LETTER * max(map(len, labels), default=0)
-    frame = _Frame(min(steps), max(steps), low, high, log, left, _right(curves))
+    whole = all(float(x).is_integer() for x in steps)
+    frame = _Frame(min(steps), max(steps), low, high, log, left, _right(curves), whole)
     parts = [*_y_axis(frame, ticks, labels), *_x_axis(frame), *_titles(frame, axes)]
     ends = []
     for n, (curve, points) in enumerate(zip(curves, clean, strict=True)):
         if not points:
             continue
-        parts += _drawn(frame, curve, points, _css(n))
+        parts += _drawn(frame, curve, points, css_class(n))
         if len(curve.name) <= SHORT:
             last = smoothed(points)[-1] if curve.noisy else points[-1]
             ends.append((frame.place(*last)[1], n, curve.name))
@@ -140,6 +143,7 @@ class _Frame(NamedTuple):
     log: bool
     left: float  # margins
     right: float
+    whole: bool  # whether ticks across are whole numbers, as steps are
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.first) / max(self.last - self.first, 1e-9)
@@ -151,7 +155,8 @@ class _Frame(NamedTuple):
         return self.left + across * (WIDTH - self.left - self.right), HEIGHT - BOTTOM - up * height
 
 
-def _css(n: int) -> str:
+def css_class(n: int) -> str:
+    """Style class of the n-th curve."""
     return f"c{n % COLOURS}" + (" dashed" if n // COLOURS % 2 else "")
 
 
@@ -188,12 +193,21 @@ def _drawn(frame: _Frame, curve: Curve, points: Points, css: str) -> Iterator[st
         yield f'<polyline class="raw {css}" points="{_path(frame, points)}"/>'
     line = smoothed(points) if curve.noisy else points
     yield f'<polyline class="curve {css}" points="{_path(frame, line)}"/>'
+    for x, *ends in curve.bars:
+        yield _bar(css, *(frame.place(x, y) for y in ends))
     if curve.dots or len(points) == 1:
         for x, y in thinned(points):
             across, down = frame.place(x, y)
-            title = f"<title>{escape(curve.name)}, {x:,.0f}: {y:.4g}</title>"
+            title = f"<title>{escape(curve.name)}, {x:,.10g}: {y:.4g}</title>"
             centre = f'cx="{across:.1f}" cy="{down:.1f}"'
             yield f'<circle class="{css}" {centre} r="2.6">{title}</circle>'
+
+
+def _bar(css: str, low: tuple[float, float], high: tuple[float, float]) -> str:
+    """A vertical line with an end on both sides."""
+    (x, bottom), (_, top) = low, high
+    ends = "".join(f"M{x - 3:.1f},{y:.1f}h6" for y in (bottom, top))
+    return f'<path class="error {css}" d="M{x:.1f},{bottom:.1f}V{top:.1f}{ends}"/>'
 
 
 def _path(frame: _Frame, points: Points) -> str:
@@ -254,11 +268,11 @@ def _step(least: float) -> float:
 
 
 def _x_axis(frame: _Frame) -> Iterator[str]:
-    span = max(frame.last - frame.first, 1.0)
-    step = max(1.0, _step(span / 4.5))  # whole steps
+    span = (frame.last - frame.first) or 1.0
+    step = max(1.0 if frame.whole else 0.0, _step(span / 4.5))
     tick = math.ceil(frame.first / step) * step
     base = frame.high if frame.log else frame.low
-    while tick <= frame.last:
+    while tick <= frame.last + step * 1e-9:
         x = frame.place(tick, base)[0]
         label = number(tick, frame.last)
         yield _text("tick", x, HEIGHT - BOTTOM + 16, label, 'text-anchor="middle"')
@@ -279,4 +293,4 @@ def _names(frame: _Frame, ends: list[tuple[float, int, str]]) -> Iterator[str]:
     for y, n, name in sorted(ends):
         above = max(y, above + 14)
         if above < HEIGHT - 8:
-            yield _text(f"name {_css(n)}", WIDTH - frame.right + 6, above + 4.0, name)
+            yield _text(f"name {css_class(n)}", WIDTH - frame.right + 6, above + 4.0, name)

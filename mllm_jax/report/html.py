@@ -35,9 +35,14 @@ LOSSLESS = 64 * 1024  # bytes of a PNG; a picture that needs more becomes a JPEG
 SMALL = 96  # pixels: smaller pictures are enlarged without smoothing
 
 
+def sheet(name: str) -> str:
+    """The text of a style sheet beside this file; charts.css has the colours of all of them."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
 def document(title: str, body: str, *sheets: str) -> str:
     """A whole page with its style sheets inside; `sheets` are files beside this one."""
-    style = "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in sheets)
+    style = "".join(map(sheet, ("charts.css", *sheets)))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mllm_jax.commands.recipe.tree import read_tree
+from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config import loading
 from mllm_jax.config.grids import NEXT_SIZES, GridsConfig
 from mllm_jax.config.recipe import RecipeConfig
@@ -18,7 +19,9 @@ from mllm_jax.training.setup import make_setup
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 STAGES = sorted(
-    path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml") if path.stem != "recipe"
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.rglob("*.yaml")
+    if not {"stages", "recipe"} & read_yaml(path).keys()  # recipes and sweeps
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("recipe.yaml"))
 # connector 1024 x 4096 + 4096; CLIP ViT-L/14-336 and Llama-3.1-8B as counted by transformers, with

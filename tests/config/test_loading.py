@@ -8,7 +8,7 @@ import yaml
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import RecipeConfig
-from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
 from tests.support.valid_config import TREE, tree, write
 
 
@@ -214,3 +214,18 @@ def test_an_unquoted_no_is_refused_not_read_as_false(tmp_path):
     path.write_text(write(tmp_path).read_text().replace("- en\n", "- en\n  - no\n"))
     with pytest.raises(ConfigError, match=r"^data\.languages\[2\]: expected text, got False$"):
         loading.load(Config, path)
+
+
+def test_null_removes_a_section_that_the_file_has(tmp_path):
+    file = tmp_path / "stage.yaml"
+    before = loading.build(Config, tree())
+    loading.dump(before, file)
+    name = next(iter(before.data.streams))
+    more = ["--data.streams.more", f"{{path: {before.data.streams[name].path}, language: eu}}"]
+    removed = ["--data.streams.more", "null", "--data.streams.more", "null"]
+    assert loading.load(Config, file, [*more, *removed]) == before
+    assert loading.load(Config, file, ["--compute", "null"]).compute == ComputeConfig()
+    with pytest.raises(ConfigError, match=r"^data.streams.mor: null, and there is none of this"):
+        loading.load(Config, file, [*more, "--data.streams.mor", "null"])
+    with pytest.raises(ConfigError, match=r"^data: missing; it has no default$"):
+        loading.load(Config, file, ["--data", "null"])

@@ -62,7 +62,7 @@ REFUSED = [
     (
         "data.streams.words",
         None,
-        "data.streams.words: expected a section (key: value lines), got None",
+        "data.streams.words: null, and there is none of this name to remove; there are captions",
     ),
     (
         "model.vision.image_mean",

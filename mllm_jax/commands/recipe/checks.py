@@ -7,7 +7,7 @@ A later stage's weights do not exist yet, but what it inherits is known: the tok
 the first stage's source, the chat template that of the last stage before it with conversations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from mllm_jax.training.start import check_samples, check_source
 def check_folders(stages: Mapping[str, Config], tree: Tree) -> None:
     """Looks whether the stages' data are there and their folders free, or of these stages."""
     for name, config in stages.items():
-        with _naming(name):
+        with naming(name):
             _check_start(config, tree.parents[name])
             for stream, section in config.data.streams.items():
                 check_paths(stream, section)
@@ -111,30 +111,37 @@ def check_stages(
             file = Path(config.out) / "model" / TEMPLATE
             templates[name] = file.read_text(encoding="utf-8") if file.is_file() else template
             continue
-        with _naming(name):
+        with naming(name):
             if start is None and config.init.weights is not None:
                 check_source(config, open_model(config.init.weights))
-            steps, chats = _check_stage(config, source_files(stages), devices)
+            steps, chats = _check_stage(config, source_files(stages, tree.path(name)), devices)
         templates[name] = chats or template
         if not is_complete(config, steps):
             pending.append(name)
     return Checked(pending, templates)
 
 
-def source_files(stages: Mapping[str, Config]) -> Path:
-    """The folder of the tokenizer that all stages have: the first one's.
+def source_files(stages: Mapping[str, Config], path: Sequence[str] = ()) -> Path:
+    """The folder of the tokenizer that the stages of a recipe have: the first one's.
+
+    Args:
+        stages: by name.
+        path: of a tree, up to the stage in question; not needed where all begin with one stage.
 
     Raises:
         ConfigError: its weights are not a model.
     """
-    first = next(iter(stages.values()))
+    first = stages[path[0]] if path else next(iter(stages.values()))
     if is_complete(first, first.train.steps):  # where it came from may be gone
         return open_model(first.out).files
     return run_folder.tokenizer_folder(first.init)
 
 
 def check_questions(
-    c: EvaluateConfig, stages: Mapping[str, Config], templates: Mapping[str, str | None]
+    c: EvaluateConfig,
+    stages: Mapping[str, Config],
+    templates: Mapping[str, str | None],
+    tree: Tree,
 ) -> None:
     """Reads the evaluation's questions as `evaluate` will, and makes their prompts.
 
@@ -142,21 +149,38 @@ def check_questions(
         c: the section.
         stages: of the recipe, the first one included.
         templates: stage that is evaluated -> chat template, see `Checked`.
+        tree: of the stages.
 
     Raises:
         ConfigError: as `evaluate.evaluate`; there will be no chat template.
     """
-    with _naming("evaluate"):
-        files = source_files(stages)
-        task = runner.free_task(c.data, c.images, c.max_new_tokens)
-        questions = [one for of in runner.questions_of(task).values() for one in of]
+    kinds = {  # stages of a tree mostly differ in none of the three
+        (source_files(stages, tree.path(stage)), template, stages[stage].model)
+        for stage, template in templates.items()
+    }
+    with naming("evaluate"):
+        check_prompts(c, kinds)
+
+
+def check_prompts(c: EvaluateConfig, kinds: Iterable[tuple[Path, str | None, ModelConfig]]) -> None:
+    """Makes the prompts of the evaluation's questions for some models.
+
+    Args:
+        c: the section.
+        kinds: of each model the folder of its tokenizer, its chat template (None: the folder's own)
+            and what it is.
+
+    Raises:
+        ConfigError: as in `check_questions`.
+    """
+    task = runner.free_task(c.data, c.images, c.max_new_tokens)
+    questions = [one for of in runner.questions_of(task).values() for one in of]
+    for files, template, model in kinds:
         tokenizer = load_tokenizer(files)
-        kinds = {(template, stages[stage].model) for stage, template in templates.items()}
-        for template, model in kinds:  # stages of a tree mostly differ in neither
-            template = template or load_template(files, tokenizer)
-            image_token = model.image_token if model.patches else None
-            prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
-            make_items(prompts, task, questions)
+        template = template or load_template(files, tokenizer)
+        image_token = model.image_token if model.patches else None
+        prompts = _Prompts(Chat(tokenizer, template, image_token, model.patches), model)
+        make_items(prompts, task, questions)
 
 
 class _Prompts(Answerer):
@@ -200,7 +224,7 @@ def _check_stage(
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming(name: str) -> Iterator[None]:
     """Puts the name of a stage before what is wrong with it."""
     try:
         yield

@@ -112,15 +112,19 @@ def evaluate(
             continue
         first = processes.is_first()
         with summary.timed(_label("evaluation", tree, variant)) if first else nullcontext():
-            task = runner.free_task(section.data, section.images, section.max_new_tokens)
-            runner.evaluate_tasks(
-                stages[stage].out,
-                [task],
-                folder,
-                rows=section.rows,
-                resume=True,
-                devices=_devices(section),
-            )
+            evaluate_model(section, stages[stage].out, folder)
+
+
+def evaluate_model(section: EvaluateConfig, model: str | Path, folder: Path) -> None:
+    """Asks a model the questions of a recipe's evaluation; continues what was interrupted.
+
+    Raises:
+        ConfigError: as `evaluation.runner.evaluate`.
+    """
+    task = runner.free_task(section.data, section.images, section.max_new_tokens)
+    runner.evaluate_tasks(
+        model, [task], folder, rows=section.rows, resume=True, devices=_devices(section)
+    )
 
 
 def finish(

@@ -110,11 +110,11 @@ def _run(
         results.check_devices(section, {stage: stages[stage] for stage in wanting})
         if processes.is_first():
             templates = {stage: checked.templates[stage] for stage in wanting}
-            check_questions(section, stages, templates)
+            check_questions(section, stages, templates, selected)
     for name, config in stages.items():
         start = selected.parents[name]
         before = None if start is None else Path(stages[start].out)
-        _train_stage(name, config, before, summary, devices)
+        train_stage(name, config, before, summary, devices)
     if section is not None:
         results.evaluate(section, selected, stages, out, summary)
     if processes.is_first():
@@ -191,14 +191,21 @@ def _load_stage(file: Path, overrides: Sequence[str], model: ModelConfig | None)
 # ------------------------------------------------------------------------------------------- stages
 
 
-def _train_stage(
+def train_stage(
     name: str,
     config: Config,
     before: Path | None,
     summary: Summary,
     devices: Sequence[Any] | None,
 ) -> None:
-    """Trains what is left of a stage, which starts from the run `before`."""
+    """Trains what is left of a stage, and prints what that did to its modules.
+
+    Args:
+        name, config: of the stage.
+        before: the run that it starts from; None for the first one.
+        summary: gets the stage.
+        devices: the mesh's; all there are when None.
+    """
     run = Path(config.out)
     # a stage counted in epochs is left to `train` to decide: it continues from its last step, and
     # may have nothing to do

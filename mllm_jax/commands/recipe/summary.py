@@ -43,7 +43,7 @@ class Summary:
     def begin_stage(self, name: str, start: Path | None) -> None:
         """Notes which weights a stage begins with; `start` is the run of the stage before it."""
         if start is not None:
-            origin = {"stage": start.name, "weights": _identity(start)}
+            origin = {"stage": start.name, "weights": checkpoint_digest(start)}
             self.tree.setdefault("origins", {})[name] = origin
             self._write()
 
@@ -57,7 +57,7 @@ class Summary:
         if origin is None or not (Path(config.out) / "config.yaml").is_file():
             return
         require(
-            origin["weights"] == _identity(start),
+            origin["weights"] == checkpoint_digest(start),
             f"{name}: out={config.out}: was trained from other weights of {start.name} than there "
             "are now; delete it and rerun the recipe, or put the weights back",
         )
@@ -95,7 +95,7 @@ class Summary:
         write_json(self.path, self.tree)
 
 
-def _identity(run: Path) -> str:
+def checkpoint_digest(run: Path) -> str:
     """Digest of the manifest of a run's last checkpoint, which has the checksums of its files."""
     last = max(checkpoint_steps(run / "checkpoints"))
     seal = run / "checkpoints" / str(last) / manifest.FILE

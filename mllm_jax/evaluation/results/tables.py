@@ -126,13 +126,17 @@ def interval(of: Mean) -> str:
 
 
 def _latex_table(group: Sequence[Result]) -> str:
-    head = (group[0].task.name, *(one.language for one in group))
+    return latex_table((group[0].task.name, *(one.language for one in group)), rows(group))
+
+
+def latex_table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A LaTeX table of the package booktabs, the first column to the left, others to the right."""
     lines = [
-        rf"\begin{{tabular}}{{l{'r' * len(group)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
         _latex_row(head),
         r"\midrule",
-        *map(_latex_row, rows(group)),
+        *map(_latex_row, cells),
         r"\bottomrule",
         r"\end{tabular}",
     ]

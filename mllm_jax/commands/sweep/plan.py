@@ -20,7 +20,6 @@ from mllm_jax.commands.recipe.stages import Recipe, load_recipe, load_stages
 from mllm_jax.commands.recipe.tree import Tree
 from mllm_jax.commands.sweep.runs import Run
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.config import loading
 from mllm_jax.config.recipe import EvaluateConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.config.sweep import SweepConfig

@@ -54,7 +54,8 @@ def write_tables(plan: Plan, sweep: SweepConfig, out: Path) -> None:
         charts, close = write_figures(rows, sweep, out), neighbours(rows, pairs)
         text = page(sweep, head, cells, notes, charts, rows, close, len(pairs))
         write_whole(out / "results.html", text)
-    print(f"\n{markdown_table(head, cells)}written to {out / 'results.html'}", flush=True)
+    print("\n" + markdown_table(head, cells) + "".join(f"{note}\n" for note in notes), end="")
+    print(f"written to {out / 'results.html'}", flush=True)
 
 
 def _pairs(rows: Sequence[Scored], out: Path) -> list[Comparison]:

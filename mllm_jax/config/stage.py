@@ -71,7 +71,7 @@ class ComputeConfig(Section, at="compute"):
     attention: Literal["auto", "dense", "blocks"] = "auto"
     """How attention is computed; `auto` chooses by platform, `blocks` never holds T x T scores."""
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
-    """Positions of a row whose logits are in memory at the same time."""
+    """Positions of a row whose logits are in memory at the same time, at most."""
 
 
 # ----------------------------------------------------------------------------------------- training

@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mllm_jax.common import loops
 from mllm_jax.common.errors import RunError
 from mllm_jax.preflight.program import (
     Instruction,
@@ -117,9 +118,13 @@ def _any(program: Program, entry: str) -> bool:
 def trips(program: Program, loop: Instruction, home: str) -> int | None:
     """Iterations of a `while`: as the compiler notes them, else from its counter; None if unknown.
 
+    Of a loop whose length is data, the most there can be (`loops.at_most`).
+
     The counter starts at a constant, rises by one, and is held against a bound. A loop that the
     compiler unrolled twice rises by two.
     """
+    if (most := loops.bound(op_name(loop))) is not None:
+        return most
     if known := re.search(r'known_trip_count[^}]*?"n":"?(\d+)', loop.text):
         return int(known[1])
     condition, body = called(loop, "condition")[0], called(loop, "body")[0]

@@ -21,6 +21,7 @@ from mllm_jax.common import int8
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.training.loss import chunks
 
 
 class Share(NamedTuple):
@@ -86,9 +87,8 @@ def kept_per_row(backward: Callable[[int], Any]) -> int:
 
 def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
     """Logits of a chunk in float32, and their gradient in the compute dtype (2 bytes or 4)."""
-    chunks = -(-share.length // chunk)
-    positions = -(-share.length // chunks)
-    return share.rows * positions * language.vocab // share.tensor * 8
+    _, positions = chunks(share.rows, share.length, chunk)
+    return positions * language.vocab // share.tensor * 8
 
 
 def head_bytes(

@@ -5,7 +5,7 @@ recomputation, which is not useful). The formula, per step of `rows` rows of `le
 with `images` images in all:
 
     language layers   tokens x (f N + g L d T)         N weights of products, d = heads x head_dim
-    head              tokens x f V D                   every position has logits
+    head              targets x f V D                  positions that have logits: trained ones
     connector         images x P x f N
     vision layers     images x (P + 1) x (f N + 2 g L d (P + 1))
     patch embedding   images x P x f N
@@ -51,7 +51,7 @@ class Part(NamedTuple):
     """A stretch of the forward pass."""
 
     prefixes: tuple[str, ...]  # of the paths of its parameters, products or not
-    tokens: int  # that go through it in a step
+    tokens: float  # that go through it in a step
     weights: dict[str, Weights]  # path -> the weights that stand in a product
     attention: float  # FLOPs forward per token
 
@@ -63,6 +63,7 @@ def flops_per_step(
     length: int,
     images: int,
     rank: int = 0,
+    targets: float | None = None,
 ) -> float:
     """Useful FLOPs of one update, all devices together, by the formula at the top of this file.
 
@@ -73,10 +74,11 @@ def flops_per_step(
         length: of a row, padding included (it is computed).
         images: in the batch: used slots for the useful work, all slots for what is computed.
         rank: of the adapters whose parameters are among the trained ones.
+        targets: positions with a loss: the others have no logits. None: all of them.
     """
     total = 3 * adapters_forward(model, trainable, rows, length, images, rank)
     through = False  # through: something here or before is trained
-    for part in _way(model, rows, length, images):
+    for part in _way(model, rows, length, images, targets):
         through = through or any(path.startswith(part.prefixes) for path in trainable)
         for path, weights in part.weights.items():
             factor = 6 if path in trainable else 4 if through else 2
@@ -112,7 +114,9 @@ def matmul_parameters(model: ModelConfig) -> dict[str, int]:
     return {path: one.size for part in _way(model, 1, 1, 1) for path, one in part.weights.items()}
 
 
-def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
+def _way(
+    model: ModelConfig, rows: int, length: int, images: int, targets: float | None = None
+) -> list[Part]:
     """The parts in the order of the forward pass."""
     way: list[Part] = []
     vision, language = model.vision, model.language
@@ -125,7 +129,8 @@ def _way(model: ModelConfig, rows: int, length: int, images: int) -> list[Part]:
             weights["connector/linear_2/kernel"] = Weights(language.width, language.width)
         way.append(Part(("connector/",), images * model.patches, weights, 0.0))
     if language is not None:
-        way += _language(language, rows * length, length)
+        tokens = rows * length
+        way += _language(language, tokens, length, float(tokens if targets is None else targets))
     return way
 
 
@@ -143,7 +148,7 @@ def _vision(c: VisionConfig, images: int) -> list[Part]:
     ]
 
 
-def _language(c: LanguageConfig, tokens: int, length: int) -> list[Part]:
+def _language(c: LanguageConfig, tokens: int, length: int, targets: float) -> list[Part]:
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
     ends = {
         "attention/q": (c.width, queries),
@@ -161,5 +166,5 @@ def _language(c: LanguageConfig, tokens: int, length: int) -> list[Part]:
     attention = 2.0 * c.layers * queries * length
     return [
         Part(("language/embedding", "language/layers/"), tokens, weights, attention),
-        Part(("language/norm", "language/head"), tokens, {path: Weights(c.width, c.vocab)}, 0.0),
+        Part(("language/norm", "language/head"), targets, {path: Weights(c.width, c.vocab)}, 0.0),
     ]

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +212,10 @@ class Loop:
         trained = self.setup.abstract.trainable
         rows, length = config.data.rows, config.data.length
         rank = config.adapter.rank if config.adapter is not None else 0
-        useful = partial(flops.flops_per_step, config.model, trained, rows, length, rank=rank)
+
+        def useful(images: int, targets: float) -> float:
+            return flops.flops_per_step(config.model, trained, rows, length, images, rank, targets)
+
         rate = peak_rate(self.setup.mesh.devices.flat[0].device_kind)
         peak = rate * self.setup.mesh.size if rate is not None else None
         return metrics.Meter(

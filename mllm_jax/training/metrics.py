@@ -126,8 +126,9 @@ class Meter:
     Args:
         streams, languages: their names, in the order of the batch's numbers.
         tasks: of every stream; lines have losses and shares of each task that is named.
-        flops: image slots in use -> useful FLOPs of a step (`flops.flops_per_step`), for the MFU.
-            Empty slots are computed as well, but that is no use.
+        flops: (image slots in use, trained tokens) -> useful FLOPs of a step
+            (`flops.flops_per_step`), for the MFU. Empty slots are computed as well, but that is no
+            use.
         peak: FLOP/s of all chips together (`hardware.peak_rate` x chips); None: no MFU is written.
         last: the last line kept on resume (`MetricsWriter.last`).
     """
@@ -137,7 +138,7 @@ class Meter:
         streams: Sequence[str],
         languages: Sequence[str],
         tasks: Sequence[str | None] = (),
-        flops: Callable[[int], float] | None = None,
+        flops: Callable[[int, float], float] | None = None,
         peak: float | None = None,
         last: Line | None = None,
     ):
@@ -219,7 +220,7 @@ class Meter:
         if counts.slots:
             line["unused_slot_share"] = 1 - counts.tiles / counts.slots
         if self._flops is not None:
-            rate = self._flops(counts.tiles) / step_time.seconds
+            rate = self._flops(counts.tiles, trained) / step_time.seconds
             line["teraflops_per_second"] = rate / 1e12
             if self._peak is not None:
                 line["mfu"] = rate / self._peak

@@ -107,9 +107,9 @@ def make_eval_step(
     """The function (params, batch) -> losses, not yet compiled; nothing is differentiated.
 
     Returns:
-        A step whose results are float32: token_losses [B, T] (unweighted), row_loss_sum and
-        row_tokens [B] (weighted sum and weight of each row, for a perplexity per row), and the sums
-        of the train step: loss_sum, trained_tokens, stream_* and language_*.
+        A step whose results are float32: token_losses [B, T] (unweighted; 0 where the weight is),
+        row_loss_sum and row_tokens [B] (weighted sum and weight of each row, for a perplexity per
+        row), and the sums of the train step: loss_sum, trained_tokens, stream_* and language_*.
     """
 
     judge = _judge(apply, chunk, n_streams, n_languages)

@@ -24,13 +24,13 @@ def test_the_larger_of_loss_and_layer_counts():
 
 
 @pytest.mark.parametrize(
-    ("chunk", "positions"), [(10, 10), (512, 10), (5, 5), (4, 4), (7, 5), (1, 1)]
+    ("chunk", "positions"), [(10, 30), (512, 30), (5, 15), (4, 10), (7, 15), (1, 3)]
 )
 def test_logits_of_a_chunk(chunk: int, positions: int):
-    """Chunks are equal, as in the loss: 10 positions by at most 7 are 2 x 5."""
-    assert memory.logits_bytes(LANGUAGE, SHARE, chunk) == 3 * positions * 100 * 8
+    """Chunks are equal, as in the loss: 3 x 10 positions by at most 3 x 7 are 2 x 15."""
+    assert memory.logits_bytes(LANGUAGE, SHARE, chunk) == positions * 100 * 8
     half = SHARE._replace(tensor=2)
-    assert memory.logits_bytes(LANGUAGE, half, chunk) == 3 * positions * 50 * 8
+    assert memory.logits_bytes(LANGUAGE, half, chunk) == positions * 50 * 8
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,15 @@ def test_by_hand(trained, factors):
     assert flops_per_step(MODEL, stage(*trained), 3, T, IMAGES) == by_hand(*factors)
 
 
+def test_positions_without_a_loss_have_no_logits():
+    found = [
+        flops_per_step(MODEL, stage("language"), 3, T, IMAGES, targets=n)
+        for n in (0.0, 5.0, 3.0 * T)
+    ]
+    assert found[1] - found[0] == 5 * HEAD * 6
+    assert found[2] == flops_per_step(MODEL, stage("language"), 3, T, IMAGES)
+
+
 def test_adapters_by_hand():
     """6 rank (inputs + outputs) of each matrix, layer and token; frozen matrices before it count 2.
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mllm_jax.distributed import sharding
-from mllm_jax.training.loss import weighted_loss
+from mllm_jax.training import loss as loss_module
+from mllm_jax.training.loss import chunks, weighted_loss
 from tests.training import toy
 
 B, T, D, V = 4, 37, 16, 64
@@ -27,6 +28,7 @@ def plain(hidden, head, targets, weights):
     logits = jnp.einsum("btd,vd->btv", hidden.astype(jnp.float32), head.astype(jnp.float32))
     scores = jax.nn.log_softmax(logits)
     losses = -jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    losses = jnp.where(weights != 0, losses, 0.0)
     return jnp.sum(losses * weights), losses
 
 
@@ -63,36 +65,41 @@ def test_extreme_logits_stay_finite(case):
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
 
 
-def preference(tokens, weights):
+def preference(tokens):
     """A loss over whole answers: of the tokens' losses, not of their weighted sum."""
     answers = jnp.sum(tokens * jnp.arange(T)[None], axis=1)
-    return -jax.nn.log_sigmoid(0.01 * (answers[0] - answers[2])) + jnp.sum(weights**2)
+    return -jax.nn.log_sigmoid(0.01 * (answers[0] - answers[2]))
 
 
 DIFFERENTIATED = {
-    "a third of the sum": lambda loss, tokens, weights: loss / 3,
-    "the tokens' losses": lambda loss, tokens, weights: preference(tokens, weights),
-    "both": lambda loss, tokens, weights: loss**2 / 1e4 + preference(tokens, weights),
+    "a third of the sum": lambda loss, tokens: loss / 3,
+    "the tokens' losses": lambda loss, tokens: preference(tokens),
+    "both": lambda loss, tokens: loss**2 / 1e4 + preference(tokens),
 }
 
 
 @pytest.mark.parametrize("what", DIFFERENTIATED)
 def test_whatever_is_made_of_sum_and_token_losses_has_its_gradient(case, what):
-    """By hidden states, head and weights: none is silently zero."""
-    args = case["hidden"], case["head"], case["weights"]
+    """By hidden states and head: neither is silently zero."""
 
     def made(loss):
-        def value(hidden, head, weights):
-            total, token_losses = loss(hidden, head, case["targets"], weights)
-            return DIFFERENTIATED[what](total, token_losses, weights)
+        def value(hidden, head):
+            return DIFFERENTIATED[what](*loss(hidden, head, case["targets"], case["weights"]))
 
-        return jax.jit(jax.grad(value, (0, 1, 2)))(*args)
+        return jax.jit(jax.grad(value, (0, 1)))(case["hidden"], case["head"])
 
     for got, want in zip(
         made(lambda h, v, t, w: weighted_loss(h, v, t, w, 8)), made(plain), strict=True
     ):
         assert np.abs(want).max() > 0
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
+
+
+def test_weights_are_data(case):
+    with pytest.raises(TypeError, match="no gradient by its weights"):
+        jax.grad(lambda w: weighted_loss(case["hidden"], case["head"], case["targets"], w, 8)[0])(
+            case["weights"]
+        )
 
 
 def test_the_head_is_cast_and_its_gradient_is_not(case):
@@ -152,11 +159,46 @@ def test_no_array_of_all_logits(case):
 
 
 def test_chunks_are_equal(case):
-    """37 positions in chunks of at most 36 are 19 and 18, padded to 19: not 36 and one."""
+    """148 positions in chunks of at most 36 x 4 are 74 and 74: not 144 and four."""
     made = jax.jit(lambda h, w: weighted_loss(h, w, case["targets"], case["weights"], 36)[0])
     program = made.lower(case["hidden"], case["head"]).as_text()
-    assert f"tensor<{B * 19}x{V}xf32>" in program
-    assert f"tensor<{B * 36}x{V}xf32>" not in program
+    assert f"tensor<74x{V}xf32>" in program
+    assert f"tensor<144x{V}xf32>" not in program
+
+
+TRAINED = {"none": 0, "one": 1, "a chunk": 32, "a chunk and one": 33, "all": B * T}
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_what_is_not_trained_costs_no_turn(case, trained, monkeypatch):
+    """Chunks of 32 positions (5 for all): as many turns as the trained ones fill."""
+    turns = []
+    real = loss_module._chunk
+
+    def counted(*args):
+        jax.debug.callback(lambda: turns.append(1))
+        return real(*args)
+
+    monkeypatch.setattr(loss_module, "_chunk", counted)
+    at = np.random.default_rng(0).permutation(B * T)[: TRAINED[trained]]
+    weights = np.zeros(B * T, np.float32)
+    weights[at] = np.linspace(0.5, 2, len(at))
+    now = case | {"weights": jnp.asarray(weights.reshape(B, T))}
+    ((loss, tokens), grads), ((want, want_tokens), want_grads) = both(now, 8)
+    jax.effects_barrier()
+    assert len(turns) == -(-TRAINED[trained] // 30)
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    np.testing.assert_allclose(tokens, want_tokens, rtol=1e-6, atol=1e-6)
+    for got, expected in zip(grads, want_grads, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_chunks_where_one_would_do():
+    """A device's positions in eighths, of 512 at least, however much `chunk` allows."""
+    assert chunks(32, 64, 64) == (4, 512)
+    assert chunks(4, 4096, 4096) == (8, 2048)
+    assert chunks(4, 4096, 100) == (41, 400)
+    assert chunks(1, 3, 512) == (1, 3)
 
 
 @pytest.mark.parametrize("shape", [{"data": 4, "tensor": 2}, {"fsdp": 4, "tensor": 2}])

@@ -56,7 +56,7 @@ def test_counts_by_hand():
 
 
 def test_line_by_hand():
-    one = meter(flops=lambda tiles: 1e12 * tiles, peak=10e12)
+    one = meter(flops=lambda tiles, targets: 0.5e12 * tiles + 0.5e12 * targets, peak=10e12)
     line = one.line(7, numbers(), one.count(CONTENTS), metrics.StepTime(2.0, 0.5))
     wanted = {
         "step": 7,

@@ -194,7 +194,9 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
         now, metrics = compiled.call(now, placed)
         loss = float(metrics["loss"])
         times.append(time.perf_counter() - start)
-    return report(setup, rows, length, sorted(times[WARMUP:])[steps // 2], compiled.seconds, loss)
+    targets = int(np.count_nonzero(batch.weights))
+    median = sorted(times[WARMUP:])[steps // 2]
+    return report(setup, rows, length, targets, median, compiled.seconds, loss)
 
 
 def synthetic(model: ModelConfig, rows: int, length: int) -> Batch:
@@ -233,13 +235,20 @@ def _image(model: ModelConfig) -> tuple[Placeholders, int]:
 
 
 def report(
-    setup: TrainSetup, rows: int, length: int, seconds: float, compile_seconds: float, loss: float
+    setup: TrainSetup,
+    rows: int,
+    length: int,
+    targets: int,
+    seconds: float,
+    compile_seconds: float,
+    loss: float,
 ) -> dict[str, Any]:
     """The figures of a run, field names as the PyTorch baseline's where both have them."""
     device = setup.mesh.devices.flat[0]
     trainable = setup.abstract.trainable
     config, compute = setup.model.config, setup.model.compute
-    useful = flops.flops_per_step(config, trainable, rows, length, rows * _image(config)[1])
+    images = rows * _image(config)[1]
+    useful = flops.flops_per_step(config, trainable, rows, length, images, targets=float(targets))
     peak = peak_rate(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {
@@ -252,6 +261,7 @@ def report(
         "batch": rows,
         "length": length,
         "median_step_seconds": round(seconds, 4),
+        "targets": targets,
         "tokens_per_second": round(rows * length / seconds, 1),
         "loss": round(loss, 4),
         "parameters": _count(setup.abstract.params),
@@ -263,7 +273,7 @@ def report(
         "mfu": round(useful / seconds / (peak * setup.mesh.size), 4) if peak else None,
         "mfu_formula": "flops_per_step / (median_step_seconds * devices * published bf16 rate); "
         "flops_per_step = tokens * (6 N_matmul + 6 L d T) where trained through, 4 N frozen with "
-        "gradient, 2 N frozen forward only",
+        "gradient, 2 N frozen forward only; the head's N for `targets` alone",
     }
 
 

@@ -8,7 +8,7 @@ import jax
 _BOUND = re.compile(r"\bat_most_(\d+)_turns\b")
 
 
-def at_most(turns: int) -> contextlib.AbstractContextManager[None]:
+def at_most(turns: int) -> contextlib.AbstractContextManager[object]:
     """A scope for a loop whose length is a value of the program: `bound` reads the number there."""
     return jax.named_scope(f"at_most_{turns}_turns")
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage, add_cluster, add_devices, whole
+from mllm_jax.commands.flags import Usage, add_cluster, add_devices, add_extras, whole
 
 USAGE = Usage("benchmarks, or answers and losses on held-out data, per language", several=True)
 
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again", action="store_true", help="ask even what has been measured before"
     )
+    add_extras(parser)
     parser.add_argument(
         "--devices",
         type=whole("[1, 65_536]"),
@@ -95,5 +96,8 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         cache=options.cache,
         again=options.again,
+        fidelity=options.fidelity,
+        identifier=options.identifier,
+        chrf=options.chrf,
         devices=Devices(options.devices, options.fsdp, options.tensor),
     )

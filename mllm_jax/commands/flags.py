@@ -121,6 +121,28 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_extras(parser: argparse.ArgumentParser) -> None:
+    """What is computed of answers beside a task's own numbers, see `evaluation.extras`."""
+    parser.add_argument(
+        "--fidelity",
+        nargs="+",
+        default=[],
+        metavar="xx",
+        help="also whether answers are in their question's language; those to tell apart: eu en",
+    )
+    parser.add_argument(
+        "--identifier",
+        type=Path,
+        metavar="FILE",
+        help="with --fidelity: a fastText model such as GlotLID's, in the place of py3langid",
+    )
+    parser.add_argument(
+        "--chrf",
+        action="store_true",
+        help="also chrF2, chrF++ and BLEU against the true answers, by sacrebleu",
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """Reports what is wrong in one line, without the usage: that is what --help is for."""
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm_jax.commands.flags import Usage
+from mllm_jax.commands.flags import Usage, add_extras
 
 USAGE = Usage("a benchmark's numbers from stored answers, ours or published ones; no model")
 
@@ -23,23 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the answers do not hold it; several references or categories",
     )
     parser.add_argument("--language", metavar="xx", help="of the answers, or one of theirs")
+    add_extras(parser)
     parser.add_argument(
-        "--fidelity",
-        nargs="+",
-        default=[],
-        metavar="xx",
-        help="also whether answers are in their question's language; those to tell apart: eu en",
-    )
-    parser.add_argument(
-        "--identifier",
+        "--without-images",
         type=Path,
         metavar="FILE",
-        help="with --fidelity: a fastText model such as GlotLID's, in the place of py3langid",
-    )
-    parser.add_argument(
-        "--chrf",
-        action="store_true",
-        help="also chrF2, chrF++ and BLEU against the true answers, by sacrebleu",
+        help="with --fidelity: answers to the same questions without their images, of `evaluate`",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", dest="json_file", help="also write the numbers here"
@@ -57,5 +46,6 @@ def run(options: argparse.Namespace) -> None:
         fidelity=options.fidelity,
         identifier=options.identifier,
         chrf=options.chrf,
+        without_images=options.without_images,
         json_file=options.json_file,
     )

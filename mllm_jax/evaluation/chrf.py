@@ -21,11 +21,12 @@ def line_chrf(lines: Sequence[Line]) -> Translated:
     Raises:
         ConfigError: no answers, a truth that is not text, or sacrebleu is not installed.
     """
-    references = [_references(line["id"], line["truth"]) for line in lines]
-    return translation_scores([line["answer"] for line in lines], references)
+    truths = [references(line["id"], line["truth"]) for line in lines]
+    return translation_scores([line["answer"] for line in lines], truths)
 
 
-def _references(key: str, truth: Any) -> list[str]:
+def references(key: str, truth: Any) -> list[str]:
+    """The texts of a truth. Raises ConfigError, which names the question, where it is not text."""
     texts = [truth] if isinstance(truth, str) else truth
     if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
         raise ConfigError(

@@ -2,8 +2,9 @@
 
     lines of answers.jsonl -> answers, true answers -> metrics.fidelity
 
-Where some questions have images and some have none, both kinds also get numbers of their own, and
-the difference: the image-induced loss.
+Questions about images that were asked without them too, or beside which others have no image, show
+what the image costs: both kinds get numbers of their own, and the difference is the image-induced
+loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,10 @@ from mllm_jax.evaluation.metrics.fidelity import fidelity, image_loss, shares
 
 
 def line_fidelity(
-    lines: Sequence[Line], languages: Sequence[str], identifier: LanguageIdentifier
+    lines: Sequence[Line],
+    languages: Sequence[str],
+    identifier: LanguageIdentifier,
+    without_images: Sequence[Line] = (),
 ) -> dict[str, float]:
     """Fidelity of generated answers to questions in one language, in percent.
 
@@ -24,11 +28,13 @@ def line_fidelity(
         lines: of answers.jsonl, all in one language.
         languages: candidates, codes; at least two, the language of the lines among them.
         identifier: see `language_id.open_identifier`.
+        without_images: answers to the same questions, asked without their images.
 
     Returns:
-        The numbers of `metrics.fidelity.fidelity`, where human text is the true answers. If some
-        questions have images and others do not, also `language_fidelity_image`, `undecided_image`,
-        the same with `_text`, and `image_loss`. What cannot be told is absent.
+        The numbers of `metrics.fidelity.fidelity`, where human text is the true answers. With
+        `without_images` also `language_fidelity_image`, `undecided_image` of the questions that
+        were asked both ways, the same with `_without_image`, and `image_loss`; otherwise, if some
+        questions have images and others do not, these with `_text`. What cannot be told is absent.
 
     Raises:
         ConfigError: no answers, or languages that do not fit them.
@@ -37,10 +43,7 @@ def line_fidelity(
     language = lines[0]["language"]
     human = [text for line in lines for text in human_texts(line["truth"])]
     scores = fidelity([line["answer"] for line in lines], human, language, languages, identifier)
-    kinds = {
-        "image": [line["answer"] for line in lines if line["images"]],
-        "text": [line["answer"] for line in lines if not line["images"]],
-    }
+    kinds = _kinds(lines, without_images)
     if not all(kinds.values()):
         return scores
     for kind, answers in kinds.items():
@@ -48,10 +51,24 @@ def line_fidelity(
         scores[f"undecided_{kind}"] = numbers["undecided"]
         if "right" in numbers:
             scores[f"language_fidelity_{kind}"] = numbers["right"]
-    both = [scores.get(f"language_fidelity_{kind}") for kind in ("text", "image")]
-    if both[0] is not None and both[1] is not None:
-        scores["image_loss"] = image_loss(both[0], both[1])
+    shown, alone = (scores.get(f"language_fidelity_{kind}") for kind in kinds)
+    if shown is not None and alone is not None:
+        scores["image_loss"] = image_loss(alone, shown)
     return scores
+
+
+def _kinds(lines: Sequence[Line], without_images: Sequence[Line]) -> dict[str, list[str]]:
+    """Answers to questions with images, and those that they are compared with."""
+    shown = [line for line in lines if line["images"]]
+    if not without_images:
+        alone = [line["answer"] for line in lines if not line["images"]]
+        return {"image": [line["answer"] for line in shown], "text": alone}
+    by_id = {line["id"]: line["answer"] for line in without_images}
+    both = [line for line in shown if line["id"] in by_id]
+    return {
+        "image": [line["answer"] for line in both],
+        "without_image": [by_id[line["id"]] for line in both],
+    }
 
 
 def human_texts(truth: Any) -> list[str]:

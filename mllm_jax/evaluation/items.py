@@ -58,7 +58,7 @@ def make_items(opened: Answerer, task: TableTask, questions: Sequence[Question])
             opened.prompt(one.turns, task.max_new_tokens, name, one.images)
             for one, name in zip(questions, names, strict=True)
         ]
-    if task.end_of_turn:
+    if task.end_of_turn and any(one.options for one in questions):
         options = _whole(opened, task, questions, names)
     else:
         options = [_options(opened, task, *pair) for pair in zip(questions, names, strict=True)]

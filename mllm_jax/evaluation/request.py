@@ -6,6 +6,7 @@ from pathlib import Path
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common.errors import require
 from mllm_jax.evaluation import runner
+from mllm_jax.evaluation.extras import Extras
 from mllm_jax.evaluation.results.measured import Measured
 from mllm_jax.evaluation.results.tables import Result
 from mllm_jax.evaluation.tasks.base import TableTask
@@ -31,6 +32,9 @@ def run_tasks(
     cache: Path | None = None,
     again: bool = False,
     devices: Devices = ALL,
+    fidelity: Sequence[str] = (),
+    identifier: Path | None = None,
+    chrf: bool = False,
 ) -> list[Result]:
     """Asks a model the questions of tasks, see `runner.evaluate_tasks`.
 
@@ -48,11 +52,13 @@ def run_tasks(
         cache: answers of before, used again; by default in the run folder.
         again: ask even what has been measured.
         devices: that share the work; all of every process by default.
+        fidelity, identifier, chrf: see `Extras`.
 
     Raises:
         ConfigError: neither a task nor data, or a combination without a meaning.
     """
     tasks = _tasks(names, data, images, languages)
+    extras = Extras(fidelity, identifier, chrf)
     source = open_model(model)
     if cache is None and source.is_run:
         cache = model / MEASURED
@@ -67,6 +73,7 @@ def run_tasks(
         resume=resume,
         measured=None if cache is None else Measured(cache, again),
         devices=devices,
+        extras=extras,
     )
 
 

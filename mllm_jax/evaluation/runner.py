@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -25,36 +25,21 @@ from mllm_jax.common.folders import exclusive, in_use
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.distributed import processes
 from mllm_jax.evaluation.answers import Line, read_answers
-from mllm_jax.evaluation.asking import ask, group_items
-from mllm_jax.evaluation.items import Item, make_items
+from mllm_jax.evaluation.asking import ask
+from mllm_jax.evaluation.extras import NOTHING, Extras
 from mllm_jax.evaluation.metrics import summary
+from mllm_jax.evaluation.parts import Part, asks_text, make_parts
 from mllm_jax.evaluation.results import settings, tables, write
 from mllm_jax.evaluation.results.measured import Measured
 from mllm_jax.evaluation.results.progress import Key, Progress, files, key_of
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.rows import ROOT
-from mllm_jax.evaluation.tasks.task import Question
-from mllm_jax.generation.batching import Group
 from mllm_jax.generation.devices import ALL, Devices
 from mllm_jax.generation.engine import Answerer
 
 ROWS = 32  # texts that are read at the same time
 RESUME = "continue with --resume"
-
-
-class Part(NamedTuple):
-    """A task in one language."""
-
-    task: TableTask
-    language: str
-    items: list[Item]
-    groups: list[Group]
-
-    def keys(self, group: Group) -> list[Key]:
-        """Of a batch's answers."""
-        ids = (self.items[number].question.id for number in group.items)
-        return [(self.task.name, self.language, name) for name in ids]
 
 
 def evaluate(
@@ -118,20 +103,6 @@ def free_task(
     return task
 
 
-def questions_of(
-    task: TableTask,
-    languages: Sequence[str] = (),
-    limit: int | None = None,
-    root: Path = ROOT,
-) -> dict[str, list[Question]]:
-    """The questions of a task in each of the languages, or in all that it has.
-
-    Raises:
-        ConfigError: it has none in one of them, or its data are not there.
-    """
-    return {name: task.questions(name, root, limit) for name in languages or task.languages}
-
-
 def evaluate_tasks(
     model: str | Path | ModelSource,
     tasks: Sequence[TableTask],
@@ -144,6 +115,7 @@ def evaluate_tasks(
     resume: bool = False,
     measured: Measured | None = None,
     devices: Devices = ALL,
+    extras: Extras | None = None,
 ) -> list[tables.Result]:
     """Asks a model the questions of tasks, and writes a results folder.
 
@@ -161,6 +133,8 @@ def evaluate_tasks(
         resume: continue an evaluation that was interrupted; start it where none has begun.
         measured: answers of before, which are used again; None: every question is asked.
         devices: that share the work; all of every process by default.
+        extras: what is computed beside the tasks' own numbers; where that is the language of
+            answers, questions about images are asked without them, too.
 
     Returns:
         A result for every task and language.
@@ -170,7 +144,7 @@ def evaluate_tasks(
             that was begun with other settings.
     """
     require(rows > 0, f"rows={rows} must be positive")
-    out = Path(out)
+    out, extras = Path(out), extras or Extras()
     _check_names(tasks)
     with ExitStack() as stack:
         if processes.is_first():
@@ -178,17 +152,18 @@ def evaluate_tasks(
             stack.enter_context(exclusive(out))
         stack.enter_context(interrupts.advising(RESUME))
         opened = Answerer(model, mesh=devices.mesh())
-        parts, tree = _parts(opened, tasks, languages, limit, root, rows)
+        parts, tree = make_parts(opened, tasks, languages, limit, root, rows, extras)
         finished = not files(out) and (out / write.ANSWERS).is_file()
         if processes.is_first():
+            extras.say()
             _begin(out, tree, measured, parts)
         processes.barrier("before answering")
         if finished:
             print(f"{out}: is finished already", flush=True)
-            lines = {key_of(line): line for line in read_answers(out / write.ANSWERS)}
+            lines = _finished(out)
         else:
             lines = _answer(opened, parts, out)
-        results = [_result(part, lines) for part in parts]
+        results = _results(parts, lines, extras)
         if processes.is_first() and not finished:
             write.finish(out, results, tree)
             if measured is not None:
@@ -237,32 +212,6 @@ def _check_out(out: Path, resume: bool) -> None:
     )
 
 
-def _parts(
-    opened: Answerer,
-    tasks: Sequence[TableTask],
-    languages: Sequence[str],
-    limit: int | None,
-    root: Path,
-    rows: int,
-) -> tuple[list[Part], settings.Tree]:
-    """What is to be asked, and all settings."""
-    parts, trees = [], {}
-    for task in tasks:
-        by_language = questions_of(task, languages, limit, root)
-        require(
-            len(by_language) > 0,
-            f"task {task.name}: no data; give --data FILE, or a language with --language"
-            f"{': ' if task.data else ''}{', '.join(task.data)}",
-        )
-        for language, questions in by_language.items():
-            items = make_items(opened, task, questions)
-            parts.append(Part(task, language, items, group_items(items, rows)))
-        trees[task.name] = settings.of_task(
-            task, {name: settings.of_language(of) for name, of in by_language.items()}
-        )
-    return parts, settings.of_model(opened, rows) | {"tasks": trees}
-
-
 def _begin(
     out: Path, tree: settings.Tree, measured: Measured | None, parts: Sequence[Part]
 ) -> None:
@@ -279,7 +228,7 @@ def _begin(
     progress = Progress(out)
     for part in parts if measured is not None else ():
         assert measured is not None
-        progress.add(measured.lines(tree, part.task, part.language))
+        progress.add(measured.lines(tree, part.task, part.language, part.without_images))
     progress.close()
     write_json(file, tree)
 
@@ -292,9 +241,9 @@ def _answer(opened: Answerer, parts: Sequence[Part], out: Path) -> dict[Key, Lin
         with _bar(parts, progress) as bar:
             for part in parts:
                 mine = part.groups[number::count]
-                todo = [group for group in mine if not progress.has(part.keys(group))]
+                todo = [group for group in mine if not progress.has(part.keys_of(group))]
                 for lines in ask(opened, part.task, part.items, todo):
-                    progress.add(lines)
+                    progress.add(part.marked(lines))
                     bar.update(len(lines))
     finally:
         progress.close()
@@ -319,13 +268,37 @@ def _bar(parts: Sequence[Part], progress: Progress) -> Iterator[tqdm]:
         yield bar
 
 
-def _result(part: Part, lines: dict[Key, Line]) -> tables.Result:
-    keys = [(part.task.name, part.language, item.question.id) for item in part.items]
-    missing = [key for key in keys if key not in lines]
+def _finished(out: Path) -> dict[Key, Line]:
+    """The answers of a folder that is finished."""
+    files = [file for name in write.BOTH if (file := out / name).is_file()]
+    return {key_of(line): line for file in files for line in read_answers(file)}
+
+
+def _results(parts: Sequence[Part], lines: dict[Key, Line], extras: Extras) -> list[tables.Result]:
+    """The numbers of every task and language, from all of its answers."""
+    alone = {
+        (part.task.name, part.language): _lines_of(part, lines)
+        for part in parts
+        if part.without_images
+    }
+    results = []
+    for part in parts:
+        if part.without_images:
+            continue
+        answered = _lines_of(part, lines)
+        without = alone.get((part.task.name, part.language), [])
+        extra = extras.of(answered, without) if asks_text(part.task) else NOTHING
+        results.append(
+            tables.result(part.task, part.language, part.questions, answered, extra, without)
+        )
+    return results
+
+
+def _lines_of(part: Part, lines: dict[Key, Line]) -> list[Line]:
+    missing = [key for key in part.keys if key not in lines]
     if missing:
         raise ConfigError(
             f"task {part.task.name} in {part.language}: {len(missing):,} questions have no answer "
             f"in the folder; {RESUME}"
         )
-    questions = [item.question for item in part.items]
-    return tables.result(part.task, part.language, questions, [lines[key] for key in keys])
+    return [lines[key] for key in part.keys]

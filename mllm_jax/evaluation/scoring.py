@@ -4,7 +4,7 @@ Answers and truth are matched by id, and every answer is judged again by the tas
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,7 @@ from mllm_jax.evaluation.answers import (
     question_of,
     read_answers,
 )
-from mllm_jax.evaluation.chrf import line_chrf
-from mllm_jax.evaluation.fidelity import line_fidelity
-from mllm_jax.evaluation.language_id import open_identifier
+from mllm_jax.evaluation.extras import Extra, Extras
 from mllm_jax.evaluation.matching import matched
 from mllm_jax.evaluation.published import (
     Content,
@@ -40,8 +38,6 @@ from mllm_jax.evaluation.truths import read_truths
 
 Pair = tuple[Question, Answer]
 
-Identify = Callable[[Sequence[Line]], dict[str, float]]  # lines of one language -> their fidelity
-
 
 class Score(NamedTuple):
     """The numbers of a task in one language."""
@@ -50,8 +46,7 @@ class Score(NamedTuple):
     language: str
     count: int
     metrics: dict[str, float]
-    more: dict[str, float]  # fidelity, chrF and BLEU, where they are asked for
-    signatures: dict[str, str]  # of chrF and BLEU
+    extra: Extra  # fidelity, chrF and BLEU, where they are asked for
 
 
 def score(
@@ -60,9 +55,8 @@ def score(
     truths: Sequence[Path] = (),
     language: str | None = None,
     root: Path = ROOT,
-    fidelity: Sequence[str] = (),
-    identifier: Path | None = None,
-    chrf: bool = False,
+    extras: Extras | None = None,
+    without_images: Path | None = None,
 ) -> tuple[TableTask, list[Score]]:
     """Scores a file of answers.
 
@@ -73,9 +67,8 @@ def score(
             captions). None where the answers hold it, or the task's data are prepared.
         language: of the answers; of answers.jsonl, which of its languages.
         root: folder of prepared task data.
-        fidelity: languages that answers may be in; empty: their language is not identified.
-        identifier: model file of what identifies it, see `language_id.open_identifier`.
-        chrf: whether chrF and BLEU against the true answers are computed, too.
+        extras: what is computed beside the task's own numbers.
+        without_images: answers.jsonl of the same questions, asked without their images.
 
     Returns:
         The task, and its numbers in every language of the answers.
@@ -85,7 +78,7 @@ def score(
             answers of another task, or a language that cannot be identified.
     """
     task = load_task(name)
-    identify = _identifier(task, fidelity, identifier)
+    extras = extras or Extras()
     content = read_content(answers)
     if content.items and is_line(content.items[0]):
         lines = _own_lines(task, answers, content, language)
@@ -95,8 +88,14 @@ def score(
         print(f"language: {language}", flush=True)
         pairs = _published_pairs(task, answers, content, truths, language, root)
     judged = [_line(task, question, answer) for question, answer in pairs]
-    groups = [[line for line in judged if line["language"] == one] for one in languages_of(judged)]
-    return task, [_score(task, group, identify, chrf) for group in groups]
+    alone = [] if without_images is None else read_answers(without_images)
+    scores = []
+    for one in languages_of(judged):
+        lines, without = ([x for x in of if x["language"] == one] for of in (judged, alone))
+        extras.check(task, one)
+        extra = extras.of(lines, without)
+        scores.append(Score(task.name, one, len(lines), task.metrics(lines), extra))
+    return task, scores
 
 
 def score_file(
@@ -107,16 +106,29 @@ def score_file(
     fidelity: Sequence[str] = (),
     identifier: Path | None = None,
     chrf: bool = False,
+    without_images: Path | None = None,
     json_file: Path | None = None,
 ) -> list[Score]:
-    """Scores a file of answers, see `score`; prints a table, and writes the numbers to a file."""
+    """Scores a file of answers; prints a table, and writes the numbers to a file.
+
+    Args:
+        name, answers, truths, language, without_images: see `score`.
+        fidelity, identifier, chrf: see `Extras`.
+        json_file: also gets the numbers.
+    """
     if json_file is not None:
         check_file(json_file)
+    extras = Extras(fidelity, identifier, chrf)
+    require(
+        len(fidelity) > 0 or without_images is None,
+        "--without-images is used with --fidelity LANGUAGE ... alone",
+    )
+    extras.say()
     task, scores = score(
-        name, answers, truths, language, fidelity=fidelity, identifier=identifier, chrf=chrf
+        name, answers, truths, language, extras=extras, without_images=without_images
     )
     print(table(task, scores), end="", flush=True)
-    for name, signature in scores[0].signatures.items():
+    for name, signature in scores[0].extra.signatures.items():
         print(f"{name}: {signature}", flush=True)
     if json_file is not None:
         write_json(json_file, to_json(scores))
@@ -126,7 +138,7 @@ def score_file(
 def table(task: TableTask, scores: Sequence[Score]) -> str:
     """The numbers as a paper prints them: a row for each metric, a column for each language."""
     columns = [
-        {"questions": f"{one.count:,}", **task.printed(one.metrics), **_percent(one.more)}
+        {"questions": f"{one.count:,}", **task.printed(one.metrics), **one.extra.printed}
         for one in scores
     ]
     names = dict.fromkeys(name for column in columns for name in column)
@@ -147,38 +159,12 @@ def to_json(scores: Sequence[Score]) -> dict[str, Any] | list[dict[str, Any]]:
             "task": one.task,
             "language": one.language,
             "count": one.count,
-            "metrics": one.metrics | one.more,
-            **({"signatures": one.signatures} if one.signatures else {}),
+            "metrics": {**one.metrics, **one.extra.numbers},
+            **({"signatures": dict(one.extra.signatures)} if one.extra.signatures else {}),
         }
         for one in scores
     ]
     return trees[0] if len(trees) == 1 else trees
-
-
-def _percent(numbers: Mapping[str, float]) -> dict[str, str]:
-    return {name: f"{value:.1f}" for name, value in numbers.items()}
-
-
-def _score(task: TableTask, lines: Sequence[Line], identify: Identify, chrf: bool) -> Score:
-    more, signatures = identify(lines), {}
-    if chrf:
-        scores, signatures = line_chrf(lines)
-        more |= scores
-    return Score(task.name, lines[0]["language"], len(lines), task.metrics(lines), more, signatures)
-
-
-def _identifier(task: TableTask, languages: Sequence[str], model: Path | None) -> Identify:
-    """What computes the fidelity of the answers in one language; nothing without `languages`."""
-    if not languages:
-        require(model is None, "--identifier is used with --fidelity LANGUAGE ... alone")
-        return lambda lines: {}
-    require(
-        task.kind == "generate",
-        f"--fidelity: task {task.name} asks for no text whose language could be identified",
-    )
-    opened = open_identifier(model)
-    print(f"language identified by {opened.name} among {', '.join(languages)}", flush=True)
-    return lambda lines: line_fidelity(lines, languages, opened)
 
 
 def _line(task: TableTask, question: Question, answer: Answer) -> Line:

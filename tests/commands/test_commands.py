@@ -89,6 +89,13 @@ EVALUATE = {
     "resume": False,
     "again": False,
     "devices": ALL,
+    "fidelity": [],
+    "identifier": None,
+    "chrf": False,
+}
+SCORE = {
+    **{name: EVALUATE[name] for name in ("fidelity", "identifier", "chrf")},
+    **dict.fromkeys(("language", "without_images", "json_file")),
 }
 CALLS = [
     ("quickstart", "run", "quickstart", (Path("runs/quickstart"),), {"share": 1.0}),
@@ -180,7 +187,8 @@ CALLS = [
         "evaluate",
         "run_tasks",
         "evaluate m --task pope a.yaml --task gqa --language eu --limit 3 --out o --resume "
-        "--rows 8 --folder f --cache c --again --devices 4 --tensor 2",
+        "--rows 8 --folder f --cache c --again --devices 4 --tensor 2 "
+        "--fidelity eu en --chrf",
         (Path("m"), ["pope", "a.yaml", "gqa"], Path("o")),
         {
             **EVALUATE,
@@ -192,6 +200,8 @@ CALLS = [
             "cache": Path("c"),
             "again": True,
             "devices": Devices(4, tensor=2),
+            "fidelity": ["eu", "en"],
+            "chrf": True,
         },
     ),
     (
@@ -199,19 +209,21 @@ CALLS = [
         "score_file",
         "score pope --answers a.jsonl",
         ("pope", Path("a.jsonl"), []),
-        {"language": None, "fidelity": [], "identifier": None, "chrf": False, "json_file": None},
+        SCORE,
     ),
     (
         "score",
         "score_file",
         "score t.yaml --answers a --truth b c --truth d --language eu --json o.json "
-        "--fidelity eu en --identifier lid.bin --chrf",
+        "--fidelity eu en --identifier lid.bin --chrf --without-images w",
         ("t.yaml", Path("a"), [Path("b"), Path("c"), Path("d")]),
         {
+            **SCORE,
             "language": "eu",
             "fidelity": ["eu", "en"],
             "identifier": Path("lid.bin"),
             "chrf": True,
+            "without_images": Path("w"),
             "json_file": Path("o.json"),
         },
     ),

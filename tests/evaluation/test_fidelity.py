@@ -35,6 +35,24 @@ def test_with_and_without_images(langid):
     }
 
 
+def test_the_same_questions_without_their_images(langid):
+    """Paired by id: what was not asked both ways, and questions without images, are left out."""
+    lines = [line(BASQUE), line(ENGLISH), line(ENGLISH, images=()), line(BASQUE)]
+    lines = [{**of, "id": str(n)} for n, of in enumerate(lines)]
+    alone = [{**line(BASQUE, images=()), "id": name} for name in ("1", "0")]
+    assert line_fidelity(lines, ["eu", "en"], langid, alone) == {
+        "language_fidelity": 50,
+        "undecided": 0,
+        "identifier_accuracy": 100,
+        "identifier_undecided": 0,
+        "language_fidelity_image": 50,
+        "undecided_image": 0,
+        "language_fidelity_without_image": 100,
+        "undecided_without_image": 0,
+        "image_loss": 50,
+    }
+
+
 def test_one_kind_of_question_has_no_loss(langid):
     scores = line_fidelity([line(ENGLISH)], ["eu", "en"], langid)
     assert set(scores) == {

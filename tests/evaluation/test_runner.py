@@ -20,9 +20,10 @@ from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.evaluation.asking import ask, group_items
 from mllm_jax.evaluation.items import make_items
 from mllm_jax.evaluation.metrics import summary
+from mllm_jax.evaluation.parts import questions_of
 from mllm_jax.evaluation.questions import load_records
 from mllm_jax.evaluation.results.write import scored
-from mllm_jax.evaluation.runner import evaluate, free_task, questions_of
+from mllm_jax.evaluation.runner import evaluate, free_task
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
 from mllm_jax.training.loop import train

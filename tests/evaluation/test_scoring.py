@@ -11,6 +11,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.records.parse import user_turn
 from mllm_jax.evaluation import scoring
 from mllm_jax.evaluation.answers import make_line, write_line
+from mllm_jax.evaluation.extras import Extras
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.evaluation.tasks.task import Answer, Judged, Question
 from tests.evaluation.test_published import SAMPLE, file
@@ -201,15 +202,15 @@ def test_chrf_and_bleu_with_their_signatures(tmp_path: Path, capsys: pytest.Capt
 def test_no_chrf_of_letters(tmp_path: Path):
     samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
     with pytest.raises(ConfigError, match=r"chrF and BLEU: the truth of question .* need a text"):
-        scoring.score("xstorycloze", samples, language="eu", chrf=True)
+        scoring.score("xstorycloze", samples, language="eu", extras=Extras(chrf=True))
 
 
 def test_no_language_without_texts(tmp_path: Path):
     samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
     with pytest.raises(ConfigError, match="task xstorycloze asks for no text whose language"):
-        scoring.score("xstorycloze", samples, language="eu", fidelity=("eu", "en"))
+        scoring.score("xstorycloze", samples, language="eu", extras=Extras(("eu", "en")))
     with pytest.raises(ConfigError, match="--identifier is used with --fidelity"):
-        scoring.score("pope", samples, identifier=tmp_path / "lid.bin")
+        Extras(identifier=tmp_path / "lid.bin")
 
 
 def our_answers(

@@ -29,6 +29,7 @@ from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.evaluation.items import make_items
+from mllm_jax.evaluation.parts import questions_of
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import run_folder, run_inputs, step, weights_biases
@@ -174,7 +175,7 @@ def check_prompts(c: EvaluateConfig, kinds: Iterable[tuple[Path, str | None, Mod
         ConfigError: as in `check_questions`.
     """
     task = runner.free_task(c.data, c.images, c.max_new_tokens)
-    questions = [one for of in runner.questions_of(task).values() for one in of]
+    questions = [one for of in questions_of(task).values() for one in of]
     for files, template, model in kinds:
         tokenizer = load_tokenizer(files)
         template = template or load_template(files, tokenizer)

@@ -25,19 +25,22 @@ class Measured:
     def __init__(self, folder: Path, again: bool = False):
         self.folder, self.again = folder, again
 
-    def lines(self, tree: settings.Tree, task: TableTask, language: str) -> Sequence[Line]:
+    def lines(
+        self, tree: settings.Tree, task: TableTask, language: str, without_images: bool = False
+    ) -> Sequence[Line]:
         """The answers to a task in a language, or none; says so where there are some.
 
         Raises:
             ConfigError: the file is damaged (named).
         """
-        file = self._file(tree, task.name, language)
+        file = self._file(tree, task.name, language, without_images)
         if self.again or not file.is_file():
             return ()
         lines = read_answers(file)
+        name = f"{task.name}, {language}{', without images' if without_images else ''}"
         print(
-            f"{task.name}, {language}: {len(lines):,} answers of this model are measured already, "
-            f"{file}; --again asks again",
+            f"{name}: {len(lines):,} answers of this model are measured already, {file}; --again "
+            "asks again",
             flush=True,
         )
         return lines
@@ -46,9 +49,11 @@ class Measured:
         """Stores the answers of a finished evaluation."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for one in results:
-            file = self._file(tree, one.task.name, one.language)
-            if self.again or not file.is_file():
-                write_whole(file, "".join(map(write_line, one.lines)))
+            for lines in filter(None, (one.lines, one.without_images)):
+                alone = lines is one.without_images
+                file = self._file(tree, one.task.name, one.language, alone)
+                if self.again or not file.is_file():
+                    write_whole(file, "".join(map(write_line, lines)))
 
-    def _file(self, tree: settings.Tree, task: str, language: str) -> Path:
-        return self.folder / f"{settings.key(tree, task, language)}.jsonl"
+    def _file(self, tree: settings.Tree, task: str, language: str, without_images: bool) -> Path:
+        return self.folder / f"{settings.key(tree, task, language, without_images)}.jsonl"

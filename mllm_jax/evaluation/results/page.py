@@ -35,7 +35,10 @@ def page(results: Sequence[tables.Result], tree: Tree) -> str:
     each = max(FEWEST, min(MOST, CARDS // max(len(groups), 1)))
     for one, outcome, pairs in groups:
         css = f"task-{names.index(one.task.name)} language-{languages.index(one.language)}"
-        cards += [_card(one, outcome, css, *pair) for pair in pairs[:each]]
+        alone = {line["id"]: line["answer"] for line in one.without_images}
+        for line, question in pairs[:each]:
+            without = alone.get(line["id"])
+            cards.append(_card(one, outcome, css, line, question, without))
         shown += len(pairs[:each])
     filters = {
         "task": dict(enumerate(names)),
@@ -92,6 +95,9 @@ def _table(group: Sequence[tables.Result]) -> str:
 def _facts(tree: Tree) -> Iterator[tuple[str, str]]:
     for name in ("model", "model_sha256", "template_sha256", "compute", "rows", "device"):
         yield name, str(tree[name])
+    if "fidelity" in tree:
+        languages = ", ".join(tree["fidelity"]["languages"])
+        yield "language identified by", f"{tree['fidelity']['identifier']} among {languages}"
     yield "versions", ", ".join(f"{name} {text}" for name, text in tree["versions"].items())
 
 
@@ -134,7 +140,9 @@ def _outcome(one: tables.Result, line: Line) -> str:
     return "right" if line["correct"] >= 0.5 else "wrong"
 
 
-def _card(one: tables.Result, outcome: str, css: str, line: Line, question: Question) -> str:
+def _card(
+    one: tables.Result, outcome: str, css: str, line: Line, question: Question, without: str | None
+) -> str:
     pictures = "".join(_picture(image) for image in question.images)
     number = list(OUTCOMES).index(outcome)
     border = {"right": "", "wrong": " miss", "unread": " unread"}[outcome]
@@ -146,6 +154,7 @@ def _card(one: tables.Result, outcome: str, css: str, line: Line, question: Ques
         f"{f'<div>{pictures}</div>' if pictures else ''}<div>"
         f"<p class=ask {attributes}>{escape(question.text)}</p>"
         f"{_answer(line, attributes)}"
+        f"{'' if without is None else _without(without, attributes)}"
         f"<p class=truth><span class=soft>truth:</span> <bdi {attributes}>{_truth(line)}</bdi></p>"
         f"<p class='mark {outcome}'>{OUTCOMES[outcome]}{score}</p>"
         f"<p class=id>{escape(one.task.name)} · {escape(one.language)} · {escape(line['id'])}</p>"
@@ -165,6 +174,12 @@ def _answer(line: Line, attributes: str) -> str:
         )
     )
     return f"<ol class=options start=0>{items}</ol>"
+
+
+def _without(answer: str, attributes: str) -> str:
+    """What the model answers if it does not see the picture."""
+    text = f"<bdi {attributes}>{escape(answer) or '(nothing)'}</bdi>"
+    return f"<p class=truth><span class=soft>without the picture:</span> {text}</p>"
 
 
 def _truth(line: Line) -> str:

@@ -3,6 +3,7 @@
 OUT/answers.partial.jsonl       appended and flushed after every batch; the last line may be cut
 OUT/answers.partial-1.jsonl     those of process 1, where several share a task
 OUT/answers.jsonl               all of them in the order of the questions, at the end
+OUT/answers.without-images.jsonl    those to questions that were asked without their images, too
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,12 +14,13 @@ from mllm_jax.common.json_file import parse_json
 from mllm_jax.evaluation.answers import Line, check_line, write_line
 
 PARTIAL = "answers.partial"
-Key = tuple[str, str, str]  # task, language, id
+WITHOUT = "without_images"  # a line's key: the question's images were left out
+Key = tuple[str, str, str, bool]  # task, language, id, whether it was asked without its images
 
 
 def key_of(line: Line) -> Key:
     """What tells a line from all others."""
-    return line["task"], line["language"], line["id"]
+    return line["task"], line["language"], line["id"], line.get(WITHOUT, False)
 
 
 class Progress:

@@ -3,6 +3,7 @@
 model_sha256                          weights, architecture and how images are prepared
 template_sha256, tokenizer_sha256     how a conversation becomes tokens
 decoding, compute, rows, device, mesh how answers were computed
+fidelity, chrf                        what else is computed, where it is asked for
 tasks.NAME.settings                   the task file, resolved
 tasks.NAME.languages.xx               count, prompts_sha256 (texts), data_sha256 (with images)
 """
@@ -85,15 +86,17 @@ def of_task(task: TableTask, languages: Mapping[str, Tree]) -> Tree:
     return {"settings": task.settings, "languages": dict(languages)}
 
 
-def key(settings: Tree, task: str, language: str) -> str:
+def key(settings: Tree, task: str, language: str, without_images: bool = False) -> str:
     """What an answer to a task in a language depends on, the machine left out; as hexadecimal."""
     of = settings["tasks"][task]
     about = {name: value for name, value in settings.items() if name not in _OF_THE_RUN}
     about |= {"task": of["settings"], "language": language, "of": of["languages"][language]}
+    about |= {"without_images": True} if without_images else {}
     return _sha256([_json(about)])
 
 
-_OF_THE_RUN = (*_PATHS, *_ONE_BATCH, "versions", "tasks")
+_OF_NUMBERS = ("fidelity", "chrf")  # what is computed from the answers
+_OF_THE_RUN = (*_PATHS, *_ONE_BATCH, *_OF_NUMBERS, "versions", "tasks")
 
 
 def check_same(before: Tree, now: Tree, out: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from mllm_jax.common.markdown import markdown_table
 from mllm_jax.evaluation import significance
 from mllm_jax.evaluation.answers import Line
+from mllm_jax.evaluation.extras import NOTHING, Extra
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.task import Question
 
@@ -34,6 +35,8 @@ class Result(NamedTuple):
     lines: Sequence[Line]  # of each question
     metrics: dict[str, float]
     mean: Mean | None  # None: the task does not say how good an answer is, as perplexity
+    extra: Extra = NOTHING
+    without_images: Sequence[Line] = ()  # answers to questions asked without their images, too
 
     @property
     def unparseable(self) -> int:
@@ -42,11 +45,17 @@ class Result(NamedTuple):
 
 
 def result(
-    task: TableTask, language: str, questions: Sequence[Question], lines: Sequence[Line]
+    task: TableTask,
+    language: str,
+    questions: Sequence[Question],
+    lines: Sequence[Line],
+    extra: Extra = NOTHING,
+    without_images: Sequence[Line] = (),
 ) -> Result:
-    """The numbers of the answers to a task in a language."""
+    """The numbers of the answers to a task in a language; see `Result` for the arguments."""
     whole = None if task.kind == "perplexity" else mean(lines)
-    return Result(task, language, questions, lines, task.metrics(lines), whole)
+    metrics = task.metrics(lines)
+    return Result(task, language, questions, lines, metrics, whole, extra, without_images)
 
 
 def mean(lines: Sequence[Line]) -> Mean:
@@ -70,15 +79,19 @@ def mean(lines: Sequence[Line]) -> Mean:
 
 
 def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """{"task", "language", "count", "metrics", "unparseable", "correct"} of each, not rounded."""
+    """{"task", "language", "count", "metrics", "unparseable", "correct"} of each, not rounded.
+
+    With chrF and BLEU also their "signatures".
+    """
     return [
         {
             "task": one.task.name,
             "language": one.language,
             "count": len(one.lines),
-            "metrics": one.metrics,
+            "metrics": {**one.metrics, **one.extra.numbers},
             "unparseable": one.unparseable,
             "correct": None if one.mean is None else one.mean._asdict(),
+            **({"signatures": dict(one.extra.signatures)} if one.extra.signatures else {}),
         }
         for one in results
     ]
@@ -90,6 +103,9 @@ def markdown(results: Sequence[Result]) -> str:
     for group in by_task(results):
         head = (group[0].task.name, *(one.language for one in group))
         parts.append(markdown_table(head, rows(group)))
+        signatures = group[0].extra.signatures
+        if signatures:
+            parts.append("".join(f"- {name}: `{text}`\n" for name, text in signatures.items()))
     return "\n".join(parts)
 
 
@@ -112,6 +128,7 @@ def rows(group: Sequence[Result]) -> list[tuple[str, ...]]:
         {
             "questions": f"{len(one.lines):,}",
             **one.task.printed(one.metrics),
+            **one.extra.printed,
             **({} if one.mean is None else {"mean score [95 %]": interval(one.mean)}),
         }
         for one in group

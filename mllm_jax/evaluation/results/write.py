@@ -2,6 +2,7 @@
 
 settings.json                              what the numbers depend on
 answers.jsonl                              every answer, in the order of the questions
+answers.without-images.jsonl               those to questions asked without their images, too
 results.json  results.md  results.tex      numbers of every task and language
 results.svg   results.html                 a figure; numbers and answers with pictures, a page
 scores.json  scores.md                     the same of LLaVA JSON data alone, per language
@@ -19,11 +20,16 @@ from mllm_jax.evaluation.results.progress import files
 from mllm_jax.evaluation.tasks.base import TableTask
 
 ANSWERS, SETTINGS, SCORES = "answers.jsonl", "settings.json", "scores.json"
+WITHOUT_IMAGES = "answers.without-images.jsonl"
+BOTH = (ANSWERS, WITHOUT_IMAGES)
 
 
 def finish(out: Path, results: Sequence[tables.Result], tree: settings.Tree) -> None:
     """Writes everything but settings.json, then removes the answers so far: OUT is finished."""
     write_whole(out / ANSWERS, "".join(write_line(line) for one in results for line in one.lines))
+    alone = [line for one in results for line in one.without_images]
+    if alone:
+        write_whole(out / WITHOUT_IMAGES, "".join(map(write_line, alone)))
     write_whole(out / "results.md", tables.markdown(results))
     write_whole(out / "results.tex", tables.latex(results))
     write_json(out / "results.json", tables.to_json(results))

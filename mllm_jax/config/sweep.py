@@ -50,6 +50,8 @@ class SweepConfig(Section):
     """Runs by name, instead of axes; beside axes they are one more axis, named `run`."""
     name: Annotated[str, Text(200)] | None = None
     """Name of a run, as `{share}-{backbone}`; by default its points, joined by hyphens."""
+    changes: Annotated[dict[NameText, Point], Size("[0, 10_000]")] = field(default_factory=dict)
+    """Overrides of single runs, by name; they replace those of the run's points."""
     leave_out: Annotated[tuple[NameText, ...], Size("[0, 10_000]")] = ()
     """Names of runs of the grid that are not trained."""
     aliases: Annotated[dict[NameText, PathText], Size("[0, 1_000]")] = field(default_factory=dict)

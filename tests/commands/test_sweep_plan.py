@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from mllm_jax.commands.sweep import stages as sweep
 from mllm_jax.commands.sweep.plan import load_runs, make_plan
@@ -12,7 +11,7 @@ from mllm_jax.commands.sweep.runs import read_runs, select
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.sweep import SweepConfig
-from tests.support import tiny
+from tests.support.sweeps import Files
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SWEEPS = sorted(CONFIGS.rglob("sweep*.yaml"))
@@ -23,40 +22,9 @@ def runs(**keys: Any) -> list:
     return read_runs(loading.build(SweepConfig, {"recipe": "r.yaml", "axes": GRID, **keys}))
 
 
-class Files:
-    """A recipe of two stages over the tiny data and a sweep file, changed before they are read."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        stage = tiny.tree(root / "data", root / "x")
-        self.stages = {"align": stage, "instruct": {**stage, "init": {"weights": "before"}}}
-        self.recipe: dict[str, Any] = {
-            "stages": ["align.yaml", "instruct.yaml"],
-            "evaluate": {"data": str(root / "data" / "eu.json")},
-        }
-        self.sweep: dict[str, Any] = {
-            "recipe": "recipe.yaml",
-            "axes": {
-                "share": {
-                    "0": {"instruct.data.streams.eu": None},
-                    "50": {"instruct.data.streams.eu.weight": 0.5},
-                },
-                "seed": {"1": {"instruct.seed": 1}, "2": {"instruct.seed": 2}},
-            },
-        }
-
-    def write(self) -> Path:
-        for name, tree in {**self.stages, "recipe": self.recipe, "sweep": self.sweep}.items():
-            (self.root / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-        return self.root / "sweep.yaml"
-
-    def run(self, **options: Any) -> Path:
-        return sweep.run(self.write(), self.root / "out", **options)
-
-
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path)
+def files(tmp_path: Path, data: Path) -> Files:
+    return Files(tmp_path, data)
 
 
 def test_a_grid_is_every_combination_in_the_order_of_its_axes():
@@ -87,6 +55,14 @@ def test_what_is_left_out_and_what_exists_already():
     assert select(some, ["Latxa", "50-1"]) == ["50-1", "Latxa"]
 
 
+def test_a_single_run_may_differ_from_its_points():
+    changed = runs(changes={"50-2": {"s": 42, "t": None}})
+    assert [run.overrides for run in changed][2:] == [
+        {"a": 2, "s": 1},
+        {"a": 2, "s": 42, "t": None},
+    ]
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -104,6 +80,8 @@ def test_what_is_left_out_and_what_exists_already():
         ({"overrides": {"--a.b": 1}}, "'--a.b': write a key without dashes"),
         ({"overrides": {"export": None}}, "'export': the sweep file has its own"),
         ({"runs": {"r": {}}, "axes": {"run": {"x": {}}}}, "axes.run: the name is taken"),
+        ({"changes": {"0-3": {}}}, "changes: '0-3' is not a run; did you mean '0-2'?"),
+        ({"changes": {"0-2": {"--x": 1}}}, "changes: '--x': write a key without dashes"),
         ({"leave_out": ["0-3"]}, "leave_out: '0-3' is not a run; did you mean '0-2'?"),
         ({"leave_out": ["0-1", "0-2", "50-1", "50-2"]}, "no run is left to train"),
         ({"figure": {"x": "shares"}}, "figure.x='shares': not an axis; axes are share, seed"),

@@ -25,6 +25,7 @@ PRELOADED = (
     "mllm_jax.commands.inspect.pages",
     "mllm_jax.commands.recipe.stages",
     "mllm_jax.commands.report.pages",
+    "mllm_jax.commands.sweep.stages",
     "mllm_jax.commands.bench.step",
     "mllm_jax.preflight.report",
 )

@@ -73,7 +73,7 @@ def _chart(rows: Sequence[Scored], sweep: SweepConfig, panel: Panel, metric: Met
     file = "-".join([metric.name, *(re.sub(r"[^\w.+-]", "_", point) for _, point in panel)])
     scale = "share" if metric.share else "auto"
     heading = metric.title[0].upper() + metric.title[1:] + (f"; {label}" if label else "")
-    return Chart(f"{file}.svg", heading, curves, Axes(figure.x, metric.title, scale))
+    return Chart(f"{file}.svg", heading, curves, Axes(figure.x, metric.column, scale))
 
 
 def _of_line(rows: Sequence[Scored], figure: FigureConfig, line: str) -> Iterator[Scored]:
@@ -95,7 +95,7 @@ def _curve(
             values.setdefault(x, []).append(value)
     points = sorted((x, fmean(of)) for x, of in values.items())
     bars = sorted((x, min(of), max(of)) for x, of in values.items() if len(of) > 1)
-    name = ", ".join(part for part in (line, language_name(language)) if part)
+    name = language_name(language) + (f", {figure.line} {line}" if figure.line else "")
     return Curve(name, points, dots=True, bars=bars)
 
 

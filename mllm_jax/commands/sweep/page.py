@@ -11,6 +11,10 @@ from mllm_jax.evaluation.comparison_table import probability
 from mllm_jax.evaluation.significance import ALPHA
 from mllm_jax.report import charts, html
 
+SCORES = (
+    "Match: exact match in percent, with its 95 % interval. Loss: of true answers, nats a token. "
+    "In language: percent of the answers whose language is known."
+)
 PAIRS = ("runs", "language", "first", "second", "difference [95 %]", "p", "p (Holm)")
 
 
@@ -44,14 +48,14 @@ def page(
     ]
     if drawn:
         parts.append(html.section("Figures", bars_note(sweep), f"<div class=charts>{drawn}</div>"))
-    table = html.table(head, (html.row(name, map(escape, rest)) for name, *rest in cells))
-    parts.append(html.section("Scores", "Shares in percent, with 95 % intervals.", table))
+    lines = (html.row(name, map(escape, rest)) for name, *rest in cells)
+    parts.append(html.section("Scores", SCORES, html.table(head, lines, "shares")))
     if pairs:
         note = (
             f"Runs that differ in one axis; * is p < {ALPHA} after Holm's correction over all "
             f"{compared:,} comparisons. pairs.json has every pair."
         )
-        parts.append(html.section("Pairs", note, html.table(PAIRS, map(_pair, pairs))))
+        parts.append(html.section("Pairs", note, html.table(PAIRS, map(_pair, pairs), "shares")))
     parts.append(html.section("Overrides", "", html.facts(_overrides(rows))))
     return html.document(f"Sweep of {sweep.recipe}", "".join(parts), "style.css")
 

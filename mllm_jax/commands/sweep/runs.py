@@ -40,6 +40,7 @@ def read_runs(sweep: SweepConfig) -> list[Run]:
     """
     grid = sweep.grid
     _check_template(sweep)
+    _check_keys(sweep)
     count = math.prod(len(points) for points in grid.values())
     require(count <= MOST, f"axes: {count:,} runs; a sweep has at most {MOST:,}")
     runs: dict[str, Run] = {}
@@ -49,9 +50,10 @@ def read_runs(sweep: SweepConfig) -> list[Run]:
         name = _named(sweep.name, points)
         _check_name(name, folded)
         folded.add(name.casefold())
-        runs[name] = Run(name, points, _together(sweep, points))
-    for name in sweep.leave_out:
-        require(name in runs, f"leave_out: {quoted(name)} is not a run; {_hint(name, runs)}")
+        runs[name] = Run(name, points, _together(sweep, points) | sweep.changes.get(name, {}))
+    for key, names in {"leave_out": sweep.leave_out, "changes": sweep.changes}.items():
+        for name in names:
+            require(name in runs, f"{key}: {quoted(name)} is not a run; {_hint(name, runs)}")
     for name, model in sweep.aliases.items():
         if name not in runs:
             _check_name(name, folded)
@@ -132,6 +134,18 @@ def _together(sweep: SweepConfig, points: Mapping[str, str]) -> dict[str, Any]:
                 f"{place}: {quoted(key)} is set by {origin.get(key)} too, and one would replace "
                 "the other; set it in one place",
             )
+            overrides[key], origin[key] = value, place
+    return overrides
+
+
+def _check_keys(sweep: SweepConfig) -> None:
+    """Looks at how the keys of overrides are written; what they are of is the recipe's to know."""
+    points = [("overrides", sweep.overrides)]
+    points += [(f"axes.{a}", of) for a, axis in sweep.axes.items() for of in axis.values()]
+    points += [("runs", of) for of in sweep.runs.values()]
+    points += [("changes", of) for of in sweep.changes.values()]
+    for place, overrides in points:
+        for key in overrides:
             require(
                 not key.startswith("-") and "=" not in key,
                 f"{place}: {quoted(key)}: write a key without dashes, as align.train.steps",
@@ -140,8 +154,6 @@ def _together(sweep: SweepConfig, points: Mapping[str, str]) -> dict[str, Any]:
                 key.split(".")[0] != "export",
                 f"{place}: {quoted(key)}: the sweep file has its own `export`, for all runs",
             )
-            overrides[key], origin[key] = value, place
-    return overrides
 
 
 def _check_figure(sweep: SweepConfig) -> None:

@@ -51,16 +51,28 @@ def work(
         devices: the mesh's; all there are when None.
 
     Returns:
-        What to raise: stages failed, as by a loss that is not finite. All that does not need them
-        is done.
+        What to raise when all is done that can be: see `share_work`.
     """
-    (out / CLAIMS).mkdir(parents=True, exist_ok=True)
-    left = {unit.name: unit for unit in _units(plan, recipe, out, devices)}
+    return share_work(list(_units(plan, recipe, out, devices)), out / CLAIMS)
+
+
+def share_work(units: Sequence[Unit], claims: Path) -> RunError | None:
+    """Does units of work beside other processes, each unit in one of them.
+
+    Args:
+        units: each after those that it needs.
+        claims: folder of the lock files.
+
+    Returns:
+        What to raise: units failed, as by a loss that is not finite. All that does not need them is
+        done.
+    """
+    claims.mkdir(parents=True, exist_ok=True)
+    left = {unit.name: unit for unit in units}
     failed: dict[str, RunError] = {}
     told: set[str] = set()
     while left:
-        begun = _begin_one(left, failed, out)
-        if begun or not left:
+        if _do_one(left, failed, claims) or not left:
             continue
         others = ", ".join(unit.name for unit in left.values() if not _waits(unit, left))
         if others not in told:
@@ -83,7 +95,7 @@ def _record(row: Row, out: Path) -> Path:
     return out / RUNS / f"{row.name}.json"
 
 
-def _begin_one(left: dict[str, Unit], failed: dict[str, RunError], out: Path) -> bool:
+def _do_one(left: dict[str, Unit], failed: dict[str, RunError], claims: Path) -> bool:
     """Does the first unit that is ready and not claimed; whether there was one.
 
     Units that are done, or that need one that failed here, are taken out.
@@ -98,7 +110,7 @@ def _begin_one(left: dict[str, Unit], failed: dict[str, RunError], out: Path) ->
             continue
         if _waits(unit, left):
             continue
-        with claiming(out / CLAIMS / name.replace("/", "+")) as mine:
+        with claiming(claims / name.replace("/", "+")) as mine:
             if not mine or unit.is_done():
                 continue
             try:

@@ -1,8 +1,7 @@
-"""What is asked and said about a number, in Basque and English: tables of sentences and their
-answers.
+"""What is asked and said about a number, in Basque, English and Spanish: tables of sentences.
 
-A question has a few wordings and one answer, short and without punctuation, so that exact match is
-a fair measure.
+A question has a few wordings, of the same meaning by their place in all languages, and one answer,
+short and without punctuation, so that exact match is a fair measure.
 """
 
 from collections.abc import Callable
@@ -29,6 +28,11 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What number is shown here?",
             "Which number is written here?",
         ),
+        "es": (
+            "¿Qué número es este?",
+            "¿Qué número aparece aquí?",
+            "¿Qué número está escrito aquí?",
+        ),
     },
     "parity": {
         "eu": (
@@ -40,6 +44,11 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Is this number even or odd?",
             "Even or odd: which is this number?",
             "Is the number even or is it odd?",
+        ),
+        "es": (
+            "¿Este número es par o impar?",
+            "¿Par o impar: cómo es este número?",
+            "¿Es par el número o es impar?",
         ),
     },
     "sum": {
@@ -53,6 +62,11 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "How much is the sum of the two digits?",
             "What do the two digits add up to?",
         ),
+        "es": (
+            "¿Cuál es la suma de las cifras?",
+            "¿Cuánto es la suma de las dos cifras?",
+            "¿Cuánto suman las dos cifras?",
+        ),
     },
     "larger": {
         "eu": (
@@ -65,11 +79,16 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is the larger digit?",
             "Which of the two digits is larger?",
         ),
+        "es": (
+            "¿Qué cifra es mayor?",
+            "¿Cuál es la cifra mayor?",
+            "¿Cuál de las dos cifras es mayor?",
+        ),
     },
 }
-PARITY = {"eu": ("bikoitia", "bakoitia"), "en": ("even", "odd")}
-EQUAL = {"eu": "berdinak dira", "en": "they are equal"}
-FIGURES = {"eu": "Zenbakia: {}.", "en": "The number: {}."}
+PARITY = {"eu": ("bikoitia", "bakoitia"), "en": ("even", "odd"), "es": ("par", "impar")}
+EQUAL = {"eu": "berdinak dira", "en": "they are equal", "es": "son iguales"}
+FIGURES = {"eu": "Zenbakia: {}.", "en": "The number: {}.", "es": "El número: {}."}
 
 # About a picture: its two digits and its number, each by name.
 CAPTIONS: dict[str, tuple[str, ...]] = {
@@ -98,18 +117,22 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
 PLUS = {
     "eu": ("Zenbat da {} gehi {}?", "Kalkulatu: {} gehi {}.", "{} gehi {}?"),
     "en": ("How much is {} plus {}?", "Calculate: {} plus {}.", "{} plus {}?"),
+    "es": ("¿Cuánto es {} más {}?", "Calcula: {} más {}.", "¿{} más {}?"),
 }
 MINUS = {
     "eu": ("Zenbat da {} ken {}?", "Kalkulatu: {} ken {}.", "{} ken {}?"),
     "en": ("How much is {} minus {}?", "Calculate: {} minus {}.", "{} minus {}?"),
+    "es": ("¿Cuánto es {} menos {}?", "Calcula: {} menos {}.", "¿{} menos {}?"),
 }
 NEXT = {
     "eu": "Zein zenbaki dator gero: {}, {}, {}?",
     "en": "Which number comes next: {}, {}, {}?",
+    "es": "¿Qué número viene después: {}, {}, {}?",
 }
 SENTENCE = {
     "eu": "Idatzi esaldi bat {} zenbakiarekin.",
     "en": "Write a sentence with the number {}.",
+    "es": "Escribe una frase con el número {}.",
 }
 # (language of the question, language asked for): how one asks for a translation
 TRANSLATE: dict[tuple[str, str], str] = {
@@ -119,6 +142,9 @@ TRANSLATE: dict[tuple[str, str], str] = {
     ("en", "eu"): "How do you say «{}» in Basque?",
     ("en", "it"): "How do you say «{}» in Italian?",
     ("en", "es"): "How do you say «{}» in Spanish?",
+    ("es", "eu"): "¿Cómo se dice «{}» en euskera?",
+    ("es", "en"): "¿Cómo se dice «{}» en inglés?",
+    ("es", "it"): "¿Cómo se dice «{}» en italiano?",
 }
 
 
@@ -135,7 +161,7 @@ def answer(kind: str, number: int, language: str) -> str:
     Args:
         kind: "number", "parity", "sum" or "larger".
         number: 0 to 99, read as two digits (7 is 07).
-        language: "eu" or "en".
+        language: "eu", "en" or "es".
     """
     return _ANSWERS[kind](number, language)
 

@@ -73,8 +73,8 @@ def make_data(folder: Path, counts: Counts | None = None, seed: int = 0) -> list
         "text_en": list(itertools.islice(calculate("en", rng), counts.text)),
     }
     for file, records in files.items():
-        _write(folder / f"{file}.json", records)
-    _write(folder / "heldout.json", examine(heldout, ("eu", "en"), counts.fewer, rng))
+        write_records(folder / f"{file}.json", records)
+    write_records(folder / "heldout.json", examine(heldout, ("eu", "en"), counts.fewer, rng))
     return [
         turn["value"]
         for records in files.values()
@@ -221,6 +221,7 @@ def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _write(path: Path, records: list[Record]) -> None:
+def write_records(path: Path, records: list[Record]) -> None:
+    """Writes a JSON list, a record a line."""
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

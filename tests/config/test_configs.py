@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import Mesh
 
@@ -15,6 +16,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.grids import NEXT_SIZES, GridsConfig
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config
+from mllm_jax.data.mixture.weights import mixture_passes
 from mllm_jax.training.setup import make_setup
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
@@ -30,6 +32,11 @@ BASQUE = {"vision": 303_507_456, "connector": 4_198_400, "language": 8_030_261_2
 # 1024 x 4096 + 4096 + 4096 x 4096 + 4096 as counted from the published class; grids add the newline
 NDINO = BASQUE | {"connector": 20_979_712}
 NEWLINE = 4096
+# Llama-2-13b and -7b as counted by transformers, with 64 more rows in both tables
+VICUNA = {
+    5120: BASQUE | {"connector": 31_467_520, "language": 13_015_864_320 + 2 * 64 * 5120},
+    4096: NDINO | {"language": 6_738_415_616 + 2 * 64 * 4096},
+}
 
 
 def load(file: str) -> Config:
@@ -37,8 +44,15 @@ def load(file: str) -> Config:
 
 
 def test_the_folders_are_what_the_readme_says():
-    assert RECIPES == ["basque/recipe.yaml", "ndino/recipe.yaml", "quickstart/recipe.yaml"]
-    assert len(STAGES) == 9
+    assert RECIPES == [
+        "basque/recipe.yaml",
+        "lrm/llama3/recipe.yaml",
+        "lrm/recipe.yaml",
+        "ndino/recipe.yaml",
+        "quickstart/recipe.yaml",
+        "quickstart_lrm/recipe.yaml",
+    ]
+    assert len(STAGES) == 16
 
 
 @pytest.mark.parametrize("file", STAGES)
@@ -52,7 +66,7 @@ def test_stages_follow_each_other(file: str):
     tree = read_tree(recipe)
     stages = {name: load(f"{folder}/{path}") for name, path in tree.files.items()}
     assert {f"{folder}/{path}" for path in tree.files.values()} == {
-        stage for stage in STAGES if stage.startswith(f"{folder}/")
+        stage for stage in STAGES if Path(stage).parent == folder
     }
     models = [dataclasses.replace(stage.model, grids=None) for stage in stages.values()]
     assert all(model == models[0] for model in models)
@@ -104,6 +118,52 @@ def test_ndino_has_the_published_numbers(file, rate, vision, rows, length, steps
     assert config.data.image_slots >= 5, "an image and its four tiles"
 
 
+LRM = ["lrm/align", "lrm/instruct", "lrm/llama3/align", "lrm/llama3/instruct"]
+
+
+@pytest.mark.parametrize("file", LRM)
+def test_lrm_has_the_published_numbers(file: str):
+    config, stage = load(f"{file}.yaml"), Path(file).name
+    rate, rows = {"align": (1e-3, 192), "instruct": (2e-5, 256)}[stage]
+    optimizer, data = config.optimizer, config.data
+    assert (optimizer.learning_rate, data.rows, data.length) == (rate, rows, 2048)
+    assert config.train.epochs == 1 and config.model.connector.kind == "mlp"
+    assert (optimizer.warmup_ratio, optimizer.schedule, optimizer.floor) == (0.03, "cosine", 0.0)
+    assert data.languages == ("en", "zh", "it", "fr", "de", "es", "ru", "ro", "cs", "hr")
+    assert not data.pack, "a row is a conversation, so rows are the published batch"
+    chat = "llama3" if "llama3" in file else "vicuna_v1"
+    assert {stream.format for stream in data.streams.values()} == {chat}
+    tasks = {"align": ["mvqa"], "instruct": ["mvqa", "ep", "bvqa"]}[stage]
+    assert list(dict.fromkeys(data.task_of_streams)) == tasks
+
+
+@pytest.mark.parametrize("file", LRM)
+def test_lrm_reads_half_english_and_each_other_language_alike(file: str):
+    """What the mixture draws of 1,200,000 aligned records, all complete: 2.4 million in a stage."""
+    data = load(f"{file}.yaml").data
+    streams = [_Sized(2_400_000 if name.startswith("bvqa") else 1_200_000) for name in data.streams]
+    counts = [int(rate) for rate in mixture_passes(streams, data).rates]
+    total = sum(counts)
+    assert total == pytest.approx(2_400_000, rel=1e-5)
+    assert counts[0] / total == pytest.approx(0.5, abs=1e-5)
+    tasks = len(set(data.task_of_streams))
+    for name, count in list(zip(data.streams, counts, strict=True))[1:]:
+        assert count / total == pytest.approx(1 / 18 / tasks, abs=1e-6), name
+    steps = {"align": 12_500, "instruct": 9_375}[Path(file).name]
+    assert total // data.rows == pytest.approx(steps, abs=1)
+
+
+class _Sized:
+    """A stream of so many examples, as the mixture measures it."""
+
+    def __init__(self, count: int):
+        self.sizes, self.tiles = np.full(1, 700), np.ones(1, np.int64)
+        self.languages, self._count = ("en",), count
+
+    def __len__(self) -> int:
+        return self._count
+
+
 @pytest.mark.parametrize("folder", ["basque", "quickstart"])
 def test_the_mixture_is_that_of_the_model_card(folder: str):
     align, instruct = (
@@ -137,6 +197,10 @@ def test_the_abstract_state_stands(file: str, make_mesh: Callable[..., Mesh]):
     }
     if file.startswith("basque"):
         assert sizes == BASQUE
+    elif file.startswith("lrm/llama3"):
+        assert sizes == NDINO
+    elif file.startswith("lrm"):
+        assert sizes == VICUNA[5120]
     elif file.startswith("ndino"):
         newline = NEWLINE if config.model.grids else 0
         assert sizes == NDINO | {"connector": NDINO["connector"] + newline}
@@ -180,3 +244,13 @@ def test_what_was_not_published_is_marked_as_ours(file: str):
         r"# ours:[^\n]*\n[^\n]*\n +rows: ", text
     )
     assert re.search(r"compute: bfloat16 +# ours: ", text)
+
+
+@pytest.mark.parametrize("file", LRM)
+def test_what_lrms_paper_does_not_say_is_marked_as_ours(file: str):
+    text = (ROOT / f"{file}.yaml").read_text(encoding="utf-8")
+    for key in ("schedule", "warmup_ratio", "weight_decay", "beta2", "clip_norm", "image_fit"):
+        assert re.search(rf"(?m)^ +{key}: .*# ours: ", text), key
+    assert re.search(r"compute: bfloat16 +# ours: ", text)
+    for key in ("learning_rate", "rows", "length", "epochs", "languages"):
+        assert re.search(rf"(?m)^ +{key}: .*# \[paper\]", text), key

@@ -57,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="other languages together, as a multiple of English (streams.yaml); default: 1",
     )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=TASKS,
+        default=(),
+        metavar="TASK",
+        help="tasks that streams.yaml leaves out, in the languages other than English",
+    )
+    parser.add_argument(
+        "--refill", action="store_true", help="the other tasks take their share; default: fewer"
+    )
     parser.add_argument("--images", metavar="DIR", help="of the images, for streams.yaml")
     parser.add_argument(
         "--format", choices=QUESTION_FORMATS, default="llama31", help="for streams.yaml"
@@ -81,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
             wordings=options.wordings,
             ignore=frozenset(options.ignore),
             ratio=options.ratio,
+            without=frozenset(options.without),
+            refill=options.refill,
             images=options.images,
             format=options.format,
         ),

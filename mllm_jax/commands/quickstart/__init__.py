@@ -9,7 +9,9 @@ USAGE = Usage("the whole recipe in minutes, on handwritten digits")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/quickstart, or runs/quickstart_lrm"
+    )
     parser.add_argument(
         "--share",
         type=number("(0, 1]"),
@@ -17,9 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="share of the steps, to try it (0..1]",
     )
+    parser.add_argument(
+        "--lrm",
+        action="store_true",
+        help="instead: data and configs of LRM-LLaVA's ablation in three languages (docs/lrm.md)",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm_jax.commands.quickstart import stages
+    from mllm_jax.commands.quickstart import lrm, stages
 
-    stages.run(options.out, share=options.share)
+    work = lrm if options.lrm else stages
+    work.run(options.out or work.HOME, share=options.share)

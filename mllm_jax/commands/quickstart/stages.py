@@ -80,11 +80,14 @@ def configs_folder(name: str) -> Path:
     )
 
 
-def localised(text: str, out: Path, share: float) -> str:
-    """A config file's text with OUT in its paths and `share` of its steps; comments stay."""
+def localised(text: str, out: Path, share: float, home: str = HOME) -> str:
+    """A config file's text with OUT for `home` in its paths and `share` of its steps.
+
+    Comments stay.
+    """
     # paths stand in double quotes, which JSON and YAML share
     inside = json.dumps(str(out), ensure_ascii=False)[1:-1]
-    text = text.replace(f'"{HOME}', f'"{inside}')
+    text = text.replace(f'"{home}', f'"{inside}')
 
     def scaled(match: re.Match[str]) -> str:
         return f"{match[1]}{max(1, round(int(match[2]) * share))}"

@@ -1,7 +1,7 @@
 """Writes the files of `corpus tasks`: one per task and language, counts, and a block of streams.
 
 OUT/mvqa_eu.jsonl, ep_eu.jsonl, bvqa_eu.jsonl, ...   LLaVA records
-OUT/streams.yaml    data.languages and data.streams for a stage file, weights by `shares`
+OUT/streams.yaml    data.languages and data.streams for a stage file, shares by `shares`
 OUT/tasks.json      records, and what was left out, by task, language and reason
 """
 
@@ -44,9 +44,12 @@ class Options(NamedTuple):
     instructions: str | None = PIVOT  # None: in the language of each question
     wordings: Sequence[Path] = ()
     ignore: Collection[str] = ()
-    ratio: float = 1.0
-    images: str | None = None  # of the block of streams
+    ratio: float = 1.0  # this and what follows: of the block of streams
+    without: Collection[str] = ()
+    refill: bool = False
+    images: str | None = None
     format: str = "llama31"
+    place: Path | None = None  # of OUT, where it is not yet in its place
 
 
 class Counted(NamedTuple):
@@ -70,6 +73,7 @@ def run(source: Source, name: str, out: Path, options: Options, as_json: bool = 
         ConfigError: a record is not valid, an id occurs twice, a language has no wordings.
     """
     check_new(out)
+    place = options.place or out
     require(len(source) > 0, f"{name}: no records")
     instructions = Instructions(load(options.wordings), options.instructions)
     present = languages_of(source)
@@ -90,9 +94,9 @@ def run(source: Source, name: str, out: Path, options: Options, as_json: bool = 
         made = sum(of.records for of in counts.values())
         require(made > 0, f"{name}: no record has the texts for any task: {_reasons(counts)}")
         write_json(folder / "tasks.json", report)
-        block = _streams(out, counts, languages, options)
+        block = _streams(place, counts, languages, options)
         (folder / "streams.yaml").write_text(block, encoding="utf-8")
-    print(json.dumps(report, indent=2) if as_json else _table(report, out), flush=True)
+    print(json.dumps(report, indent=2) if as_json else _table(report, place), flush=True)
 
 
 def _write(
@@ -189,10 +193,17 @@ def _table(report: dict[str, Any], out: Path) -> str:
 def _streams(
     out: Path, counts: dict[Pair, Counted], languages: Sequence[str], options: Options
 ) -> str:
-    """A block for a stage file; its weights are those of `shares` where English is among them."""
+    """A block for a stage file, by `shares` where English is among the languages.
+
+    `epochs` of each stream: all of English's MVQA, of the others as many records as their weight
+    says, however many there are. So a stage that leaves streams out has fewer steps.
+    """
+    english = counts.get(("mvqa", PIVOT), Counted(0, {})).records
     weights: dict[Pair, float] = {}
-    if PIVOT in languages:
-        weights = task_weights(options.tasks, languages, options.ratio)
+    if english:
+        weights = task_weights(
+            options.tasks, languages, options.ratio, options.without, options.refill
+        )
     images = {} if options.images is None else {"images": options.images}
     streams = {
         file_name(pair).removesuffix(".jsonl"): {
@@ -200,10 +211,10 @@ def _streams(
             **images,
             "format": options.format,
             "task": pair[0],
-            "weight": round(weights.get(pair, 1.0), 6),
+            "epochs": round(weights[pair] * english / of.records, 7) if weights else 1.0,
         }
         for pair, of in counts.items()
-        if of.records
+        if of.records and (pair in weights or not weights)
     }
     # the other half of a pair of languages may be one that is not asked for by itself
     answered = list(dict.fromkeys([*languages, PIVOT])) if "bvqa" in options.tasks else languages

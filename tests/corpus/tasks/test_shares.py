@@ -14,6 +14,7 @@ from mllm_jax.data.mixture.weights import mixture_passes, record_weights, stream
 from tests.corpus.tasks.test_tasks import CAT, PAPER, run, write
 
 TASKS = ("mvqa", "ep", "bvqa")
+CAT_EU = {"q": CAT["q"], "a": CAT["a"]}
 ENGLISH = {0.4: 0.7143, 0.7: 0.5882, 1.0: 0.5, 1.5: 0.4}
 
 
@@ -98,14 +99,39 @@ def test_shares_are_relative_to_english():
         task_weights(TASKS, ("eu", "es"))
 
 
+def section(out) -> DataConfig:
+    return loading.build(DataConfig, yaml.safe_load((out / "streams.yaml").read_text("utf-8")))
+
+
 def test_the_block_of_streams_is_a_section_of_a_stage(tmp_path):
     source = write(tmp_path / "a.jsonl", [CAT])
     out = tmp_path / "out"
     words = (source, "--out", out, "--ratio", "0.4", "--images", tmp_path, "--format", "vicuna_v1")
     assert run(*words) == 0
-    tree = yaml.safe_load((out / "streams.yaml").read_text("utf-8"))
-    data = loading.build(DataConfig, tree)
-    weights = {name: stream.weight for name, stream in data.streams.items()}
-    assert weights["mvqa_en"] == 1.0 and weights["ep_eu"] == pytest.approx(0.4 / 3, abs=1e-6)
+    data = section(out)
+    epochs = {name: stream.epochs for name, stream in data.streams.items()}
+    assert epochs == {  # bvqa_eu has two records
+        "mvqa_en": 1.0,
+        "mvqa_eu": pytest.approx(0.4 / 3, abs=1e-7),
+        "ep_eu": pytest.approx(0.4 / 3, abs=1e-7),
+        "bvqa_eu": pytest.approx(0.2 / 3, abs=1e-7),
+    }
     assert {stream.task for stream in data.streams.values()} == set(TASKS)
     assert all(stream.format == "vicuna_v1" for stream in data.streams.values())
+
+
+@pytest.mark.parametrize(("more", "share"), [((), 1 / 3), (("--refill",), 1 / 2)])
+def test_records_that_lack_texts_do_not_change_the_shares(tmp_path, more, share):
+    """Half of the records have no Basque: the others are read twice as often."""
+    english = [
+        CAT | {"id": n, "q": {"en": "Who?"}, "a": {"en": "A cat."}} | ({} if n % 2 else CAT_EU)
+        for n in range(40)
+    ]
+    source = write(tmp_path / "a.jsonl", english)
+    out = tmp_path / "out"
+    assert run(source, "--out", out, "--without", "ep", *more) == 0
+    data = section(out)
+    assert list(data.streams) == ["mvqa_en", "mvqa_eu", "bvqa_eu"]
+    streams = [Stream(n, code) for n, code in ((40, "en"), (20, "eu"), (40, "eu"))]
+    counts = np.array([float(rate) for rate in mixture_passes(streams, data).rates])
+    np.testing.assert_allclose(counts, [40, 40 * share, 40 * share], rtol=1e-5)

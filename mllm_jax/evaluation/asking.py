@@ -12,12 +12,13 @@ from mllm_jax.common import interrupts
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.evaluation.answers import Line, make_line
-from mllm_jax.evaluation.items import Item, prompt_text
+from mllm_jax.evaluation.items import Item
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.task import Answer
 from mllm_jax.generation.batching import Group, batches, read_ahead
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.likelihood import LogLikelihood
+from mllm_jax.generation.prompt_text import prompt_text
 
 
 def group_items(items: Sequence[Item], rows: int) -> list[Group]:
@@ -70,13 +71,15 @@ def _lines(
         found = opened.losses(options, of_pairs, rows=rows, slots=group.slots)
         for (n, _), one in zip(pairs, found, strict=True):
             scored[n].append(one)
-    return [_line(opened, task, *parts) for parts in zip(items, output_ids, scored, strict=True)]
+    columns = (items, pictures, output_ids, scored)
+    return [_line(opened, task, *parts) for parts in zip(*columns, strict=True)]
 
 
 def _line(
     opened: Answerer,
     task: TableTask,
     item: Item,
+    pictures: Sequence[Tiles],
     output_ids: list[int],
     scored: Sequence[LogLikelihood],
 ) -> Line:
@@ -94,4 +97,5 @@ def _line(
     )
     judged = task.judge(item.question, answer)
     more = {} if item.prompt is None else {"answer_ids": output_ids}
-    return make_line(task.name, item.question, answer, judged, prompt_text(opened, item), **more)
+    prompt = prompt_text(opened.tokenizer, item.read, pictures)
+    return make_line(task.name, item.question, answer, judged, prompt, **more)

@@ -96,7 +96,11 @@ class Extras:
                 text_fidelity(["a" * LETTERS], (), language, self.languages, self._identifier)
             except ConfigError as error:
                 raise ConfigError(f"--fidelity: task {task.name}: {error}") from error
-        if self.chrf and questions:
+        if self.chrf:
+            require(
+                task.kind == "generate",
+                f"--chrf: task {task.name} asks for no text that could be compared",
+            )
             try:
                 translation_scores(["a"], [["a"]])  # whether it is installed
                 for question in questions:

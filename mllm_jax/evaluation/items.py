@@ -7,19 +7,16 @@ perplexity  -                           turns with the true answer and the token
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mllm_jax.batch import TEXT
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.records.parse import IMAGE, Turn
 from mllm_jax.evaluation.tasks.base import TableTask
 from mllm_jax.evaluation.tasks.task import Question
 from mllm_jax.generation.engine import Answerer
-
-IMAGE_MARK = "<image>"  # in the place of an image's tokens, in stored prompts
 
 
 class Item(NamedTuple):
@@ -40,6 +37,14 @@ class Item(NamedTuple):
     def encoded(self) -> tuple[Encoded, ...]:
         """All that is read for this item; never empty."""
         return self.options if self.prompt is None else (self.prompt, *self.options)
+
+    @property
+    def read(self) -> Encoded:
+        """What is read before the answer or the first option."""
+        encoded = self.encoded[0]
+        scored = np.flatnonzero(encoded.weights)
+        whole = self.prompt is not None or not len(scored)
+        return encoded if whole else Encoded(*(field[: scored[0]] for field in encoded))
 
 
 def make_items(opened: Answerer, task: TableTask, questions: Sequence[Question]) -> list[Item]:
@@ -132,25 +137,3 @@ def _trained_before(
 
 def _images_in(turns: Sequence[Turn]) -> int:
     return sum(part is IMAGE for turn in turns for part in turn.parts)
-
-
-def prompt_text(opened: Answerer, item: Item) -> str:
-    """What the model reads before it answers, template included; an image is IMAGE_MARK."""
-    encoded = item.encoded[0]
-    scored = np.flatnonzero(encoded.weights)
-    end = len(encoded.tokens) if item.prompt is not None or not len(scored) else scored[0]
-    is_text = encoded.placeholders[:end] == TEXT
-    borders = np.flatnonzero(np.diff(is_text)) + 1  # between text and images
-    parts = np.split(np.arange(end), borders)
-    return "".join(
-        _decoded(opened, encoded.tokens[part].tolist()) if is_text[part[0]] else IMAGE_MARK
-        for part in parts
-        if len(part)
-    )
-
-
-def _decoded(opened: Answerer, tokens: list[int]) -> str:
-    text: Any = opened.tokenizer.decode(
-        tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-    return text

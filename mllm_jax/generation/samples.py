@@ -24,6 +24,7 @@ from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer
+from mllm_jax.generation.prompt_text import prompt_text
 from mllm_jax.models import mllm
 
 
@@ -73,7 +74,7 @@ def _samples(
     output_ids = answerer.answer(prompts, pictures, limit)
     parts = [
         f"--- {one.name} ({one.language})\n"
-        f"prompt:   {answerer.prompt_text(one).strip()}\n"
+        f"prompt:   {prompt_text(answerer.tokenizer, one.prompt, one.pictures).strip()}\n"
         f"expected: {answerer.text(one.expected).strip()}\n"
         f"answer:   {answerer.text(ids).strip()}\n"
         for one, ids in zip(asked, output_ids, strict=True)
@@ -124,18 +125,3 @@ class _Answerer(Answerer):
         self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
         platform = mesh.devices.flat[0].platform
         self.model = mllm.build(config.model, self.compute, platform, config.adapter)
-
-    def prompt_text(self, question: Question) -> str:
-        """The prompt with its control tokens; `<image>` for all placeholders of an image."""
-        is_image = np.asarray(question.prompt.placeholders) != TEXT
-        lengths = [len(picture.placeholders) for picture in question.pictures]
-        first = np.flatnonzero(is_image)[np.cumsum([0, *lengths])[:-1]]  # of each picture
-        parts: list[str] = []
-        for inside, group in itertools.groupby(range(len(is_image)), lambda i: bool(is_image[i])):
-            at = list(group)
-            if inside:
-                parts.append("<image>" * int(np.isin(at, first).sum()))
-            else:
-                ids = np.asarray(question.prompt.tokens)[at].tolist()
-                parts.append(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-        return "".join(parts)

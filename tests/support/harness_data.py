@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mllm_jax.__main__ import main
+from mllm_jax.evaluation.answers import read_answers
 from tests.support.task_data import png
 
 STORIES = [
@@ -40,6 +42,17 @@ def make(root: Path) -> Path:
         ]
         _write(root, "swap-uniba/POPE_IT", f"data/{category}", rows)
     return root
+
+
+def evaluated(model: Path, task: str, root: Path, out: Path) -> tuple[dict[str, float], list[dict]]:
+    """What `mllm-jax evaluate` makes of the prepared data: (metrics, lines of answers.jsonl).
+
+    A question at a time, on one device.
+    """
+    words = ["evaluate", str(model), "--task", task, "--folder", str(root), "--out", str(out)]
+    assert main([*words, "--rows", "1", "--devices", "1"]) == 0
+    (result,) = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return result["metrics"], read_answers(out / "answers.jsonl")
 
 
 def shades(folder: Path, count: int) -> list[Path]:

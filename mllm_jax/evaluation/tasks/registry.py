@@ -6,7 +6,8 @@
     post_prompt: {hr: "\\nOdgovori jednom riječju ili izrazom."}
     words: {hr: {name: Croatian, "yes": [da], "no": [ne], negations: [ne, Ne]}}
 
-A mapping adds to that of the other task, key by key; anything else replaces it.
+A mapping adds to that of the other task, key by key; anything else replaces it, and so does `data`:
+the languages of a task are those of the last file that states data.
 """
 
 import dataclasses
@@ -126,12 +127,12 @@ def _resolved(file: Path, before: tuple[Path, ...]) -> dict[Any, Any]:
 
 
 def _merged(first: dict[Any, Any], second: dict[Any, Any]) -> dict[Any, Any]:
-    """The second's keys over the first's; mappings of both are joined, one level deep."""
+    """The second's keys over the first's; mappings of both but data are joined, one level deep."""
     first = {key: value for key, value in first.items() if key != "name"}
     joined = {
         key: {**first[key], **value}
         for key, value in second.items()
-        if isinstance(value, dict) and isinstance(first.get(key), dict)
+        if key != "data" and isinstance(value, dict) and isinstance(first.get(key), dict)
     }
     return {**first, **second, **joined}
 

@@ -9,7 +9,6 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.evaluation.harness import documents, task_files
-from mllm_jax.evaluation.tasks.task import Answer
 from tests.support import harness_data
 
 pytestmark = [
@@ -120,40 +119,28 @@ def test_a_conversation_is_the_folders_own(ours):
     assert (ours.rank, ours.world_size) == (0, 1)
 
 
-def test_a_task_of_ours_scores_as_evaluate_does(ours, tmp_path, monkeypatch):
+def test_a_task_of_ours_scores_as_evaluate_does(ours, oracle, tmp_path, monkeypatch):
+    """Numbers and log-likelihoods on eight devices are those of the command on one."""
     import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
-    monkeypatch.setenv(documents.VARIABLE, str(harness_data.make(tmp_path)))
+    root = harness_data.make(tmp_path / "data")
+    monkeypatch.setenv(documents.VARIABLE, str(root))
     documents.asked.cache_clear()
     manager = TaskManager(include_path=str(task_files.FOLDER / "lm_eval"), include_defaults=False)
     found = lm_eval.simple_evaluate(
         model=ours, tasks=["mllm_jax_xstorycloze_eu"], task_manager=manager, bootstrap_iters=0
     )
-    task, questions = documents.asked("xstorycloze", "eu")
-    scores, samples = our_scores(ours._opened, task, questions)
+    scores, lines = harness_data.evaluated(
+        oracle / "llama31", "xstorycloze_eu", root, tmp_path / "out"
+    )
     results = found["results"]["mllm_jax_xstorycloze_eu"]
     for name in ("acc", "acc_norm"):
         assert 100 * results[f"{name},none"] == pytest.approx(scores[name])
     logged = sorted(found["samples"]["mllm_jax_xstorycloze_eu"], key=lambda one: one["doc_id"])
-    for sample, expected in zip(logged, samples, strict=True):
+    for sample, line in zip(logged, lines, strict=True):
         values = [one[0] for one in sample["filtered_resps"]]
-        assert values == pytest.approx(expected, abs=1e-4)
-
-
-def our_scores(opened: Any, task: Any, questions: list[Any]) -> tuple[dict, list]:
-    """As `evaluate` asks and scores: (metrics, log-likelihoods of every question)."""
-    from mllm_jax.evaluation.answers import make_line
-
-    lines, values = [], []
-    for question in questions:
-        context = "".join(part for part in question.turns[-1].parts if isinstance(part, str))
-        found = opened.log_likelihoods([context] * len(question.options), question.options)
-        sums = tuple(one.sum for one in found)
-        answer = Answer("", sums, tuple(one.tokens for one in found))
-        lines.append(make_line(task.name, question, answer, task.judge(question, answer)))
-        values.append(list(sums))
-    return task.metrics(lines), values
+        assert values == pytest.approx(line["log_likelihoods"], abs=1e-4)
 
 
 def test_it_is_found_by_its_name():

@@ -11,10 +11,8 @@ from PIL import Image
 
 from mllm_jax.common.errors import ConfigError, RunError
 from mllm_jax.data.records.parse import user_turn
-from mllm_jax.evaluation.answers import make_line
 from mllm_jax.evaluation.harness import documents, task_files
-from mllm_jax.evaluation.tasks.task import Answer
-from mllm_jax.generation.engine import Answerer
+from mllm_jax.evaluation.tasks.registry import load_task
 from tests.support import harness_data
 
 pytestmark = [
@@ -127,33 +125,22 @@ def evaluated(model: Any, task: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["chat", "simple"])
 def test_a_task_of_ours_scores_as_evaluate_does(kind, request, oracle, tmp_path, monkeypatch):
-    """Every answer and number by both classes, on eight devices, is that of one question on one."""
+    """Answers and numbers by both classes, on eight devices, are those of the command on one."""
     model = request.getfixturevalue(kind)
-    monkeypatch.setenv(documents.VARIABLE, str(harness_data.make(tmp_path)))
+    root = harness_data.make(tmp_path / "data")
+    monkeypatch.setenv(documents.VARIABLE, str(root))
     documents.asked.cache_clear()
     found = evaluated(model, TASK, task_files.FOLDER / "lmms_eval")
-    task, questions = documents.asked("pope", "it")
-    lines = our_lines(Answerer(oracle / "llava_mlp"), task, questions)
+    expected, lines = harness_data.evaluated(
+        oracle / "llava_mlp", "pope_it", root, tmp_path / "out"
+    )
     samples = sorted(found["samples"][TASK], key=lambda one: one["doc_id"])
     texts = [sample["filtered_resps"][0].strip() for sample in samples]
     assert texts == [line["answer"] for line in lines]
     assert len(set(texts)) > 1
-    expected = task.metrics(lines)
     results = found["results"][TASK]
-    for name in task_files.metrics(task):
+    for name in task_files.metrics(load_task("pope")):
         assert results[f"{name},none"] == pytest.approx(expected[name])
-
-
-def our_lines(opened: Any, task: Any, questions: list[Any]) -> list[dict]:
-    """As `evaluate` asks, one by one."""
-    lines = []
-    for question in questions:
-        prompt = opened.prompt(question.turns, task.max_new_tokens, images=question.images)
-        pictures = opened.pictures(question.images)
-        (ids,) = opened.answer([prompt], [pictures], task.max_new_tokens)
-        answer = Answer(opened.text(ids).strip())
-        lines.append(make_line(task.name, question, answer, task.judge(question, answer)))
-    return lines
 
 
 def test_losses_are_those_of_transformers(simple, tiny, oracle):

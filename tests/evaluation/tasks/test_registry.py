@@ -71,8 +71,9 @@ max_new_tokens: 8
     file.write_text(text, encoding="utf-8")
     task = load_task(str(file))
     assert task.name == "pope_hr"
-    assert task.languages == ("en", "it", "hr")
+    assert task.languages == ("hr",), "its own data's alone"
     assert task.max_new_tokens == 8
+    assert set(task.post_prompt) == {"en", "it", "eu", "hr"}
     (question,) = task.questions("hr", tmp_path)
     assert question.text == "Je li?\nOdgovori jednom riječju."
     assert question.truth == "yes"
@@ -80,6 +81,7 @@ max_new_tokens: 8
     other = tmp_path / "again.yaml"
     other.write_text("from: pope_hr.yaml\nrule: strict\n", encoding="utf-8")
     assert load_task(str(other)).settings["rule"] == "strict"
+    assert load_task(str(other)).languages == ("hr",)
 
 
 @pytest.mark.parametrize(

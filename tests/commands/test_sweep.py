@@ -56,7 +56,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
 def copy(whole: Files, root: Path) -> Files:
     """The same sweep in another place."""
     files = Files(root, Path(whole.recipe["evaluate"]["images"]).parent)
-    files.sweep, files.recipe = json.loads(json.dumps([whole.sweep, whole.recipe]))
+    files.sweep = json.loads(json.dumps(whole.sweep))
     shutil.copytree(whole.out, files.out)
     return files
 
@@ -135,12 +135,20 @@ def other_runs(files: Files) -> str:
     return "holds another sweep, of runs 0-1, 50-1; give another folder"
 
 
+def other_questions(files: Files) -> str:
+    data = Path(files.recipe["evaluate"]["data"])
+    data.write_text(data.read_text() + " ")
+    return "was begun with evaluate.data="
+
+
 def no_sweep(files: Files) -> str:
     (files.out / "sweep.json").unlink()
     return "exists and is not the folder of a sweep (sweep.json is missing)"
 
 
-@pytest.mark.parametrize("change", [other_data, other_settings, other_runs, no_sweep])
+@pytest.mark.parametrize(
+    "change", [other_data, other_settings, other_runs, other_questions, no_sweep]
+)
 def test_the_folder_of_another_sweep_is_refused(
     whole: Files, tmp_path: Path, calls: Calls, change: Callable[[Files], str]
 ):

@@ -9,12 +9,13 @@ from mllm_jax.commands.sweep import stages as sweep
 from mllm_jax.commands.sweep.plan import load_runs, make_plan
 from mllm_jax.commands.sweep.runs import read_runs, select
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config import loading
 from mllm_jax.config.sweep import SweepConfig
 from tests.support.sweeps import Files
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SWEEPS = sorted(CONFIGS.rglob("sweep*.yaml"))
+SWEEPS = sorted(path for path in CONFIGS.rglob("*.yaml") if "recipe" in read_yaml(path))
 GRID = {"share": {"0": {"a": 1}, "50": {"a": 2}}, "seed": {"1": {"s": 1}, "2": {"s": 2}}}
 
 

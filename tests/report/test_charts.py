@@ -2,10 +2,12 @@
 
 import math
 import re
+from xml.etree import ElementTree
 
 import pytest
 
 from mllm_jax.report import charts
+from mllm_jax.report.chart_file import chart_file
 from mllm_jax.report.charts import Axes, Curve
 
 AXES = Axes("step", "loss")
@@ -115,3 +117,31 @@ def test_more_curves_than_colours_are_told_apart():
 )
 def test_number(value: float, largest: float, text: str):
     assert charts.number(value, largest) == text
+
+
+def test_bars_are_inside_the_frame_and_count_for_its_scale():
+    curve = Curve("eu", [(0.0, 0.5), (100.0, 0.6)], dots=True, bars=[(100.0, 0.1, 0.9)])
+    svg = charts.line_chart([curve], Axes("share", "match", "share"))
+    ((x, bottom, top),) = re.findall(r'class="error c0" d="M([\d.]+),([\d.]+)V([\d.]+)M', svg)
+    assert float(x) == points(svg)[1][0]
+    assert charts.TOP < float(top) < points(svg)[1][1] < float(bottom)
+    assert ticks(svg)[-1] == "80 %", "0.9 is on the axis"
+
+
+def test_values_across_may_be_fractions():
+    curve = Curve("eu", [(0.4, 1.0), (0.7, 2.0), (1.0, 3.0), (1.5, 4.0)])
+    svg = charts.line_chart([curve], AXES)
+    assert re.findall(r'text-anchor="middle">([\d.]+)<', svg) == ["0.5", "1", "1.5"]
+    steps = charts.line_chart([Curve("eu", [(1.0, 1.0), (3.0, 2.0)])], AXES)
+    assert re.findall(r'text-anchor="middle">([\d.]+)<', steps) == ["1", "2", "3"]
+
+
+def test_a_chart_is_a_file_of_its_own():
+    curves = [Curve(f"<{name}>", [(0.0, 1.0), (1.0, 2.0)]) for name in ("eu", "en", "it")]
+    text = chart_file("Loss & more", curves, AXES)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "--c0" in text
+    written = [of.text for of in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Loss & more", "<eu>", "<en>", "<it>", "step"} <= set(written)
+    height = float(root.attrib["viewBox"].split()[-1])
+    assert all(float(of.attrib["y"]) < height for of in root.iter() if "y" in of.attrib)

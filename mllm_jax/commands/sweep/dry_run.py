@@ -41,6 +41,7 @@ def _shared(plan: Plan) -> str:
         f"of {uses.total():,}: {len(shared):,} of them are shared."
     ]
     lines += [f"  {name}: by {uses[name]:,} models" for name in shared]
+    lines.append("Digests are of settings here; those of folders are also of data and weights.")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -18,6 +18,7 @@ from tests.support.sweeps import Files, written
 pytestmark = pytest.mark.slow
 
 KILLS, STEPS = 10, 6
+NEW_FILES = 120  # between two kills, at most; all of the sweep are several hundred
 PATIENCE = 600  # seconds for what takes twenty
 
 
@@ -77,11 +78,18 @@ def finished(site: Site) -> set[str]:
     return {path.stem for path in [*stages, *site.out.glob("runs/*.json")]}
 
 
+def files(site: Site) -> int:
+    """How far a sweep is: the files that it has made, those being written included."""
+    return sum(len(names) for _, _, names in os.walk(site.out))
+
+
 def test_killed_at_ten_random_moments(undisturbed: Site, site: Site):
     chance = random.Random(15)
     for _ in range(KILLS):
-        before, process = finished(site), site.start()
-        process.join(chance.uniform(0.5, 8))
+        before, target = finished(site), files(site) + chance.randrange(NEW_FILES)
+        process = site.start()
+        while process.is_alive() and files(site) < target:
+            time.sleep(0.02)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join(PATIENCE)

@@ -4,6 +4,7 @@ So another file under the same path makes another stage, not a mixture of two.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -45,7 +46,8 @@ class Digests:
         key = json.dumps([data["streams"], data, model, str(files)], sort_keys=True)
         if key not in self._known:
             check(stage.data, stage.model, self._tokenizers[files])
-            mixture = Mixture(stage.data, stage.model, self._tokenizers[files])
+            workers = os.cpu_count() or 1
+            mixture = Mixture(stage.data, stage.model, self._tokenizers[files], workers)
             self._known[key] = {stream.name: stream.digest for stream in open_streams(mixture)}
         about = {"streams": self._known[key]}
         return about if len(path) > 1 else about | {"start": self._start(first, files)}

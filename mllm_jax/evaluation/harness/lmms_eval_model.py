@@ -1,6 +1,6 @@
 """Our models as `lmms` of lmms-eval (the extra [lmms-eval], found by its entry point).
 
-    lmms_eval --model mllm_jax --model_args pretrained=runs/instruct --tasks pope --batch_size 16
+    lmms-eval --model mllm_jax --model_args pretrained=runs/instruct --tasks pope --batch_size 16
 
 Generation takes the chat class: messages with images in their places. Tasks by log-likelihood
 (`output_type: multiple_choice`) exist for simple models alone: add --force_simple.

@@ -73,7 +73,7 @@ def make_project(root: Path, sources: Mapping[str, Source], heldout: Source) -> 
     ]
     make_tokenizer(texts, root / "tokenizer", TEMPLATES["llama3"], VOCAB)
     for name in FILES:
-        tree = _small(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8")))
+        tree = small(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8")))
         (stream,) = {of["format"] for of in tree["data"]["streams"].values()}
         tree["data"]["streams"] = {name: {"path": str(root / f"{name}.json"), "format": stream,
                                           "images": str(sources[name].images),
@@ -81,7 +81,7 @@ def make_project(root: Path, sources: Mapping[str, Source], heldout: Source) -> 
         tree["init"] = {"weights": str(root / "start")}
         (root / f"{name}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
         if name == "mlp":
-            _write_start(root / "start", root / "tokenizer", tree["model"])
+            write_start(root / "start", root / "tokenizer", tree["model"])
     recipe = yaml.safe_load((CONFIGS / "recipe.yaml").read_text("utf-8"))
     recipe |= {
         "out": str(root / "out"),
@@ -98,7 +98,7 @@ def make_project(root: Path, sources: Mapping[str, Source], heldout: Source) -> 
     return file
 
 
-def _small(tree: dict[str, Any]) -> dict[str, Any]:
+def small(tree: dict[str, Any]) -> dict[str, Any]:
     """A stage file's tree at the sizes above."""
     model, data, train = tree["model"], tree["data"], tree["train"]
     model |= {"vision": VISION, "language": LANGUAGE, "image_token": VOCAB - 1}
@@ -113,7 +113,7 @@ def _small(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _write_start(out: Path, files: Path, model: dict[str, Any]) -> None:
+def write_start(out: Path, files: Path, model: dict[str, Any]) -> None:
     """A model folder of random weights; norms near 1, so that all layers count."""
     config = loading.build(ModelConfig, model)
     random = np.random.default_rng(0)

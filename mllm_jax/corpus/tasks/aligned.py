@@ -77,7 +77,8 @@ def _read(raw: dict[str, Any], instructions: Instructions, ignore: Collection[st
         hint = f"did you mean {near!r}?" if near else "name it with --ignore to leave it aside"
         raise RecordError("unread_key", f"key {quoted(unknown[0], 60)} is not read; {hint}")
     check_id(raw.get("id"))
-    _expect(raw.get("id") is not None, "no id; every record needs one of its own")
+    if raw.get("id") is None:
+        raise RecordError("field", "no id; every record needs one of its own")
     key = str(raw["id"])
     answers = _texts(raw.get("a"), "a")
     if "q" in raw:
@@ -89,30 +90,30 @@ def _read(raw: dict[str, Any], instructions: Instructions, ignore: Collection[st
 
 
 def _texts(value: Any, name: str) -> Texts:
-    _expect(isinstance(value, dict), f"{name} {quoted(value, 60)} is not {{language: text}}")
+    if not isinstance(value, dict):
+        raise RecordError("field", f"{name} {quoted(value, 60)} is not {{language: text}}")
     texts = {}
     for code, text in value.items():
-        place = f"{name}.{code}"
-        _expect(is_name(code), f"{name}: {quoted(code, 60)} is not a language")
-        _expect(text is None or isinstance(text, str), f"{place} {quoted(text, 60)} is not text")
-        if text is None or not text.strip():
+        if not is_name(code):
+            raise RecordError("field", f"{name}: {quoted(code, 60)} is not a language")
+        if text is None:
             continue
-        check_text(text, place)
-        _expect(MARK not in text, f"{place} holds {MARK}, which is added here")
-        texts[code] = text
+        if not isinstance(text, str):
+            raise RecordError("field", f"{name}.{code} {quoted(text, 60)} is not text")
+        check_text(text, f"{name}.{code}")
+        if MARK in text:
+            raise RecordError("field", f"{name}.{code} holds {MARK}, which is added here")
+        if text.strip():
+            texts[code] = text
     return texts
 
 
 def _image(value: Any) -> Any:
     paths: Sequence[Any] = value if isinstance(value, list) else [value]
     is_path = all(isinstance(path, str) and path for path in paths)
-    _expect(value is None or is_path, f"image {quoted(value, 60)} is not a path or paths")
+    if value is not None and not is_path:
+        raise RecordError("field", f"image {quoted(value, 60)} is not a path or paths")
     return value or None
-
-
-def _expect(condition: bool, reason: str) -> None:
-    if not condition:
-        raise RecordError("field", reason)
 
 
 def check_languages(chosen: Sequence[str], present: Sequence[str]) -> None:

@@ -25,7 +25,16 @@ from mllm_jax.corpus.tasks.aligned import (
     languages_of,
     read_all,
 )
-from mllm_jax.corpus.tasks.build import PIVOT, TASKS, check_wordings, forms, make, missing, pairs
+from mllm_jax.corpus.tasks.build import (
+    PIVOT,
+    TASKS,
+    Form,
+    check_wordings,
+    forms,
+    make,
+    missing,
+    pairs,
+)
 from mllm_jax.corpus.tasks.ids import Ids
 from mllm_jax.corpus.tasks.shares import task_weights
 from mllm_jax.corpus.tasks.wordings import Instructions, load
@@ -110,6 +119,7 @@ def _write(
     """Every record's tasks into their files; a file gets its name with its first record."""
     ids, records = Ids(), Counter[Pair]()
     left_out = {pair: Counter[str]() for pair in chosen}
+    asked = {pair: forms(*pair) for pair in chosen}
     with ExitStack() as stack:
         files: dict[Pair, IO[str]] = {}
         progress = stack.enter_context(bar(total=len(source), desc=name, unit="record"))
@@ -118,23 +128,26 @@ def _write(
                 interrupts.check()
             ids.add(record.id)
             for pair in chosen:
-                lines, reasons = _made(record, pair, instructions)
+                lines, reasons = _made(record, asked[pair], instructions)
                 if lines and pair not in files:
                     path = folder / file_name(pair)
                     files[pair] = stack.enter_context(path.open("w", encoding="utf-8"))
                 if lines:
                     files[pair].writelines(lines)
                 records[pair] += len(lines)
-                left_out[pair].update(reasons)
+                if reasons:
+                    left_out[pair].update(reasons)
             progress.update()
     ids.check(lambda number: str(source[number]["id"]), source.location)
     return {pair: Counted(records[pair], dict(sorted(left_out[pair].items()))) for pair in chosen}
 
 
-def _made(record: Aligned, pair: Pair, instructions: Instructions) -> tuple[list[str], list[str]]:
+def _made(
+    record: Aligned, asked: Sequence[Form], instructions: Instructions
+) -> tuple[list[str], list[str]]:
     """Lines of a file, and why others are missing."""
     lines, reasons = [], []
-    for form in forms(*pair):
+    for form in asked:
         reason = missing(record, form)
         if reason is None:
             made = make(record, form, instructions)

@@ -47,14 +47,15 @@ class Instructions:
     def __init__(self, known: Mapping[str, Wordings], language: str | None):
         """`language` of all instructions; None: that of each question."""
         self._known, self._language = known, language
+        self._sentences: dict[tuple[str, str, str], str] = {}
 
     def pivot(self, question: str, answer: str) -> str:
         """EP-VQA's for a question and an answer in these languages."""
-        return self._filled("pivot", question, answer)
+        return self._sentence("pivot", question, answer)
 
     def bilingual(self, question: str, answer: str) -> str:
         """BVQA's for a question and an answer in these languages."""
-        return self._filled("bilingual", question, answer)
+        return self._sentence("bilingual", question, answer)
 
     def describe(self, language: str, number: int) -> str:
         """A question for a caption; the same `number` asks the same in every language.
@@ -63,12 +64,19 @@ class Instructions:
             ConfigError: no wordings of the language, or fewer than English's.
         """
         texts, count = self._of(language).describe, len(self._of("en").describe)
-        require(
-            len(texts) == count,
-            f"language {quoted(language, 40)} has {len(texts)} wordings of 'describe', English "
-            f"{count}, and records without questions need them; {ADD}",
-        )
+        if len(texts) != count:
+            raise ConfigError(
+                f"language {quoted(language, 40)} has {len(texts)} wordings of 'describe', English "
+                f"{count}, and records without questions need them; {ADD}"
+            )
         return texts[number % count]
+
+    def _sentence(self, kind: str, question: str, answer: str) -> str:
+        """Filled in once: every record asks for it."""
+        key = kind, question, answer
+        if key not in self._sentences:
+            self._sentences[key] = self._filled(*key)
+        return self._sentences[key]
 
     def _filled(self, kind: str, question: str, answer: str) -> str:
         language = self._language or question

@@ -101,6 +101,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of `tests.support.tiny`'s stage after four steps, for tests that read it."""
+    from mllm_jax.training.loop import train
+
+    def make(folder: Path) -> None:
+        tiny.make_data(folder / "data")
+        steps = {"steps": 4, "save_every": 4}
+        train(tiny.config(folder / "data", folder / "run", train=steps), devices=jax.devices()[:1])
+
+    return once(tmp_path_factory, "trained", make) / "run"
+
+
 @pytest.fixture
 def make_mesh() -> Callable[..., Mesh]:
     """`make_mesh(fsdp=4, tensor=2)` over all devices, `make_mesh(devices=1)` over the first."""

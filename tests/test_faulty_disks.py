@@ -87,6 +87,7 @@ def test_a_damaged_last_checkpoint(data, straight, tmp_path, capsys):
     assert (folder / "checkpoints" / "8.damaged").is_dir()
 
 
+@pytest.mark.slow  # which checkpoints stay: tests/checkpoints/test_retention.py
 def test_the_best_and_every_eighth_checkpoint_stay_and_are_models(data, tmp_path):
     config = tiny.config(data, tmp_path / "run")
     folder = run(config, save_every=2, keep=1, keep_every=8, keep_best=1)

@@ -127,6 +127,11 @@ def abstract_params(model: MLLM) -> dict[str, jax.ShapeDtypeStruct]:
 
     Loaders, shardings and converters are checked against them.
     """
+    return dict(_abstract_params(model))
+
+
+@functools.lru_cache(32)  # tracing takes half a second, and a command asks several times
+def _abstract_params(model: MLLM) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.commands.main import main
 from mllm_jax.commands.new import choices, languages, split, written
+from mllm_jax.commands.new import tokenizer as tokenizer_report
 from mllm_jax.commands.new.measure import Measured
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
@@ -128,6 +128,7 @@ def test_the_whole_way(backbones: Path, data: Path, capsys: pytest.CaptureFixtur
 def test_the_stage_files_say_why(backbones: Path, data: Path, capsys: pytest.CaptureFixture[str]):
     assert new(backbones, *BOTH) == 0
     said = capsys.readouterr().out
+    assert "| sample of --data |       gl |" in said
     align = stage_file.load("gl/configs/align.yaml")
     recipe = loading.load(RecipeConfig, "gl/configs/recipe.yaml")
     assert [stage.file for stage in recipe.stages] == ["align.yaml", "instruct.yaml"]
@@ -198,28 +199,28 @@ def test_two_languages_and_a_table_with_pictures(backbones: Path, data: Path):
     assert len(questions) == 32 and all(isinstance(image, str) for image in questions[0].images)
 
 
-def test_the_tokenizer_report(backbones: Path, data: Path, capsys: pytest.CaptureFixture[str]):
-    assert new(backbones, *BOTH) == 0
-    report = capsys.readouterr().out
-    assert "| sample of --data |       gl |" in report
-    assert "no premium over English: give two files of translated lines: --parallel" in report
-    (data / "gl.txt").write_text("Un selo.\n\nAzul\n", encoding="utf-8")
-    (data / "en.txt").write_text("Blue stamp.\nleft out\nBlue\n", encoding="utf-8")
-    shutil.rmtree("gl")
-    assert new(backbones, *BOTH, "--parallel", "gl.txt", "en.txt") == 0
-    tokenizer = load_tokenizer(backbones / "llama")
-    gl, en = (
-        sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in of)
-        for of in (("Un selo.", "Azul"), ("Blue stamp.", "Blue"))
+def test_the_tokenizer_report(oracle: Path, tmp_path: Path):
+    texts = {"gl": "Un selo.\n\nAzul\n", "en": "Blue stamp.\nleft out\nBlue\n"}
+    files = [tmp_path / f"{language}.txt" for language in texts]
+    for file, text in zip(files, texts.values(), strict=True):
+        file.write_text(text, encoding="utf-8")
+    tokenizer = load_tokenizer(oracle / "llama31")
+    record = Record("1", (Turn("user", ("a",)), Turn("assistant", ("Azul",))), (), "gl")
+    table = tokenizer_report.report(
+        tokenizer, [record], "gl", tokenizer_report.read_parallel(files)
     )
-    lines = capsys.readouterr().out.splitlines()
-    rows = [
-        line.replace(" ", "").split("|")[1:-1] for line in lines if line.startswith("| --parallel")
-    ]
+    azul, gl, en = (
+        sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in of)
+        for of in (["Azul"], ["Un selo.", "Azul"], ["Blue stamp.", "Blue"])
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert rows == [
+        ["sample of --data", "gl", "1", f"{azul:.2f}", f"{azul / 4:.2f}", "", ""],
         ["--parallel", "gl", "3", f"{gl / 3:.2f}", f"{gl / 12:.2f}", f"{gl / en:.2f}", "2"],
         ["--parallel", "en", "3", f"{en / 3:.2f}", f"{en / 15:.2f}", "", ""],
     ]
+    hint = "no premium over English: give two files of translated lines: --parallel FILE"
+    assert hint in tokenizer_report.report(tokenizer, [record], "gl")
 
 
 def test_a_file_of_several_kinds_is_several_streams(backbones: Path, data: Path):

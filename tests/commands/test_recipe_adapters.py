@@ -16,6 +16,9 @@ from tests.support import tiny, weights
 from tests.training.test_int8_base import model
 from tests.training.test_lora import arrays
 
+# two stages, two exports; adapters, int8 and recipes alone have quick tests
+pytestmark = pytest.mark.slow
+
 FROZEN = {"match": "(vision|language)/.*", "train": False}
 CONNECTOR = {"match": "connector/.*"}
 MATCH = "language/layers/(attention/(q|v)|mlp/down)/kernel"

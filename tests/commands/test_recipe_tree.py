@@ -196,6 +196,7 @@ def test_data_of_other_stages_is_not_asked_for(files: Files):
     assert files.calls == ["pt", "pt_it", *ends({"PT+IT": "pt_it"})], "only what is missing"
 
 
+@pytest.mark.slow  # one stage that stopped: tests/commands/test_recipe.py
 def test_a_killed_tree_continues(files: Files, monkeypatch: pytest.MonkeyPatch):
     whole, stops = recipe.loop.train, ["pt", "it_long"]
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from mllm_jax.evaluation import gap
 from mllm_jax.evaluation.questions import load_records
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
-from mllm_jax.training.loop import train
 from tests.support import browser, tiny
 
 
@@ -42,10 +40,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    steps = {"steps": 1, "save_every": 1}
-    config = tiny.config(data.parent, tmp_path_factory.mktemp("run") / "run", train=steps)
-    return train(config, devices=jax.devices()[:1])
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 def test_vectors_are_means_of_what_the_language_model_reads(run: Path, data: Path):

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from mllm_jax.evaluation.results import page as results_page
 from mllm_jax.evaluation.results import tables
 from mllm_jax.evaluation.tasks.registry import load_task
 from mllm_jax.generation.engine import Answerer
-from mllm_jax.training.loop import train
 from tests.support import tiny
 
 POPE = """\
@@ -71,11 +69,8 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Path:
-    config = tiny.config(
-        data, tmp_path_factory.mktemp("run") / "run", train={"steps": 2, "save_every": 2}
-    )
-    return train(config, devices=jax.devices()[:1])
+def run(trained_run) -> Path:
+    return trained_run
 
 
 def words(run: Path, data: Path, out: Path, *more: str) -> list[str]:

@@ -26,7 +26,6 @@ from mllm_jax.evaluation.results.write import scored
 from mllm_jax.evaluation.runner import evaluate, free_task
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm
-from mllm_jax.training.loop import train
 from tests.support import tiny
 
 NEW = 6  # tokens of an answer at most
@@ -70,11 +69,8 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Path:
-    config = tiny.config(
-        data, tmp_path_factory.mktemp("run") / "run", train={"steps": 4, "save_every": 4}
-    )
-    return train(config, devices=jax.devices()[:1])
+def run(trained_run) -> Path:
+    return trained_run
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,12 @@ import jax
 import pytest
 
 from mllm_jax.generation.engine import Answerer
-from mllm_jax.training.loop import train
-from tests.support import tiny
 
 
 @pytest.fixture(scope="session")
-def run(data, tmp_path_factory) -> Path:
-    """A run folder after one step: a model like any other, if not a clever one."""
-    out = tmp_path_factory.mktemp("run") / "run"
-    config = tiny.config(data, out, train={"steps": 1, "save_every": 1})
-    return train(config, devices=jax.devices()[:1])
+def run(trained_run) -> Path:
+    """A run folder after a few steps: a model like any other, if not a clever one."""
+    return trained_run
 
 
 @pytest.fixture(scope="session")

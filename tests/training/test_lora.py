@@ -57,7 +57,7 @@ def stage(data: Path, source: Path, out: Path, **sections) -> Config:
     )
 
 
-@pytest.fixture(scope="module", params=["lora", "dora"])
+@pytest.fixture(scope="module", params=["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def run(request, data, source, tmp_path_factory) -> Path:
     adapter = ADAPTER | {"dora": request.param == "dora"}
     config = stage(data, source, tmp_path_factory.mktemp("lora") / "run", adapter=adapter)

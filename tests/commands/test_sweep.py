@@ -101,6 +101,7 @@ def test_a_sweep_continues_where_it_was_stopped(whole: Files, tmp_path: Path, ca
     assert written(files.out) == written(whole.out)
 
 
+@pytest.mark.slow
 def test_a_run_is_added_and_a_model_that_exists(whole: Files, tmp_path: Path, calls: Calls):
     files = copy(whole, tmp_path)
     files.sweep["axes"]["seed"]["2"] = {"instruct.seed": 2}

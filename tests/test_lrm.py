@@ -49,6 +49,7 @@ def check_metrics(root: Path) -> None:
                 v for k, v in last.items() if k.startswith(f"total_trained/stream/{task}_")
             ]
             assert total == sum(of_streams)
+        assert last["heldout/loss/task/mvqa"] == pytest.approx(last["heldout/loss"])
         for language in ("en", "eu"):
             assert last[f"total_trained/language/{language}"] > 0
 

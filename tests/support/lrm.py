@@ -82,18 +82,20 @@ def make_project(
             lines = map(json.loads, made.read_text("utf-8").splitlines())
             texts += [turn["value"] for line in lines for turn in line["conversations"]]
     make_tokenizer(texts, root / "tokenizer", TEMPLATES["llama3"], ndino.VOCAB)
+    heldout = root / "data" / "instruct" / "mvqa_eu.jsonl"
+    few = root / "heldout.jsonl"
+    few.write_text("".join(heldout.read_text("utf-8").splitlines(keepends=True)[:4]), "utf-8")
     for stage, block in blocks.items():
         tree = ndino.small(yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text("utf-8")))
         tree["data"] |= {**block, "length": 512}
-        tree["train"] |= {"steps": STEPS, "save_every": STEPS}
+        own = {"path": str(few), "images": str(images), "format": "llama3", "task": "mvqa"}
+        held = {"streams": {"few": own}, "every": STEPS, "records": 4}
+        tree["train"] |= {"steps": STEPS, "save_every": STEPS, "evaluate": held}
         tree["init"] = {"weights": str(root / ("start" if stage == "align" else "out/align"))}
         tree["out"] = str(root / "out" / stage)
         (root / f"{stage}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
         if stage == "align":
             ndino.write_start(root / "start", root / "tokenizer", tree["model"])
-    heldout = root / "data" / "instruct" / "mvqa_eu.jsonl"
-    few = root / "heldout.jsonl"
-    few.write_text("".join(heldout.read_text("utf-8").splitlines(keepends=True)[:4]), "utf-8")
     recipe = yaml.safe_load((CONFIGS / "recipe.yaml").read_text("utf-8"))
     evaluate = {"data": str(few), "images": str(images), "max_new_tokens": 4, "rows": 4}
     recipe |= {"out": str(root / "out"), "export": "float32", "evaluate": evaluate}

@@ -130,10 +130,10 @@ def logits(run: Path, tokens: np.ndarray, picture: Path) -> np.ndarray:
     """Ours of a run, for the tokens that transformers made of the prompt."""
     opened = Answerer(run, ComputeConfig(compute="float32", remat="none"))
     pictures, numbers = opened.pictures([picture]), opened.placeholders([picture])
-    assert numbers is not None
     placeholders = np.full(len(tokens), TEXT, np.int32)
     # as many as transformers made, or NumPy refuses
-    placeholders[tokens == opened.config.image_token] = numbers[0]
+    own = np.arange(opened.config.patches) if numbers is None else numbers[0]
+    placeholders[tokens == opened.config.image_token] = own
     encoded = Encoded(tokens, np.zeros(len(tokens), np.float32), placeholders)
     batch = opened.batch([encoded], [pictures], rows=1, slots=slots_of(pictures))
     hidden = jax.jit(mllm.hidden, static_argnums=0)(opened.model, opened.params, batch.inputs)

@@ -131,7 +131,8 @@ def test_lrm_has_the_published_numbers(file: str):
     rate, rows = {"align": (1e-3, 192), "instruct": (2e-5, 256)}[stage]
     optimizer, data = config.optimizer, config.data
     assert (optimizer.learning_rate, data.rows, data.length) == (rate, rows, 2048)
-    assert config.train.epochs == 1 and config.model.connector.kind == "mlp"
+    connector = config.model.connector
+    assert config.train.epochs == 1 and connector is not None and connector.kind == "mlp"
     assert (optimizer.warmup_ratio, optimizer.schedule, optimizer.floor) == (0.03, "cosine", 0.0)
     assert data.languages == ("en", "zh", "it", "fr", "de", "es", "ru", "ro", "cs", "hr")
     assert not data.pack, "a row is a conversation, so rows are the published batch"

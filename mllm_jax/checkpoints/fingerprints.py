@@ -4,6 +4,7 @@ Reads one parameter at a time. A frozen parameter whose bytes moved is an alarm.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ import numpy as np
 from mllm_jax.checkpoints.leaves import Leaf
 
 ORDER = ("vision", "connector", "language")
+BLOCK = 2**26  # numbers read at once: for a part of a chunk, a checkpoint unpacks all of it
+    2**26
+)  # numbers that are read at once: a checkpoint unpacks whole chunks for any part of one
 
 
 class Module(NamedTuple):
@@ -71,15 +75,16 @@ def fingerprint(leaves: Mapping[str, Leaf]) -> str:
     """Of the numbers of some parameters, whatever their formats: equal ones are equal parameters.
 
     Args:
-        leaves: path -> lazy leaf; a layer is in memory at a time.
+        leaves: path -> lazy leaf; a layer, or a block of a table, is in memory at a time.
     """
     whole = hashlib.blake2b(digest_size=16)
     for path in sorted(leaves):
         leaf = leaves[path]
         whole.update(f"{path} {list(leaf.shape)}".encode())
         rest = tuple(slice(0, n) for n in leaf.shape[1:])
-        for row in range(leaf.shape[0]):
-            whole.update(leaf.at((slice(row, row + 1), *rest)).astype(np.float32).tobytes())
+        rows = max(1, BLOCK // math.prod(leaf.shape[1:]))
+        for row in range(0, leaf.shape[0], rows):
+            whole.update(leaf.at((slice(row, row + rows), *rest)).astype(np.float32).tobytes())
     return whole.hexdigest()
 
 

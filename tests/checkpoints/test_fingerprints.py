@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from mllm_jax.checkpoints import fingerprints
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.leaves import Leaf
 
@@ -74,3 +75,20 @@ def test_the_same_bytes_under_another_path_are_another_module():
     free = dict.fromkeys(TRAINED, True)
     rows = by_name(compare_modules(leaves(), swapped, free))
     assert rows["language"].before != rows["language"].after
+
+
+def test_the_fingerprint_of_a_table_takes_few_reads(monkeypatch):
+    """A row at a time would unpack the chunk of a checkpoint once a row: hours for a vocabulary."""
+    table = np.arange(130_000 * 4, dtype=np.float32).reshape(130_000, 4)
+    reads = []
+
+    def part(index):
+        reads.append(index)
+        return table[index]
+
+    leaf = Leaf(table.shape, table.dtype, lambda: table, part)
+    whole = fingerprints.fingerprint({"language/embedding": leaf})
+    assert len(reads) == 1
+    monkeypatch.setattr(fingerprints, "BLOCK", 1_000 * 4)
+    assert fingerprints.fingerprint({"language/embedding": leaf}) == whole
+    assert len(reads) == 1 + 130

@@ -14,8 +14,6 @@ from mllm_jax.checkpoints.leaves import Leaf
 
 ORDER = ("vision", "connector", "language")
 BLOCK = 2**26  # numbers read at once: for a part of a chunk, a checkpoint unpacks all of it
-    2**26
-)  # numbers that are read at once: a checkpoint unpacks whole chunks for any part of one
 
 
 class Module(NamedTuple):

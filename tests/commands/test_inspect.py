@@ -220,7 +220,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_colours_can_be_read(mode: str):
     names: dict[str, str] = {}
-    for sheet in ("style.css", "inspect.css"):
+    for sheet in ("charts.css", "style.css", "inspect.css"):
         text = (Path(html.__file__).parent / sheet).read_text(encoding="utf-8")
         blocks = re.findall(r":root \{([^}]*)\}", text)
         for block in blocks if mode == "dark" else blocks[:1]:

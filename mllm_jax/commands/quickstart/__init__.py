@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm_jax.commands.quickstart import lrm, stages
+    if options.lrm:
+        from mllm_jax.commands.quickstart.lrm import run as work
+    else:
+        from mllm_jax.commands.quickstart.stages import run as work
 
-    work = lrm if options.lrm else stages
-    work.run(options.out or work.HOME, share=options.share)
+    home = Path("runs/quickstart_lrm" if options.lrm else "runs/quickstart")
+    work(options.out or home, share=options.share)

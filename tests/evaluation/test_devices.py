@@ -34,19 +34,7 @@ def data(tmp_path_factory) -> Path:
     """tiny's folder with questions about pictures and text, and a task of options."""
     folder = tmp_path_factory.mktemp("tiny") / "data"
     tiny.make_data(folder)
-    records = [
-        {
-            "id": f"r{n}",
-            "language": "eu",
-            **({"image": images} if images else {}),
-            "conversations": [
-                {"from": "human", "value": question},
-                {"from": "gpt", "value": truth},
-            ],
-        }
-        for n, (images, question, truth) in enumerate(ASKED)
-    ]
-    (folder / "asked.json").write_text(json.dumps(records), encoding="utf-8")
+    (folder / "asked.json").write_text(json.dumps(tiny.asked(ASKED)), encoding="utf-8")
     options = [
         {"question_id": n, "question": "beltza? " * (n + 1), "first": "bai", "second": "ez beltza",
          "answer": str(n % 2)}

@@ -30,18 +30,7 @@ WITHOUT = "answers.without-images.jsonl"
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "data"
     tiny.make_data(folder)
-    records = [
-        {
-            "id": f"r{n}",
-            "language": "eu",
-            **({"image": images} if images else {}),
-            "conversations": [
-                {"from": "human", "value": question},
-                {"from": "gpt", "value": BASQUE},
-            ],
-        }
-        for n, (images, question) in enumerate(RECORDS)
-    ]
+    records = tiny.asked([(*one, BASQUE) for one in RECORDS])
     (folder / "asked.json").write_text(json.dumps(records), encoding="utf-8")
     return folder
 

@@ -122,3 +122,19 @@ def numbers(run: Path) -> list[dict[str, Any]]:
         {key: value for key, value in line.items() if not any(w in key for w in OF_THE_CLOCK)}
         for line in lines
     ]
+
+
+def asked(questions: list[tuple[list[str], str, str]]) -> list[dict]:
+    """LLaVA records of Basque questions: (images, question, true answer)."""
+    return [
+        {
+            "id": f"r{n}",
+            "language": "eu",
+            **({"image": images} if images else {}),
+            "conversations": [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": truth},
+            ],
+        }
+        for n, (images, question, truth) in enumerate(questions)
+    ]

@@ -144,7 +144,9 @@ def pieces(letters: Any, folder: Path, length: int) -> list[Example]:
 
 def spelt(letters: Any, tokens: np.ndarray) -> str:
     names = {"<|begin_of_text|>": "B", "<|end_of_text|>": "E"}
-    return " ".join(names.get(x, x) for x in letters.convert_ids_to_tokens(tokens.tolist()))
+    return " ".join(
+        names.get(x, x) for x in map(str, letters.convert_ids_to_tokens(tokens.tolist()))
+    )
 
 
 def test_a_document_in_rows_of_8(letters, tmp_path):

@@ -52,7 +52,9 @@ def make_project(
     stage = yaml.safe_load((CONFIGS / "instruct.yaml").read_text("utf-8"))
     streams = stage["data"]["streams"]
     held = stage["train"]["evaluate"]["streams"]
-    records = {name: [{"text": text} for text in texts] for name, texts in documents.items()}
+    records: dict[str, Sequence[Record]] = {
+        name: [{"text": text} for text in texts] for name, texts in documents.items()
+    }
     records |= chats
     for name, lines in records.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -3,10 +3,13 @@
 v5e:16x16   256 TPU chips of a slice        h200:8   8 GPUs of one node        cpu:8   this machine
 """
 
+import functools
 import importlib.util
 import math
 import os
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ import jax
 from mllm_jax.common import hardware
 from mllm_jax.common.errors import ConfigError, closest, require
 from mllm_jax.common.hardware import Chip
+from mllm_jax.preflight import gpu_target
 
 # those whose memory and links are known, and this machine's processors
 CHIPS: dict[str, Chip] = {
@@ -22,6 +26,7 @@ CHIPS: dict[str, Chip] = {
     for name, chip in hardware.CHIPS.items()
     if chip.memory is not None or chip.platform == "cpu"
 }
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of NVIDIA: of Linux, of Windows' subsystem for Linux
 EXAMPLES = "v5e:16x16, v5p:4x4x4, v6e:8x8, h200:8 or cpu:8"
 
 
@@ -62,33 +67,55 @@ class Devices(NamedTuple):
 
     devices: list[Any]  # as many as the hardware has
     compiles: bool  # whether a program for them is one for the hardware
+    compiler: str | None = None  # what compiles for hardware that is not here
+    reason: str | None = None  # why nothing compiles
+    tracing: Callable[[], AbstractContextManager[None]] = nullcontext  # around a step's compilation
 
 
 def find_devices(hardware: Hardware) -> Devices:
     """Devices to plan for, and to compile for if they are of that kind.
 
     TPUs: described by libtpu, none needs to be here. GPUs: those of this machine if they are of the
-    kind and enough, otherwise pretended ones that only carry shapes. CPUs: as many as are asked
-    for, pretended. Call it before anything else asks JAX for devices.
+    kind and enough; otherwise described ones where the extra [gpu-preflight] is installed, and
+    pretended ones that only carry shapes where it is not. CPUs: as many as are asked for,
+    pretended. Call it before anything else asks JAX for devices.
 
     Raises:
         ConfigError: no libtpu or one for another JAX, a shape that libtpu refuses, or devices that
             can no longer be asked for.
     """
     if hardware.chip.platform == "tpu":
-        return Devices(_tpu_devices(hardware), True)
-    _pretend(hardware)
+        return Devices(_tpu_devices(hardware), True, f"libtpu {metadata.version('libtpu')}")
     if hardware.chip.platform == "gpu":
-        here = [d for d in jax.devices() if hardware.chip.kind in d.device_kind]
-        if len(here) >= hardware.count:
-            return Devices(here[: hardware.count], True)
+        return _gpu_devices(hardware)
+    _pretend(hardware)
+    return Devices(_cpu_devices(hardware), True)
+
+
+def _gpu_devices(hardware: Hardware) -> Devices:
+    if not any(map(os.path.exists, DRIVERS)):  # JAX's CUDA flavour would complain
+        jax.config.update("jax_platforms", "cpu")
+    reason = gpu_target.missing(hardware.chip)
+    if reason is not None:
+        _pretend(hardware)
+    here = [d for d in jax.devices() if hardware.chip.kind in d.device_kind]
+    if len(here) >= hardware.count:
+        return Devices(here[: hardware.count], True)
+    if reason is not None:
+        return Devices(_cpu_devices(hardware), False, reason=reason)
+    described = gpu_target.devices(hardware.chip, hardware.count)
+    tracing = functools.partial(gpu_target.as_if_here, hardware.chip)
+    return Devices(described, True, gpu_target.name(), tracing=tracing)
+
+
+def _cpu_devices(hardware: Hardware) -> list[Any]:
     devices = jax.devices("cpu")
     require(
         len(devices) >= hardware.count,
         f"--hardware {hardware.word}: this process already has {len(devices)} CPU devices; more "
         "can only be pretended in a process of its own",
     )
-    return Devices(devices[: hardware.count], hardware.chip.platform == "cpu")
+    return devices[: hardware.count]
 
 
 def _pretend(hardware: Hardware) -> None:

@@ -22,7 +22,7 @@ from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, mllm
-from mllm_jax.preflight import hlo, memory
+from mllm_jax.preflight import gpu_target, hlo, memory
 from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Memory, Share
 from mllm_jax.preflight.roofline import Split
@@ -74,9 +74,12 @@ class Plans:
     def basis(self) -> str:
         """Where the numbers come from."""
         if not self.compiles:
-            return f"estimated by formula: no {self.hardware.chip.kind} is available to compile for"
-        if self.hardware.chip.platform == "tpu":
-            return f"compiled by libtpu {installed('libtpu')['libtpu']}"
+            return (
+                f"estimated by formula: no {self.hardware.chip.kind} is here to compile for, and "
+                f"{self._devices.reason}"
+            )
+        if self._devices.compiler is not None:
+            return f"compiled by {self._devices.compiler}"
         return f"compiled for this machine's {self.hardware.chip.platform} devices"
 
     @property
@@ -232,7 +235,8 @@ class Plans:
         batch, data = self.batch(setting.rows), self.config.data
         counts = setting.microbatches, len(data.streams), len(data.languages)
         try:
-            compiled = compile_train_step(setup, setup.abstract, batch, *counts)
+            with self._devices.tracing():
+                compiled = compile_train_step(setup, setup.abstract, batch, *counts)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -251,4 +255,4 @@ class Plans:
 
 def versions() -> dict[str, str]:
     """Versions that decide about a compiled program."""
-    return installed("mllm-jax", "jax", "jaxlib", "libtpu")
+    return installed("mllm-jax", "jax", "jaxlib", "libtpu", *gpu_target.PACKAGES)

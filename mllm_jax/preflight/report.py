@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.common.hardware import Chip
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import hardware, hlo, memory, roofline, table
@@ -85,7 +86,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
     bound = roofline.bound(asked, target.chip, rate, target.count)
     return {
         "hardware": target.word,
-        "chip": target.chip._asdict(),
+        "chip": _chip(target.chip),
         "chips": target.count,
         "basis": plans.basis,
         "versions": planning.versions(),
@@ -108,6 +109,10 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
         "bound": None if bound is None else bound._asdict(),
         "nearest": None,
     }
+
+
+def _chip(chip: Chip) -> dict[str, Any]:
+    return chip._asdict() | {"cores": chip.cores and chip.cores._asdict()}
 
 
 def _largest(operations: list[hlo.Collective]) -> list[dict[str, Any]]:

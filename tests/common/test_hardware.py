@@ -14,6 +14,7 @@ from mllm_jax.common.hardware import CHIPS, peak_rate
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA H100 NVL", 835e12),
         ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
         ("TPU v4", 275e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5e", 197e12),

@@ -65,6 +65,7 @@ def test_every_chip_but_the_cpu_has_all_rates_and_a_source():
         ("a100", 80e9, 2039, 600 / 2),
         ("h100", 80e9, 3350, 900 / 2),
         ("h200", 141e9, 4800, 900 / 2),
+        ("b200", 180e9, 8000, 1800 / 2),
     ],
 )
 def test_published_rates(name: str, memory: float, bandwidth: float, links: float):

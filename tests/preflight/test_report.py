@@ -166,7 +166,9 @@ def test_a_gpu_that_is_not_here_is_estimated_and_says_so(tmp_path: Path, capsys)
     words = ["preflight", "--config", str(path), "--hardware", "h200:8", "--json", *ROWS, *FSDP]
     assert main(words) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["basis"] == "estimated by formula: no H200 is available to compile for"
+    basis = "estimated by formula: no H200 is here to compile for, and not installed: "
+    assert result["basis"].startswith(basis)
+    assert "(pip install 'mllm-jax[gpu-preflight]')" in result["basis"]
     assert result["memory"]["compiler"] is None
     assert result["memory"]["total"] == result["memory"]["formula"]["total"]
     assert result["bound"]["seconds"] > 0

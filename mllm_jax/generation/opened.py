@@ -20,6 +20,7 @@ from mllm_jax.checkpoints.hf.tokenizer import end_ids
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.common import compilation_cache
 from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.common.host_memory import keep_freed
 from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.chat.encoder import Chat, Encoded
@@ -90,6 +91,7 @@ class Opened:
         )
         self.mesh = mesh
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        keep_freed(platform)
         self.compute = compute or compute_for(self.source.config.dtype, platform)
         self.model = mllm.build(self.config, self.compute, platform)
 

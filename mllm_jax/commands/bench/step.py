@@ -24,6 +24,7 @@ from mllm_jax.checkpoints import stage_file
 from mllm_jax.common.errors import require
 from mllm_jax.common.folders import check_file, write_whole
 from mllm_jax.common.hardware import peak_rate
+from mllm_jax.common.host_memory import keep_freed
 from mllm_jax.config import loading
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
@@ -177,6 +178,7 @@ def measure(work: Work, steps: int) -> dict[str, Any]:
         f"--length {length}: too short for an image of {len(index)} tokens and text",
     )
     mesh = sharding.make_mesh(work.mesh.axes)
+    keep_freed(mesh.devices.flat[0].platform)
     parts = sharding.ways(mesh, "batch")
     require(
         rows % parts == 0,

@@ -174,6 +174,18 @@ def number(interval: str) -> Callable[[str], float]:
     return partial(_read, float, "a number", Range(interval))
 
 
+def several(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """The type of a flag that takes values between commas; each counts once."""
+    return lambda text: tuple(dict.fromkeys(read(part) for part in text.split(",")))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The type of a flag that takes names between commas, which the config checks."""
+    if not all(map(str.strip, text.split(","))):
+        raise argparse.ArgumentTypeError(f"expected names between commas, got {quoted(text)}")
+    return several(str.strip)(text)
+
+
 def _read(kind: type, name: str, bound: Range, text: str) -> Any:
     try:
         value = kind(text)

@@ -68,11 +68,17 @@ def described(error: BaseException) -> Failure | None:
         line = f"out of memory{_in_brackets(error)}"
     elif isinstance(error, RecursionError):
         line = f"nested too deeply{_in_brackets(error)}"
-    elif isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED: Out of memory" in str(error):
+    elif out_of_memory(error):
         line = f"out of device memory ({error}); `mllm-jax preflight` says what fills it"
     if line is None:
         return None
     return Failure(code, "; ".join([line, *notes(error)]))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory is full, or a program would need more than it has."""
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return "RESOURCE_EXHAUSTED" in text and "out of memory" in text.lower()
 
 
 def _in_brackets(error: BaseException) -> str:

@@ -27,7 +27,7 @@ import transformers
 
 from mllm_jax.batch import TEXT
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.bench import step as bench
+from mllm_jax.commands.bench import work as bench
 from mllm_jax.data.chat.tokens import Encoded
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer

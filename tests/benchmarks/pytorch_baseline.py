@@ -2,9 +2,10 @@
 
 Sizes, rows and JSON field names are those of `mllm-jax bench`, so the two results can be divided.
 Weights are random. A step is forward, backward, clipping by the global norm, AdamW, and the loss
-fetched to the host. Prints one JSON object.
+fetched to the host. Prints one JSON object. `mllm-jax bench --size small --baseline` runs it in
+turn with ours, in the best of its settings.
 
-    python -m tests.benchmarks.pytorch_baseline --size small --length 1024 --batch 2
+    python -m tests.benchmarks.pytorch_baseline --size small --length 1024 --batch 2 --threads 2
     python -m tests.benchmarks.pytorch_baseline --size 8b --length 2048 --batch 8 --device cuda \\
         --dtype bfloat16 --attention flash_attention_2 --compile --remat
 """
@@ -21,7 +22,8 @@ import torch  # pyright: ignore[reportMissingImports]  # installed for tests, on
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mllm_jax.commands.bench import step as bench
+from mllm_jax.commands.bench import work as bench
+from mllm_jax.commands.bench.request import STEPS, WARMUP
 from mllm_jax.config.model import ModelConfig
 
 FROZEN = {  # by transformers' names of the parameters
@@ -29,6 +31,7 @@ FROZEN = {  # by transformers' names of the parameters
     "instruct": r"\.vision_tower\.",
     "full": r"(?!)",
 }
+ADAPTED = r".*\.language_model\..*_proj"  # the matrices that --lora adapts
 IGNORED = -100  # transformers' label of a token that is not trained
 
 
@@ -88,27 +91,41 @@ def make_model(options: argparse.Namespace, dtype: torch.dtype) -> LlavaForCondi
     return model.train()
 
 
+def with_adapters(model: LlavaForConditionalGeneration, rank: int) -> Any:
+    """The model with PEFT's adapters of the language layers, beside which the connector is trained.
+
+    What is frozen stays as it is, as in `bench.from_size`.
+    """
+    import peft  # pyright: ignore[reportMissingImports]  # for --lora alone
+
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED)
+    adapted = peft.get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "multi_modal_projector" in name:
+            parameter.requires_grad_(True)
+    return adapted
+
+
 def make_inputs(
     model: ModelConfig, options: argparse.Namespace, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The rows of `bench.synthetic` as transformers takes them."""
-    batch = bench.synthetic(model, options.batch, options.length)
+    batch = bench.synthetic(model, options.batch, options.length, not options.text_only)
     ids = torch.from_numpy(batch.tokens).long()
     labels = ids.clone()
     # transformers shifts labels itself: a token is trained where the weight before it is 1
     labels[:, 1:][torch.from_numpy(batch.weights[:, :-1]) == 0] = IGNORED
     inputs = {"input_ids": ids, "labels": labels}
-    if model.patches:
+    if batch.pixels.size:
         pixels = torch.from_numpy(batch.pixels).flatten(0, 1).permute(0, 3, 1, 2)
         inputs["pixel_values"] = (pixels / 127.5 - 1).to(dtype)
     return {name: x.to(options.device) for name, x in inputs.items()}
 
 
 def make_step(
-    model: LlavaForConditionalGeneration, stage: str, inputs: dict[str, Any], compiled: bool
+    model: Any, trainable: list[Any], inputs: dict[str, Any], compiled: bool
 ) -> Callable[[], float]:
     """A training step that returns its loss."""
-    trainable = trained_parameters(model, stage)
     optimizer = torch.optim.AdamW(trainable, lr=1e-5, weight_decay=0.01, fused=True)
     forward = torch.compile(model) if compiled else model
 
@@ -126,19 +143,31 @@ def make_step(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Times the steps after the warm-up; field names as those of `mllm-jax bench`."""
     torch.manual_seed(0)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
-    model = make_model(options, dtype)
+    model: Any = make_model(options, dtype)
+    if options.lora is None:
+        trainable = trained_parameters(model, options.stage)
+    else:
+        model = with_adapters(model, options.lora)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = bench.from_size(
         options.size, options.stage, options.length, options.batch, options.dtype, "none"
     ).model
     inputs = make_inputs(config, options, dtype)
-    step = make_step(model, options.stage, inputs, options.compile)
-    seconds, loss = [], float("nan")
-    for _ in range(options.warmup + options.steps):
+    step = make_step(model, trainable, inputs, options.compile)
+    first = time.perf_counter()
+    loss = step()  # compiles, with --compile
+    first = time.perf_counter() - first
+    seconds, used = [], time.process_time()
+    for number in range(1, options.warmup + options.steps):
+        if number == options.warmup:
+            seconds, used = [], time.process_time()
         start = time.perf_counter()
         loss = step()
         seconds.append(time.perf_counter() - start)
-    median = statistics.median_high(seconds[options.warmup :])
+    median, used = statistics.median_high(seconds), time.process_time() - used
     on_gpu = torch.device(options.device).type == "cuda"
     memory = torch.cuda.max_memory_allocated() if on_gpu else None
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -150,7 +179,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "batch": options.batch,
         "length": options.length,
+        "images": not options.text_only,
+        "lora": options.lora,
+        "attention": options.attention,
         "median_step_seconds": round(median, 4),
+        "step_seconds": [round(second, 4) for second in seconds],
+        "cpu_seconds": round(used / len(seconds), 4),
+        "compile_seconds": round(first, 2),
         "tokens_per_second": round(options.batch * options.length / median, 1),
         "loss": round(loss, 4),
         "parameters": sum(size for size, _ in sizes),
@@ -167,8 +202,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--connector", choices=("linear", "mlp"), default="mlp")
     parser.add_argument("--length", type=int, default=1024, help="tokens in a row")
     parser.add_argument("--batch", type=int, default=2, help="rows")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps")
-    parser.add_argument("--warmup", type=int, default=bench.WARMUP, help="steps before those")
+    parser.add_argument("--text-only", action="store_true", help="rows without pictures")
+    parser.add_argument("--lora", type=int, help="rank of PEFT's adapters, with --stage instruct")
+    parser.add_argument("--steps", type=int, default=STEPS, help="timed steps")
+    parser.add_argument("--warmup", type=int, default=WARMUP, help="steps before those, 1 or more")
+    parser.add_argument("--threads", type=int, help="torch's, on a CPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--attention", default="sdpa", help="sdpa, flash_attention_2 or eager")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.__main__ import main
-from mllm_jax.commands.bench import step as bench
+from mllm_jax.commands.bench import work as bench
 from mllm_jax.distributed.sharding import make_mesh
 from mllm_jax.training.flops import matmul_parameters
 from mllm_jax.training.setup import make_setup
@@ -62,7 +62,7 @@ def baseline() -> dict:
     torch.set_num_threads(1)
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            pytorch_baseline.main("--size tiny --length 64 --batch 8 --steps 1 --warmup 0".split())
+            pytorch_baseline.main("--size tiny --length 64 --batch 8 --steps 1 --warmup 1".split())
     finally:
         torch.set_num_threads(threads)
     return json.loads(printed.getvalue())
@@ -117,6 +117,37 @@ def test_rows_are_an_image_and_trained_text():
     np.testing.assert_array_equal(batch.image_index[0, 1 : 1 + patches], np.arange(patches))
     assert batch.weights.sum() == 2 * (64 - patches - 1)
     assert (batch.targets[:, patches:-1] == batch.tokens[:, patches + 1 :]).all()
+
+
+def test_rows_of_text_alone_are_trained_everywhere():
+    model = bench.from_size("tiny", "full", 64, 2, "float32", "none").model
+    batch = bench.synthetic(model, 2, 64, images=False)
+    assert batch.pixels.size == 0 and (batch.tokens != model.image_token).all()
+    assert batch.weights.sum() == 2 * 63, "nothing follows the last token"
+
+
+def test_adapters_leave_the_language_model_frozen():
+    work = bench.from_size("tiny", "instruct", 64, 8, "float32", "none", lora=4)
+    planned = make_setup(
+        *(work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes)),
+        steps=10,
+        adapter=work.adapter,
+    )
+    trained = {path.rpartition("/")[2] for path in planned.abstract.trainable if "lang" in path}
+    assert trained == {"lora_a", "lora_b"}
+    assert any(path.startswith("connector/") for path in planned.abstract.trainable)
+
+
+def test_settings_are_all_combinations():
+    work = bench.from_size("tiny", "instruct", 64, 8, "float32", "none")
+    assert bench.combinations(work, bench.Axes()) == [work]
+    axes = bench.Axes((8, 16), (1, 2), ("dense",), ("none", "full"))
+    works = bench.combinations(work, axes)
+    assert len(works) == 8 and [w.rows for w in works] == [8] * 4 + [16] * 4
+    assert {w.compute.attention for w in works} == {"dense"}
+    assert {(w.microbatches, w.compute.remat) for w in works} == {
+        (1, "none"), (1, "full"), (2, "none"), (2, "full"),
+    }  # fmt: skip
 
 
 def test_a_stage_file_is_timed_as_it_is(data, tmp_path):

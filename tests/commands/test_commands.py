@@ -17,6 +17,8 @@ import yaml
 
 import mllm_jax
 from mllm_jax.__main__ import main
+from mllm_jax.commands.bench.request import Request
+from mllm_jax.commands.flags import names as comma_names
 from mllm_jax.commands.main import VERBS, make_parser
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, RunError
@@ -30,7 +32,8 @@ WORK = {  # what a verb calls -> the module that does the work
     "convert": "commands.convert.conversions",
     "prepare": "commands.prepare.tables",
     "inspect": "commands.inspect.pages",
-    "bench": "commands.bench.step",
+    "bench": "commands.bench.turns",
+    "bench --baseline": "commands.bench.baseline",
     "bench --data": "commands.bench.loader",
     "train": "training.loop",
     "preflight": "preflight.report",
@@ -77,9 +80,6 @@ def fake(monkeypatch: pytest.MonkeyPatch):
 
     return make
 
-
-BENCH = dict.fromkeys(("config", "size", "stage", "length", "batch", "dtype", "remat", "json_file"))
-BENCH |= {"steps": 5}
 
 # (verb, function, words, positional arguments, keyword arguments)
 EVALUATE = {
@@ -273,7 +273,7 @@ CALLS = [
         ([Path("a.csv"), Path("b.json")], Path("s.json"), Path("o.json")),
         {},
     ),
-    ("bench", "main", "bench --size tiny", (), BENCH | {"size": "tiny"}),
+    ("bench", "main", "bench --size tiny", (Request(size="tiny"),), {}),
     (
         "bench --data",
         "main",
@@ -284,20 +284,27 @@ CALLS = [
     (
         "bench",
         "main",
-        "bench --config c.yaml --stage full --length 64 --batch 2 --steps 3 --dtype float32 "
-        "--remat dots --json o.json",
-        (),
-        {
-            "config": "c.yaml",
-            "size": None,
-            "stage": "full",
-            "length": 64,
-            "batch": 2,
-            "steps": 3,
-            "dtype": "float32",
-            "remat": "dots",
-            "json_file": "o.json",
-        },
+        "bench --size 1b --stage instruct --lora 8 --length 64 --batch 2,4 --microbatches 1,2 "
+        "--attention dense,blocks --remat dots,dots --steps 3 --dtype float32 --text-only --sweep "
+        "--json o.json",
+        (
+            Request(
+                size="1b",
+                stage="instruct",
+                lora=8,
+                length=64,
+                batch=(2, 4),
+                microbatches=(1, 2),
+                attention=("dense", "blocks"),
+                remat=("dots",),
+                steps=3,
+                dtype="float32",
+                text_only=True,
+                sweep=True,
+                json_file="o.json",
+            ),
+        ),
+        {},
     ),
 ]
 
@@ -456,6 +463,13 @@ def test_bench_of_data_takes_no_sizes(fake, capsys):
     said = "bench --data: --size, --batch: no effect; give --config FILE"
     assert capsys.readouterr().err == f"mllm-jax: error: {said}\n"
     assert not made.calls
+
+
+def test_bench_with_the_baseline_is_its_own_work(fake):
+    made = fake("bench --baseline", "main")
+    assert main("bench --size tiny --baseline --rounds 3 --attention dense,auto".split()) == 0
+    request = Request(size="tiny", baseline=True, rounds=3, attention=("dense", "auto"))
+    assert made.calls == [((request,), {})]
 
 
 def test_inspect_takes_overrides_beside_its_flags(fake, stage: str):
@@ -628,7 +642,10 @@ NUMBERS = [
     ("evaluate m --fsdp", ["1", "65536"], ["0", "65537"]),
     ("generate m --prompt p --tensor", ["1", "65536"], ["0", "65537"]),
     ("bench --size tiny --length", ["2", "16777216"], ["1", "16777217"]),
-    ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001"]),
+    ("bench --size tiny --batch", ["1", "1000000"], ["0", "1000001", "2,0", "2,"]),
+    ("bench --size tiny --microbatches", ["1", "1000000"], ["0", "1000001"]),
+    ("bench --size tiny --lora", ["1", "65536"], ["0", "65537"]),
+    ("bench --size tiny --rounds", ["1", "1000"], ["0", "1001"]),
     ("bench --size tiny --steps", ["1", "1000000"], ["0", "1000001"]),
 ]
 
@@ -638,7 +655,8 @@ def test_numbers_on_the_command_line_have_ranges(capsys, words: str, inside, out
     flag = words.split()[-1]
     for value in inside:
         options = make_parser().parse_args([*words.split(), value])
-        assert getattr(options, flag.strip("-").replace("-", "_")) == float(value)
+        read = getattr(options, flag.strip("-").replace("-", "_"))
+        assert read in (float(value), (float(value),))  # the second of a flag that takes several
     for value in outside:
         with pytest.raises(SystemExit) as ended:
             make_parser().parse_args([*words.split(), value])
@@ -657,7 +675,7 @@ def test_every_number_on_the_command_line_is_tested():
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 names |= {name for sub in action.choices.values() for name in flags(sub)}
-            elif action.type not in (None, str, Path):
+            elif action.type not in (None, str, Path, comma_names):
                 names.add(action.option_strings[0])
         return names
 

@@ -26,7 +26,7 @@ PRELOADED = (
     "mllm_jax.commands.recipe.stages",
     "mllm_jax.commands.report.pages",
     "mllm_jax.commands.sweep.stages",
-    "mllm_jax.commands.bench.step",
+    "mllm_jax.commands.bench.turns",
     "mllm_jax.preflight.report",
 )
 ADDRESS_SPACE = 12 * 2**30  # bytes; far above what a test allows, far below what the machine has

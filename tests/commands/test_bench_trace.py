@@ -1,0 +1,66 @@
+"""`bench --profile`: the folder that tools open, and the costliest operations by name."""
+
+import gzip
+import json
+
+import jax
+import pytest
+
+from mllm_jax.__main__ import main
+from mllm_jax.commands.bench import step, trace
+from mllm_jax.config import loading
+from mllm_jax.distributed import sharding
+from tests.support import tiny
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Programs of one device compile in a fifth of the time."""
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    monkeypatch.setattr(step.sharding, "make_mesh", lambda _: mesh)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("trace")
+    tiny.make_data(folder / "data")
+    loading.dump(tiny.config(folder / "data", folder / "run"), folder / "stage.yaml")
+    return str(folder / "stage.yaml")
+
+
+def test_the_costliest_operations_have_names(stage, tmp_path, capsys):
+    folder = tmp_path / "profile"
+    words = ("--batch", "8", "--length", "32", "--text-only", "--steps", "1")
+    assert main(["bench", "--config", stage, *words, "--profile", str(folder)]) == 0
+    printed = capsys.readouterr()
+    costs = json.loads(printed.out)["costliest"]
+    assert len(costs) == trace.COUNT
+    assert [cost["seconds"] for cost in costs] == sorted(
+        (c["seconds"] for c in costs), reverse=True
+    )
+    assert 0 < sum(cost["share"] for cost in costs) <= 1
+    assert not {cost["opcode"] for cost in costs} & set(trace.CONTAINERS)
+    named = [cost for cost in costs if cost["source"]]
+    assert len(named) >= 5, "instructions that XLA made itself have no place in the code"
+    assert all(cost["operation"] in printed.err for cost in costs)
+    assert list(folder.rglob("*.xplane.pb")), "XProf reads this"
+    (perfetto,) = folder.rglob("perfetto_trace.json.gz")
+    assert json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
+
+
+def test_a_folder_that_holds_something_is_refused(stage, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert main(["bench", "--config", stage, "--profile", str(tmp_path)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("jit(train_step)/jvp()/while/body/mlp/dot_general", "jvp()/mlp/dot_general"),
+        ("jit(f)/transpose(jvp())/while/body/closed_call/checkpoint/mul", "transpose(jvp())/mul"),
+        ("", ""),
+    ],
+)
+def test_places_without_loops(name, where):
+    assert trace.place(name) == where

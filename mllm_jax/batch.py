@@ -5,6 +5,7 @@ Dimension letters, the same in annotations and einsum strings everywhere:
     B batch (rows)     T query length         S key length  D model width  F feed-forward width
     N query heads      K key/value heads      G = N / K     H head width   V vocabulary
     I images in a row  P patches of an image  C channels    L layers (first axis of stacked weights)
+    Q pairs of a row
 
 Image slots, I, are squares that the vision tower reads: an image is one (LLaVA-1.5), or the whole
 image and its tiles (LLaVA-NeXT), each a slot. Placeholders name a patch of a slot, or the newline
@@ -42,6 +43,7 @@ class Example(NamedTuple):
     stream: int  # number of the stream in the mixture
     language: int  # number of the language in the config's list
     record: str  # "stream/id", to find the record again
+    side: int = 0  # 1 and 2: the first and the second of a pair, which are neighbours in a row
 
 
 class Contents(NamedTuple):
@@ -91,6 +93,9 @@ class Batch(NamedTuple):
     languages: Int32[Numbers, "B T"]  # number of its language
     # RGB after resizing and cropping; unused slots are zero
     pixels: UInt8[Numbers, "B I height width C"]
+    # pairs of a row, for stages with a regularizer over them alone, see data/mixture/pairs
+    partners: Int32[Numbers, "B T"] | None = None  # position of the same target in the other record
+    spans: Int32[Numbers, "B Q 2 2"] | None = None  # questions: pair, side, first and behind last
 
     @property
     def inputs(self) -> ModelInputs:

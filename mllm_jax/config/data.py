@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mllm_jax.common.errors import require
+from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import (
     Name,
     NameText,
@@ -90,6 +90,11 @@ class StreamConfig(Section, at="data.streams.*"):
     """Keys of rows, turns or typed parts that are knowingly not read, as `[tools, turn.weight]`."""
     task: NameText | None = None
     """What its records train, as `ep`; metrics are reported for each task."""
+    pairs: Column | None = None
+    """Field whose value two records of the same meaning share; a pair is packed as one example.
+
+    A record that shares its value with no other is trained alone. Read by `optimizer.pairs`.
+    """
 
     @property
     def is_text(self) -> bool:
@@ -123,6 +128,11 @@ class StreamConfig(Section, at="data.streams.*"):
             "tokens; it acts in llama3 and llama31",
         )
         self._check_end_of_turn()
+        require(
+            self.pairs is None or not (self.is_text or self.is_caption),
+            f"data.streams.*.pairs={quoted(self.pairs)}: pairs are of questions, and documents and "
+            "captions have none; leave it out",
+        )
         for name in ("train_control_tokens", "drop_token_zero", "image_first"):
             require(
                 not (getattr(self, name) and self.is_text),

@@ -17,6 +17,7 @@ from mllm_jax.config.adapter import PART as ADAPTER_PART
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.pairs import PairsConfig
 
 Count = Annotated[int, Range("[1, 1_000_000]")]
 Rate = Annotated[float, Range("(0, 100]")]  # no optimizer of a network survives a higher one
@@ -128,6 +129,8 @@ class OptimizerConfig(Section, at="optimizer"):
 
     U(-m, m) with m = alpha / sqrt(`data.length` x `model.language.width`). Image vectors have none.
     """
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    """Regularizer over paired records; none by default."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class HeldOutConfig(Section, at="train.evaluate"):
             self.images is None or self.data is not None,
             f"train.evaluate.images={quoted(self.images)} has no effect on streams; give each of "
             "them its own",
+        )
+        paired = [name for name, stream in self.streams.items() if stream.pairs is not None]
+        require(
+            not paired,
+            f"train.evaluate.streams.{', '.join(paired)}: pairs has no effect on a held-out loss",
         )
 
 
@@ -301,6 +309,7 @@ class Config(Section):
         super().__post_init__()
         self._check_parts()
         self._check_noise()
+        self._check_pairs()
         rows, micro = self.data.rows, self.train.microbatches
         require(
             rows % micro == 0, f"data.rows={rows} is not a multiple of train.microbatches={micro}"
@@ -341,6 +350,14 @@ class Config(Section):
             not alpha or not all(stream.is_caption for stream in streams),
             f"optimizer.neftune_alpha={alpha}: the stage has no text to read, all its streams are "
             "captions (format plain or plain_newline); leave it out",
+        )
+
+    def _check_pairs(self) -> None:
+        pairs, streams = self.optimizer.pairs, self.data.streams.values()
+        require(
+            not pairs.acts or any(stream.pairs is not None for stream in streams),
+            f"optimizer.pairs: kl={pairs.kl}, contrastive={pairs.contrastive}, but no stream has "
+            "pairs; name the field that two records share under data.streams.*.pairs",
         )
 
     def _check_parts(self) -> None:

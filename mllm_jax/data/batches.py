@@ -17,6 +17,7 @@ from mllm_jax.data.images.tiles import Tiles, of_record
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.mixture import packing
 from mllm_jax.data.mixture.order import Ref
+from mllm_jax.data.mixture.pairs import locate, most_pairs
 from mllm_jax.data.workers import WorkerMessages, Workers
 
 _MESSAGES = WorkerMessages(
@@ -41,6 +42,7 @@ class Batches:
         config: DataConfig,
         model: ModelConfig,
         share: Sequence[int] | None = None,
+        pairs: bool = False,
     ):
         """Takes opened streams.
 
@@ -50,8 +52,16 @@ class Batches:
             model: image token, and how images are laid out.
             share: numbers of a batch's rows that this process loads, when several processes do; all
                 rows when None.
+            pairs: batches say where the two records of each pair are.
         """
         self._streams, self._config, self._model = list(streams), config, model
+        self._most_pairs = None
+        if pairs:
+            pairings = [stream.pairing for stream in streams if stream.pairing is not None]
+            sizes = np.concatenate([of.sizes[of.is_pair] for of in pairings])
+            tiles = np.concatenate([of.tiles[of.is_pair] for of in pairings])
+            shape = config.length, config.image_slots, config.pack
+            self._most_pairs = most_pairs(sizes, tiles, *shape)
         self._patches = model.patches
         self._size = model.vision.image_size if model.vision is not None and self._patches else 1
         self._share = range(config.rows) if share is None else share
@@ -95,6 +105,9 @@ class Batches:
         row = packing.assemble(
             examples, images, data.length, data.image_slots, self._patches, self._size
         )
+        if self._most_pairs is not None:
+            partners, spans = locate(examples, data.length, self._most_pairs)
+            row = row._replace(partners=partners, spans=spans)
         tokens, placeholders = row.tokens == self._model.image_token, row.image_index != TEXT
         if self._patches and not np.array_equal(placeholders, tokens):
             raise ValueError(f"image tokens and placeholders differ in the row of {records[:5]}")

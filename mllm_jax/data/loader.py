@@ -32,6 +32,7 @@ class Loader(Batches):
         tokenizer: Any,
         seed: int,
         share: Sequence[int] | None = None,
+        pairs: bool = False,
     ):
         """Opens the streams' indexes; those that are missing are built.
 
@@ -42,6 +43,7 @@ class Loader(Batches):
             seed: of the order.
             share: numbers of a step's rows that this process loads, when several processes do; all
                 rows when None.
+            pairs: batches say where the two records of each pair are; streams name them.
 
         Raises:
             ConfigError: config, tokenizer and model do not fit each other, or records are refused.
@@ -50,8 +52,9 @@ class Loader(Batches):
         # several processes would write the same index: they need it prepared
         workers = os.cpu_count() or 1
         mixture = Mixture(config, model, tokenizer, workers=workers, build=share is None)
-        super().__init__(open_streams(mixture), config, model, share)
-        self._plan, self._end = Plan(self._streams, config, seed), None
+        super().__init__(open_streams(mixture), config, model, share, pairs)
+        units = [stream.units for stream in self._streams]
+        self._plan, self._end = Plan(units, config, seed), None
 
     @property
     def total_records(self) -> int:
@@ -68,11 +71,11 @@ class Loader(Batches):
 
     def weights(self, step: int) -> dict[str, float]:
         """Each stream's share of the records from this step on, as the config asks for."""
-        return dict(zip(self._config.streams, self._plan.weights(step), strict=True))
+        return self._of_records(self._plan.weights(step))
 
     def shares(self, steps: int) -> dict[str, float]:
         """Each stream's share of the records of the first steps, as the config asks for."""
-        return dict(zip(self._config.streams, self._plan.shares(steps), strict=True))
+        return self._of_records(self._plan.shares(steps))
 
     def count(self, steps: int) -> None:
         """Counts the rows of the first steps and keeps the counts on disk, see `Plan`."""
@@ -81,7 +84,7 @@ class Loader(Batches):
     def rows(self, step: int) -> list[list[Ref]]:
         """The examples in all rows of a step, the same in every process."""
         first = step * self._config.rows
-        return [self._plan.row(first + i) for i in range(self._config.rows)]
+        return [self._row(first + i) for i in range(self._config.rows)]
 
     def row(self, number: int) -> packing.Row:
         """One row of the order, numbered over all steps: row k of step s is s * data.rows + k.
@@ -89,7 +92,23 @@ class Loader(Batches):
         Raises:
             ConfigError: an image that cannot be decoded.
         """
-        return self._assemble(self._plan.row(number))[0]
+        return self._assemble(self._row(number))[0]
+
+    def _row(self, number: int) -> list[Ref]:
+        """The examples in a row: what is planned are units, the two of a pair are neighbours."""
+        return [
+            ref._replace(record=record)
+            for ref in self._plan.row(number)
+            for record in self._streams[ref.stream].examples(ref.record)
+        ]
+
+    def _of_records(self, shares: list[float]) -> dict[str, float]:
+        """Each stream's share of the units -> of the records."""
+        if any(stream.pairing is not None for stream in self._streams):
+            pairs = zip(shares, self._streams, strict=True)
+            records = [share * len(stream) / len(stream.units) for share, stream in pairs]
+            shares = [number / sum(records) for number in records]
+        return dict(zip(self._config.streams, shares, strict=True))
 
     def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
         """As in `Batches`."""

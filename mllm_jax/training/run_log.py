@@ -57,7 +57,9 @@ def _contents(stream: StreamIndex) -> str:
     tokens = int(stream.sizes.sum())
     left = sum(stream.faults.values()) + sum(stream.dropped.values())
     out = f" ({left:,} records left out)" if left else ""
-    return f"{len(stream):,} examples{out}, {tokens:,} tokens, {stream.trained:,} of them trained"
+    pairs = "" if stream.pairing is None else f" ({stream.pairing.described})"
+    examples = f"{len(stream):,} examples{pairs}{out}"
+    return f"{examples}, {tokens:,} tokens, {stream.trained:,} of them trained"
 
 
 def parameters(abstract: TrainState) -> str:

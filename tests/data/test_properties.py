@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_any_number_of_hosts(made, step, before, after):
             whole = made().batch(number)
             parts = [loader.batch(number) for loader in loaders]
             assert [r for part in parts for r in part.records] == whole.records
-            for field, all_rows in enumerate(whole.batch):
+            for field, all_rows in enumerate(whole.batch[:-2]):  # without those of pairs
                 joined = np.concatenate([part.batch[field] for part in parts])
                 np.testing.assert_array_equal(joined, all_rows)
 

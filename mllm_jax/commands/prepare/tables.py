@@ -102,7 +102,7 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
         fetch(name, stream)
     mixture = Mixture(data, config.model, tokenizer, workers=workers, decode=True)
     streams = open_streams(mixture)
-    plan = Plan(streams, data, config.seed)
+    plan = Plan([stream.units for stream in streams], data, config.seed)
     if config.train.epochs is not None:
         end = plan.end_after(config.train.epochs)
         steps = end.steps
@@ -119,6 +119,9 @@ def _prepare(config: Config, files: Path, workers: int) -> dict[str, Any]:
     print(_table(reports))
     if any(of["near_duplicates"] for of in reports.values()):
         print("alike: images that look like an earlier one of their stream, by a perceptual hash")
+    for stream in streams:
+        if stream.pairing is not None:
+            print(f"{stream.name}: {stream.pairing.described}")
     print(_tokenizer(reports, streams, data.languages))
     print(_fill(plan.fill(SAMPLE)))
     shares = dict(zip(data.streams, plan.shares(steps), strict=True))

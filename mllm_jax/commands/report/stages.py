@@ -153,6 +153,7 @@ class _Counted:
     sizes: Float64[np.ndarray, "1"]  # tokens of the mean example
     tiles: Float64[np.ndarray, "1"]
     languages: tuple[str, ...]
+    of_unit: float  # records
 
     def __len__(self) -> int:
         return self.used
@@ -202,6 +203,8 @@ def stream_targets(
         weights = np.array(record_weights(counted, section))
         if data.weights == "tokens":
             weights *= [stream.sizes[0] for stream in counted]
+        elif not data.by_epochs:  # a pair is one to the weights
+            weights *= [stream.of_unit for stream in counted]
         shares += taken / steps * weights / weights.sum()
     targets = dict(zip(data.streams, shares.tolist(), strict=True))
     if any(len(stream.languages) != 1 for stream in counted):
@@ -221,7 +224,8 @@ def _counted(of: Mapping[str, Any], data: DataConfig, name: str) -> _Counted:
     # runs of before counted words alone
     counted = of.get("tokens_per_character", of["tokens_per_word"])
     languages = tuple(counted) or ((declared,) if declared else ())
-    return _Counted(of["used"], mean, tiles, languages)
+    pairs = of.get("paired", {}).get("pairs", 0)  # runs of before had none
+    return _Counted(of["used"], mean, tiles, languages, of["used"] / max(of["used"] - pairs, 1))
 
 
 def _share(metrics: Metrics, kind: str, name: str, target: float | None) -> Share:

@@ -123,6 +123,7 @@ class _Opener:
                     "text" if self.stream.is_text else self.stream.layout,
                     self.stream.columns,
                     self.stream.ignore,
+                    self.stream.pairs,
                 ),
                 self._chat,
                 ImageFolder(image_folder(self.stream), self.stream.links),
@@ -130,6 +131,7 @@ class _Opener:
                 data.languages,
                 data.max_pixels,
                 self._mixture.decode,
+                self.stream.pairs is not None,
             )
         return self._reader
 
@@ -154,6 +156,7 @@ class _Opener:
             "language": self.stream.language,
             "languages": list(data.languages),
             "max_pixels": data.max_pixels,
+            **({} if self.stream.pairs is None else {"pairs": self.stream.pairs}),
         }
 
     def pictures(self, row: int) -> tuple[str | bytes, ...]:

@@ -6,13 +6,14 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt64
 
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import ConfigError, cut
 from mllm_jax.data.chat.encoder import Chat
 from mllm_jax.data.chat.tokens import Flat
 from mllm_jax.data.images import decode as images
+from mllm_jax.data.index.pairing import NO_VALUE
 from mllm_jax.data.index.storage import RECORD, Chunk, count_keys, digest
 from mllm_jax.data.record_errors import RecordError, RefusedRow
 from mllm_jax.data.records.fields import REMEMBERED, ImageFolder
@@ -46,6 +47,7 @@ class Reader(NamedTuple):
     languages: tuple[str, ...]
     max_pixels: int
     decode: bool  # images to their end, or only their headers
+    paired: bool = False  # rows have a value by which they are paired, see pairing
 
 
 class _Good(NamedTuple):
@@ -53,6 +55,7 @@ class _Good(NamedTuple):
     record: Record
     images: list[Seen]
     content: bytes  # see `_content`
+    pair: str | None  # value by which it is paired
 
 
 def looks(reader: Reader) -> Look:
@@ -89,7 +92,7 @@ def read_chunk(reader: Reader, rows: range, look: Look) -> Chunk:
             key = reader.columns.key(values or {}, row)
             faults.append(_line(reader, row, key, error))
         else:
-            good.append(_Good(row, record, seen, _content(record)))
+            good.append(_Good(row, record, seen, _content(record), raw.get("pair")))
             if "unread" in raw:
                 count_keys(unread, Counter(raw["unread"]))
     usable, flats = [], []
@@ -167,7 +170,15 @@ def _chunk(
         "".join(pictures).encode(),
         faults,
         dict(unread),
+        _pairs(usable) if reader.paired else np.zeros(0, np.uint64),
     )
+
+
+def _pairs(usable: list[_Good]) -> UInt64[np.ndarray, "n"]:
+    """A digest of the value of each record by which it is paired."""
+    none = NO_VALUE.to_bytes(8)
+    values = [none if item.pair is None else digest(item.pair.encode()) for item in usable]
+    return np.frombuffer(b"".join(values), np.uint64)
 
 
 def _content(record: Record) -> bytes:

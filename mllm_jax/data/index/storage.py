@@ -15,6 +15,8 @@ folder at the end:
     faults.jsonl    what is wrong with every other row
     unread.json     keys that nothing read, and how many times they held something
     duplicates.npy  records whose id and content an earlier one has; faults.jsonl has them too
+    pairs.npy       uint64, a digest of the value by which each record is paired; only where the
+                    stream's records are, see pairing
     numbers.npy     records that share their id with earlier ones of other content, and which of
                     that id each is: 2 for `x#2`
 """
@@ -74,6 +76,8 @@ class Chunk(NamedTuple):
     pictures: bytes
     faults: list[RefusedRow]
     unread: dict[str, int]  # keys that nothing read -> how many times they held something
+    # digests of the values by which records are paired, see pairing; empty where they are not
+    pairs: UInt64[np.ndarray, "n"]
 
 
 def save_chunk(chunk: Chunk, path: Path) -> None:
@@ -89,6 +93,7 @@ def save_chunk(chunk: Chunk, path: Path) -> None:
         "pictures": np.frombuffer(chunk.pictures, np.uint8),
         "faults": np.frombuffer(json.dumps(chunk.faults).encode(), np.uint8),
         "unread": np.frombuffer(json.dumps(chunk.unread).encode(), np.uint8),
+        "pairs": chunk.pairs,
     }
     with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -115,6 +120,7 @@ def load_chunk(path: Path) -> Chunk:
             file["pictures"].tobytes(),
             faults,
             json.loads(file["unread"].tobytes()),
+            file["pairs"],
         )
 
 
@@ -130,6 +136,7 @@ def is_chunk(path: Path) -> bool:
 def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
     """Writes the arrays of a folder from its chunks, one in memory at a time."""
     records: list[np.ndarray] = []
+    pairs: list[np.ndarray] = []
     unread: Counter[str] = Counter()
     ends = dict.fromkeys(ENDS, 0)
     with (
@@ -147,6 +154,7 @@ def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
             for name in ENDS:
                 moved[name] += ends[name]
             records.append(moved)
+            pairs.append(chunk.pairs)
             sizes = (len(chunk.tokens), len(chunk.ids), len(chunk.pictures), len(chunk.hashes))
             ends = {name: ends[name] + size for name, size in zip(ENDS, sizes, strict=True)}
             tokens.write(chunk.tokens.tobytes())
@@ -161,6 +169,8 @@ def join_chunks(chunks: Iterable[Chunk], folder: Path) -> None:
                 faults.write(json.dumps(line._asdict(), ensure_ascii=False) + "\n")
     joined = np.concatenate(records) if records else np.zeros(0, RECORD)
     save_array(folder / "records.npy", joined)
+    if any(map(len, pairs)):
+        save_array(folder / "pairs.npy", np.concatenate(pairs))
     (folder / "unread.json").write_text(json.dumps(dict(unread.most_common())), encoding="utf-8")
 
 
@@ -250,6 +260,9 @@ class Store:
             self.duplicates = np.load(folder / "duplicates.npy", allow_pickle=False)
             self.numbers = np.load(folder / "numbers.npy", allow_pickle=False)
         self.records = np.load(folder / "records.npy", mmap_mode="r", allow_pickle=False)
+        self.pairs = np.zeros(0, np.uint64)
+        if (folder / "pairs.npy").is_file():
+            self.pairs = np.load(folder / "pairs.npy", mmap_mode="r", allow_pickle=False)
         self._tokens = _open(folder / "tokens.bin", np.int32)
         self._weights = _open(folder / "weights.bin", np.bool_)
         self.hashes = _open(folder / "hashes.bin", np.uint64)

@@ -23,8 +23,10 @@ from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.data.chat.tokens import NO_TOKEN, Encoded, expand
 from mllm_jax.data.index.image_layouts import ImageLayouts
+from mllm_jax.data.index.pairing import NO_VALUE, Pairing, pair_up, partners
 from mllm_jax.data.index.storage import Store
 from mllm_jax.data.mixture import packing
+from mllm_jax.data.mixture.weights import Measured
 from mllm_jax.data.record_errors import NAMED, NEVER_SKIPPED, RefusedRow, refusal
 from mllm_jax.data.records.unread import keys_in
 from mllm_jax.data.tokenizer_report import TextCounts
@@ -98,6 +100,8 @@ class StreamIndex:
         self.languages = tuple(data.languages[code] for code in np.unique(table["language"]))
         self.trained = int(table["trained"][fates == packing.FITS].sum())
         cut = np.flatnonzero(np.isin(self._records, records[fates == packing.CUT]))
+        self.pairing = None if stream.pairs is None else self._pair_up(stream.pairs, cut, data)
+        self._sides = None if self.pairing is None else self.pairing.sides
         self.trained += sum(int(self.tokens(int(i)).weights.sum()) for i in cut)
 
     def __len__(self) -> int:
@@ -106,8 +110,17 @@ class StreamIndex:
     def __getitem__(self, index: int) -> Example:
         """A usable example, its images widened to placeholders, cut to the row's length."""
         images = self._images(int(self._records[index]))
-        key = self.key(index)
-        return Example(*self.tokens(index), images, self.number, self.language(index), key)
+        key, side = self.key(index), 0 if self._sides is None else int(self._sides[index])
+        return Example(*self.tokens(index), images, self.number, self.language(index), key, side)
+
+    @property
+    def units(self) -> Measured:
+        """What is packed as one: pairs and records alone, or every example."""
+        return self if self.pairing is None else self.pairing
+
+    def examples(self, unit: int) -> tuple[int, ...]:
+        """The examples of a unit."""
+        return (unit,) if self.pairing is None else self.pairing.records(unit)
 
     def key(self, index: int) -> str:
         """ "stream/id" of an example, with the number of the piece from the second one on."""
@@ -189,6 +202,37 @@ class StreamIndex:
         if all(paths):
             return tuple(str(self._folder / path) for path in paths)
         return self._pictures(int(self._store.records["row"][record]))
+
+    def _pair_up(self, field: str, cut: Int64[np.ndarray, "c"], data: DataConfig) -> Pairing:
+        """Pairs the examples; a cut one has no partner, since its answer is not the whole one.
+
+        Raises:
+            ConfigError: no pair, more than two records with one value, or a pair that does not fit
+                a row where the policy is `fail`.
+        """
+        option = f"data.streams.{self.name}.pairs={quoted(field)}"
+        values = np.array(self._store.pairs[self._records])
+        values[cut] = NO_VALUE
+        pairs, more = partners(values)
+        third = quoted(self.key(int(more[0])), 60) if len(more) else ""
+        require(
+            len(more) == 0,
+            f"{option}: more than two records share the value of {third}; give each two a value of "
+            "their own",
+        )
+        require(len(pairs) > 0, f"{option}: no two records that fit a row share a value")
+        sizes, tiles = self.sizes[pairs].sum(axis=1), self.tiles[pairs].sum(axis=1)
+        together = (sizes <= data.length) & (tiles <= data.image_slots)
+        if not together.all() and (data.over_long == "fail" or not together.any()):
+            bad, some = int(np.argmin(together)), bool(together.any())
+            raise ConfigError(
+                f"{option}: {int((~together).sum())} of {len(pairs)} pairs do not fit a row: "
+                f"{' and '.join(quoted(self.key(int(n)), 60) for n in pairs[bad])} have "
+                f"{sizes[bad]} tokens and {tiles[bad]} {self._slots} together, but "
+                f"data.length={data.length} and data.image_slots={data.image_slots}; raise the "
+                f"limit{', or set data.over_long to drop to train them apart' * some}"
+            )
+        return pair_up(pairs, self.sizes, self.tiles, together, self.languages)
 
     def _refuse(
         self,
@@ -273,6 +317,8 @@ class StreamReport(NamedTuple):
 
     records: int  # rows of the source
     used: int  # examples: records that fit, whole or cut, and pieces of documents
+    # "pairs", "alone" (records without a partner), "apart" (pairs that do not fit a row together)
+    paired: dict[str, int]
     faults: dict[str, int]  # rows left out, by code
     unread: dict[str, int]  # keys that nothing read -> how many times they held something
     numbered: int  # records with the id of an earlier one and other content
@@ -293,6 +339,7 @@ def report(stream: StreamIndex, languages: tuple[str, ...]) -> StreamReport:
     return StreamReport(
         records=stream.total,
         used=len(stream),
+        paired={} if stream.pairing is None else stream.pairing.counts,
         faults=stream.faults,
         unread=stream.unread,
         numbered=stream.numbered,

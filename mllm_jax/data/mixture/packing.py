@@ -13,7 +13,7 @@ into an order in which every part of it holds the streams as the whole window do
 import bisect
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
@@ -166,6 +166,8 @@ class Row(NamedTuple):
     streams: Int32[np.ndarray, "T"]
     languages: Int32[np.ndarray, "T"]
     pixels: UInt8[np.ndarray, "I height width C"]
+    partners: Int32[np.ndarray, "T"] | None = None
+    spans: Int32[np.ndarray, "Q 2 2"] | None = None
 
 
 def assemble(
@@ -264,4 +266,6 @@ def _empty(length: int, image_slots: int, image_size: int) -> Row:
 
 def stack(rows: Sequence[Row]) -> Batch:
     """Rows of one step (or a process's share of them) as a Batch."""
-    return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+    fields: Any = zip(*rows, strict=True)
+    arrays: list[Any] = [None if field[0] is None else np.stack(field) for field in fields]
+    return Batch(*arrays)

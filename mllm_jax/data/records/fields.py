@@ -50,12 +50,12 @@ def check_text(text: str, location: str) -> None:
         raise RecordError("text", f"{location}: holds a NUL character")
 
 
-def check_id(value: Any) -> None:
+def check_id(value: Any, name: str = "id") -> None:
     """Raises RecordError unless it is text, a number or None."""
     if type(value) not in (str, int, float, type(None)):
-        raise RecordError("field", f"id {quoted(value, 60)} is neither text nor a number")
+        raise RecordError("field", f"{name} {quoted(value, 60)} is neither text nor a number")
     if isinstance(value, str):
-        check_text(value, "id")
+        check_text(value, name)
 
 
 def is_name(text: str) -> bool:

@@ -80,13 +80,20 @@ _OTHER_LAYOUT = {"text": "text", "caption": "caption", "texts": "cauldron", "ans
 class Columns:
     """What makes raw records of a stream's rows."""
 
-    def __init__(self, layout: str, renamed: dict[str, str], ignore: Iterable[str] = ()):
+    def __init__(
+        self,
+        layout: str,
+        renamed: dict[str, str],
+        ignore: Iterable[str] = (),
+        pairs: str | None = None,
+    ):
         """Takes names.
 
         Args:
             layout: a key of LAYOUTS.
             renamed: gives our names other columns.
             ignore: keys that are knowingly left aside, see `unread`.
+            pairs: column with the value by which records are paired.
 
         Raises:
             ConfigError: the layout has no such name, or reads what is to be ignored.
@@ -105,13 +112,15 @@ class Columns:
         # a column that the config names is there, or misspelt
         may_lack = {*_ALWAYS, *_MAY_LACK.get(layout, ())} - renamed.keys()
         self._needed = self._columns.keys() - may_lack
-        for name, column in self._columns.items():
+        self._pairs = {} if pairs is None else {"pair": pairs}
+        read = self._columns | self._pairs
+        for name, column in read.items():
             require(
                 column not in ignore,
                 f"data.streams.*.ignore: layout {layout!r} reads {column!r} as its {name}",
             )
         self._turns = [name for name in self._columns if name in _TURNS]
-        self._unread = Unread(self._columns.values(), ignore, layout not in _ONE_TEXT)
+        self._unread = Unread(read.values(), ignore, layout not in _ONE_TEXT)
 
     def __call__(self, row: dict[str, Any], number: int) -> dict[str, Any]:
         """The raw record of a row.
@@ -122,7 +131,8 @@ class Columns:
             number: of the row in its source; the id of a record that has none.
 
         Returns:
-            With the names of keys that nothing read under `unread`, if there are any.
+            With the names of keys that nothing read under `unread`, if there are any, and the value
+            by which it is paired under `pair`, as text.
 
         Raises:
             RecordError: "field" for a column that is not there or an id that is neither text nor a
@@ -150,6 +160,10 @@ class Columns:
         check_id(raw["id"])  # before anyone writes it into a message
         if values.get("language") is not None:
             raw["language"] = values["language"]
+        for name, column in self._pairs.items():
+            if (value := _plain(row.get(column), column)) is not None:
+                check_id(value, column)
+                raw[name] = str(value)
         return raw
 
     def key(self, row: dict[str, Any], number: int) -> str:

@@ -136,7 +136,14 @@ class Plans:
         weights: Any = jax.ShapeDtypeStruct((rows, data.length), jnp.float32)
         side = vision.image_size if vision is not None and self.config.model.patches else 1
         pixels: Any = jax.ShapeDtypeStruct((rows, data.image_slots, side, side, 3), jnp.uint8)
-        return Batch(whole, whole, weights, whole, whole, whole, whole, whole, pixels)
+        partners: Any = None
+        spans: Any = None
+        if self.config.optimizer.pairs.acts:
+            # how many pairs a row has room for depends on the records; here: of an image each
+            most = max(1, data.image_slots // 2) if data.pack else 1
+            partners, spans = whole, jax.ShapeDtypeStruct((rows, most, 2, 2), jnp.int32)
+        of_text = whole, whole, weights, whole, whole, whole, whole, whole
+        return Batch(*of_text, pixels, partners, spans)
 
     # ------------------------------------------------------------------------------------- memory
 
@@ -159,7 +166,11 @@ class Plans:
         trainable = {path: leaf for path, leaf in params.items() if path in trained}
         frozen = {path: leaf for path, leaf in params.items() if path not in trained}
         rows = setting.rows // (setting.split.data * setting.split.fsdp)
-        *numbers, pixels = (x.size * x.dtype.itemsize for x in self.batch(rows))
+        batch = self.batch(rows)
+        in_all, pixels = (
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))
+            for part in (batch, batch.pixels)
+        )
         compute, model = setup.model.compute, self.config.model
         head = "language/embedding" if self.language.tied else "language/head/kernel"
         of_layers = (path for path in trained if path.startswith("language/layers/"))
@@ -169,7 +180,7 @@ class Plans:
             trainable=memory.bytes_of(trainable),
             frozen=memory.bytes_of(frozen),
             moments=memory.bytes_of(setup.opt_state),
-            batch=sum(numbers),
+            batch=in_all - pixels,
             images=pixels,
             gradients=memory.float32_bytes(trainable) * (2 if share.microbatches > 1 else 1),
             activations=share.rows * self._kept(setting.remat, share.tensor),
@@ -235,8 +246,9 @@ class Plans:
         batch, data = self.batch(setting.rows), self.config.data
         counts = setting.microbatches, len(data.streams), len(data.languages)
         try:
+            terms = self.config.optimizer.pairs
             with self._devices.tracing():
-                compiled = compile_train_step(setup, setup.abstract, batch, *counts)
+                compiled = compile_train_step(setup, setup.abstract, batch, *counts, terms=terms)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

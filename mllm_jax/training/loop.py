@@ -94,7 +94,8 @@ def _train(
     run_inputs.check_tokenizer(config, begin.step, tokenizer)
     several = jax.process_count() > 1
     share = sharding.rows_here(mesh, config.data.rows) if several else None
-    loader = Loader(config.data, config.model, tokenizer, config.seed, share)
+    pairs = config.optimizer.pairs.acts
+    loader = Loader(config.data, config.model, tokenizer, config.seed, share, pairs)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     inputs = run_inputs.check(config, begin.step, loader, steps, accept_changed_data)
     heldout = open_heldout(config, tokenizer, loader.streams, loader.shares(steps), mesh)
@@ -205,7 +206,8 @@ class Loop:
         rows = data.rows  # of all processes
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
         counts = train.microbatches, len(data.streams), len(data.languages)
-        compiled = compile_train_step(self.setup, now, whole, *counts, self.config.seed)
+        pairs = self.config.optimizer.pairs
+        compiled = compile_train_step(self.setup, now, whole, *counts, self.config.seed, pairs)
         self.log(f"step compiled, {compiled.seconds:.1f} s")
         return compiled
 

@@ -95,7 +95,7 @@ def _backward(how: tuple[int, Any], saved: Any, cotangents: Any) -> tuple[Any, .
     of_sum, of_tokens = cotangents
     needed = gradients[0] is not None, gradients[1] is not None
     zero = jax.custom_derivatives.SymbolicZero
-    parts = [] if isinstance(of_sum, zero) else [[_scaled(d, of_sum) for d in gradients]]
+    parts = [] if isinstance(of_sum, zero) else [[scaled(d, of_sum) for d in gradients]]
     if not isinstance(of_tokens, zero):
         # the sum of losses x their cotangents, these being the weights; constants have none
         of_tokens = jnp.where(weights != 0, of_tokens, 0.0)
@@ -104,7 +104,8 @@ def _backward(how: tuple[int, Any], saved: Any, cotangents: Any) -> tuple[Any, .
     return d_hidden, d_head, None, None
 
 
-def _scaled(gradient: Any, scale: Any) -> Any:
+def scaled(gradient: Any, scale: Any) -> Any:
+    """The gradient times a scalar, in its own dtype; None remains None."""
     return None if gradient is None else (gradient * scale).astype(gradient.dtype)
 
 
@@ -152,7 +153,7 @@ def _own_part(
     chunk, reduce = how
     rows, length, width = hidden.shape
     turns, size = chunks(rows, length, chunk)
-    order, trained = _trained_first(weights.reshape(-1), turns * size)
+    order, trained = some_first(weights.reshape(-1) != 0, turns * size)
     arrays = hidden.reshape(-1, width), targets.reshape(-1), weights.reshape(-1)
 
     def turn(n: Any, made: Any) -> Any:
@@ -191,16 +192,16 @@ def chunks(rows: int, length: int, chunk: int) -> tuple[int, int]:
     return turns, -(-positions // turns)
 
 
-def _trained_first(weights: Any, size: int) -> tuple[Any, Any]:
-    """Numbers of all positions [size], those with weight first, and how many these are.
+def some_first(some: Any, size: int) -> tuple[Any, Any]:
+    """Numbers of all positions [size], some of them first, and how many these are.
 
     Behind them come numbers that no position has.
     """
-    positions = jnp.arange(len(weights))
-    trained = jnp.cumsum(weights != 0)
-    place = jnp.where(weights != 0, trained - 1, trained[-1] + positions - trained)
+    positions = jnp.arange(len(some))
+    count = jnp.cumsum(some)
+    place = jnp.where(some, count - 1, count[-1] + positions - count)
     order = jnp.arange(size).at[place].set(positions, unique_indices=True)
-    return order, trained[-1]
+    return order, count[-1]
 
 
 def _chunk(

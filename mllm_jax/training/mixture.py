@@ -31,6 +31,7 @@ def open_mixture(config: Config) -> RowDataset:
         ConfigError: data that `train` would refuse.
     """
     tokenizer = load_tokenizer(tokenizer_folder(config.init))
-    loader = Loader(config.data, config.model, tokenizer, config.seed)
+    pairs = config.optimizer.pairs.acts
+    loader = Loader(config.data, config.model, tokenizer, config.seed, pairs=pairs)
     steps = config.train.steps or loader.steps(config.train.epochs or 0)
     return row_dataset(loader, steps, config.data.rows)

@@ -21,10 +21,13 @@ from mllm_jax.config.adapter import (
     kernel_of,
 )
 from mllm_jax.config.model import ModelConfig
+from mllm_jax.config.pairs import PairsConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, lora, mllm
-from mllm_jax.training import int8_base, optimizer, state, step
+from mllm_jax.training import int8_base, optimizer, pairs, state, step
+
+NO_PAIRS = PairsConfig()
 
 
 class TrainSetup(NamedTuple):
@@ -177,6 +180,7 @@ def compile_train_step(
     n_streams: int,
     n_languages: int,
     seed: int = 0,
+    terms: PairsConfig = NO_PAIRS,
 ) -> step.Compiled:
     """The stage's step, compiled for its mesh.
 
@@ -186,6 +190,7 @@ def compile_train_step(
         batch: with the rows of all processes, abstract or real.
         microbatches, n_streams, n_languages: see `step.make_train_step`.
         seed: of the adapters' dropout and NEFTune's noise.
+        terms: what is added to the loss for pairs of records.
     """
     train_step = step.make_train_step(
         apply_of(setup.model, seed),
@@ -196,6 +201,7 @@ def compile_train_step(
         n_languages,
         setup.shardings,
         jax.numpy.dtype(setup.model.compute.reduce),
+        pairs.Regularizer(terms.kl, terms.contrastive, terms.temperature) if terms.acts else None,
     )
     rows = sharding.batch_sharding(setup.mesh)
     return step.compile_step(train_step, setup.mesh, now, setup.shardings, batch, rows)

@@ -20,6 +20,7 @@ from mllm_jax.batch import Batch
 from mllm_jax.common.errors import require
 from mllm_jax.distributed.collectives import summed_at_the_end
 from mllm_jax.distributed.sharding import TABLE, constrain, ways
+from mllm_jax.training import pairs
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
 from mllm_jax.training.state import TrainState
@@ -46,6 +47,7 @@ def make_train_step(
     n_languages: int,
     shardings: TrainState | None = None,
     reduce: Any = jnp.float32,
+    terms: pairs.Regularizer | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (state, metrics), not yet compiled.
 
@@ -63,19 +65,22 @@ def make_train_step(
         shardings: of the state, under a mesh: gradients are added up where their parameters are.
         reduce: dtype in which the head's gradient crosses between devices; what microbatches have
             added up crosses the data axis in float32, once.
+        terms: what is added to the loss for pairs of records; None: the step has nothing of it.
 
     Returns:
         A step whose metrics are float32: loss (mean over trained tokens), loss_sum, trained_tokens
         (sum of weights), stream_loss_sum and stream_tokens [n_streams], language_loss_sum and
         language_tokens [n_languages], grad_norm (before clipping), update_norm, param_norm
-        (trainable, before the update), learning_rate/<part>, finite (1 or 0).
+        (trainable, before the update), learning_rate/<part>, finite (1 or 0). With `terms` also the
+        sums and means of `pairs`; loss is without them.
     """
 
-    judge = _judge(apply, chunk, n_streams, n_languages, reduce)
+    judge = _judge(apply, chunk, n_streams, n_languages, reduce, terms)
 
     def loss_of(trainable: Any, frozen: Any, number: Any, rows: _Rows) -> tuple[Array, Metrics]:
-        _, sums = judge(merge(trainable, frozen), rows.batch, Update(number, rows.numbers))
-        return sums["loss_sum"], sums
+        params, update = merge(trainable, frozen), Update(number, rows.numbers)
+        _, added, sums = judge(params, rows.batch, update, rows.scales)
+        return sums["loss_sum"] if added is None else sums["loss_sum"] + added, sums
 
     def grads_of(held: tuple[Any, Any, Any], rows: _Rows) -> tuple[Metrics, Any]:
         grads, sums = jax.grad(loss_of, has_aux=True)(*held, rows)
@@ -95,8 +100,12 @@ def make_train_step(
         if microbatches > 1:
             work = partial(summed_at_the_end, added_up)
         rows = _Rows(batch, jnp.arange(len(batch.tokens), dtype=jnp.int32))
-        sums, grads = work((used, state.frozen, state.step), rows)
-        return _update(state, used, sums, grads, optimizer)
+        held, of_pairs = (used, state.frozen, state.step), {}
+        if terms is not None:
+            rows, of_pairs = _with_scales(apply, terms, microbatches, held, rows)
+        sums, grads = work(held, rows)
+        state, metrics = _update(state, used, sums, grads, optimizer)
+        return state, metrics if terms is None else {**metrics, **of_pairs, **pairs.means(sums)}
 
     return train_step
 
@@ -115,7 +124,7 @@ def make_eval_step(
     judge = _judge(apply, chunk, n_streams, n_languages)
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Array]:
-        token_losses, sums = judge(params, batch, None)
+        token_losses, _, sums = judge(params, batch, None)
         return {
             "token_losses": token_losses,
             "row_loss_sum": jnp.sum(token_losses * batch.weights, axis=1),
@@ -181,20 +190,31 @@ class _Rows(NamedTuple):
 
     batch: Batch
     numbers: Int32[Array, " B"]  # of the rows in the whole batch
+    scales: pairs.Scales | None = None  # what they need of its other rows
 
 
 def _judge(
-    apply: Apply, chunk: int, n_streams: int, n_languages: int, reduce: Any = jnp.float32
-) -> Callable[[Any, Batch, Update | None], tuple[Array, Metrics]]:
-    """What gives the loss of every token, and sums over the batch, per stream and language."""
+    apply: Apply,
+    chunk: int,
+    n_streams: int,
+    n_languages: int,
+    reduce: Any = jnp.float32,
+    terms: pairs.Regularizer | None = None,
+) -> Callable[..., tuple[Array, Array | None, Metrics]]:
+    """What gives the loss of every token, what pairs add, and sums: all, by stream, by language."""
 
-    def judge(params: Any, batch: Batch, update: Update | None) -> tuple[Array, Metrics]:
+    def judge(
+        params: Any, batch: Batch, update: Update | None, scales: pairs.Scales | None = None
+    ) -> tuple[Array, Array | None, Metrics]:
         hidden, head = apply(params, batch, update)
+        added, of_pairs = None, {}
+        if terms is not None and scales is not None:
+            added, of_pairs = pairs.penalty(terms, scales, hidden, head, batch, chunk, reduce)
         targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
         loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk, reduce)
         weighted = token_losses * weights
         streams, languages = jnp.asarray(batch.streams), jnp.asarray(batch.languages)
-        return token_losses, {
+        sums = {
             "loss_sum": loss,
             "trained_tokens": jnp.sum(weights),
             "stream_loss_sum": _by_number(weighted, streams, n_streams),
@@ -202,8 +222,32 @@ def _judge(
             "language_loss_sum": _by_number(weighted, languages, n_languages),
             "language_tokens": _by_number(weights, languages, n_languages),
         }
+        return token_losses, added, sums | of_pairs
 
     return judge
+
+
+def _with_scales(
+    apply: Apply, terms: pairs.Regularizer, microbatches: int, held: tuple[Any, ...], rows: _Rows
+) -> tuple[_Rows, Metrics]:
+    """The rows of an update with what they need of each other; nothing is differentiated.
+
+    The questions' vectors are those of the passes that follow: random numbers are of the update.
+    """
+    used, frozen, number = held
+
+    def vectors_of(some: _Rows) -> Array:
+        hidden, _ = apply(merge(used, frozen), some.batch, Update(number, some.numbers))
+        return pairs.question_vectors(hidden, some.batch)
+
+    def vectors() -> Array:
+        if microbatches == 1:
+            return vectors_of(rows)
+        by_turn = jax.lax.map(vectors_of, _turns(rows, microbatches))
+        return jnp.swapaxes(by_turn, 0, 1).reshape(-1, *by_turn.shape[2:])
+
+    scales, metrics = pairs.scales(terms, rows.batch, vectors)
+    return rows._replace(scales=scales), metrics
 
 
 def _update(

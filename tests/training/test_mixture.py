@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 
 import grain
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -51,7 +52,7 @@ def test_rows_are_those_of_the_loader_from_anywhere(config: Config, rows: RowDat
         for number in reversed(range(size)):
             row = rows[step * size + number]
             assert row is not None
-            for field, of_all in zip(row, batch, strict=True):
+            for field, of_all in zip(jax.tree.leaves(row), jax.tree.leaves(batch), strict=True):
                 np.testing.assert_array_equal(field, of_all[number])
 
 

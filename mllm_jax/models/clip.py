@@ -123,6 +123,7 @@ class CLIP(nn.Module):
     config: VisionConfig
     compute: ComputeConfig
     backend: str
+    unroll: bool = False  # see `stack`
 
     @nn.compact
     def __call__(
@@ -142,7 +143,8 @@ class CLIP(nn.Module):
         x = add_shared(jnp.concatenate([first, x.reshape(B, c.patches, D)], axis=1), positions)
         x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
         block = Block(c, self.backend, *formats, parent=None)
-        x, _ = stack(self, block, c.layers, self.compute.remat, x, used=c.used_layers)
+        remat, used = self.compute.remat, c.used_layers
+        x, _ = stack(self, block, c.layers, remat, x, used=used, unroll=self.unroll)
         if self.is_initializing():
             LayerNorm(c.norm_eps, dtype, name="post_norm")(x)
         return x[:, 1:]

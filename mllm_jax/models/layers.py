@@ -24,6 +24,11 @@ from mllm_jax.models import lora
 
 DType = Any
 
+# Layers that may be compiled one by one instead of as a loop, where that is faster: on CPUs a loop
+# costs stacks of zeros, copies into them and out of them, and operations that wait for each other,
+# a quarter of the processor time of `tiny` (docs/speed.md). More layers would compile for long.
+UNROLLED = 8
+
 # name in the config -> what the backward pass finds already computed
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -209,8 +214,11 @@ def stack(
     *shared: Any,
     used: int | None = None,
     state: Any = None,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Applies `layers` equal blocks in turn by one scan: one compiled body whatever the depth.
+
+    Few blocks may be compiled one by one (`unroll`).
 
     Args:
         parent: the module whose parameter "layers" holds the stacked weights, [L, ...] each.
@@ -222,6 +230,8 @@ def stack(
         used: apply the first `used` blocks only (CLIP's second-to-last hidden state); default all.
             The weights may be those of these blocks alone, as a step has them that trains them.
         state: per-block state with leading axis L (key/value cache), or None.
+        unroll: compile a body for each block where they are few (UNROLLED) and none is
+            rematerialised.
 
     Returns:
         The last block's output, and the blocks' new states stacked.
@@ -250,4 +260,7 @@ def stack(
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     # a slice of all used layers would be a copy of nearly the whole tower, once a microbatch
-    return jax.lax.scan(body, x, (jnp.arange(count) if whole else params, state), length=count)
+    inputs = jnp.arange(count) if whole else params, state
+    # rematerialised layers stay a loop: out of one, the compiler may join what was to be repeated
+    turns = count if unroll and remat == "none" and 0 < count <= UNROLLED else 1
+    return jax.lax.scan(body, x, inputs, length=count, unroll=turns)

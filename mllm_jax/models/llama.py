@@ -135,6 +135,7 @@ class Llama(nn.Module):
     config: LanguageConfig
     compute: ComputeConfig
     backend: str
+    unroll: bool = False  # see `stack`
 
     def setup(self):
         c = self.config
@@ -161,7 +162,7 @@ class Llama(nn.Module):
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
         block, remat = self._block(False), self.compute.remat
-        x, _ = stack(self, block, c.layers, remat, x, tables, segments)
+        x, _ = stack(self, block, c.layers, remat, x, tables, segments, unroll=self.unroll)
         if self.is_initializing() and not c.tied:
             self.head()
         return self.norm(x)
@@ -183,7 +184,8 @@ class Llama(nn.Module):
         x = constrain(x, "batch", "length", "none")
         tables = rotary_tables(c.rope, c.head_dim, positions)
         block, remat = self._block(True), self.compute.remat
-        x, kept = stack(self, block, c.layers, remat, x, tables, segments, used=c.layers - 1)
+        shared, used = (tables, segments), c.layers - 1
+        x, kept = stack(self, block, c.layers, remat, x, *shared, used=used, unroll=self.unroll)
         params = jax.tree.map(lambda w: w[c.layers - 1], self.get_variable("params", "layers"))
         out: Any = block.apply({"params": params}, x, None, tables, segments)
         of_layers = [(kept[0][n], kept[1][n]) for n in range(c.layers - 1)] + [out[1]]

@@ -74,11 +74,13 @@ def build(
     Args:
         config: what the network is.
         compute: number formats, remat, attention.
-        platform: cpu, gpu or tpu; settles `compute.attention: auto`.
+        platform: cpu, gpu or tpu; settles `compute.attention: auto`, and whether a few layers are
+            compiled one by one (`layers.stack`).
         adapter: what is trained beside frozen matrices; its parameters are among the model's.
         neftune_alpha: of the noise on token embeddings while the model is trained.
     """
     backend = AUTO_ATTENTION[platform] if compute.attention == "auto" else compute.attention
+    unroll = platform == "cpu"
     vision, language = config.vision, config.language
     connector = None
     if vision is not None and language is not None and config.connector is not None:
@@ -93,9 +95,9 @@ def build(
     return MLLM(
         config,
         compute,
-        TOWERS[vision.kind](vision, compute, backend) if vision is not None else None,
+        TOWERS[vision.kind](vision, compute, backend, unroll) if vision is not None else None,
         connector,
-        Llama(language, compute, backend) if language is not None else None,
+        Llama(language, compute, backend, unroll) if language is not None else None,
         adapter,
         neftune_alpha,
     )

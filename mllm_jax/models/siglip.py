@@ -25,6 +25,7 @@ class SigLIP(nn.Module):
     config: VisionConfig
     compute: ComputeConfig
     backend: str
+    unroll: bool = False  # see `stack`
 
     @nn.compact
     def __call__(
@@ -40,7 +41,8 @@ class SigLIP(nn.Module):
         positions = self.param("position_embedding", loud, shape, jnp.float32)
         x = add_shared(x.reshape(B, c.patches, D), positions)
         block = Block(c, self.backend, *formats, parent=None)
-        x, _ = stack(self, block, c.layers, self.compute.remat, x, used=c.used_layers)
+        remat, used = self.compute.remat, c.used_layers
+        x, _ = stack(self, block, c.layers, remat, x, used=used, unroll=self.unroll)
         if self.is_initializing():
             LayerNorm(c.norm_eps, dtype, name="post_norm")(x)
             if c.pooling_head:

@@ -2,7 +2,8 @@
 
 From shapes alone: no weights, no data, no tokenizer. libtpu compiles the real train step for TPUs
 on any machine, JAX for this machine's devices. For GPUs that are not here the numbers are estimates
-by formula, and are labelled so. When a stage does not fit: the nearest settings that do.
+by formula, and are labelled so. When a stage does not fit: the nearest settings that do. When it
+does: fewer microbatches that do as well.
 """
 
 import json
@@ -21,11 +22,12 @@ from mllm_jax.preflight import hardware, hlo, memory, roofline, table
 from mllm_jax.preflight import plans as planning
 from mllm_jax.preflight.plans import Plans, Program
 from mllm_jax.preflight.roofline import Work
-from mllm_jax.preflight.settings import Setting, near, whole_rows
+from mllm_jax.preflight.settings import Setting, fewer_microbatches, near, whole_rows
 from mllm_jax.training import flops
 
 SHOWN = 3  # settings that fit
 TRIED = 4  # compilations to find them
+TRIED_FEWER = 2  # compilations to find fewer microbatches
 NEARLY = 0.97  # of the memory: what an estimate may fill to be worth a compilation
 LARGEST = 6  # collectives listed
 
@@ -59,6 +61,8 @@ def estimate(config: Config, word: str) -> dict[str, Any]:
     result = _describe(plans, configured, program)
     if result["memory"]["fits"] is False:
         result["nearest"] = _nearest(plans, configured)
+    else:
+        result["fewer_microbatches"] = _fewer(plans, configured, result)
     return result
 
 
@@ -108,6 +112,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
         "peak_flops_per_chip": rate,
         "bound": None if bound is None else bound._asdict(),
         "nearest": None,
+        "fewer_microbatches": None,
     }
 
 
@@ -197,26 +202,53 @@ def _nearest(plans: Plans, configured: Setting) -> list[dict[str, Any]]:
             continue
         if plans.state_bytes(setting.split) > plans.limit:
             continue
-        total, verified = plans.memory(setting).total, False
-        if total > NEARLY * plans.limit:
+        if plans.memory(setting).total > NEARLY * plans.limit:
             continue
-        if plans.compiles:
-            tried += 1
-            with _progress(f"compiling with {setting.flags(configured)}"):
-                program = plans.compiled(setting)
-            if program.refused or program.total > plans.limit:
-                continue
-            total, verified = program.total, True
-        kinds.add(setting.changed(configured))
-        fitting.append(
-            {
-                "flags": setting.flags(configured),
-                "total": total,
-                "margin": plans.limit - total,
-                "compiled": verified,
-            }
-        )
+        tried += plans.compiles
+        one = _tried(plans, setting, configured)
+        if one is not None:
+            kinds.add(setting.changed(configured))
+            fitting.append(one)
     return fitting
+
+
+def _tried(plans: Plans, setting: Setting, configured: Setting) -> dict[str, Any] | None:
+    """A setting that fits by formula, compiled where that is possible; None if it does not fit."""
+    flags = setting.flags(configured)
+    total, traffic = plans.memory(setting).total, sent(plans, setting)
+    if plans.compiles:
+        with _progress(f"compiling with {flags}"):
+            program = plans.compiled(setting)
+        if program.refused or program.total > plans.limit:
+            return None
+        total, traffic = program.total, program.sent
+    return {
+        "flags": flags,
+        "total": total,
+        "margin": plans.limit - total,
+        "sent": sum(kind["bytes"] for kind in traffic.values()),
+        "compiled": plans.compiles,
+    }
+
+
+def _fewer(plans: Plans, configured: Setting, result: dict[str, Any]) -> dict[str, Any] | None:
+    """The fewest microbatches that fit, if they send less over the links; None if none do.
+
+    Each microbatch gathers all weights once more for either pass.
+    """
+    now = sum(kind["bytes"] for kind in result["collectives"].values())
+    if not now:  # one device, or a mesh without gathering
+        return None
+    fitting = [
+        setting
+        for setting in fewer_microbatches(configured)
+        if plans.memory(setting).total <= NEARLY * plans.limit
+    ]
+    for setting in fitting[:TRIED_FEWER]:
+        one = _tried(plans, setting, configured)
+        if one is not None and one["sent"] < now:
+            return one
+    return None
 
 
 # ----------------------------------------------------------------------------------------- progress

@@ -1,4 +1,4 @@
-"""Lists the settings near one that does not fit, nearest first.
+"""Lists the settings near one: what may fit where it does not, fewer microbatches where it does.
 
 Three kinds of option do not change the result: remat, microbatches, and how the mesh is split; the
 rows of a batch come last, since they do. Near means: few kinds of option changed, then small
@@ -63,6 +63,15 @@ def near(base: Setting, devices: int) -> list[Setting]:
         if setting != base
     ]
     return sorted(settings, key=lambda setting: _distance(setting, base))
+
+
+def fewer_microbatches(base: Setting) -> list[Setting]:
+    """The same rows in fewer microbatches, fewest first: weights cross the links less often.
+
+    Nothing else changes, so neither does the result.
+    """
+    smaller = (setting for setting in _microbatches(base, base.rows))
+    return [setting for setting in smaller if setting.microbatches < base.microbatches]
 
 
 def whole_rows(rows: int, microbatches: int, parts: int) -> tuple[int, int]:

@@ -20,8 +20,9 @@ HELD = ("trainable", "frozen", "moments", "batch", "images")
 
 def render(result: dict[str, Any]) -> str:
     """The whole page; `result` as `report.estimate` returns it."""
-    parts = (_head(result), _memory(result), _collectives(result), _bound(result), _nearest(result))
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    parts = (_head, _memory, _collectives, _bound, _nearest, _fewer)
+    lines = (part(result) for part in parts)
+    return "\n\n".join("\n".join(part) for part in lines if part)
 
 
 def size(count: int | float) -> str:
@@ -155,4 +156,18 @@ def _nearest(result: dict[str, Any]) -> list[str]:
             + ("compiled" if one["compiled"] else "by formula")
             for one in settings
         ),
+    ]
+
+
+def _fewer(result: dict[str, Any]) -> list[str]:
+    one = result["fewer_microbatches"]
+    if one is None:
+        return []
+    now = sum(kind["bytes"] for kind in result["collectives"].values())
+    return [
+        "fewer microbatches fit, and gather the weights less often",
+        f"  {one['flags']}",
+        f"    {size(one['total'])}, {size(one['margin'])} free, "
+        + ("compiled" if one["compiled"] else "by formula")
+        + f"; sends {size(one['sent'])} instead of {size(now)}",
     ]

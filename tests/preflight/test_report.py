@@ -152,6 +152,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert memory["fits"] is True
     assert result["bound"] is None  # nobody publishes rates of pretended devices
     assert result["nearest"] is None
+    assert result["fewer_microbatches"] is None  # there is one
     paths = wide.setup("full").abstract.trainable
     useful = flops_per_step(wide.config.model, paths, 16, 512, 32)
     assert result["work"]["useful"] == useful
@@ -195,6 +196,25 @@ def test_what_does_not_fit_gets_the_nearest_that_do(tmp_path: Path, monkeypatch)
     page = table.render(result)
     assert "DOES NOT FIT" in page
     assert found[0]["flags"] in page
+
+
+def test_where_it_fits_fewer_microbatches_that_do_are_named(tmp_path: Path, monkeypatch):
+    """The fewest that fit, with what they send; none where one more row at a time is too much."""
+    words = (*WIDE, *FSDP, "--data.rows", "64", "--train.microbatches", "8")
+    result = preflight.estimate(load(tmp_path, *words), "h200:8")
+    one = result["fewer_microbatches"]
+    assert one["flags"] == "--train.microbatches 1" and not one["compiled"]
+    again = preflight.estimate(load(tmp_path, *words, *one["flags"].split()), "h200:8")
+    assert one["total"] == again["memory"]["total"]
+    assert one["sent"] == sum(kind["bytes"] for kind in again["collectives"].values())
+    assert again["fewer_microbatches"] is None
+    assert one["flags"] in table.render(result)
+    needed = [result["memory"]["total"], one["total"]]
+    for limit, fewest in ((sum(needed) // 2, ("2", "4")), (needed[0], ())):
+        small = hardware.CHIPS["h200"]._replace(memory=limit)
+        monkeypatch.setitem(hardware.CHIPS, "h200", small)
+        one = preflight.estimate(load(tmp_path, *words), "h200:8")["fewer_microbatches"]
+        assert one is None if not fewest else one["flags"].split()[1] in fewest
 
 
 def test_nearest_settings_are_compiled_where_that_is_possible(tmp_path: Path, monkeypatch):

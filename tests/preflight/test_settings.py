@@ -3,7 +3,7 @@
 import pytest
 
 from mllm_jax.preflight.roofline import Split
-from mllm_jax.preflight.settings import Setting, near, whole_rows
+from mllm_jax.preflight.settings import Setting, fewer_microbatches, near, whole_rows
 
 GIVEN = Setting("none", 64, 2, Split(1, 8, 1))
 
@@ -33,6 +33,14 @@ def test_nearest_first():
         ("mesh",),
         ("rows",),
     }
+
+
+def test_fewer_microbatches_of_the_same_rows_that_divide_over_the_devices():
+    """64 rows over 8 devices: eight each, so that four, two or one microbatches are possible."""
+    assert fewer_microbatches(GIVEN._replace(microbatches=8)) == [
+        GIVEN._replace(microbatches=n) for n in (1, 2, 4)
+    ]
+    assert fewer_microbatches(GIVEN._replace(microbatches=1)) == []
 
 
 def test_remat_only_goes_towards_less_memory():

@@ -269,6 +269,7 @@ class Loop:
         extra |= self.evaluation.lowest.extra()
         if self.config.train.keep_best_by == "heldout":
             loss = self.evaluation.loss_after(number)
-        self.checkpoints.save(number, now.trainable, now.opt_state, extra, loss, files)
+        moments = {state.STORED: now.opt_state}
+        self.checkpoints.save(number, now.trainable, moments, extra, loss, files)
         folder, seconds = f"{self.config.out}/checkpoints/{number}", self.log.seconds - start
         self.log(f"saving step {number:,} in {folder}: copied in {seconds:.1f} s, being written")

@@ -145,7 +145,8 @@ def restore_state(
     frozen.resume(
         folder, _frozen_paths(setup), lambda: _frozen_leaves(setup, source, config), on_damage
     )
-    trainable, opt_state, _ = checkpoints.restore(last, setup.trainable, setup.opt_state)
+    moments = {state.STORED: setup.opt_state}
+    trainable, moments, _ = checkpoints.restore(last, setup.trainable, moments)
     first = _state(setup, trainable | frozen.load(setup.frozen))
     number = jax.device_put(jax.numpy.asarray(last, jax.numpy.int32), setup.shardings.step)
-    return first._replace(step=number, opt_state=opt_state)
+    return first._replace(step=number, opt_state=moments[state.STORED])

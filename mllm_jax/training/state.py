@@ -20,6 +20,10 @@ from mllm_jax.config.stage import ComputeConfig, PartConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.training.optimizer import Optimizer, assign, merge, split
 
+# name of Adam's state in a checkpoint: its place in the optax chain (clipping, Adam, decay) that
+# wrote the first ones
+STORED = "1"
+
 
 class TrainState(NamedTuple):
     """All that a step needs besides the batch; also holds abstract arrays, or shardings."""

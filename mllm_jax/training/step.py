@@ -22,7 +22,7 @@ from mllm_jax.distributed.collectives import summed_at_the_end
 from mllm_jax.distributed.sharding import TABLE, constrain, ways
 from mllm_jax.training import pairs
 from mllm_jax.training.loss import weighted_loss
-from mllm_jax.training.optimizer import Optimizer, apply_updates, merge
+from mllm_jax.training.optimizer import Gradient, Optimizer, merge
 from mllm_jax.training.state import TrainState
 
 
@@ -104,7 +104,7 @@ def make_train_step(
         if terms is not None:
             rows, of_pairs = _with_scales(apply, terms, microbatches, held, rows)
         sums, grads = work(held, rows)
-        state, metrics = _update(state, used, sums, grads, optimizer)
+        state, metrics = _update(state, sums, grads, optimizer)
         return state, metrics if terms is None else {**metrics, **of_pairs, **pairs.means(sums)}
 
     return train_step
@@ -251,30 +251,28 @@ def _with_scales(
 
 
 def _update(
-    state: TrainState, used: Any, sums: Metrics, grads: Any, optimizer: Optimizer
+    state: TrainState, sums: Metrics, grads: Any, optimizer: Optimizer
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step along the gradient of the summed loss; nothing moves without a reason."""
     count = sums["trained_tokens"]
     share = jnp.where(count > 0, 1 / jnp.maximum(count, 1e-30), 0.0)
-    grads = jax.tree.map(lambda g: g * share, grads)
-    grad_norm = _norm(grads)
+    grad_norm = share * _norm(grads)
+    param_norm = _norm(state.trainable)
     finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(grad_norm)
-    useful = finite & (count > 0)
-    updates, opt_state = optimizer.update(grads, state.opt_state, used, state.step)
-    opt_state = jax.tree.map(
-        lambda new, old: jnp.where(useful, new, old), opt_state, state.opt_state
-    )
+    # parameters are read before any is written: their norm takes part in the choice
+    useful = finite & (count > 0) & jnp.isfinite(param_norm)
+    gradient = Gradient(grads, share, grad_norm, useful)
+    after = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
     metrics = {
         **sums,
         "loss": sums["loss_sum"] * share,
         "grad_norm": grad_norm,
-        "update_norm": jnp.where(useful, _norm(updates), 0.0),
-        "param_norm": _norm(state.trainable),
+        "update_norm": jnp.where(useful, after.norm, 0.0),
+        "param_norm": param_norm,
         "finite": finite.astype(jnp.float32),
         **{f"learning_rate/{part}": rate(state.step) for part, rate in optimizer.rates.items()},
     }
-    trainable = apply_updates(state.trainable, updates, useful)
-    return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+    return TrainState(state.step + 1, after.trainable, state.frozen, after.opt_state), metrics
 
 
 def _by_number(

@@ -162,7 +162,7 @@ class Run(NamedTuple):
         """(metrics, gradient of the mean loss, state after) of one step from the fresh state."""
         fresh = jax.device_put(self.fresh, self.setup.shardings)
         after, metrics = self.call(fresh, setup.shard_batch(batch, self.setup.mesh))
-        gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state[1].mu)
+        gradient = jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state.mu)
         return jax.tree.map(np.asarray, metrics), gradient, after
 
 

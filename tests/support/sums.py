@@ -133,4 +133,4 @@ def gradient(mesh: Mesh, compute: ComputeConfig, microbatches: int, tied: bool =
     after, _ = lowered(made, microbatches).compile(AS_WRITTEN)(
         fresh, setup.shard_batch(batch(), mesh)
     )
-    return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state[1].mu)
+    return jax.tree.map(lambda m: np.asarray(m) / (1 - BETA1), after.opt_state.mu)

@@ -165,7 +165,7 @@ def test_moments_and_master_copies_lie_like_their_parameters(mesh, stage):
     params = jax.device_put(cast, made.shardings.params)
     created = state.create_state(params, made.optimizer, made.abstract, made.shardings)
     names = axes.logical_axes(made.abstract.params)
-    adam = created.opt_state[1]
+    adam = created.opt_state
     trained = created.trainable.keys()
     assert trained == adam.mu.keys() == adam.nu.keys()
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(created.frozen)} == {"bfloat16"}

@@ -50,7 +50,7 @@ def test_created_by_the_table(make_mesh, parts):
         for path, leaf in tree.items():
             spec = getattr(leaf, "sharding", leaf).spec
             assert spec == TABLE[path], path
-    for moments in (created.opt_state[1].mu, created.opt_state[1].nu):
+    for moments in (created.opt_state.mu, created.opt_state.nu):
         for path, leaf in moments.items():
             assert leaf.sharding.spec == TABLE[path], path
             assert leaf.dtype == jnp.float32
@@ -81,8 +81,8 @@ def test_a_single_trainable_leaf_is_placed_too(make_mesh):
     }
     _, abstract = toy.make_setup(parts)
     places = state.state_shardings(make_mesh(fsdp=8), abstract, toy.AXES)
-    assert places.opt_state[1].mu["connector/linear_1/bias"].spec == P("fsdp")
-    assert places.opt_state[1].count.spec == P()
+    assert places.opt_state.mu["connector/linear_1/bias"].spec == P("fsdp")
+    assert places.opt_state.count.spec == P()
 
 
 def test_refuses_dimensions_that_do_not_divide(make_mesh):

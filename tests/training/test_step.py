@@ -219,7 +219,7 @@ def test_an_update_needs_no_array_of_zeros():
 
     def update(tree, moments, grads):
         state = TrainState(jnp.int32(0), tree, {}, moments)
-        return step._update(state, tree, sums, grads, made)
+        return step._update(state, sums, grads, made)
 
     program = jax.make_jaxpr(update)(tree, made.init(tree), tree)
     found = list(equations(program.jaxpr))

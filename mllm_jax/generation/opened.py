@@ -34,6 +34,7 @@ from mllm_jax.distributed import sharding
 from mllm_jax.generation.contexts import Contexts
 from mllm_jax.generation.shapes import bucket
 from mllm_jax.models import axes, mllm
+from mllm_jax.models.kernels.select import device_of
 
 File = str | Path | bytes
 
@@ -90,10 +91,10 @@ class Opened:
             f"({language.vocab} rows), so no answer would end; correct generation_config.json",
         )
         self.mesh = mesh
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        keep_freed(platform)
-        self.compute = compute or compute_for(self.source.config.dtype, platform)
-        self.model = mllm.build(self.config, self.compute, platform)
+        device = device_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+        keep_freed(device.platform)
+        self.compute = compute or compute_for(self.source.config.dtype, device.platform)
+        self.model = mllm.build(self.config, self.compute, device)
 
     @functools.cached_property
     def params(self) -> dict[str, jax.Array]:

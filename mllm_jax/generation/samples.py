@@ -26,6 +26,7 @@ from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.prompt_text import prompt_text
 from mllm_jax.models import mllm
+from mllm_jax.models.kernels.select import device_of
 
 
 class Question(NamedTuple):
@@ -123,5 +124,5 @@ class _Answerer(Answerer):
         self.config, self.tokenizer, self.ends, self.mesh = config.model, tokenizer, ends, mesh
         compute = config.compute
         self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
-        platform = mesh.devices.flat[0].platform
-        self.model = mllm.build(config.model, self.compute, platform, config.adapter)
+        device = device_of(mesh.devices.flat[0])
+        self.model = mllm.build(config.model, self.compute, device, config.adapter)

@@ -1,18 +1,4 @@
-"""Attention for packed rows: rotary positions, segment masks, grouped queries, several backends.
-
-A query sees a key when both are in the same segment and, if causal, the key is not later in
-the row:
-
-    segments  1 1 2 2 0        keys ->   a b c d .
-                              query a    x
-      a b | c d | padding           b    x x
-                                    c        x
-                                    d        x x
-                                    .            x      padding sees itself only: no row of the
-                                                        softmax is empty
-
-Every backend honours segments; there is none here that silently does not.
-"""
+"""Self-attention over rows and over a cache, and rotary positions."""
 
 import functools
 import math
@@ -25,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.config.model import RopeConfig
 from mllm_jax.distributed.collectives import per_device
-from mllm_jax.models import block_attention
-from mllm_jax.models.block_attention import MASKED
+from mllm_jax.models.kernels import select as kernels
+from mllm_jax.models.kernels.masks import MASKED
+from mllm_jax.models.kernels.select import Selection
 
 
 def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:
@@ -73,28 +60,6 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def dense(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segments: Int[Array, "B T"],
-    *,
-    causal: bool,
-) -> Float[Array, "B T N H"]:
-    """All scores at once: the reference."""
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = einsum("BTKGH,BSKH->BKGTS", q, k, out=jnp.float32)
-    scores = scores / math.sqrt(H)
-    allowed = segments[:, :, None] == segments[:, None, :]
-    if causal:
-        allowed = allowed & (jnp.arange(T)[None, :] <= jnp.arange(T)[:, None])[None]
-    scores = jnp.where(allowed[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
-
-
 def attend_cached(
     q: Float[Array, "B 1 N H"],
     keys: Float[Array, "B K H S"],
@@ -124,26 +89,24 @@ def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    segments: Int[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
     *,
     causal: bool,
-    backend: str,
+    backend: Selection,
 ) -> Float[Array, "B T N H"]:
-    """Self-attention over a row, each device on its own rows and heads.
+    """Self-attention over a row, each device on its own rows and heads; zeros for padding.
 
     Args:
         q, k, v: queries and keys after rotary positions, values; N is a multiple of K.
-        segments: 0 for padding.
+        segments: 0 for padding; None where each row is one whole segment.
         causal: whether later keys are hidden.
-        backend: "dense" (all scores at once), "blocks" (blockwise, batched over heads:
-            accelerators) or "loop" (blockwise, one head after another: CPUs).
+        backend: as the config names it, on the platform it is for.
     """
-    if backend == "dense":
-        run = functools.partial(dense, causal=causal)
-    else:
-        run = functools.partial(block_attention.attend, causal=causal, loop=backend == "loop")
+    run = functools.partial(kernels.run, backend, causal=causal)
     heads = ("batch", "length", "heads", "head_dim")
     kv_heads = ("batch", "length", "kv_heads", "head_dim")
+    if segments is None:
+        return per_device(run, (heads, kv_heads, kv_heads), heads)(q, k, v)
     return per_device(run, (heads, kv_heads, kv_heads, ("batch", "length")), heads)(
         q, k, v, segments
     )

@@ -12,6 +12,7 @@ from mllm_jax.config.model import VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.models.layers import Einsum, LayerNorm, stack
 
 ACTIVATIONS = {
@@ -55,7 +56,7 @@ class Block(nn.Module):
     """Pre-norm transformer block with full attention."""
 
     config: VisionConfig
-    backend: str
+    backend: Selection
     dtype: jnp.dtype
     reduce: jnp.dtype
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
     heads: int
     head_dim: int
     width: int
-    backend: str
+    backend: Selection
     dtype: jnp.dtype
     reduce: jnp.dtype
 
@@ -90,8 +91,7 @@ class Attention(nn.Module):
         q, k, v = (
             Einsum("BTD,DNH->BTNH", (D, N, H), (N, H), *formats, name=name)(x) for name in "qkv"
         )
-        segments = jnp.ones(x.shape[:2], jnp.int32)
-        x = attend(q, k, v, segments, causal=False, backend=self.backend)
+        x = attend(q, k, v, None, causal=False, backend=self.backend)
         return Einsum("BTNH,NHD->BTD", (N, H, D), (D,), *formats, name="out")(x)
 
 
@@ -122,7 +122,7 @@ class CLIP(nn.Module):
 
     config: VisionConfig
     compute: ComputeConfig
-    backend: str
+    backend: Selection
     unroll: bool = False  # see `stack`
 
     @nn.compact

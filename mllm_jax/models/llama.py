@@ -16,6 +16,7 @@ from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.distributed.collectives import lookup
 from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend, attend_cached, rotary_tables, rotate
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.models.layers import Einsum, RMSNorm, stack
 
 
@@ -46,7 +47,7 @@ class Attention(nn.Module):
     """
 
     config: LanguageConfig
-    backend: str
+    backend: Selection
     dtype: jnp.dtype
     reduce: jnp.dtype
     keep: bool = False  # whether keys and values are returned: the beginning of a cache
@@ -100,7 +101,7 @@ class Block(nn.Module):
     """Pre-norm transformer block."""
 
     config: LanguageConfig
-    backend: str
+    backend: Selection
     dtype: jnp.dtype
     reduce: jnp.dtype
     keep: bool = False  # see `Attention`
@@ -134,7 +135,7 @@ class Llama(nn.Module):
 
     config: LanguageConfig
     compute: ComputeConfig
-    backend: str
+    backend: Selection
     unroll: bool = False  # see `stack`
 
     def setup(self):

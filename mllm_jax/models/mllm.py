@@ -36,6 +36,8 @@ from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import lora, neftune
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
+from mllm_jax.models.kernels.protocol import CPU, Device
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.models.llama import Llama
 from mllm_jax.models.siglip import SigLIP
 
@@ -44,9 +46,6 @@ Params = Mapping[str, Any]  # path -> array
 NEWLINE = "connector/newline"  # path of the newline vector
 TOWERS: dict[str, type[CLIP] | type[SigLIP]] = {"clip": CLIP, "siglip": SigLIP}
 ADAPTER_DRAW = 3  # folded into the key of `init`: other draws stay as they are without adapters
-
-# platform -> attention backend for `compute.attention: auto`
-AUTO_ATTENTION = {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class MLLM:
 def build(
     config: ModelConfig,
     compute: ComputeConfig,
-    platform: str = "cpu",
+    device: Device = CPU,
     adapter: AdapterConfig | None = None,
     neftune_alpha: float = 0.0,
 ) -> MLLM:
@@ -74,13 +73,13 @@ def build(
     Args:
         config: what the network is.
         compute: number formats, remat, attention.
-        platform: cpu, gpu or tpu; settles `compute.attention: auto`, and whether a few layers are
-            compiled one by one (`layers.stack`).
+        device: the chip that it runs on, from `kernels.select.device_of`; settles what `auto` is,
+            and whether a few layers are compiled one by one (`layers.stack`).
         adapter: what is trained beside frozen matrices; its parameters are among the model's.
         neftune_alpha: of the noise on token embeddings while the model is trained.
     """
-    backend = AUTO_ATTENTION[platform] if compute.attention == "auto" else compute.attention
-    unroll = platform == "cpu"
+    backend = Selection(compute.attention, device)
+    unroll = device.platform == "cpu"
     vision, language = config.vision, config.language
     connector = None
     if vision is not None and language is not None and config.connector is not None:

@@ -11,6 +11,7 @@ from mllm_jax.common.arithmetic import add_shared
 from mllm_jax.config.model import VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models.clip import MLP, Block, patches
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.models.layers import Einsum, LayerNorm, stack
 
 
@@ -24,7 +25,7 @@ class SigLIP(nn.Module):
 
     config: VisionConfig
     compute: ComputeConfig
-    backend: str
+    backend: Selection
     unroll: bool = False  # see `stack`
 
     @nn.compact

@@ -21,6 +21,8 @@ from mllm_jax.common import int8
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.models.kernels.protocol import Call
+from mllm_jax.models.kernels.select import BACKENDS, Selection
 from mllm_jax.training.loss import chunks
 
 
@@ -110,13 +112,13 @@ def layer_bytes(
     share: Share,
     compute: ComputeConfig,
     trained: bool,
-    backend: str,
+    attention: Selection,
     adapter: AdapterConfig | None = None,
 ) -> int:
     """The backward pass of one language layer, or the forward pass of a vision layer if larger."""
     largest = 0
     if model.language is not None:
-        largest = _language_layer(model.language, share, compute, trained, backend)
+        largest = _language_layer(model.language, share, compute, trained, attention)
         largest += _of_adapter(model.language, share, compute, adapter)
     if model.vision is not None:
         largest = max(largest, _vision_layer(model.vision, share, compute))
@@ -124,19 +126,18 @@ def layer_bytes(
 
 
 def _language_layer(
-    c: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, backend: str
+    c: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, attention: Selection
 ) -> int:
     size, tokens = width(compute), share.rows * share.length
     heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
     weights = (c.width * heads + 3 * c.width * c.mlp) // share.tensor
     # gate, up and their product with what comes back for each; queries, keys, values and theirs
     per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
-    block = share.length  # queries whose scores exist at the same time (models/block_attention.py)
-    if backend != "dense":
-        block = min(share.length, max(128, -(-share.length // 8)))
-    scores = 2 * 4 * share.rows * c.heads // share.tensor * block * share.length
-    if backend == "loop":
-        scores = scores // (share.rows * c.kv_heads // share.tensor)
+    call = Call(
+        *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
+        *(c.head_dim, compute.compute, True, True),
+    )
+    scores = BACKENDS[attention.backend(call)].score_bytes(call)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
     return weights * (size + (summed if trained else 0)) + tokens * per_token * size + scores

@@ -22,6 +22,8 @@ from mllm_jax.config.model import LanguageConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, mllm
+from mllm_jax.models.kernels.protocol import Device
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.preflight import gpu_target, hlo, memory
 from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Memory, Share
@@ -187,7 +189,7 @@ class Plans:
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
             layer=memory.layer_bytes(
-                model, share, compute, moves, self._backend, self.config.adapter
+                model, share, compute, moves, self._attention, self.config.adapter
             ),
         )
 
@@ -200,9 +202,13 @@ class Plans:
         return round(sum(used[p] * (int8.BYTES if p in of_int8 else each) for p in chosen))
 
     @property
-    def _backend(self) -> str:
-        chosen = self.config.compute.attention
-        return mllm.AUTO_ATTENTION[self.hardware.chip.platform] if chosen == "auto" else chosen
+    def _attention(self) -> Selection:
+        return Selection(self.config.compute.attention, self._device)
+
+    @property
+    def _device(self) -> Device:
+        chip = self.hardware.chip
+        return Device(chip.platform, chip.cores.capability if chip.cores is not None else None)
 
     @functools.cache  # noqa: B019
     def _kept(self, remat: str, tensor: int) -> int:
@@ -221,7 +227,7 @@ class Plans:
         )
         model = dataclasses.replace(self.config.model, language=language)
         compute = dataclasses.replace(self.config.compute, remat=remat)
-        built = mllm.build(model, compute, self.hardware.chip.platform, adapter)
+        built = mllm.build(model, compute, self._device, adapter)
         held = state.param_dtypes(mllm.abstract_params(built), parts, compute)
         trainable, frozen = optimizer.split(held, parts)
         frozen = int8_base.held(frozen, adapter, axes.logical_axes(frozen))

@@ -25,6 +25,7 @@ from mllm_jax.config.pairs import PairsConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, lora, mllm
+from mllm_jax.models.kernels.select import device_of
 from mllm_jax.training import int8_base, optimizer, pairs, state, step
 
 NO_PAIRS = PairsConfig()
@@ -95,14 +96,14 @@ def make_setup(
         ConfigError: a parameter that no part claims or two do, nothing trained that is used, a
             dimension that does not divide over the mesh, or an adapter where there can be none.
     """
-    platform = mesh.devices.flat[0].platform
+    device = device_of(mesh.devices.flat[0])
     int8_base.check(model, adapter, mesh)
     if adapter is not None:
-        base = mllm.abstract_params(mllm.build(model, compute, platform))
+        base = mllm.abstract_params(mllm.build(model, compute, device))
         optimizer.check_adapter(base, config.parts, adapter)
         parts = optimizer.with_adapter(config.parts, adapter)
         config = dataclasses.replace(config, parts=parts)
-    built = mllm.build(model, compute, platform, adapter, config.neftune_alpha)
+    built = mllm.build(model, compute, device, adapter, config.neftune_alpha)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
     used = mllm.used_layers(model, trainable, images)

@@ -17,6 +17,8 @@ from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, 
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import axes, decoding, mllm
 from mllm_jax.models.connector import Connector
+from mllm_jax.models.kernels.protocol import Device
+from mllm_jax.models.kernels.select import Selection
 
 P = 16
 CONFIG = ModelConfig(
@@ -105,9 +107,7 @@ loss_and_grads = jax.jit(jax.value_and_grad(summed_loss), static_argnums=1)
 )
 def test_packed_equals_unpacked_loss_and_gradients(params, backend):
     """Two images, none and one image in one row = three rows of their own, in any slot."""
-    model = mllm.build(
-        CONFIG, dataclasses.replace(COMPUTE, attention=backend if backend != "loop" else "auto")
-    )
+    model = mllm.build(CONFIG, dataclasses.replace(COMPUTE, attention=backend))
     chats = [conversation(1, 2, 5), conversation(2, 0, 30), conversation(3, 1, 9)]
     packed, packed_grads = loss_and_grads(params, model, row(chats, 150, 4))
     alone = [loss_and_grads(params, model, row([chat], 60, 2)) for chat in chats]
@@ -304,11 +304,10 @@ def test_every_parameter_has_axes(params):
         axes.logical_axes({"other/thing": jnp.zeros(3)})
 
 
-def test_accelerators_take_blocks_and_processors_the_loop():
-    for platform, backend in {"cpu": "loop", "gpu": "blocks", "tpu": "blocks"}.items():
-        model = mllm.build(CONFIG, COMPUTE, platform)
-        assert model.vision is not None and model.language is not None
-        assert (model.vision.backend, model.language.backend) == (backend, backend)
+def test_both_towers_know_the_chip_that_they_run_on():
+    model = mllm.build(CONFIG, COMPUTE, Device("tpu"))
+    assert model.vision is not None and model.language is not None
+    assert model.vision.backend == model.language.backend == Selection("auto", Device("tpu"))
 
 
 def test_what_the_forward_pass_does_not_read():

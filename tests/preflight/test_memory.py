@@ -9,12 +9,14 @@ import pytest
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.models.kernels.select import Selection
 from mllm_jax.preflight import memory
 from mllm_jax.preflight.memory import Memory, Share
 
 LANGUAGE = LanguageConfig(vocab=100, width=8, mlp=16, layers=2, heads=4, kv_heads=2, head_dim=2)
 SHARE = Share(rows=3, microbatches=1, length=10, images=6, tensor=1)
 BFLOAT, FLOAT = ComputeConfig(), ComputeConfig(compute="float32")
+DENSE, LOOP, BLOCKS = Selection("dense"), Selection("loop"), Selection("blocks")
 
 
 def test_the_larger_of_loss_and_layer_counts():
@@ -52,15 +54,15 @@ def test_one_layer():
     weights = 8 * (2 * 4 + 2 * 2) * 2 + 3 * 8 * 16
     per_token = 5 * 8 + 6 * 16 + 2 * (2 * 4 + 2 * 2) * 2
     scores = 2 * 4 * 3 * 4 * 10 * 10  # two, float32: rows, heads, queries, keys
-    frozen = memory.layer_bytes(model, SHARE, BFLOAT, False, "dense")
+    frozen = memory.layer_bytes(model, SHARE, BFLOAT, False, DENSE)
     assert frozen == weights * 2 + 30 * per_token * 2 + scores
     # gradients as they are summed over devices: in float32 unless the config says otherwise
-    assert memory.layer_bytes(model, SHARE, BFLOAT, True, "dense") == frozen + weights * 4
+    assert memory.layer_bytes(model, SHARE, BFLOAT, True, DENSE) == frozen + weights * 4
     half = dataclasses.replace(BFLOAT, reduce="bfloat16")
-    assert memory.layer_bytes(model, SHARE, half, True, "dense") == frozen + weights * 2
+    assert memory.layer_bytes(model, SHARE, half, True, DENSE) == frozen + weights * 2
     # one key/value head of one row at a time
-    one = memory.layer_bytes(model, SHARE, BFLOAT, False, "loop")
-    blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")
+    one = memory.layer_bytes(model, SHARE, BFLOAT, False, LOOP)
+    blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, BLOCKS)
     assert blocks == frozen  # ten queries are one block
     assert blocks - one == scores * 5 // 6
 
@@ -71,10 +73,10 @@ def test_one_layer_of_a_base_in_int8_and_of_dora():
     lora = AdapterConfig(".*", base="int8")
     dora = AdapterConfig(".*", dora=True)
     plain, of_int8, of_dora = (
-        memory.layer_bytes(model, SHARE, BFLOAT, False, "dense", adapter)
+        memory.layer_bytes(model, SHARE, BFLOAT, False, DENSE, adapter)
         for adapter in (AdapterConfig(".*"), lora, dora)
     )
-    assert plain == memory.layer_bytes(model, SHARE, BFLOAT, False, "dense")
+    assert plain == memory.layer_bytes(model, SHARE, BFLOAT, False, DENSE)
     assert of_int8 - plain == weights * (1 + 2 / 64)
     assert of_dora - plain == 2 * 16 * (8 + 2 * 30)
 
@@ -82,7 +84,8 @@ def test_one_layer_of_a_base_in_int8_and_of_dora():
 def test_scores_of_a_long_row_are_those_of_an_eighth_of_its_queries():
     model, share = ModelConfig(language=LANGUAGE), SHARE._replace(length=2048)
     dense, blocks = (
-        memory.layer_bytes(model, share, BFLOAT, False, backend) for backend in ("dense", "blocks")
+        memory.layer_bytes(model, share, BFLOAT, False, Selection(name))
+        for name in ("dense", "blocks")
     )
     assert dense - blocks == 2 * 4 * 3 * 4 * (2048 - 256) * 2048
 
@@ -91,7 +94,7 @@ def test_a_large_image_tower_is_the_larger_layer():
     vision = VisionConfig(image_size=28, patch_size=14, width=64, mlp=256, layers=2, heads=4)
     model = ModelConfig(vision, ConnectorConfig(), LANGUAGE, image_token=99)
     weights, tokens = 4 * 64 * 64 + 2 * 64 * 256, 6 * 5
-    found = memory.layer_bytes(model, SHARE, BFLOAT, False, "blocks")
+    found = memory.layer_bytes(model, SHARE, BFLOAT, False, BLOCKS)
     assert found == (weights + tokens * (4 * 64 + 2 * 256)) * 2
 
 

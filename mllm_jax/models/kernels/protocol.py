@@ -1,0 +1,94 @@
+"""States what an attention backend is: a function, what it refuses, and the bytes of its scores.
+
+Every backend computes the same numbers. A query sees a key when both are in the same segment and,
+if causal, the key is not later in the row:
+
+    segments  1 1 2 2 0        keys ->   a b c d .
+                              query a    x
+      a b | c d | padding           b    x x
+                                    c        x
+                                    d        x x
+                                    .                   padding: the output is zero, and so is
+                                                        its gradient
+
+A backend may compute anything finite for padding (segment 0): `select.run` replaces it by zeros, so
+that nothing comes back from it either. Inside of a backend padding sees padding, since a softmax of
+nothing is not a number.
+"""
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Array, Float, Int
+
+from mllm_jax.common.hardware import Platform
+
+
+class Device(NamedTuple):
+    """What the choice of a backend depends on of a chip."""
+
+    platform: Platform
+    capability: tuple[int, int] | None = None  # CUDA's compute capability; GPUs alone have one
+
+
+CPU = Device("cpu")
+SAVED = "attention"  # what `jax.checkpoint` policies call outputs and log-sums of attention
+
+
+class Call(NamedTuple):
+    """One attention as one device computes it: its own rows and heads."""
+
+    rows: int  # B
+    length: int  # T
+    heads: int  # N
+    kv_heads: int  # K
+    head_dim: int  # H
+    dtype: str  # of queries, keys and values
+    causal: bool
+    packed: bool  # whether a row may hold several segments, or padding
+
+
+class Run(Protocol):
+    """The function of a backend."""
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        segments: Int[Array, "B T"] | None,
+        /,
+        *,
+        causal: bool,
+    ) -> Float[Array, "B T N H"]:
+        """Attention within segments; `segments` is None where each row is one whole segment."""
+        ...
+
+
+class Refuses(Protocol):
+    """What a backend cannot do."""
+
+    def __call__(self, call: Call, device: Device, /) -> str | None:
+        """The reason, as "needs ..." or "does not ..."; None where the backend can be used."""
+        ...
+
+
+class ScoreBytes(Protocol):
+    """What a backend's scores take."""
+
+    def __call__(self, call: Call, /) -> int:
+        """Bytes of the scores, and of their gradient, that exist at the same time."""
+        ...
+
+
+class Backend(NamedTuple):
+    """One way to compute attention."""
+
+    run: Run
+    refuses: Refuses
+    score_bytes: ScoreBytes
+
+
+def refuses_nothing(call: Call, device: Device, /) -> str | None:
+    """`Backend.refuses` of what runs everywhere."""
+    del call, device
+    return None

@@ -1,0 +1,90 @@
+"""Chooses the attention backend for a platform and a shape, and runs it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.models.kernels import blocks, dense, loop
+from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device
+
+# name in `compute.attention` -> backend
+BACKENDS: dict[str, Backend] = {
+    "dense": dense.BACKEND,
+    "blocks": blocks.BACKEND,
+    "loop": loop.BACKEND,
+}
+AUTO = "auto"
+# platform -> what `auto` tries, in this order; the last one refuses nothing
+PREFERRED = {"cpu": ("loop",), "gpu": ("blocks",), "tpu": ("blocks",)}
+# on CPUs `blocks` is the quicker one up to here, `loop` above: docs/attention.md
+SHORT = 640
+
+
+class Selection(NamedTuple):
+    """The backend as the config names it, and the chip that it is for."""
+
+    name: str = AUTO  # `auto` or a key of BACKENDS
+    device: Device = CPU
+
+    def backend(self, call: Call) -> str:
+        """The key of BACKENDS that computes a call.
+
+        Raises:
+            ConfigError: the backend that the config names cannot.
+        """
+        if self.name != AUTO:
+            reason = BACKENDS[self.name].refuses(call, self.device)
+            if reason is None:
+                return self.name
+            raise ConfigError(
+                f"compute.attention={self.name}: {reason}; choose {self._alternative(call)}"
+            )
+        return self._alternative(call)
+
+    def _alternative(self, call: Call) -> str:
+        platform = self.device.platform
+        if platform == "cpu" and call.length <= SHORT:
+            return "blocks"
+        able = (name for name in PREFERRED[platform] if not self._refuses(name, call))
+        return next(able)
+
+    def _refuses(self, name: str, call: Call) -> bool:
+        return BACKENDS[name].refuses(call, self.device) is not None
+
+
+def device_of(device: Any) -> Device:
+    """What a choice depends on of one of JAX's devices."""
+    capability = getattr(device, "compute_capability", None)  # "9.0"; GPUs alone have it
+    major, _, minor = str(capability).partition(".")
+    cuda = (int(major), int(minor)) if minor else None
+    return Device("gpu" if device.platform in ("gpu", "cuda") else device.platform, cuda)
+
+
+def run(
+    selection: Selection,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"] | None = None,
+    *,
+    causal: bool,
+) -> Float[Array, "B T N H"]:
+    """Attention over whole rows, on one device; zeros for padding.
+
+    Args:
+        selection: the backend.
+        q, k, v: N is a multiple of K.
+        segments: 0 for padding; None where each row is one whole segment.
+        causal: whether later keys are hidden.
+
+    Raises:
+        ConfigError: the backend that the config names cannot compute this.
+    """
+    B, T, N, H = q.shape
+    call = Call(B, T, N, k.shape[2], H, str(q.dtype), causal, segments is not None)
+    out = BACKENDS[selection.backend(call)].run(q, k, v, segments, causal=causal)
+    if segments is None:
+        return out
+    return jnp.where(segments[:, :, None, None] > 0, out, jnp.zeros((), out.dtype))

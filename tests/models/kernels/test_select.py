@@ -1,0 +1,37 @@
+"""Which backend `auto` takes, by platform and shape, and how a backend that cannot is refused."""
+
+import pytest
+
+from mllm_jax.common.errors import ConfigError
+from mllm_jax.models.kernels import select
+from mllm_jax.models.kernels.protocol import Backend, Call, Device
+from mllm_jax.models.kernels.select import Selection
+
+CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True)
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "expected"),
+    [
+        ("cpu", select.SHORT, "blocks"),
+        ("cpu", select.SHORT + 1, "loop"),
+        ("gpu", 64, "blocks"),
+        ("tpu", 64, "blocks"),
+    ],
+)
+def test_auto_goes_by_platform_and_shape(platform, length, expected):
+    call = CALL._replace(length=length)
+    assert Selection("auto", Device(platform)).backend(call) == expected
+    assert Selection("blocks", Device(platform)).backend(call) == "blocks"
+
+
+def test_a_backend_that_cannot_is_refused_in_one_line(monkeypatch):
+    def refuses(call: Call, device: Device, /) -> str | None:
+        return f"needs a TPU, not a {device.platform}" if call.causal else None
+
+    dense = select.BACKENDS["dense"]
+    monkeypatch.setitem(select.BACKENDS, "dense", Backend(dense.run, refuses, dense.score_bytes))
+    assert Selection("dense").backend(CALL._replace(causal=False)) == "dense"
+    message = "compute.attention=dense: needs a TPU, not a cpu; choose loop"
+    with pytest.raises(ConfigError, match=message):
+        Selection("dense").backend(CALL)

@@ -7,6 +7,7 @@ from mllm_jax.commands.flags import QUESTION_FORMATS, number
 
 SUMMARY = "LRM-LLaVA's three tasks from records that are aligned between languages"
 TASKS = ("mvqa", "ep", "bvqa")  # corpus.tasks.build.TASKS, which loads slowly
+PAIRED = "pairs"  # corpus.tasks.build.PAIRED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="a file per task and language"
     )
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK", help="of mvqa ep bvqa"
+        "--tasks",
+        nargs="+",
+        choices=(*TASKS, PAIRED),
+        default=TASKS,
+        metavar="TASK",
+        help="of mvqa ep bvqa, the default, and pairs, for optimizer.pairs",
     )
     parser.add_argument(
         "--languages", nargs="+", default=(), metavar="CODE", help="default: all in the data"
@@ -60,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without",
         nargs="+",
-        choices=TASKS,
+        choices=(*TASKS, PAIRED),
         default=(),
         metavar="TASK",
         help="tasks that streams.yaml leaves out, in the languages other than English",

@@ -6,6 +6,12 @@
          en-eu     question en, answer in Basque      -> answer eu
 
 English is the pivot: never EP for English, never BVQA without it.
+
+Not a task of the paper, and made where it is asked for alone: `pairs`, records of MVQA and BVQA in
+twos that have the same answer, for the regularizer over pairs (`optimizer.pairs`):
+
+    pairs eu       question eu, and question en, answer in Basque        -> answer eu, twice
+                   question en, and question eu, answer in English       -> answer en, twice
 """
 
 from collections.abc import Iterator
@@ -16,6 +22,8 @@ from mllm_jax.corpus.tasks.wordings import Instructions
 from mllm_jax.data.records.parse import MARK
 
 TASKS = ("mvqa", "ep", "bvqa")
+PAIRED = "pairs"
+PAIR = "pair"  # field of its records: the two that belong together have the same value
 PIVOT = "en"
 
 
@@ -41,6 +49,13 @@ def forms(task: str, language: str) -> list[Form]:
         return []
     if task == "ep":
         return [Form(task, language, language)]
+    if task == PAIRED:
+        answers = (language, PIVOT), (PIVOT, language)
+        return [
+            form
+            for code, other in answers
+            for form in (Form("mvqa", code, code), Form("bvqa", other, code))
+        ]
     return [Form(task, language, PIVOT), Form(task, PIVOT, language)]
 
 
@@ -53,8 +68,10 @@ def missing(record: Aligned, form: Form) -> str | None:
     return None if form.answer in record.answers else f"no answer in {form.answer}"
 
 
-def make(record: Aligned, form: Form, instructions: Instructions) -> dict[str, Any]:
-    """The LLaVA record; nothing may be `missing`."""
+def make(
+    record: Aligned, form: Form, instructions: Instructions, task: str | None = None
+) -> dict[str, Any]:
+    """The LLaVA record of a form in a task; nothing may be `missing`."""
     question, answer = record.questions[form.question], record.answers[form.answer]
     lines = [MARK] * record.images + [question]
     if form.task == "ep":
@@ -68,6 +85,7 @@ def make(record: Aligned, form: Form, instructions: Instructions) -> dict[str, A
         "id": f"{record.id}/{form.name}",
         **picture,
         "language": form.answer,
+        **({PAIR: f"{record.id}/{form.answer}"} if task == PAIRED else {}),
         "conversations": turns,
     }
 
@@ -75,12 +93,12 @@ def make(record: Aligned, form: Form, instructions: Instructions) -> dict[str, A
 def check_wordings(task: str, language: str, instructions: Instructions) -> None:
     """Raises ConfigError for a language whose wordings a task lacks, before anything is read."""
     for form in forms(task, language):
-        if task == "ep":
+        if form.task == "ep":
             instructions.pivot(form.question, form.answer)
-        elif task == "bvqa":
+        elif form.task == "bvqa":
             instructions.bilingual(form.question, form.answer)
 
 
-def pairs(tasks: list[str], languages: list[str]) -> Iterator[tuple[str, str]]:
+def combinations(tasks: list[str], languages: list[str]) -> Iterator[tuple[str, str]]:
     """(task, language) of all files, in the order of tables."""
     return ((t, code) for t in tasks for code in languages if forms(t, code))

@@ -26,14 +26,16 @@ from mllm_jax.corpus.tasks.aligned import (
     read_all,
 )
 from mllm_jax.corpus.tasks.build import (
+    PAIR,
+    PAIRED,
     PIVOT,
     TASKS,
     Form,
     check_wordings,
+    combinations,
     forms,
     make,
     missing,
-    pairs,
 )
 from mllm_jax.corpus.tasks.ids import Ids
 from mllm_jax.corpus.tasks.shares import task_weights
@@ -89,7 +91,7 @@ def run(source: Source, name: str, out: Path, options: Options, as_json: bool = 
     require(len(present) > 0, f"{name}: no record has an answer")
     check_languages(options.languages, present)
     languages = list(options.languages) or present
-    chosen = list(pairs(list(options.tasks), languages))
+    chosen = list(combinations(list(options.tasks), languages))
     require(
         len(chosen) > 0,
         f"--tasks {' '.join(options.tasks)} for {', '.join(languages)}: nothing to make, since "
@@ -128,7 +130,7 @@ def _write(
                 interrupts.check()
             ids.add(record.id)
             for pair in chosen:
-                lines, reasons = _made(record, asked[pair], instructions)
+                lines, reasons = _made(record, pair[0], asked[pair], instructions)
                 if lines and pair not in files:
                     path = folder / file_name(pair)
                     files[pair] = stack.enter_context(path.open("w", encoding="utf-8"))
@@ -143,14 +145,14 @@ def _write(
 
 
 def _made(
-    record: Aligned, asked: Sequence[Form], instructions: Instructions
+    record: Aligned, task: str, asked: Sequence[Form], instructions: Instructions
 ) -> tuple[list[str], list[str]]:
     """Lines of a file, and why others are missing."""
     lines, reasons = [], []
     for form in asked:
         reason = missing(record, form)
         if reason is None:
-            made = make(record, form, instructions)
+            made = make(record, form, instructions, task)
             lines.append(json.dumps(made, ensure_ascii=False) + "\n")
         else:
             reasons.append(reason)
@@ -224,13 +226,15 @@ def _streams(
             **images,
             "format": options.format,
             "task": pair[0],
+            **({"pairs": PAIR} if pair[0] == PAIRED else {}),
             "epochs": round(weights[pair] * english / of.records, 7) if weights else 1.0,
         }
         for pair, of in counts.items()
         if of.records and (pair in weights or not weights)
     }
     # the other half of a pair of languages may be one that is not asked for by itself
-    answered = list(dict.fromkeys([*languages, PIVOT])) if "bvqa" in options.tasks else languages
+    bilingual = {"bvqa", PAIRED} & set(options.tasks)
+    answered = list(dict.fromkeys([*languages, PIVOT])) if bilingual else languages
     tree = {"languages": list(answered), "streams": streams}
     head = f"# for the section `data` of a stage: other languages = {options.ratio:g} x English\n"
     return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=200)

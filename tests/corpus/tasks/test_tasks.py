@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mllm_jax.__main__ import main
 from mllm_jax.corpus.tasks import wordings
@@ -82,6 +83,31 @@ def test_the_worked_example(tmp_path):
             folder = ImageFolder(tmp_path)
             parsed = read_record(record, record["id"], folder, None, ("eu", "en"))
             assert len(parsed.images) == 1, "a LLaVA record as training reads it"
+
+
+def test_pairs_have_the_same_answer(tmp_path):
+    """Two and two, as `mvqa` and `bvqa` have them; a text that is missing leaves one alone."""
+    tasks = "mvqa", "bvqa", "pairs"
+    lacking = {**CAT, "id": "43", "q": {"en": "What?"}}
+    out = build(tmp_path, [CAT, lacking], "--tasks", *tasks)
+    files = read(out)
+    others = {r["id"]: r for of in ("mvqa_en", "mvqa_eu", "bvqa_eu") for r in files[of]}
+    names = [(r["pair"], r["id"]) for r in files["pairs_eu"]]
+    assert names == [
+        ("42/eu", "42/mvqa/eu"),
+        ("42/eu", "42/bvqa/en-eu"),
+        ("42/en", "42/mvqa/en"),
+        ("42/en", "42/bvqa/eu-en"),
+        ("43/eu", "43/bvqa/en-eu"),
+        ("43/en", "43/mvqa/en"),
+    ]
+    for record in files["pairs_eu"]:
+        assert record == others[record["id"]] | {"pair": record["pair"]}
+    (_, one, _), (_, other, _) = (turns(r) for r in files["pairs_eu"][:2])
+    assert one == other == "Katu bat."
+    streams = yaml.safe_load((out / "streams.yaml").read_text(encoding="utf-8"))["streams"]
+    assert streams["pairs_eu"]["pairs"] == "pair" and "pairs" not in streams["bvqa_eu"]
+    assert "pairs_en" not in streams
 
 
 def test_never_a_pivot_for_english_nor_a_pair_without_it(tmp_path):

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from mllm_jax.config.adapter import is_scale
+from mllm_jax.config.pairs import PairsConfig
 from mllm_jax.config.stage import Config, OptimizerConfig
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
@@ -94,6 +95,13 @@ def noise(config: Config) -> str:
     assert language is not None
     largest = neftune.magnitude(alpha, config.data.length, language.width)
     return f"NEFTune: alpha {alpha:g}, noise of at most {largest:.3g} on the embeddings of text"
+
+
+def pairs(terms: PairsConfig) -> str:
+    """The weights of the regularizer over pairs."""
+    temperature = f", temperature {terms.temperature:g}" if terms.contrastive else ""
+    weights = f"{terms.kl:g} x KL + {terms.contrastive:g} x InfoNCE{temperature}"
+    return f"pairs: loss + {weights}; not from the LRM-LLaVA paper"
 
 
 def begin(config: Config, step: int | None, steps: int) -> str:

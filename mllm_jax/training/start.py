@@ -97,6 +97,8 @@ def describe(
     log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
     if config.optimizer.neftune_alpha:
         log(run_log.noise(config))
+    if config.optimizer.pairs.acts:
+        log(run_log.pairs(config.optimizer.pairs))
     log(run_log.begin(config, begin.step, steps))
 
 

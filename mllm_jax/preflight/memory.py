@@ -4,7 +4,7 @@ Held between steps, exact to the byte: parameters, moments, and the batch. While
 estimate: memory use has two peaks, in the loss (logits, the head and its gradient)
 and the backward pass of a layer (its weights gathered, their gradients, what is recomputed);
 
-    temporary = gradients that are added up + activations kept + the larger of the two moments
+    temporary = copies + gradients added up + activations kept + the larger of the two moments
 
 Activations are not guessed: JAX is asked which arrays the backward pass of this very model keeps,
 at one row and at two, and the difference is one row's. The rest of the formula is what compiled
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mllm_jax.common import int8
+from mllm_jax.common.hardware import Platform
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
@@ -34,6 +35,7 @@ class Share(NamedTuple):
     length: int
     images: int  # slots of its rows in a microbatch
     tensor: int  # devices that share a layer's heads and units
+    platform: Platform = "gpu"  # whose compiler decides what stays in memory at the same time
 
 
 class Memory(NamedTuple):
@@ -44,6 +46,7 @@ class Memory(NamedTuple):
     moments: int
     batch: int  # tokens, targets, weights and so on
     images: int  # their pixels, as bytes
+    copies: int  # of trained parameters in the compute dtype, made before several microbatches
     gradients: int  # of one microbatch, and what is added up over several
     activations: int  # kept for the backward pass
     logits: int  # of one chunk, and their gradient
@@ -58,7 +61,8 @@ class Memory(NamedTuple):
     @property
     def temporary(self) -> int:
         """What it needs beside that."""
-        return self.gradients + self.activations + max(self.logits + self.head, self.layer)
+        kept = self.copies + self.gradients + self.activations
+        return kept + max(self.logits + self.head, self.layer)
 
     @property
     def total(self) -> int:
@@ -98,12 +102,12 @@ def head_bytes(
 ) -> int:
     """The output table as the loss has it, gathered, in the compute dtype.
 
-    Frozen: twice, since its two products want it in two layouts. Trained: once, and its float32
-    gradient before and after it is summed over the devices (`divided`: whether there are several).
+    Trained: with its float32 gradient before and after it is summed over the devices (`divided`:
+    whether there are several).
     """
     size = language.vocab * language.width // share.tensor
     if not trained:
-        return 2 * size * width(compute)
+        return size * width(compute)
     return size * (width(compute) + (8 if divided else 0))
 
 
@@ -137,10 +141,14 @@ def _language_layer(
         *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
         *(c.head_dim, compute.compute, True, True),
     )
-    scores = BACKENDS[attention.backend(call)].score_bytes(call)
+    backend = attention.backend(call)
+    scores = BACKENDS[backend].score_bytes(call)
+    if backend == "blocks" and share.platform == "tpu":
+        scores *= 2  # TPU programs have as much again, for the gradients (seen in compiled ones)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
-    return weights * (size + (summed if trained else 0)) + tokens * per_token * size + scores
+    # and weights are gathered for the pass back while those for the second pass forth are in use
+    return weights * (2 * size + (summed if trained else 0)) + tokens * per_token * size + scores
 
 
 def _of_adapter(
@@ -170,6 +178,16 @@ def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:
 def width(compute: ComputeConfig) -> int:
     """Bytes of a number in the compute dtype."""
     return 4 if compute.compute == "float32" else 2
+
+
+def copies_bytes(placed: Any, share: Share, compute: ComputeConfig) -> int:
+    """Trained parameters in the compute dtype, on TPUs, if several microbatches use them.
+
+    The compiler takes the conversion out of their loop. (On GPUs it does not: seen in programs.)
+    """
+    if share.platform != "tpu" or share.microbatches == 1 or compute.compute == compute.parameters:
+        return 0
+    return float32_bytes(placed) * width(compute) // 4
 
 
 def float32_bytes(placed: Any) -> int:

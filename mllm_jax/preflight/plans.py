@@ -154,7 +154,8 @@ class Plans:
         rows = setting.rows // setting.microbatches // (setting.split.data * setting.split.fsdp)
         data = self.config.data
         images = rows * data.image_slots
-        return Share(rows, setting.microbatches, data.length, images, setting.split.tensor)
+        tensor, platform = setting.split.tensor, self.hardware.chip.platform
+        return Share(rows, setting.microbatches, data.length, images, tensor, platform)
 
     def state_bytes(self, split: Split) -> int:
         """Parameters and moments of one device: what no other option makes smaller."""
@@ -184,6 +185,7 @@ class Plans:
             moments=memory.bytes_of(setup.opt_state),
             batch=in_all - pixels,
             images=pixels,
+            copies=memory.copies_bytes(trainable, share, compute),
             gradients=memory.float32_bytes(trainable) * (2 if share.microbatches > 1 else 1),
             activations=share.rows * self._kept(setting.remat, share.tensor),
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),

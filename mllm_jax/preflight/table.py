@@ -9,6 +9,7 @@ NAMES = {  # field of memory.Memory -> line of the table
     "moments": "optimizer moments",
     "batch": "batch: tokens, targets, ...",
     "images": "batch: images",
+    "copies": "parameters in the compute dtype",
     "gradients": "gradients",
     "activations": "activations kept for backward",
     "logits": "logits of a chunk, and gradient",
@@ -92,7 +93,7 @@ def _memory(result: dict[str, Any]) -> list[str]:
     total = size(sum(compiled_sizes.values())) if compiler else ""
     rows += [("= total", size(formula["total"]), total)]
     lines = ["memory of one device", *_rows(rows)]
-    lines += ["  temporary = gradients + activations + the larger of (logits + table) and (layer)"]
+    lines += ["  temporary = the three above + the larger of (logits + table) and (layer)"]
     if memory["refused"]:
         lines += [f"  the compiler refused: {memory['refused']}"]
     margin = f"{size(abs(memory['margin']))} {'free' if memory['margin'] >= 0 else 'too much'}"

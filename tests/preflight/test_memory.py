@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mllm_jax.common.hardware import Platform
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
@@ -20,9 +21,9 @@ DENSE, LOOP, BLOCKS = Selection("dense"), Selection("loop"), Selection("blocks")
 
 
 def test_the_larger_of_loss_and_layer_counts():
-    parts = Memory(1, 2, 3, 4, 5, gradients=10, activations=20, logits=30, head=40, layer=50)
-    assert (parts.held, parts.temporary, parts.total) == (15, 10 + 20 + 70, 115)
-    assert parts._replace(layer=80).temporary == 110
+    parts = Memory(1, 2, 3, 4, 5, 6, gradients=10, activations=20, logits=30, head=40, layer=50)
+    assert (parts.held, parts.temporary, parts.total) == (15, 6 + 10 + 20 + 70, 121)
+    assert parts._replace(layer=80).temporary == 116
 
 
 @pytest.mark.parametrize(
@@ -38,8 +39,8 @@ def test_logits_of_a_chunk(chunk: int, positions: int):
 @pytest.mark.parametrize(
     ("compute", "trained", "divided", "each"),
     [
-        (BFLOAT, False, True, 4),
-        (FLOAT, False, False, 8),
+        (BFLOAT, False, True, 2),
+        (FLOAT, False, False, 4),
         (BFLOAT, True, False, 2),
         (BFLOAT, True, True, 10),
         (FLOAT, True, True, 12),
@@ -55,16 +56,19 @@ def test_one_layer():
     per_token = 5 * 8 + 6 * 16 + 2 * (2 * 4 + 2 * 2) * 2
     scores = 2 * 4 * 3 * 4 * 10 * 10  # two, float32: rows, heads, queries, keys
     frozen = memory.layer_bytes(model, SHARE, BFLOAT, False, DENSE)
-    assert frozen == weights * 2 + 30 * per_token * 2 + scores
+    assert frozen == weights * 2 * 2 + 30 * per_token * 2 + scores
     # gradients as they are summed over devices: in float32 unless the config says otherwise
     assert memory.layer_bytes(model, SHARE, BFLOAT, True, DENSE) == frozen + weights * 4
     half = dataclasses.replace(BFLOAT, reduce="bfloat16")
     assert memory.layer_bytes(model, SHARE, half, True, DENSE) == frozen + weights * 2
     # one key/value head of one row at a time
     one = memory.layer_bytes(model, SHARE, BFLOAT, False, LOOP)
+    assert frozen - one == scores * 5 // 6
+    # ten queries are one block, whose scores exist once on GPUs and twice on TPUs
     blocks = memory.layer_bytes(model, SHARE, BFLOAT, False, BLOCKS)
-    assert blocks == frozen  # ten queries are one block
-    assert blocks - one == scores * 5 // 6
+    assert frozen - blocks == scores // 2
+    on_tpu = SHARE._replace(platform="tpu")
+    assert memory.layer_bytes(model, on_tpu, BFLOAT, False, BLOCKS) == frozen
 
 
 def test_one_layer_of_a_base_in_int8_and_of_dora():
@@ -81,13 +85,27 @@ def test_one_layer_of_a_base_in_int8_and_of_dora():
     assert of_dora - plain == 2 * 16 * (8 + 2 * 30)
 
 
-def test_scores_of_a_long_row_are_those_of_an_eighth_of_its_queries():
+def test_scores_of_a_long_row_are_those_of_all_its_blocks():
+    """2,048 queries in eight blocks of 256 that see 256, 512, ... 2,048 keys; loops hold one."""
     model, share = ModelConfig(language=LANGUAGE), SHARE._replace(length=2048)
-    dense, blocks = (
-        memory.layer_bytes(model, share, BFLOAT, False, Selection(name))
-        for name in ("dense", "blocks")
+    dense, blocks, loop = (
+        memory.layer_bytes(model, share, BFLOAT, False, one) for one in (DENSE, BLOCKS, LOOP)
     )
-    assert dense - blocks == 2 * 4 * 3 * 4 * (2048 - 256) * 2048
+    assert dense - blocks == 4 * 3 * 4 * (2 * 2048 * 2048 - 256 * 256 * 36)
+    assert dense - loop == 2 * 4 * (3 * 4 * 2048 - 2 * 256) * 2048
+
+
+@pytest.mark.parametrize(
+    ("platform", "microbatches", "compute", "size"),
+    [("tpu", 2, BFLOAT, 200), ("tpu", 1, BFLOAT, 0), ("gpu", 2, BFLOAT, 0), ("tpu", 2, FLOAT, 0)],
+)
+def test_copies_of_trained_parameters(
+    platform: Platform, microbatches: int, compute: ComputeConfig, size: int
+):
+    share = SHARE._replace(platform=platform, microbatches=microbatches)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = {"a": jax.ShapeDtypeStruct((10, 10), jnp.float32, sharding=place)}
+    assert memory.copies_bytes(placed, share, compute) == size
 
 
 def test_a_large_image_tower_is_the_larger_layer():

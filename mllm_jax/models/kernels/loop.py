@@ -27,8 +27,9 @@ def attend(
 
 
 def score_bytes(call: Call, /) -> int:
-    """Those of `blocks`, of one key/value head."""
-    return blocks.score_bytes(call) // (call.rows * call.kv_heads)
+    """Scores and their gradient, float32, of one block of queries of one key/value head."""
+    size = min(call.length, max(blocks.SMALLEST, -(-call.length // blocks.BLOCKS)))
+    return 2 * 4 * call.heads // call.kv_heads * size * call.length
 
 
 BACKEND = Backend(attend, refuses_nothing, score_bytes)

@@ -1,0 +1,87 @@
+"""The formula beside the figures that compilers printed: docs/results/preflight-*.jsonl."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+# what a record does not say: the stage file, and what the program of its day did otherwise
+BEFORE = ("--compute.reduce", "bfloat16")  # the head's and the kernels' gradients, 2026-11-21
+FILES = {
+    "preflight-2026-11-21.jsonl": (None, BEFORE),
+    "preflight-latxa-instruct-2026-11-26.jsonl": ("latxa_instruct/instruct.yaml", ()),
+    "preflight-ndino-2026-11-26.jsonl": ("ndino", ()),
+    "preflight-gpu-2026-11-26.jsonl": (None, ()),
+}
+WITHIN = 0.1  # of the whole
+ESTIMATE = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 256)
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
+from mllm_jax.preflight import hardware
+from mllm_jax.preflight.plans import Plans
+for line in sys.stdin:
+    path, word, flags = json.loads(line)
+    target = hardware.parse(word)
+    devices = hardware.Devices(jax.devices()[: target.count], False)
+    plans = Plans(loading.load(Config, path, flags), target, devices)
+    print(plans.memory(plans.configured).total, flush=True)
+"""
+
+
+def stage_file(name: str, result: dict[str, Any]) -> str:
+    stage, _ = FILES[name]
+    if stage is None:
+        return result["config"]
+    if stage == "ndino":
+        stage = f"ndino/{result['stages'][0]}.yaml"
+    elif result["setting"]["rows"] == 512:  # the 70B stage
+        stage = "latxa_instruct_70b/instruct.yaml"
+    return f"configs/{stage}"
+
+
+def flags(name: str, setting: dict[str, Any]) -> list[str]:
+    values = {f"--mesh.{axis}": count for axis, count in setting["mesh"].items()}
+    values |= {f"--data.{key}": setting[key] for key in ("rows", "length", "image_slots")}
+    values["--train.microbatches"] = setting["microbatches"]
+    # they were compiled with this attention, whatever is chosen today
+    words = [str(word) for pair in values.items() for word in pair]
+    return [*words, "--compute.attention", "blocks", *FILES[name][1]]
+
+
+@pytest.mark.slow
+def test_the_formula_is_within_a_tenth_of_what_compilers_printed():
+    lines, printed, names = [], [], []
+    for name in FILES:
+        for result in map(json.loads, (RESULTS / name).read_text().splitlines()):
+            if (compiler := result["memory"]["compiler"]) is None:
+                continue
+            words = flags(name, result["setting"])
+            lines.append(json.dumps([stage_file(name, result), result["hardware"], words]))
+            printed.append(compiler["arguments"] + compiler["temporary"])
+            names.append(f"{name}: {lines[-1]}")
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    run = subprocess.run(
+        [sys.executable, "-c", ESTIMATE],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parents[1],
+        env=env | {"JAX_PLATFORMS": "cpu"},
+        timeout=900,
+    )
+    assert run.returncode == 0, run.stderr
+    totals = [int(line) for line in run.stdout.split()]
+    shares = {
+        name: round(total / size, 3)
+        for name, total, size in zip(names, totals, printed, strict=True)
+    }
+    assert len(shares) >= 15
+    assert {name: s for name, s in shares.items() if abs(s - 1) > WITHIN} == {}

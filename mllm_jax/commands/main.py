@@ -35,7 +35,7 @@ from mllm_jax.commands import (
     train,
 )
 from mllm_jax.commands.flags import Parser, Usage
-from mllm_jax.common import failures, interrupts
+from mllm_jax.common import failures, host_memory, interrupts
 from mllm_jax.common.errors import (
     INTERRUPTED,
     PREEMPTED,
@@ -105,6 +105,7 @@ def _run(arguments: Sequence[str]) -> int:
     options.overrides, options.parser = rest, parser
     # transformers would warn on every call that PyTorch is missing; only its tokenizers are used
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    host_memory.keep_freed()
     heartbeat = None
     try:
         cluster = _cluster(options) if VERBS[options.verb].USAGE.several else None

@@ -20,7 +20,6 @@ from mllm_jax.checkpoints.hf.tokenizer import end_ids
 from mllm_jax.checkpoints.open_model import ModelSource, open_model
 from mllm_jax.common import compilation_cache
 from mllm_jax.common.errors import ConfigError, quoted, require
-from mllm_jax.common.host_memory import keep_freed
 from mllm_jax.config.image_tokens import ImageLayout
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.chat.encoder import Chat, Encoded
@@ -92,7 +91,6 @@ class Opened:
         )
         self.mesh = mesh
         device = device_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
-        keep_freed(device.platform)
         self.compute = compute or compute_for(self.source.config.dtype, device.platform)
         self.model = mllm.build(self.config, self.compute, device)
 

@@ -14,7 +14,6 @@ from mllm_jax.checkpoints.store import Checkpoints
 from mllm_jax.common import interrupts
 from mllm_jax.common.errors import Preempted
 from mllm_jax.common.hardware import peak_rate
-from mllm_jax.common.host_memory import keep_freed
 from mllm_jax.common.log import Log
 from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.tokenizer import load_tokenizer
@@ -86,7 +85,6 @@ def _train(
     check_samples(config, sampler)
     weights_biases.check(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
-    keep_freed(mesh.devices.flat[0].platform)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
     check_source(config, source)

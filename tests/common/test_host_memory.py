@@ -1,58 +1,66 @@
 """Memory that is freed and asked for again costs no page faults."""
 
-import ctypes
+import os
 import platform
-import resource
-import threading
+import subprocess
+import sys
 
 import pytest
 
 from mllm_jax.common import host_memory
 
-SIZE = 128 * 2**20  # bytes
-glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
-
 
 @pytest.fixture
 def unset(monkeypatch):
-    for name in ("MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", host_memory.TUNABLES):
-        monkeypatch.delenv(name, raising=False)
-
-
-def faults() -> int:
-    """Page faults of a block that is taken, filled and freed by a thread."""
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-
-    def work() -> None:
-        block = libc.malloc(SIZE)
-        ctypes.memset(block, 1, SIZE)
-        libc.free(block)
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-@glibc
-def test_a_block_of_the_same_size_is_not_paged_in_again(unset):
-    assert host_memory.keep_freed("cpu")
-    faults()
-    pages = SIZE // resource.getpagesize()
-    assert min(faults() for _ in range(3)) < pages / 100
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv(host_memory.TUNABLES, raising=False)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MALLOC_ARENA_MAX", "2"), (host_memory.TUNABLES, "glibc.malloc.hugetlb=1")],
+    [
+        ("MALLOC_ARENA_MAX", "2"),
+        (host_memory.TUNABLES, "glibc.malloc.hugetlb=1"),
+        ("JAX_PLATFORMS", "cuda"),
+    ],
 )
 def test_what_the_environment_sets_stays(monkeypatch, unset, name, value):
     monkeypatch.setenv(name, value)
-    assert not host_memory.keep_freed("cpu")
+    assert not host_memory.keep_freed()
 
 
-def test_memory_of_hosts_of_accelerators_is_theirs(unset):
-    assert not host_memory.keep_freed("gpu")
+@pytest.mark.parametrize("package", host_memory.ACCELERATORS)
+def test_an_accelerator_is_known_by_its_package(monkeypatch, package):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(host_memory, "find_spec", lambda name: name == package)
+    assert not host_memory.only_cpus()
+    monkeypatch.setattr(host_memory, "find_spec", lambda name: None)
+    assert host_memory.only_cpus()
+
+
+FAULTS = """
+import resource
+from mllm_jax.commands.main import main
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def bench(steps):
+    words = f"bench --size tiny --length 64 --batch 32 --attention dense --steps {steps}"
+    before = faults()
+    assert main(words.split()) == 0
+    return faults() - before
+
+bench(1)
+print(bench(11) - bench(1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_the_steps_of_a_command_page_nothing_in(unset):
+    """Ten steps, each with temporaries of 130 MiB: 33,000 pages."""
+    ran = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(ran.stdout.splitlines()[-1]) < 33_000

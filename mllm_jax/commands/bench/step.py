@@ -23,7 +23,6 @@ from mllm_jax.commands.bench.request import WARMUP
 from mllm_jax.commands.bench.work import Work, image_placeholders, synthetic
 from mllm_jax.common.errors import RunError, require
 from mllm_jax.common.hardware import peak_rate
-from mllm_jax.common.host_memory import keep_freed
 from mllm_jax.distributed import sharding
 from mllm_jax.training import flops, state
 from mllm_jax.training.setup import (
@@ -79,7 +78,6 @@ def prepare(work: Work) -> Prepared:
         f"--length {work.length}: too short for an image of {len(index)} tokens and text",
     )
     mesh = sharding.make_mesh(work.mesh.axes)
-    keep_freed(mesh.devices.flat[0].platform)
     parts = sharding.ways(mesh, "batch")
     turns = "" if work.microbatches == 1 else f" in {work.microbatches} microbatches"
     require(

@@ -26,8 +26,9 @@ from mllm_jax.batch import Contents
 from mllm_jax.common.errors import RunError
 
 Line = dict[str, Any]  # one line of metrics.jsonl: step and numbers
-# of stages with a regularizer over pairs, see training/pairs
-PAIRS = ("pair_kl", "pair_contrastive", "pair_cosine", "pairs", "pairs_unequal")
+# of stages with a regularizer over pairs, see training/pairs: means and what they are over; counts
+PAIR_MEANS = {"pair_kl": "pair_tokens", "pair_contrastive": "pairs", "pair_cosine": "pairs"}
+PAIR_COUNTS = ("pairs", "pairs_unequal")
 
 
 class Diverged(RunError):
@@ -207,7 +208,8 @@ class Meter:
             line |= {
                 f"loss/{kind}/{n}": s / t for n, s, t in zip(names, sums, tokens, strict=True) if t
             }
-        line |= {name: float(got[name]) for name in PAIRS if name in got}
+        line |= {k: float(got[k]) for k, count in PAIR_MEANS.items() if k in got and got[count]}
+        line |= {name: float(got[name]) for name in PAIR_COUNTS if name in got}
         line |= {name: float(got[name]) for name in ("grad_norm", "update_norm", "param_norm")}
         line |= {name: float(v) for name, v in got.items() if name.startswith("learning_rate/")}
         line |= {

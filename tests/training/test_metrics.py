@@ -89,6 +89,20 @@ def test_line_by_hand():
     json.dumps(line, allow_nan=False)
 
 
+def test_a_mean_over_no_pairs_is_not_in_the_line():
+    """The regularizer's numbers; `pair_kl` needs equal answers, the others a pair."""
+    names = "pair_kl", "pair_contrastive", "pair_cosine", "pairs", "pairs_unequal"
+    some = dict(zip(names, (0.5, 1.5, 0.25, 3.0, 1.0), strict=True))
+    one, step_time = meter(), metrics.StepTime(1.0, 0.0)
+    for absent, pairs, tokens in (((), 3, 7), (names[:1], 3, 0), (names[:3], 0, 0)):
+        got = numbers(**some | {"pairs": pairs, "pair_tokens": tokens, "pair_kl_sum": 1.0})
+        line = one.line(0, got, one.count(CONTENTS), step_time)
+        expected = {k: v for k, v in (some | {"pairs": pairs}).items() if k not in absent}
+        assert {k: v for k, v in line.items() if k.startswith("pair")} == expected
+    plain = one.line(0, numbers(), one.count(CONTENTS), step_time)
+    assert not any(name.startswith("pair") for name in plain)
+
+
 def test_tasks_are_sums_of_their_streams():
     """Loss, shares and totals; nothing for a stream without a task, no key where none has one."""
     one = meter(tasks=["ep", None])

@@ -69,10 +69,11 @@ class ComputeConfig(Section, at="compute"):
     """
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass computes again to save memory: nothing, all but products, or all."""
-    attention: Literal["auto", "dense", "blocks", "loop"] = "auto"
+    attention: Literal["auto", "dense", "blocks", "loop", "splash"] = "auto"
     """How attention is computed; `auto` chooses by platform and length.
 
-    `dense` holds all scores, `blocks` and `loop` an eighth of a row's; see docs/attention.md.
+    `dense` holds all scores, `blocks` and `loop` an eighth of a row's, `splash` (TPUs, bfloat16)
+    none; see docs/attention.md.
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""

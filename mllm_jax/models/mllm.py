@@ -36,7 +36,7 @@ from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import lora, neftune
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
-from mllm_jax.models.kernels.protocol import CPU, Device
+from mllm_jax.models.kernels.protocol import CPU, Call, Device
 from mllm_jax.models.kernels.select import Selection
 from mllm_jax.models.llama import Llama
 from mllm_jax.models.siglip import SigLIP
@@ -77,8 +77,14 @@ def build(
             and whether a few layers are compiled one by one (`layers.stack`).
         adapter: what is trained beside frozen matrices; its parameters are among the model's.
         neftune_alpha: of the noise on token embeddings while the model is trained.
+
+    Raises:
+        ConfigError: an attention backend that cannot be used on the chip.
     """
     backend = Selection(compute.attention, device)
+    if (c := config.language) is not None:
+        heads = c.heads, c.kv_heads, c.head_dim
+        backend.backend(Call(1, 1, *heads, compute.compute, causal=True, packed=True))
     unroll = device.platform == "cpu"
     vision, language = config.vision, config.language
     connector = None

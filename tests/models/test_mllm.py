@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.batch import NEWLINE, TEXT, ModelInputs
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.trees import unflatten
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
@@ -308,6 +309,12 @@ def test_both_towers_know_the_chip_that_they_run_on():
     model = mllm.build(CONFIG, COMPUTE, Device("tpu"))
     assert model.vision is not None and model.language is not None
     assert model.vision.backend == model.language.backend == Selection("auto", Device("tpu"))
+
+
+def test_a_backend_that_the_chip_cannot_run_is_refused_before_anything_is_computed():
+    compute = dataclasses.replace(COMPUTE, attention="splash")
+    with pytest.raises(ConfigError, match="attention=splash: needs a TPU, not a cpu; choose "):
+        mllm.build(CONFIG, compute)
 
 
 def test_what_the_forward_pass_does_not_read():

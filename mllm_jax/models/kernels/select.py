@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.models.kernels import blocks, dense, loop
+from mllm_jax.models.kernels import blocks, dense, loop, splash
 from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device
 
 # name in `compute.attention` -> backend
@@ -14,6 +14,7 @@ BACKENDS: dict[str, Backend] = {
     "dense": dense.BACKEND,
     "blocks": blocks.BACKEND,
     "loop": loop.BACKEND,
+    "splash": splash.BACKEND,
 }
 AUTO = "auto"
 # platform -> what `auto` tries, in this order; the last one refuses nothing

@@ -25,6 +25,14 @@ def test_auto_goes_by_platform_and_shape(platform, length, expected):
     assert Selection("blocks", Device(platform)).backend(call) == "blocks"
 
 
+def test_what_cannot_be_exact_is_refused():
+    exact = CALL._replace(dtype="float32")
+    assert Selection("auto", Device("tpu")).backend(exact) == "blocks"
+    message = "compute.attention=splash: computes float32 products in bfloat16; choose blocks"
+    with pytest.raises(ConfigError, match=message):
+        Selection("splash", Device("tpu")).backend(exact)
+
+
 def test_a_backend_that_cannot_is_refused_in_one_line(monkeypatch):
     def refuses(call: Call, device: Device, /) -> str | None:
         return f"needs a TPU, not a {device.platform}" if call.causal else None

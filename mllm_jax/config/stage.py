@@ -17,11 +17,10 @@ from mllm_jax.config.adapter import PART as ADAPTER_PART
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
-from mllm_jax.config.pairs import PairsConfig
+from mllm_jax.config.optimizer import OptimizerConfig
+from mllm_jax.config.optimizer import PartConfig as PartConfig
 
 Count = Annotated[int, Range("[1, 1_000_000]")]
-Rate = Annotated[float, Range("(0, 100]")]  # no optimizer of a network survives a higher one
-Beta = Annotated[float, Range("[0, 1)")]
 Shares = Annotated[dict[NameText, Annotated[float, Range("[0, 1]")]], Size("[0, 10_000]")]
 Score = Annotated[float, Range("[-1e300, 1e300]")]
 Scores = Annotated[dict[Annotated[str, Text()], Score], Size("[0, 10_000]")]
@@ -61,7 +60,9 @@ class ComputeConfig(Section, at="compute"):
     compute: Literal["float32", "bfloat16"] = "bfloat16"
     """Number format of activations and frozen parameters."""
     parameters: Literal["float32", "bfloat16"] = "float32"
-    """Number format of trained parameters; bfloat16 loses changes below 0.4 % of a weight."""
+    """Number format of trained parameters; for bfloat16 see `optimizer.rounding`."""
+    gradients: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which gradients are held and added up over microbatches."""
     reduce: Literal["float32", "bfloat16"] = "float32"
     """Number format in which gradients are summed over devices.
 
@@ -80,61 +81,6 @@ class ComputeConfig(Section, at="compute"):
 
 
 # ----------------------------------------------------------------------------------------- training
-
-
-@dataclass(frozen=True)
-class PartConfig(Section, at="optimizer.parts.*"):
-    """One rule over parameter paths. Every parameter must be claimed by exactly one part."""
-
-    match: PatternText
-    """Regex that matches whole parameter paths, as `language/.*`."""
-    train: bool = True
-    """Whether these parameters are trained; `false` freezes them."""
-    learning_rate: Rate | None = None
-    """Their own peak learning rate; by default `optimizer.learning_rate`."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(
-            self.train or self.learning_rate is None,
-            f"optimizer.parts.*.learning_rate={self.learning_rate} has no effect on a frozen part "
-            "(train: false)",
-        )
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(Section, at="optimizer"):
-    """AdamW with a learning-rate schedule, per part, and noise on what is read."""
-
-    parts: Annotated[dict[NameText, PartConfig], Size("[1, 1_000]")]
-    """Rules that say which parameters are trained, by name; every parameter belongs to one."""
-    learning_rate: Rate = 2e-5
-    """Peak learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: falls by a cosine to `floor`, or stays."""
-    warmup_ratio: Beta = 0.03
-    """Share of all steps over which the learning rate rises linearly from 0."""
-    floor: Annotated[float, Range("[0, 1]")] = 0.0
-    """Where the cosine ends, as a share of the peak learning rate."""
-    beta1: Beta = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: Beta = 0.999
-    """Decay of AdamW's second moment."""
-    eps: Annotated[float, Range("(0, 1]")] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Range("[0, 100]")] = 0.0
-    """AdamW's decoupled weight decay."""
-    no_decay: PatternText = r".*(bias|scale|embedding)"
-    """Regex over whole parameter paths without weight decay."""
-    clip_norm: Annotated[float, Range("(0, 1_000_000_000]", "null for none")] | None = 1.0
-    """Gradients with a larger global norm are scaled down to it; null for no limit."""
-    neftune_alpha: Annotated[float, Range("[0, 1_000]")] = 0.0
-    """NEFTune: noise on the embeddings of text while training, commonly 5; 0 for none.
-
-    U(-m, m) with m = alpha / sqrt(`data.length` x `model.language.width`). Image vectors have none.
-    """
-    pairs: PairsConfig = field(default_factory=PairsConfig)
-    """Regularizer over paired records; none by default."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +259,7 @@ class Config(Section):
         super().__post_init__()
         self._check_parts()
         self._check_noise()
+        self._check_rounding()
         self._check_pairs()
         rows, micro = self.data.rows, self.train.microbatches
         require(
@@ -362,6 +309,14 @@ class Config(Section):
             not pairs.acts or any(stream.pairs is not None for stream in streams),
             f"optimizer.pairs: kl={pairs.kl}, contrastive={pairs.contrastive}, but no stream has "
             "pairs; name the field that two records share under data.streams.*.pairs",
+        )
+
+    def _check_rounding(self) -> None:
+        rounding, parameters = self.optimizer.rounding, self.compute.parameters
+        require(
+            rounding == "nearest" or parameters == "bfloat16",
+            f"optimizer.rounding={rounding} has no effect on float32 parameters; set "
+            "compute.parameters to bfloat16, or leave it out",
         )
 
     def _check_parts(self) -> None:

@@ -195,3 +195,8 @@ def float32_bytes(placed: Any) -> int:
     return 4 * sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(placed)
     )
+
+
+def gradient_bytes(placed: Any, compute: ComputeConfig) -> int:
+    """What the gradients of `placed` take on one device."""
+    return float32_bytes(placed) // (2 if compute.gradients == "bfloat16" else 1)

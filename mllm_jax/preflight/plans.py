@@ -186,7 +186,8 @@ class Plans:
             batch=in_all - pixels,
             images=pixels,
             copies=memory.copies_bytes(trainable, share, compute),
-            gradients=memory.float32_bytes(trainable) * (2 if share.microbatches > 1 else 1),
+            gradients=memory.gradient_bytes(trainable, compute)
+            * (2 if share.microbatches > 1 else 1),
             activations=share.rows * self._kept(setting.remat, share.tensor),
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),

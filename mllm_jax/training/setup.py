@@ -203,6 +203,7 @@ def compile_train_step(
         setup.shardings,
         jax.numpy.dtype(setup.model.compute.reduce),
         pairs.Regularizer(terms.kl, terms.contrastive, terms.temperature) if terms.acts else None,
+        jax.numpy.dtype(setup.model.compute.gradients),
     )
     rows = sharding.batch_sharding(setup.mesh)
     return step.compile_step(train_step, setup.mesh, now, setup.shardings, batch, rows)

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mllm_jax.common.trees import LISTED, differences, path_differences
 from mllm_jax.config.stage import ComputeConfig, PartConfig
 from mllm_jax.distributed import sharding
-from mllm_jax.training.optimizer import Optimizer, assign, merge, split
+from mllm_jax.training.optimizer import AdamState, Optimizer, assign, formats, merge, split
 
 # name of Adam's state in a checkpoint: its place in the optax chain (clipping, Adam, decay) that
 # wrote the first ones
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     # path -> array, in `compute.compute`; no gradient, no moments. A copy to compute with: what is
     # kept on the disk has the number formats of its source (`checkpoints/frozen.py`)
     frozen: dict[str, Any]
-    opt_state: Any  # the optimizer's, float32, shaped like the used part of `trainable`
+    opt_state: AdamState  # of the used part of `trainable`
 
     @property
     def params(self) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def state_shardings(
         return {path: placed[path] for path in params}
 
     whole = NamedSharding(mesh, P())
-    opt_state = jax.tree.map(
-        # optax holds a dict per moment, of the used parameters, and counts beside them
-        lambda node: like(node) if isinstance(node, dict) else whole,
-        abstract.opt_state,
-        is_leaf=lambda node: isinstance(node, dict),
+    adam = abstract.opt_state
+    moments = (
+        {path: formats.places(x, placed[path]) for path, x in moment.items()}
+        for moment in (adam.mu, adam.nu)
     )
+    opt_state = AdamState(whole, *moments, like(adam.lost))
     return TrainState(whole, like(abstract.trainable), like(abstract.frozen), opt_state)
 
 

@@ -48,24 +48,24 @@ def make_train_step(
     shardings: TrainState | None = None,
     reduce: Any = jnp.float32,
     terms: pairs.Regularizer | None = None,
+    held_in: Any = jnp.float32,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (state, metrics), not yet compiled.
 
-    A batch without trained tokens, or with a loss or gradient that is not finite, changes neither
-    parameters nor moments (only the step counter moves): `finite` in the metrics tells the host,
-    which ends the run.
+    A batch without trained tokens, or with a loss or gradient that is not finite, changes the step
+    counter alone: `finite` in the metrics tells the host, which ends the run.
 
     Args:
         apply: (params, batch, update) -> (hidden [B, T, D] in compute dtype, head [V, D] as it is
             held).
         optimizer: from `make_optimizer`.
-        microbatches: the rows are worked in so many turns; gradients add up in float32.
+        microbatches: the rows are worked in so many turns; gradients add up in `held_in`.
         chunk: positions whose logits exist at the same time.
         n_streams, n_languages: how many the batch's numbers count.
         shardings: of the state, under a mesh: gradients are added up where their parameters are.
-        reduce: dtype in which the head's gradient crosses between devices; what microbatches have
-            added up crosses the data axis in float32, once.
+        reduce: dtype in which the head's gradient crosses between devices.
         terms: what is added to the loss for pairs of records; None: the step has nothing of it.
+        held_in: dtype of gradients; what microbatches added up crosses the data axis in it, once.
 
     Returns:
         A step whose metrics are float32: loss (mean over trained tokens), loss_sum, trained_tokens
@@ -84,7 +84,7 @@ def make_train_step(
 
     def grads_of(held: tuple[Any, Any, Any], rows: _Rows) -> tuple[Metrics, Any]:
         grads, sums = jax.grad(loss_of, has_aux=True)(*held, rows)
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        grads = jax.tree.map(lambda g: g.astype(held_in), grads)
         if shardings is not None:
             specs = {path: shardings.trainable[path].spec for path in grads}
             grads = jax.lax.with_sharding_constraint(grads, specs)

@@ -1,12 +1,14 @@
 """AdamW in one pass: gradients, moments and parameters are read once and written once a step.
 
-Memory per trainable parameter, in bytes: float32 parameters 4 + moments 8 = 12, bfloat16 parameters
-2 + moments 8 = 10; gradients are 4 more while a step runs. Moments are float32 in both cases: with
-beta2 = 0.999 the second moment shrinks by at most 0.1 % a step, less than half a bfloat16 unit (0.2
-to 0.4 %), so it could never fall. Updates are computed and added in float32, then rounded to the
-parameter's dtype once. Mind that pure bfloat16 loses every change below 0.2 to 0.4 % of a weight:
-at a learning rate of 2e-5 weights above 0.01 hardly move. It suits connectors and high rates;
-float32 parameters are the default.
+Memory per trainable parameter, in bytes, and what a step adds for gradients:
+
+    parameters   float32 4, bfloat16 2, with Kahan's compensation 4
+    moments      float32 8, bfloat16 4, 8 bits 2.03
+    gradients    float32 4, bfloat16 2
+
+Everything is computed in float32 and rounded once. Mind that bfloat16 parameters rounded to the
+nearest lose every change below 0.2 to 0.4 % of a weight: at a learning rate of 2e-5 weights above
+0.01 hardly move. That suits connectors and high rates; for others see `rounding`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +22,28 @@ from mllm_jax.common.errors import require
 from mllm_jax.common.patterns import matches
 from mllm_jax.config.adapter import MAGNITUDE
 from mllm_jax.config.stage import OptimizerConfig
+from mllm_jax.training.optimizer import formats
 from mllm_jax.training.optimizer.parts import Params, owner_of, shorten
+from mllm_jax.training.optimizer.rounding import (
+    Noise,
+    compensated,
+    noise_of,
+    random_bits,
+    stochastic,
+)
 from mllm_jax.training.optimizer.schedules import Schedule, make_schedule
+
+LARGE = 2**20  # numbers of a layer from which on its leaf is updated layer by layer
 
 
 class AdamState(NamedTuple):
     """AdamW's state of the used parameters; also holds abstract arrays, or shardings."""
 
     count: Any  # int32 scalar: updates that changed something
-    mu: dict[str, Any]  # path -> running mean of the gradient
-    nu: dict[str, Any]  # path -> running mean of its square
+    mu: dict[str, Any]  # path -> running mean of the gradient, as `formats` stores it
+    nu: dict[str, Any]  # path -> running mean of its square, likewise
+    # path -> what rounding left out of a parameter so far; of bfloat16 ones, for Kahan's sum alone
+    lost: dict[str, Any]
 
 
 class Gradient(NamedTuple):
@@ -61,11 +75,12 @@ class Optimizer(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """One parameter's share of the state."""
+    """One parameter, or some of its layers, and its share of the state."""
 
     param: Float[Array, "..."]
-    mu: Float32[Array, "..."]
-    nu: Float32[Array, "..."]
+    mu: Any
+    nu: Any
+    lost: Any  # None without
 
 
 class _Scalars(NamedTuple):
@@ -76,6 +91,15 @@ class _Scalars(NamedTuple):
     step: Float32[Array, ""]  # `mu`: the rate, by what `mu` has seen of all gradients
     root: Float32[Array, ""]  # the root of `nu`, likewise
     useful: Bool[Array, ""]
+
+
+class _Rule(NamedTuple):
+    """How one leaf moves in one update."""
+
+    config: OptimizerConfig
+    decay: float
+    scalars: _Scalars
+    noise: Noise
 
 
 def make_optimizer(
@@ -108,6 +132,12 @@ def make_optimizer(
         f"{shorten(list(trainable))}; train another part, or give rows image slots "
         "(data.image_slots)",
     )
+    require(
+        config.moments != "int8"
+        or any(formats.block_size(trainable[path].shape) for path in paths),
+        f"optimizer.moments=int8 has no effect: the last dimension of no trained parameter divides "
+        f"into blocks of {formats.SMALLEST} to {formats.BLOCK} numbers; leave it out",
+    )
     owner = {path: owner_of(path, config.parts) for path in paths}
     rates = _rates(config, steps, set(owner.values()))
     decay = {path: _decay(config, path) for path in paths}
@@ -116,25 +146,23 @@ def make_optimizer(
         return {p: trainable[p][: layers[p]] if p in layers else trainable[p] for p in paths}
 
     def init(trainable: Params) -> AdamState:
-        zeros = {path: jnp.zeros(x.shape, jnp.float32) for path, x in used(trainable).items()}
-        return AdamState(jnp.zeros((), jnp.int32), zeros, dict(zeros))
+        return _first_state(config, used(trainable))
 
     def update(gradient: Gradient, state: AdamState, trainable: Params, step: Any) -> Updated:
-        count = state.count + 1
-        scalars = {
-            name: _scalars(config, gradient, count, rate(step)) for name, rate in rates.items()
-        }
+        count, step = state.count + 1, jnp.asarray(step, jnp.int32)
+        now = {name: _scalars(config, gradient, count, rate(step)) for name, rate in rates.items()}
         moved, squares = {}, []
         for path, param in used(trainable).items():
-            leaf = _Leaf(param, state.mu[path], state.nu[path])
-            moved[path], square = _moved(
-                config, decay[path], scalars[owner[path]], gradient.leaves[path], leaf
-            )
+            leaf = _Leaf(param, state.mu[path], state.nu[path], state.lost.get(path))
+            rule = _Rule(config, decay[path], now[owner[path]], noise_of(path, step))
+            work = _layer_by_layer if _is_large(path, leaf) else _moved
+            moved[path], square = work(rule, gradient.leaves[path], leaf)
             squares.append(square)
         after = AdamState(
             jnp.where(gradient.useful, count, state.count),
             {path: leaf.mu for path, leaf in moved.items()},
             {path: leaf.nu for path, leaf in moved.items()},
+            {path: leaf.lost for path, leaf in moved.items() if leaf.lost is not None},
         )
         params = {path: leaf.param for path, leaf in moved.items()}
         return Updated(_replaced(trainable, params), after, jnp.sqrt(sum(squares)))
@@ -173,29 +201,83 @@ def _scalars(config: OptimizerConfig, gradient: Gradient, count: Array, rate: Ar
     return _Scalars(share, rate, rate / first, 1 / jnp.sqrt(second), gradient.useful)
 
 
-def _moved(
-    config: OptimizerConfig, decay: float, scalars: _Scalars, gradient: Array, leaf: _Leaf
-) -> tuple[_Leaf, Float32[Array, ""]]:
-    """One leaf after the update, and the sum of the squares of its change.
+def _first_state(config: OptimizerConfig, params: Params) -> AdamState:
+    def moment(second: bool) -> dict[str, Any]:
+        return {p: formats.zeros(config.moments, x.shape, second) for p, x in params.items()}
+
+    lost = {}
+    if config.rounding == "kahan":
+        halves = {path: x for path, x in params.items() if x.dtype == jnp.bfloat16}
+        lost = {path: jnp.zeros(x.shape, jnp.bfloat16) for path, x in halves.items()}
+    return AdamState(jnp.zeros((), jnp.int32), moment(False), moment(True), lost)
+
+
+def _moved(rule: _Rule, gradient: Array, leaf: _Leaf) -> tuple[_Leaf, Float32[Array, ""]]:
+    """A leaf after the update, and the sum of the squares of its change.
 
     Written for the compiler: factors are joined first, since a quotient that is used twice is
     written to memory; and a choice is one between two results, since choosing between a change and
     0 keeps an array of zeros.
     """
+    config, scalars = rule.config, rule.scalars
     gradient = gradient.astype(jnp.float32) * scalars.share
-    mu = (1 - config.beta1) * gradient + config.beta1 * leaf.mu
-    nu = (1 - config.beta2) * jnp.square(gradient) + config.beta2 * leaf.nu
-    mu, nu = (jnp.where(scalars.useful, new, old) for new, old in ((mu, leaf.mu), (nu, leaf.nu)))
-    mu, nu = _written((mu, nu))
+    mu = (1 - config.beta1) * gradient + config.beta1 * formats.dense(leaf.mu)
+    nu = (1 - config.beta2) * jnp.square(gradient) + config.beta2 * formats.dense(leaf.nu)
+    bits = random_bits(rule.noise, mu.shape, draw=0) if config.moments != "float32" else None
+    stored = (
+        formats.stored_like(leaf.mu, mu, bits),
+        formats.stored_like(leaf.nu, nu, None if bits is None else bits >> 16),
+    )
+    stored = _written(_chosen(scalars.useful, stored, (leaf.mu, leaf.nu)))
+    if config.moments == "float32":
+        mu, nu = stored
     change = scalars.step * mu / (jnp.sqrt(nu) * scalars.root + config.eps)
-    param = leaf.param.astype(jnp.float32)
-    if decay:
-        change = change + scalars.rate * decay * param
+    if rule.decay:
+        change = change + scalars.rate * rule.decay * leaf.param.astype(jnp.float32)
     square = jnp.sum(jnp.square(change))
-    # added in float32 and rounded to the parameter's dtype once
-    after = (param - change).astype(leaf.param.dtype)
-    useful = _after(scalars.useful, square)
-    return _Leaf(jnp.where(useful, after, leaf.param), mu, nu), square
+    after = _rounded(rule, leaf, change)
+    before = leaf.param, leaf.lost
+    param, lost = _chosen(_after(scalars.useful, square), after, before)
+    return _Leaf(param, *stored, lost), square
+
+
+def _rounded(rule: _Rule, leaf: _Leaf, change: Float32[Array, "..."]) -> tuple[Array, Any]:
+    """The parameter less its change, in its own dtype, and what rounding left out."""
+    param = leaf.param.astype(jnp.float32)
+    if leaf.lost is not None:
+        return compensated(param, -change, leaf.lost)
+    if rule.config.rounding == "stochastic" and leaf.param.dtype == jnp.bfloat16:
+        return stochastic(param - change, random_bits(rule.noise, param.shape, draw=1)), None
+    # subtracted in float32 and rounded to the parameter's dtype once
+    return (param - change).astype(leaf.param.dtype), None
+
+
+def _chosen(useful: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(useful, new, old), new, old)
+
+
+def _is_large(path: str, leaf: _Leaf) -> bool:
+    """Whether a leaf is updated layer by layer, so that what is computed is never there whole."""
+    layer = leaf.param.size // max(1, len(leaf.param)) if leaf.param.ndim else 0
+    return "/layers/" in path and layer >= LARGE and isinstance(leaf.nu, formats.Blocks)
+
+
+def _layer_by_layer(rule: _Rule, gradient: Array, leaf: _Leaf) -> tuple[_Leaf, Float32[Array, ""]]:
+    """`_moved` of one layer after the other, in place: the same numbers.
+
+    In 8 bits a block's largest number is known after all of its numbers, so a compiler may write
+    them to memory in float32 in between.
+    """
+
+    def one(number: Array, carry: tuple[_Leaf, Array]) -> tuple[_Leaf, Array]:
+        whole, total = carry
+        at = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1)  # noqa: E731
+        layer_rule = rule._replace(noise=rule.noise._replace(first=number))
+        layer, square = _moved(layer_rule, at(gradient), jax.tree.map(at, whole))
+        put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, number, 0)  # noqa: E731
+        return jax.tree.map(put, whole, layer), total + square
+
+    return jax.lax.fori_loop(0, len(leaf.param), one, (leaf, jnp.zeros((), jnp.float32)))
 
 
 # XLA's programs for CPUs give one result a loop, and their arrays are overwritten where they are. A

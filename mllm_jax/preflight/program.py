@@ -2,12 +2,15 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from mllm_jax.common.errors import RunError
 
+END = "}"  # the line behind a computation
+INSTRUCTION = r"\s+(ROOT )?%?([\w.\-]+) = "  # how a line of one begins
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 
 
@@ -30,18 +33,34 @@ def parse(text: str) -> tuple[Program, str]:
     """A program's text -> {computation: instructions}, and the name of the first one to run."""
     program: Program = {}
     entry, lines = "", None
-    for line in text.splitlines():
-        if line and not line[0].isspace():
-            head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
-            lines = program.setdefault(head[2], []) if head else None
-            entry = head[2] if head and head[1] else entry
-        elif lines is not None and (instruction := _instruction(line)) is not None:
+    for line in _whole_lines(text):
+        if lines is None:
+            if head := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line):
+                lines = program.setdefault(head[2], [])
+                entry = head[2] if head[1] else entry
+        elif line == END:
+            lines = None
+        elif (instruction := _instruction(line)) is not None:
             lines.append(instruction)
     return program, entry
 
 
+def _whole_lines(text: str) -> Iterator[str]:
+    """The program's lines; an instruction whose attributes take several is one."""
+    inside: list[str] = []
+    for line in text.splitlines():
+        # a kernel's own metadata may hold line breaks: `"block_q": 128 ...` and `}}, metadata=`
+        if inside and line and line != END and not line[0].isspace():
+            inside.append(line)
+            continue
+        yield from ["".join(inside)] if inside else []
+        inside = [line] if re.match(INSTRUCTION, line) else []
+        if not inside:
+            yield line
+
+
 def _instruction(line: str) -> Instruction | None:
-    head = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    head = re.match(INSTRUCTION, line)
     if head is None:
         return None
     rest = line[head.end() :]

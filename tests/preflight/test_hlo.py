@@ -76,6 +76,16 @@ def test_loops_in_loops_are_multiplied():
     }
 
 
+KERNEL = """  %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="a/pallas_call"}"""
+
+
+def test_a_kernels_metadata_may_hold_line_breaks():
+    found = hlo.collectives(ADD + loop("layers", 3, KERNEL + "\n" + REDUCE) + entry(call("layers")))
+    assert [(one.kind, one.count) for one in found] == [("all-reduce", 3)]
+
+
 def test_the_compilers_note_of_the_turns_counts_first():
     noted = call("layers") + ', backend_config={"known_trip_count":{"n":"7"}}'
     found = hlo.collectives(ADD + loop("layers", 3, REDUCE) + entry(noted))

@@ -18,7 +18,7 @@ BACKENDS: dict[str, Backend] = {
 }
 AUTO = "auto"
 # platform -> what `auto` tries, in this order; the last one refuses nothing
-PREFERRED = {"cpu": ("loop",), "gpu": ("blocks",), "tpu": ("blocks",)}
+PREFERRED = {"cpu": ("loop",), "gpu": ("blocks",), "tpu": ("splash", "blocks")}
 # on CPUs `blocks` is the quicker one up to here, `loop` above: docs/attention.md
 SHORT = 640
 

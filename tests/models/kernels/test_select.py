@@ -16,7 +16,7 @@ CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True)
         ("cpu", select.SHORT, "blocks"),
         ("cpu", select.SHORT + 1, "loop"),
         ("gpu", 64, "blocks"),
-        ("tpu", 64, "blocks"),
+        ("tpu", 64, "splash"),
     ],
 )
 def test_auto_goes_by_platform_and_shape(platform, length, expected):

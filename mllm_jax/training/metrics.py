@@ -32,13 +32,13 @@ PAIR_COUNTS = ("pairs", "pairs_unequal")
 
 
 class Diverged(RunError):
-    """The loss or the gradient is not finite: the run ends."""
+    """The loss, the gradient or a parameter is not finite: the run ends."""
 
 
 def require_finite(
     step: int, metrics: Mapping[str, Any], last_good: Callable[[], str | None]
 ) -> None:
-    """Raises Diverged unless the step's loss and gradient are finite.
+    """Raises Diverged unless the step's loss, gradient and parameters are finite.
 
     Parameters and moments never take up such a step (see `make_train_step`), so nothing that is not
     finite can reach a checkpoint, although the host hears of it one step later.
@@ -56,7 +56,10 @@ def require_finite(
             else "no checkpoint was saved before"
         )
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        raise Diverged(f"step {step}: loss {loss}, gradient norm {norm}, not finite; {saved}")
+        raise Diverged(
+            f"step {step}: loss {loss}, gradient norm {norm}, parameter norm "
+            f"{float(metrics['param_norm'])}, not finite; {saved}"
+        )
 
 
 class StepTime(NamedTuple):

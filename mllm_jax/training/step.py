@@ -258,9 +258,10 @@ def _update(
     share = jnp.where(count > 0, 1 / jnp.maximum(count, 1e-30), 0.0)
     grad_norm = share * _norm(grads)
     param_norm = _norm(state.trainable)
-    finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(grad_norm)
     # parameters are read before any is written: their norm takes part in the choice
-    useful = finite & (count > 0) & jnp.isfinite(param_norm)
+    norms = jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+    finite = jnp.isfinite(sums["loss_sum"]) & norms
+    useful = finite & (count > 0)
     gradient = Gradient(grads, share, grad_norm, useful)
     after = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
     metrics = {

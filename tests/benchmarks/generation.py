@@ -28,11 +28,13 @@ import transformers
 from mllm_jax.batch import TEXT
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.bench import work as bench
+from mllm_jax.common import host_memory
 from mllm_jax.data.chat.tokens import Encoded
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.opened import compute_for
 from mllm_jax.models import mllm
+from mllm_jax.models.kernels.select import device_of
 from tests.benchmarks.pytorch_baseline import build
 
 QUESTION = 31  # tokens of text beside the picture's
@@ -55,7 +57,7 @@ class Written(Answerer):
         self.path, self.source, self.mesh = folder, open_model(folder), None
         self.config, self.ends = self.source.config.model, ()
         self.compute = compute_for("float32", "cpu")
-        self.model = mllm.build(self.config, self.compute, jax.default_backend())
+        self.model = mllm.build(self.config, self.compute, device_of(jax.devices()[0]))
 
 
 def prompts(size: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +182,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch")
     parser.add_argument("--json", type=Path, help="file to which the lines are added")
     options = parser.parse_args(words)
+    host_memory.keep_freed()  # as `mllm-jax` does, for both sides
     for size in options.size or NEW:
         for result in measure(size, options.batch or (1, 8), options.rounds, options.threads):
             line = json.dumps(result)

@@ -14,6 +14,7 @@ from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, 
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models import clip, layers, mllm
 from mllm_jax.models.connector import Connector
+from mllm_jax.models.kernels.select import Selection
 
 LANGUAGE = LanguageConfig(
     vocab=512, width=64, mlp=96, layers=2, heads=4, kv_heads=2, head_dim=16, max_length=64
@@ -111,7 +112,7 @@ def test_every_norm_of_the_decoder_has_the_configs_eps():
 
 def features(change) -> jax.Array:
     """Patch features of two images after `change` of the tower's flat parameters."""
-    tower = clip.CLIP(VISION, COMPUTE, "dense")
+    tower = clip.CLIP(VISION, COMPUTE, Selection("dense"))
     pixels = jax.random.randint(jax.random.key(1), (2, 28, 28, 3), 0, 256).astype(jnp.uint8)
     params = flatten(tower.init(jax.random.key(0), pixels)["params"])
     out: Any = tower.apply({"params": unflatten(change(params))}, pixels)

@@ -291,9 +291,9 @@ def _written(moments: Any) -> Any:
 
 
 def _after(useful: Bool[Array, ""], square: Float32[Array, ""]) -> Bool[Array, ""]:
-    """On CPUs: `useful`, but not known before `square` is."""
+    """`useful`; on CPUs not known before `square` is, which is never below 0."""
     return jax.lax.platform_dependent(
-        useful, square, cpu=lambda useful, square: useful & jnp.isfinite(square), default=_first
+        useful, square, cpu=lambda useful, square: useful & ~(square < 0), default=_first
     )
 
 

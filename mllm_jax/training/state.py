@@ -93,11 +93,11 @@ def state_shardings(
 
     whole = NamedSharding(mesh, P())
     adam = abstract.opt_state
-    moments = (
-        {path: formats.places(x, placed[path]) for path, x in moment.items()}
-        for moment in (adam.mu, adam.nu)
-    )
-    opt_state = AdamState(whole, *moments, like(adam.lost))
+
+    def of_moment(moment: dict[str, Any]) -> dict[str, Any]:
+        return {path: formats.places(x, placed[path]) for path, x in moment.items()}
+
+    opt_state = AdamState(whole, of_moment(adam.mu), of_moment(adam.nu), like(adam.lost))
     return TrainState(whole, like(abstract.trainable), like(abstract.frozen), opt_state)
 
 

@@ -238,7 +238,7 @@ def _moved(rule: _Rule, gradient: Array, leaf: _Leaf) -> tuple[_Leaf, Float32[Ar
     after = _rounded(rule, leaf, change)
     before = leaf.param, leaf.lost
     param, lost = _chosen(_after(scalars.useful, square), after, before)
-    return _Leaf(param, *stored, lost), square
+    return _Leaf(param, stored[0], stored[1], lost), square
 
 
 def _rounded(rule: _Rule, leaf: _Leaf, change: Float32[Array, "..."]) -> tuple[Array, Any]:

@@ -387,7 +387,7 @@ def test_a_tokenizer_that_cannot_end_documents_ends_the_build():
         def completions(self, texts):
             raise ConfigError("no eos_token")
 
-    item = chunk._Good(0, Record("a", (), (), "eu", "Kaixo."), [], b"")
+    item = chunk._Good(0, Record("a", (), (), "eu", "Kaixo."), [], b"", None)
     with pytest.raises(ConfigError, match="no eos_token"):
         chunk._encode(Endless(), [item])
 

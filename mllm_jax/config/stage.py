@@ -53,6 +53,9 @@ class InitConfig(Section, at="init"):
         )
 
 
+Remat = Literal["none", "dots", "attention", "full"]
+
+
 @dataclass(frozen=True)
 class ComputeConfig(Section, at="compute"):
     """Number formats, and what is stored for the backward pass."""
@@ -68,8 +71,14 @@ class ComputeConfig(Section, at="compute"):
 
     bfloat16 halves the bytes between devices and rounds once more for every device.
     """
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass computes again to save memory: nothing, all but products, or all."""
+    remat: Remat = "full"
+    """What the backward pass computes again to save memory: nothing, all but a few results, or all.
+
+    `dots` keeps the products with weights, `attention` the results of attention and the sums of its
+    softmax.
+    """
+    remat_vision: Remat | None = None
+    """The same for the image tower, if it is trained; by default as `remat`."""
     attention: Literal["auto", "dense", "blocks", "loop", "splash"] = "auto"
     """How attention is computed; `auto` chooses by platform and length.
 
@@ -78,6 +87,11 @@ class ComputeConfig(Section, at="compute"):
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""
+
+    @property
+    def vision_remat(self) -> Remat:
+        """What `remat_vision` settles."""
+        return self.remat if self.remat_vision is None else self.remat_vision
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -260,6 +274,11 @@ class Config(Section):
         self._check_parts()
         self._check_noise()
         self._check_rounding()
+        require(
+            self.compute.remat_vision is None or self.model.vision is not None,
+            f"compute.remat_vision={self.compute.remat_vision} has no effect: the model has no "
+            "image tower; leave it out",
+        )
         self._check_pairs()
         rows, micro = self.data.rows, self.train.microbatches
         require(

@@ -143,7 +143,7 @@ class CLIP(nn.Module):
         x = add_shared(jnp.concatenate([first, x.reshape(B, c.patches, D)], axis=1), positions)
         x = LayerNorm(c.norm_eps, dtype, name="pre_norm")(x)
         block = Block(c, self.backend, *formats, parent=None)
-        remat, used = self.compute.remat, c.used_layers
+        remat, used = self.compute.vision_remat, c.used_layers
         x, _ = stack(self, block, c.layers, remat, x, used=used, unroll=self.unroll)
         if self.is_initializing():
             LayerNorm(c.norm_eps, dtype, name="post_norm")(x)

@@ -42,7 +42,7 @@ class SigLIP(nn.Module):
         positions = self.param("position_embedding", loud, shape, jnp.float32)
         x = add_shared(x.reshape(B, c.patches, D), positions)
         block = Block(c, self.backend, *formats, parent=None)
-        remat, used = self.compute.remat, c.used_layers
+        remat, used = self.compute.vision_remat, c.used_layers
         x, _ = stack(self, block, c.layers, remat, x, used=used, unroll=self.unroll)
         if self.is_initializing():
             LayerNorm(c.norm_eps, dtype, name="post_norm")(x)

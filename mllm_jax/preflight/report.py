@@ -157,7 +157,11 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     images = setting.rows * data.image_slots if config.model.patches else 0
     rank = config.adapter.rank if config.adapter is not None else 0
     useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images, rank)
-    again = _recomputed(config, setting, trained, rank) if setting.remat == "full" else 0.0
+    again = (
+        _recomputed(config, setting, trained, rank)
+        if setting.remat in ("attention", "full")
+        else 0.0
+    )
     bytes_now = plans.memory(setting)
     weights = plans.weight_bytes() // share.tensor
     passes = 2 if setting.remat == "none" else 3

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
+from mllm_jax.common.errors import require
 from mllm_jax.config.adapter import (
     KERNEL,
     KERNEL_SCALE,
@@ -106,6 +107,11 @@ def make_setup(
     built = mllm.build(model, compute, device, adapter, config.neftune_alpha)
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
+    require(
+        compute.remat_vision is None or any(path.startswith("vision/") for path in trainable),
+        f"compute.remat_vision={compute.remat_vision} has no effect: nothing of the image tower is "
+        "trained; leave it out",
+    )
     used = mllm.used_layers(model, trainable, images)
     made = optimizer.make_optimizer(config, steps, trainable, used)
     abstract = state.abstract_state(params, config.parts, compute, made)

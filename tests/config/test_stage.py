@@ -75,7 +75,7 @@ REFUSED = [
     ("optimizer.eps", float("inf"), "optimizer.eps: expected a number, got inf"),
     ("train", 10, "train: expected a section (key: value lines), got 10"),
     ("model.connector.kind", "mpl", "model.connector.kind: expected linear or mlp, got 'mpl'"),
-    ("compute.remat", True, "compute.remat: expected none or dots or full, got True"),
+    ("compute.remat", True, "compute.remat: expected none or dots or attention or full, got True"),
     # the network's own numbers
     ("model.vision.image_size", 30, "model.vision.image_size=30 is not a multiple of patch_size=7"),
     ("model.vision.heads", 5, "model.vision.width=48 is not a multiple of heads=5"),
@@ -119,6 +119,13 @@ REFUSED = [
         "init",
         {"tokenizer": "tok", "fresh": "connector/.*"},
         "init.fresh='connector/.*' has no effect without init.weights",
+    ),
+    # what has no effect
+    (
+        "optimizer.rounding",
+        "kahan",
+        "optimizer.rounding=kahan has no effect on float32 parameters; set compute.parameters to "
+        "bfloat16, or leave it out",
     ),
     # data
     ("data.streams", {}, "data.streams: is empty; name at least one stream"),

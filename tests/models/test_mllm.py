@@ -203,18 +203,27 @@ def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
     assert not np.any(grads["vision/post_norm/scale"])
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_number(params, remat):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"remat": "dots"},
+        {"remat": "full"},
+        {"remat": "attention", "attention": "blocks"},
+        {"remat": "none", "remat_vision": "full"},
+    ],
+    ids=str,
+)
+def test_remat_changes_no_number(params, changes):
     chat = row([conversation(1, 1, 5)], 40, 1)
     _, base = loss_and_grads(params, mllm.build(CONFIG, COMPUTE), chat)
     _, other = loss_and_grads(
-        params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, remat=remat)), chat
+        params, mllm.build(CONFIG, dataclasses.replace(COMPUTE, **changes)), chat
     )
     jax.tree.map(close, other, base)
 
 
 def test_remat_decides_what_is_kept():
-    """Bytes that the backward pass finds: a layer's input, its products too, or everything."""
+    """Bytes that the backward pass finds: a layer's input, some results too, or everything."""
     language = LanguageConfig(
         vocab=64, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head_dim=8, max_length=128
     )
@@ -234,6 +243,8 @@ def test_remat_decides_what_is_kept():
 
     products = language.layers * 128 * 2 * language.mlp * 4  # gate and up alone, in float32
     assert kept("full") + products < kept("dots") < kept("none")
+    outputs = language.layers * 128 * language.heads * (language.head_dim + 1) * 4  # and log-sums
+    assert kept("attention") == kept("full") + outputs
 
 
 NAMES = ModelInputs._fields

@@ -44,7 +44,11 @@ def test_fewer_microbatches_of_the_same_rows_that_divide_over_the_devices():
 
 
 def test_remat_only_goes_towards_less_memory():
-    assert {setting.remat for setting in near(GIVEN._replace(remat="dots"), 8)} == {"dots", "full"}
+    assert {setting.remat for setting in near(GIVEN._replace(remat="dots"), 8)} == {
+        "dots",
+        "attention",
+        "full",
+    }
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_batches_of_answers_run_the_same_programs(trained_run, data):
 
     with compilations() as first:
         answer(["gorria ala berdea?", "zuria?", "beltza?"], 12)
-    assert first["prefill"] == first["decode"] == first["encode"] == 1
+    # none at all where an earlier test of this process has compiled it
+    assert max(first[name] for name in ("prefill", "decode", "encode")) <= 1, first
     assert first.total() <= 12, first
     with compilations() as later:
         answer(["zuria ala beltza?", "urdina?", "horia ala gorria?"], 5)

@@ -3,35 +3,18 @@
 import gzip
 import json
 
-import jax
 import pytest
 
 from mllm_jax.__main__ import main
-from mllm_jax.commands.bench import step, trace
-from mllm_jax.config import loading
-from mllm_jax.distributed import sharding
-from tests.support import tiny
+from mllm_jax.commands.bench import trace
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Programs of one device compile in a fifth of the time."""
-    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    monkeypatch.setattr(step.sharding, "make_mesh", lambda _: mesh)
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("trace")
-    tiny.make_data(folder / "data")
-    loading.dump(tiny.config(folder / "data", folder / "run"), folder / "stage.yaml")
-    return str(folder / "stage.yaml")
-
-
-def test_the_costliest_operations_have_names(stage, tmp_path, capsys):
+def test_the_costliest_operations_have_names(bench_stage, tmp_path, capsys):
     folder = tmp_path / "profile"
     words = ("--batch", "8", "--length", "32", "--text-only", "--steps", "1")
-    assert main(["bench", "--config", stage, *words, "--profile", str(folder)]) == 0
+    assert main(["bench", "--config", bench_stage, *words, "--profile", str(folder)]) == 0
     printed = capsys.readouterr()
     costs = json.loads(printed.out)["costliest"]
     assert len(costs) == trace.COUNT
@@ -48,9 +31,9 @@ def test_the_costliest_operations_have_names(stage, tmp_path, capsys):
     assert json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
 
 
-def test_a_folder_that_holds_something_is_refused(stage, tmp_path, capsys):
+def test_a_folder_that_holds_something_is_refused(bench_stage, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
-    assert main(["bench", "--config", stage, "--profile", str(tmp_path)]) == 2
+    assert main(["bench", "--config", bench_stage, "--profile", str(tmp_path)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
 
 

@@ -2,37 +2,21 @@
 
 import json
 
-import jax
 import pytest
 
 from mllm_jax.__main__ import main
-from mllm_jax.commands.bench import step, turns
+from mllm_jax.commands.bench import turns
 from mllm_jax.commands.bench.request import Request
 from mllm_jax.commands.bench.work import Axes, combinations, from_size
-from mllm_jax.config import loading
-from mllm_jax.distributed import sharding
-from tests.support import tiny
 
 SETTINGS = ("--batch", "8", "--length", "32", "--text-only", "--steps", "1")
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Programs of one device compile in a fifth of the time."""
-    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    monkeypatch.setattr(step.sharding, "make_mesh", lambda _: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("turns")
-    tiny.make_data(folder / "data")
-    loading.dump(tiny.config(folder / "data", folder / "run"), folder / "stage.yaml")
-    return str(folder / "stage.yaml")
-
-
-def test_settings_are_measured_in_turn(stage, tmp_path, capsys):
-    words = ("bench", "--config", stage, *SETTINGS, "--attention", "auto,dense")
+def test_settings_are_measured_in_turn(bench_stage, tmp_path, capsys):
+    words = ("bench", "--config", bench_stage, *SETTINGS, "--attention", "auto,dense")
     assert main([*words, "--json", str(tmp_path / "x.jsonl")]) == 0
     printed = capsys.readouterr()
     results = [json.loads(line) for line in printed.out.splitlines()]
@@ -44,10 +28,10 @@ def test_settings_are_measured_in_turn(stage, tmp_path, capsys):
     assert "| attention" in printed.err and "100%" in printed.err
 
 
-def test_what_does_not_fit_is_passed_over(stage, capsys, monkeypatch):
+def test_what_does_not_fit_is_passed_over(bench_stage, capsys, monkeypatch):
     monkeypatch.setattr(turns, "memory", lambda: 1000)
     settings = ("--batch", "8,16", *SETTINGS[2:])
-    assert main(["bench", "--config", stage, *settings]) == 1
+    assert main(["bench", "--config", bench_stage, *settings]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "8 x 32 tokens, 1 microbatch, attention auto, remat none: passed over: " in printed.err

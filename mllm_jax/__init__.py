@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors read; `_PUBLIC` is the same for a program
     from mllm_jax.checkpoints.open_model import open_model as open_model
     from mllm_jax.checkpoints.stage_file import load_config as load_config
-    from mllm_jax.commands.convert import conversions as convert
+    from mllm_jax.conversion import conversions as convert
     from mllm_jax.evaluation.runner import evaluate as evaluate
     from mllm_jax.generation.answer import generate as generate
     from mllm_jax.training.loop import train as train
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _PUBLIC = {  # name -> module:attribute, or the module itself
-    "convert": "mllm_jax.commands.convert.conversions",
+    "convert": "mllm_jax.conversion.conversions",
     "evaluate": "mllm_jax.evaluation.runner:evaluate",
     "generate": "mllm_jax.generation.answer:generate",
     "load_config": "mllm_jax.checkpoints.stage_file:load_config",

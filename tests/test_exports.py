@@ -27,7 +27,6 @@ from mllm_jax.checkpoints.hf.tensor_files import DTYPES
 from mllm_jax.checkpoints.hf.tokenizer import special_ids
 from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.model import (
     ConnectorConfig,
@@ -37,6 +36,7 @@ from mllm_jax.config.model import (
     VisionConfig,
 )
 from mllm_jax.config.stage import ComputeConfig, FolderConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.images.decode import normalise
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.models import mllm

@@ -11,9 +11,9 @@ import pytest
 
 from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert.conversions import abstract
 from mllm_jax.common.errors import RunError
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion.conversions import abstract
 from mllm_jax.training.loop import train
 from tests.support import disks, tiny
 

@@ -15,7 +15,6 @@ import pytest
 
 from mllm_jax.batch import Example
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe import stages as recipes
 from mllm_jax.commands.sweep.runs import read_runs
 from mllm_jax.common.patterns import matches
@@ -24,6 +23,7 @@ from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.model import LanguageConfig, ModelConfig
 from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.config.sweep import SweepConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.index.cache import Mixture, open_streams

@@ -18,7 +18,7 @@ LAYERS = {
     "__main__": 7,
     "commands": 6,
     **dict.fromkeys(("corpus", "evaluation", "preflight"), 5),
-    **dict.fromkeys(("training", "generation"), 4),
+    **dict.fromkeys(("training", "generation", "conversion"), 4),
     **dict.fromkeys(("data", "models", "checkpoints"), 3),
     **dict.fromkeys(("config", "distributed", "report", "digits"), 2),
     **dict.fromkeys(("common", "batch"), 1),

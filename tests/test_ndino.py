@@ -15,9 +15,9 @@ import pytest
 
 from mllm_jax.batch import TEXT
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.stage import ComputeConfig, Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.tokens import Encoded
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.images import slots_of

@@ -21,9 +21,9 @@ from mllm_jax.checkpoints.leaves import Leaf, read_parts
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config.model import LanguageConfig, ModelConfig
 from mllm_jax.config.stage import FolderConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.distributed import sharding
 from mllm_jax.models.axes import logical_axes
 

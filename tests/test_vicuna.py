@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.data.records.parse import user_turn
 from mllm_jax.generation.answer import generate
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.training.loop import train
-from tests.commands.test_convert import hub_names, same, tensors
 from tests.conftest import ROOT
+from tests.conversion.test_conversions import hub_names, same, tensors
 from tests.support import vocabulary
 from tests.support.once import once
 from tests.test_parity import Case, our_logits

@@ -15,9 +15,9 @@ from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.retention import Keep
 from mllm_jax.checkpoints.store import Checkpoints
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
+from mllm_jax.conversion import conversions
 from mllm_jax.distributed.sharding import shardings
 from mllm_jax.models.axes import logical_axes
 

@@ -18,11 +18,11 @@ from mllm_jax.checkpoints import peft
 from mllm_jax.checkpoints.fingerprints import fingerprint
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.adapter import AdapterConfig, shapes
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.models import mllm
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,7 +29,7 @@ WORK = {  # what a verb calls -> the module that does the work
     "quickstart": "commands.quickstart.stages",
     "recipe": "commands.recipe.stages",
     "report": "commands.report.pages",
-    "convert": "commands.convert.conversions",
+    "convert": "conversion.conversions",
     "prepare": "commands.prepare.tables",
     "inspect": "commands.inspect.pages",
     "bench": "commands.bench.turns",

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe import stages as recipe
 from mllm_jax.config.adapter import INT8
+from mllm_jax.conversion import conversions
 from tests.support import tiny, weights
 from tests.training.test_int8_base import model
 from tests.training.test_lora import arrays

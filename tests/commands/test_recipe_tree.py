@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe import stages as recipe
 from mllm_jax.commands.recipe.tree import read_tree
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.conversion import conversions
 from tests.support.recipes import CONNECTOR, EVERY, Files, begin, made_up_recipe, save
 
 ENTRIES = [

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 PRELOADED = (
     "mllm_jax.__main__",
     "mllm_jax.training.loop",
-    "mllm_jax.commands.convert.conversions",
+    "mllm_jax.conversion.conversions",
     "mllm_jax.evaluation.runner",
     "mllm_jax.generation.answer",
     "mllm_jax.commands.prepare.tables",

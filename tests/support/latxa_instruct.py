@@ -15,10 +15,10 @@ import yaml
 from mllm_jax.checkpoints.hf.tokenizer import special_ids
 from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.leaves import Leaf
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import FolderConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf.processor import write_processor
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import FolderConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.templates import TEMPLATES
 from mllm_jax.digits.tokenizer import make_tokenizer
 from tests.support import weights

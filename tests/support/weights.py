@@ -10,9 +10,9 @@ from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf.processor import write_processor
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.params import save_params
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.stage import FolderConfig
+from mllm_jax.conversion import conversions
 from tests.support import tiny
 
 

@@ -19,9 +19,9 @@ import yaml
 
 from mllm_jax.checkpoints.hf.writer import write_hf
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.training.loop import train
 from tests.support import tiny
 

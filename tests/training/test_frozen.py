@@ -18,9 +18,9 @@ from mllm_jax.checkpoints.frozen import FrozenParams, frozen_leaves
 from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.json_file import read_json, write_json
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.distributed import sharding
 from mllm_jax.training import restore, setup

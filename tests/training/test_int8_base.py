@@ -11,12 +11,12 @@ import pytest
 
 from mllm_jax.checkpoints.frozen import frozen_leaves
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common import int8
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.adapter import INT8
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.distributed.sharding import make_mesh
 from mllm_jax.training.loop import train
 from mllm_jax.training.setup import TrainSetup, make_setup

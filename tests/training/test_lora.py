@@ -13,10 +13,10 @@ from mllm_jax.checkpoints.frozen import frozen_leaves
 from mllm_jax.checkpoints.manifest import DamagedCheckpoint
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.checkpoints.params import stored_leaves
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
 from mllm_jax.distributed.sharding import make_mesh

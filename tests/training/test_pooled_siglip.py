@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.conversion import conversions
 from mllm_jax.generation.answer import generate
 from mllm_jax.training.loop import train
 from tests.support import tiny

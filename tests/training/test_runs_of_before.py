@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.mixture.order import VERSION as ORDER
 from mllm_jax.training.loop import train
 from tests.support import tiny

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mllm_jax.commands.convert import conversions
+from mllm_jax.conversion import conversions
 from mllm_jax.training.loop import train
 from tests.support import tiny
 from tests.support.resumed import resumed

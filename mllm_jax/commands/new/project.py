@@ -14,7 +14,6 @@ from typing import NamedTuple
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
 from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.new import machine
 from mllm_jax.commands.new import tokenizer as tokenizer_report
 from mllm_jax.commands.new.dataset import Dataset, write_dataset
@@ -28,6 +27,7 @@ from mllm_jax.common.errors import one_line, require
 from mllm_jax.common.folders import check_new, new_folder
 from mllm_jax.common.tokenizer_model import needs_conversion
 from mllm_jax.config.model import ModelConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.templates import TEMPLATES, special_tokens
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe.summary import Summary
 from mllm_jax.commands.recipe.tree import EVALUATION, EXPORT, Tree
 from mllm_jax.common.errors import ConfigError, require
@@ -19,6 +18,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config import loading
 from mllm_jax.config.recipe import EvaluateConfig, RecipeConfig
 from mllm_jax.config.stage import Config, FolderConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.evaluation import runner
 from mllm_jax.evaluation.results import progress

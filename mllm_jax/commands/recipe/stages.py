@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.recipe import results
 from mllm_jax.commands.recipe.checks import check_folders, check_questions, check_stages
 from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
@@ -36,6 +35,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.distributed import processes
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from mllm_jax.commands.convert import conversions
 from mllm_jax.commands.report.damage import naming_damage
 from mllm_jax.common.json_file import read_json
 from mllm_jax.config.data import DataConfig
 from mllm_jax.config.stage import Config
+from mllm_jax.conversion import conversions
 from mllm_jax.data.mixture.weights import record_weights
 from mllm_jax.report import html
 from mllm_jax.report.metrics_file import Metrics, read_metrics

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.common.errors import ConfigError
+from mllm_jax.conversion import conversions
 from mllm_jax.data.images.decode import load_pixels, normalise
 from tests.checkpoints.folders import make_siglip, read_all
 

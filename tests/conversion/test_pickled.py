@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from mllm_jax import __main__ as command_line
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.conversion import conversions
 from mllm_jax.data.images import decode
 from mllm_jax.distributed import sharding
 from mllm_jax.generation.answer import generate

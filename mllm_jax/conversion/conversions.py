@@ -47,13 +47,13 @@ from mllm_jax.checkpoints.open_model import (
 )
 from mllm_jax.checkpoints.params import save_params
 from mllm_jax.checkpoints.peft import CONNECTOR, write_peft
-from mllm_jax.commands.convert.chat_format import choose_template, warn_without_template
 from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.folders import new_folder
 from mllm_jax.config import loading
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, ModelConfig
 from mllm_jax.config.stage import ComputeConfig, Config, FolderConfig
+from mllm_jax.conversion.chat_format import choose_template, warn_without_template
 from mllm_jax.models import mllm
 
 

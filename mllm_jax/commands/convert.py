@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm_jax.commands.convert import conversions
+    from mllm_jax.conversion import conversions
 
     o = options
     if o.way == "from-hf":

@@ -1,4 +1,4 @@
-"""The converting door against stock transformers: every tensor, every key, every logit."""
+"""Conversions against stock transformers: every tensor, every key, every logit."""
 
 import json
 import os
@@ -16,10 +16,11 @@ from mllm_jax.checkpoints.hf.connector_form import FORMS
 from mllm_jax.checkpoints.hf.weight_files import stored_tensors
 from mllm_jax.checkpoints.leaves import Leaf
 from mllm_jax.checkpoints.open_model import open_model
-from mllm_jax.commands.convert import conversions
-from mllm_jax.commands.flags import CHAT_FORMATS
+from mllm_jax.commands.flags import CHAT_FORMATS, QUESTION_FORMATS
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.model import ConnectorConfig
+from mllm_jax.conversion import conversions
+from mllm_jax.conversion.chat_format import PREFERRED
 from mllm_jax.data.chat.templates import TEMPLATES
 from tests.checkpoints.folders import make_clip, rewrite
 from tests.checkpoints.hf.test_reader import ORIGINAL, original_config
@@ -502,7 +503,7 @@ def unread() -> np.ndarray:
 PEAK = """
 import re, sys
 from pathlib import Path
-from mllm_jax.commands.convert import conversions as convert
+from mllm_jax.conversion import conversions as convert
 
 def peak():  # ru_maxrss would start with the peak of the process that forked this one
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -645,3 +646,4 @@ def test_a_format_whose_tokens_are_not_there(
 
 def test_the_command_line_knows_the_formats() -> None:
     assert set(CHAT_FORMATS) == TEMPLATES.keys()
+    assert set(PREFERRED) == {*QUESTION_FORMATS, "plain"}

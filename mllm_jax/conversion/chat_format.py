@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mllm_jax.checkpoints.hf import files as hf_files
 from mllm_jax.checkpoints.hf import tokenizer as hf_tokenizer
-from mllm_jax.commands.flags import QUESTION_FORMATS
 from mllm_jax.common.errors import require
 from mllm_jax.data.chat.templates import END_TOKENS, TEMPLATES, source_for, special_tokens
 
-PREFERRED = (*QUESTION_FORMATS, "plain")  # the first that the tokenizer has the tokens of
+# of data.chat.templates.TEMPLATES: the first that the tokenizer has the tokens of
+PREFERRED = ("llama31", "llama3", "vicuna_v1", "plain")
 
 
 def choose_template(folder: Path, backbone: Path, chat_format: str | None) -> str | None:

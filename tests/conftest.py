@@ -13,19 +13,19 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.support import xla
+
 DEVICES = 8
 GPU = bool(os.environ.get("MLLM_JAX_TEST_GPU"))
 
-_flags = [f"--xla_force_host_platform_device_count={DEVICES}"]
 if not GPU:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # small programs, each run a few times: compiling them is most of the work (78 s instead of 129)
-    _flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 # threads of XLA's CPU client: independent collectives of a device wait in several of them at once
 # and with one thread a device the others never come
 os.environ.setdefault("PJRT_NPROC", str(2 * DEVICES))
 os.environ.setdefault("MLLM_JAX_PROGRAMS", "off")  # not those of the user
-os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])  # the last one wins
+# of flags that are given twice the last one wins
+os.environ["XLA_FLAGS"] = f"{xla.flags(DEVICES, quick=not GPU)} {os.environ.get('XLA_FLAGS', '')}"
 
 # one folder of compiled programs for all processes of a session: many tests train the same small
 # models (test_loop alone: 111 s of processor time instead of 170)

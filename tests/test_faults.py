@@ -21,7 +21,7 @@ from mllm_jax.common.errors import LOST
 from mllm_jax.config import loading
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
-from tests.support import commands, tiny
+from tests.support import commands, tiny, xla
 from tests.support.local import Local
 
 SEEDS = int(os.environ.get("MLLM_JAX_FAULT_SEEDS", "50"))
@@ -34,7 +34,7 @@ class One:
 
     def __init__(self, site: "Site", out: Path):
         words = ["train", "--config", str(site.config), "--out", str(out), "--resume", "auto"]
-        environment = site.environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        environment = site.environment | {"XLA_FLAGS": xla.flags(1)}
         self._process = commands.start(words, out.with_suffix(".log"), environment)
 
     def alive(self) -> bool:

@@ -22,7 +22,7 @@ import yaml
 from mllm_jax.checkpoints.params import stored_leaves
 from mllm_jax.common.errors import INTERRUPTED, PREEMPTED
 from mllm_jax.config import loading
-from tests.support import disks, tiny
+from tests.support import disks, tiny, xla
 
 pytestmark = pytest.mark.slow
 
@@ -118,11 +118,10 @@ def site(tmp_path_factory) -> Site:
     evaluation = {"data": str(folder / "data" / "eu.json"), "max_new_tokens": 4, "rows": 8}
     recipe = {"stages": ["stage.yaml"], "evaluate": evaluation, "export": "float32"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quick,
+        "XLA_FLAGS": xla.flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -32,18 +32,15 @@ STARTS = {"mlp": None, "pt": "mlp", "it": "mlp", "pt_it": "pt", "long": "mlp", "
 VARIANTS = {"IT": "it", "PT+IT": "pt_it", "LONG-IT": "long", "PT+LONG-IT": "pt_long",
             "IT+LONG-IT": "it_long", "PT+IT+LONG-IT": "pt_it_long"}  # fmt: skip
 NEWLINE = "connector/newline"
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 LIMIT = 900  # seconds
 
 
 def run_killed(recipe: Path, stages: tuple[str, ...]) -> None:
     """Runs a recipe to its end; it is killed in each of `stages`, and started again."""
     log = recipe.parent / "log.txt"
-    flags = commands.ONE_DEVICE["XLA_FLAGS"]
-    environment = {**commands.ONE_DEVICE, "XLA_FLAGS": f"{flags} {QUICK}"}
 
     def start() -> Any:
-        return commands.start(["recipe", str(recipe)], log, environment)
+        return commands.start(["recipe", str(recipe)], log, commands.ONE_DEVICE)
 
     end = time.monotonic() + LIMIT
     for stage in stages:

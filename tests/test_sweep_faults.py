@@ -32,7 +32,6 @@ class Site(Files):
     def start(self) -> Any:
         self._started += 1
         environment = {
-            "XLA_FLAGS": f"{commands.ONE_DEVICE['XLA_FLAGS']} --xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(self._compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support import xla
+
 PRELOADED = (
     "mllm_jax.__main__",
     "mllm_jax.training.loop",
@@ -30,7 +32,7 @@ PRELOADED = (
     "mllm_jax.preflight.report",
 )
 ADDRESS_SPACE = 12 * 2**30  # bytes; far above what a test allows, far below what the machine has
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+ONE_DEVICE = {"XLA_FLAGS": xla.flags(1)}
 
 
 class Outcome(NamedTuple):

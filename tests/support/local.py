@@ -9,17 +9,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.support import xla
+
 ROOT = Path(__file__).resolve().parents[2]
 LOST_AFTER = 10
 
 
 def environment(devices: int) -> dict[str, str]:
     """Of a process that pretends to have so many devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     here = {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return os.environ | here | {"XLA_FLAGS": f"{flags} {quick}"}
+    return os.environ | here | {"XLA_FLAGS": xla.flags(devices)}
 
 
 class Local:

@@ -53,7 +53,7 @@ class InitConfig(Section, at="init"):
         )
 
 
-Remat = Literal["none", "dots", "attention", "full"]
+Remat = Literal["none", "dots", "attention", "full", "offload"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class ComputeConfig(Section, at="compute"):
     """What the backward pass computes again to save memory: nothing, all but a few results, or all.
 
     `dots` keeps the products with weights, `attention` the results of attention and the sums of its
-    softmax.
+    softmax, `offload` the same in the host's memory, with the layers' inputs; see
+    docs/preflight.md.
     """
     remat_vision: Remat | None = None
     """The same for the image tower, if it is trained; by default as `remat`."""

@@ -30,6 +30,8 @@ DType = Any
 # a quarter of the processor time of `tiny` (docs/speed.md). More layers would compile for long.
 UNROLLED = 8
 
+LAYER_INPUT = "layer_input"  # what `jax.checkpoint` policies call what flows into a layer
+
 # name in the config -> what the backward pass finds already computed
 REMAT: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -38,6 +40,14 @@ REMAT: dict[str, Callable[..., bool] | None] = {
     # outputs and log-sums: attention is not computed again, whatever else is
     "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
     "full": None,  # nothing but the layer's input
+    # as `attention`, and the layer's input with it, in the host's memory: of all that could be kept
+    # these are the fewest bytes for what need not be computed again
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[LAYER_INPUT, ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -257,6 +267,7 @@ def stack(
         one, layer_state = layer  # its parameters, or its number
         slice_of = lambda w: jax.lax.dynamic_index_in_dim(w, one, 0, False)  # noqa: E731
         layer_params = jax.tree.map(slice_of, params) if whole else one
+        h = checkpoint_name(h, LAYER_INPUT)
         out: Any = block.apply({"params": layer_params}, h, layer_state, *shared)
         return out
 

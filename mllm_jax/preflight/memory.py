@@ -12,7 +12,7 @@ programs show (tests/preflight/test_report.py and docs/preflight.md compare).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,7 @@ class Memory(NamedTuple):
     logits: int  # of one chunk, and their gradient
     head: int  # the output table gathered, and its gradient before it is divided
     layer: int  # one layer: weights gathered, their gradients, what is recomputed
+    host: int = 0  # kept for the backward pass in the host's memory, of which nothing is added up
 
     @property
     def held(self) -> int:
@@ -77,18 +78,29 @@ def bytes_of(placed: Any) -> int:
     )
 
 
-def kept_per_row(backward: Callable[[int], Any]) -> int:
+class Kept(NamedTuple):
+    """Bytes kept for the backward pass, by where they are."""
+
+    device: int
+    host: int
+
+
+def kept_per_row(backward: Callable[[int], Sequence[Any]]) -> Kept:
     """Bytes one row leaves behind for the backward pass.
 
     Args:
-        backward: rows -> the abstract arrays (`jax.eval_shape`) that the backward pass is given.
-            What does not grow with the rows (parameters, their copies) falls out.
+        backward: rows -> the abstract arrays (`jax.core.ShapedArray`) that the backward pass is
+            given. What does not grow with the rows (parameters, their copies) falls out.
     """
-    one, two = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward(rows)))
-        for rows in (1, 2)
-    )
-    return two - one
+    one, two = (_by_place(backward(rows)) for rows in (1, 2))
+    return Kept(two.device - one.device, two.host - one.host)
+
+
+def _by_place(arrays: Sequence[Any]) -> Kept:
+    host = [x.memory_space == jax.memory.Space.Host for x in arrays]
+    sizes = [x.size * x.dtype.itemsize for x in arrays]
+    of_host = sum(size for size, there in zip(sizes, host, strict=True) if there)
+    return Kept(sum(sizes) - of_host, of_host)
 
 
 def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:

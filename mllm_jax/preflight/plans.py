@@ -26,7 +26,7 @@ from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.models.kernels.select import Selection
 from mllm_jax.preflight import gpu_target, hlo, memory
 from mllm_jax.preflight.hardware import Devices, Hardware
-from mllm_jax.preflight.memory import Memory, Share
+from mllm_jax.preflight.memory import Kept, Memory, Share
 from mllm_jax.preflight.roofline import Split
 from mllm_jax.preflight.settings import Setting
 from mllm_jax.training import flops, int8_base, optimizer, state, step
@@ -42,6 +42,7 @@ class Program(NamedTuple):
     memory: dict[str, int]  # bytes: arguments, temporary, outputs (not given back), code
     collectives: list[hlo.Collective]
     refused: str | None
+    host: int = 0  # bytes of the host's memory, for one device
 
     @property
     def total(self) -> int:
@@ -179,6 +180,9 @@ class Plans:
         of_layers = (path for path in trained if path.startswith("language/layers/"))
         moves = not all(map(is_adapter, of_layers))  # adapters need no gradients of whole matrices
         divided = math.prod(setting.split) > setting.split.tensor
+        kept = self._kept(setting.remat, share.tensor)
+        if share.platform == "cpu":  # which has one memory
+            kept = Kept(sum(kept), 0)
         return Memory(
             trainable=memory.bytes_of(trainable),
             frozen=memory.bytes_of(frozen),
@@ -188,12 +192,13 @@ class Plans:
             copies=memory.copies_bytes(trainable, share, compute),
             gradients=memory.gradient_bytes(trainable, compute)
             * (2 if share.microbatches > 1 else 1),
-            activations=share.rows * self._kept(setting.remat, share.tensor),
+            activations=share.rows * kept.device,
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
             layer=memory.layer_bytes(
                 model, share, compute, moves, self._attention, self.config.adapter
             ),
+            host=share.rows * kept.host,
         )
 
     def weight_bytes(self, paths: Collection[str] | None = None) -> int:
@@ -214,7 +219,7 @@ class Plans:
         return Device(chip.platform, chip.cores.capability if chip.cores is not None else None)
 
     @functools.cache  # noqa: B019
-    def _kept(self, remat: str, tensor: int) -> int:
+    def _kept(self, remat: str, tensor: int) -> Kept:
         """Bytes one row leaves for the backward pass, on one of `tensor` devices.
 
         A model with that part of the heads and units keeps what a device does. (The image tower is
@@ -241,7 +246,7 @@ class Plans:
             return jax.vjp(hidden, trainable)[1]
 
         return memory.kept_per_row(
-            lambda rows: jax.eval_shape(pull, trainable, frozen, self.batch(rows))
+            lambda rows: jax.make_jaxpr(pull)(trainable, frozen, self.batch(rows)).out_avals
         )
 
     # ------------------------------------------------------------------------------------ program
@@ -269,9 +274,8 @@ class Plans:
             "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
             "code": sizes.generated_code_size_in_bytes,
         }
-        return Program(
-            compiled.seconds, byte_counts, hlo.collectives(compiled.call.as_text()), None
-        )
+        sent = hlo.collectives(compiled.call.as_text())
+        return Program(compiled.seconds, byte_counts, sent, None, sizes.host_temp_size_in_bytes)
 
 
 def versions() -> dict[str, str]:

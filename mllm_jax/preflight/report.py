@@ -102,6 +102,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
             "compiler": None if program is None else program.memory,
             "refused": None if program is None else program.refused,
             "total": total,
+            "host": formula.host if program is None else program.host,
             "limit": limit,
             "margin": limit - total,
             "fits": total <= limit and not (program is not None and program.refused),
@@ -159,7 +160,7 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     useful = flops.flops_per_step(config.model, trained, setting.rows, data.length, images, rank)
     again = (
         _recomputed(config, setting, trained, rank)
-        if setting.remat in ("attention", "full")
+        if setting.remat in ("attention", "full", "offload")
         else 0.0
     )
     bytes_now = plans.memory(setting)

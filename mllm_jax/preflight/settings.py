@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mllm_jax.preflight.roofline import Split
 
-REMAT = ("none", "dots", "attention", "full")  # from most memory to least
+REMAT = ("none", "dots", "attention", "full", "offload")  # from most memory to least
 MOST_TENSOR = 16  # devices: beyond that a layer's products are too small
 
 

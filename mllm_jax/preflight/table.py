@@ -96,6 +96,8 @@ def _memory(result: dict[str, Any]) -> list[str]:
     lines += ["  temporary = the three above + the larger of (logits + table) and (layer)"]
     if memory["refused"]:
         lines += [f"  the compiler refused: {memory['refused']}"]
+    if host := memory["host"]:
+        lines += [f"  in the host's memory, pinned: {size(host)} for each device"]
     margin = f"{size(abs(memory['margin']))} {'free' if memory['margin'] >= 0 else 'too much'}"
     verdict = "FITS" if memory["fits"] else "DOES NOT FIT"
     if memory["refused"] and memory["margin"] >= 0:

@@ -75,7 +75,11 @@ REFUSED = [
     ("optimizer.eps", float("inf"), "optimizer.eps: expected a number, got inf"),
     ("train", 10, "train: expected a section (key: value lines), got 10"),
     ("model.connector.kind", "mpl", "model.connector.kind: expected linear or mlp, got 'mpl'"),
-    ("compute.remat", True, "compute.remat: expected none or dots or attention or full, got True"),
+    (
+        "compute.remat",
+        True,
+        "compute.remat: expected none or dots or attention or full or offload, got True",
+    ),
     # the network's own numbers
     ("model.vision.image_size", 30, "model.vision.image_size=30 is not a multiple of patch_size=7"),
     ("model.vision.heads", 5, "model.vision.width=48 is not a multiple of heads=5"),

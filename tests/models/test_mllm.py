@@ -209,6 +209,7 @@ def test_the_unused_last_layer_of_the_tower_gets_no_gradient(params):
         {"remat": "dots"},
         {"remat": "full"},
         {"remat": "attention", "attention": "blocks"},
+        {"remat": "offload", "attention": "blocks"},
         {"remat": "none", "remat_vision": "full"},
     ],
     ids=str,
@@ -223,14 +224,17 @@ def test_remat_changes_no_number(params, changes):
 
 
 def test_remat_decides_what_is_kept():
-    """Bytes that the backward pass finds: a layer's input, some results too, or everything."""
+    """Bytes that the backward pass finds: a layer's input, some results too, or everything.
+
+    Offloaded: input and results in the host's memory, and neither of them on the device.
+    """
     language = LanguageConfig(
         vocab=64, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head_dim=8, max_length=128
     )
     text = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     none = jnp.zeros((1, 0, 1, 1, 3), jnp.uint8)
 
-    def kept(remat: str) -> int:
+    def kept(remat: str, place: Any = jax.memory.Space.Device) -> int:
         compute = dataclasses.replace(COMPUTE, remat=remat, attention="blocks")
         model = mllm.build(ModelConfig(None, None, language), compute)
 
@@ -238,13 +242,17 @@ def test_remat_decides_what_is_kept():
             inputs = ModelInputs(x, x, x, x, none)
             return jax.vjp(lambda p: mllm.hidden(model, p, inputs), params)[1]
 
-        made = jax.eval_shape(pull, mllm.abstract_params(model), text)
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+        made = jax.make_jaxpr(pull)(mllm.abstract_params(model), text).out_avals
+        there: Any = [x for x in made if x.memory_space == place]
+        return sum(x.size * x.dtype.itemsize for x in there)
 
     products = language.layers * 128 * 2 * language.mlp * 4  # gate and up alone, in float32
     assert kept("full") + products < kept("dots") < kept("none")
     outputs = language.layers * 128 * language.heads * (language.head_dim + 1) * 4  # and log-sums
     assert kept("attention") == kept("full") + outputs
+    inputs = language.layers * 128 * language.width * 4
+    assert kept("offload", jax.memory.Space.Host) == inputs + outputs
+    assert kept("offload") == kept("full") - inputs
 
 
 NAMES = ModelInputs._fields

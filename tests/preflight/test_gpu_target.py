@@ -1,8 +1,6 @@
 """Descriptions of GPUs for the compiler, and what is said where it is not installed."""
 
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -90,17 +88,7 @@ def test_without_the_compiler_the_devices_say_why(packages: dict[str, str]):
 # ------------------------------------------------------------------------------------ the compiler
 
 
-@pytest.fixture
-def compiler() -> None:
-    """5 GB of wheels, which the ordinary environment does not have."""
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        reason = "needs JAX's CUDA flavour on the path (pip install 'mllm-jax[gpu-preflight]')"
-        if os.environ.get("MLLM_JAX_REQUIRE_GPU_WHEELS") == "1":
-            pytest.fail(f"{reason}, and MLLM_JAX_REQUIRE_GPU_WHEELS=1 asks for it")
-        pytest.skip(reason)
-
-
-@pytest.mark.usefixtures("compiler")
+@pytest.mark.usefixtures("gpu_compiler")
 def test_a_step_compiled_for_gpus_that_are_not_here(tmp_path: Path):
     """Arguments as the formula has them; every layer's weights are gathered by the program."""
     flags = ("--data.rows", "16", "--data.image_slots", "2", "--mesh.data", "1", "--mesh.fsdp", "8")

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.core import ShapedArray
 
 from mllm_jax.common.hardware import Platform
 from mllm_jax.config.adapter import AdapterConfig
@@ -118,7 +119,8 @@ def test_a_large_image_tower_is_the_larger_layer():
 
 def test_what_does_not_grow_with_the_rows_falls_out():
     def backward(rows: int):
-        weights = jax.ShapeDtypeStruct((1000,), jnp.float32)
-        return [weights, jax.ShapeDtypeStruct((4, rows, 3), jnp.bfloat16)]
+        weights = ShapedArray((1000,), jnp.dtype(jnp.float32))
+        kept = ShapedArray((4, rows, 3), jnp.dtype(jnp.bfloat16))
+        return [weights, kept, kept.update(shape=(rows,), memory_space=jax.memory.Space.Host)]
 
-    assert memory.kept_per_row(backward) == 4 * 3 * 2
+    assert memory.kept_per_row(backward) == memory.Kept(device=4 * 3 * 2, host=2)

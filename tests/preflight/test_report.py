@@ -1,6 +1,5 @@
 """Preflight on this machine's pretended devices, and for TPUs where their compiler is installed."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -308,16 +307,6 @@ def test_pretended_devices_in_a_process_of_its_own(tmp_path: Path):
 
 
 # -------------------------------------------------------------------------------------------- TPUs
-
-
-@pytest.fixture
-def libtpu() -> None:
-    """libtpu belongs to the [tpu] extra: installed, it warns at every start of JAX elsewhere."""
-    if importlib.util.find_spec("libtpu") is None:
-        reason = "needs libtpu (pip install 'mllm-jax[tpu]'); .ci/run lends it to these tests"
-        if os.environ.get("MLLM_JAX_REQUIRE_LIBTPU") == "1":
-            pytest.fail(f"{reason}, and MLLM_JAX_REQUIRE_LIBTPU=1 asks for it")
-        pytest.skip(reason)
 
 
 def preflight_process(*words: str) -> subprocess.CompletedProcess[str]:

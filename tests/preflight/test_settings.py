@@ -48,6 +48,7 @@ def test_remat_only_goes_towards_less_memory():
         "dots",
         "attention",
         "full",
+        "offload",
     }
 
 

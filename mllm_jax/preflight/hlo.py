@@ -262,8 +262,8 @@ def _flat(program: Program, computation: str) -> Iterator[tuple[int, str, Instru
         yield number, computation, line, ""
         if line.opcode == "fusion":
             for fused in called(line, "calls"):
-                for _, *inner, around in _flat(program, fused):
-                    yield number, *inner, around or op_name(line)
+                for _, place, inner, around in _flat(program, fused):
+                    yield number, place, inner, around or op_name(line)
 
 
 def _collective(

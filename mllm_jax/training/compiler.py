@@ -18,7 +18,17 @@ Flags = Mapping[str, bool | int | str]  # name of an option of XLA -> value, of 
 
 NO_FLAGS: Flags = {}
 # key of hardware.CHIPS -> what its compiler is given, with several devices
-PRESETS: dict[str, Flags] = {}
+PRESETS: dict[str, Flags] = {
+    # v6e waits for every all-gather by default. Names as in MaxText's benchmarks/xla_flags_library
+    # (CF_FOR_ALL_GATHER): an all-gather goes on beside the products of several fusions.
+    "v6e": {
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+        "xla_tpu_overlap_compute_collective_tc": True,
+    },
+}
 UNKNOWN = re.compile(r"No such compile option: '?(\w+)'?")
 
 

@@ -83,16 +83,11 @@ class ComputeConfig(Section, at="compute"):
     attention: Literal["auto", "dense", "blocks", "loop", "splash"] = "auto"
     """How attention is computed; `auto` chooses by platform and length.
 
-    `dense` holds all scores, `blocks` and `loop` an eighth of a row's, `splash` (TPUs, bfloat16)
-    none; see docs/attention.md.
+    `dense` holds all scores, `blocks` an eighth of a row's, `loop` (CPUs) one small block's,
+    `splash` (TPUs, bfloat16) none; see docs/attention.md.
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""
-    compiler_flags: Literal["auto", "none"] = "auto"
-    """Options of XLA for the train step: those tested for the chip, or none.
-
-    They let transfers between devices run beside products; see docs/preflight.md.
-    """
 
     @property
     def vision_remat(self) -> Remat:

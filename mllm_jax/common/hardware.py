@@ -85,7 +85,13 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+def chip_name(device_kind: str) -> str | None:
+    """The key of CHIPS, by jax's `device_kind`; None for a chip that is not listed."""
+    matches = (name for name, chip in CHIPS.items() if re.search(chip.pattern, device_kind))
+    return next(matches, None)
+
+
 def peak_rate(device_kind: str) -> float | None:
     """Published dense bfloat16 FLOP/s of a chip, by jax's `device_kind`; None when unknown."""
-    matches = (chip for chip in CHIPS.values() if re.search(chip.pattern, device_kind))
-    return next((chip.flops for chip in matches), None)
+    name = chip_name(device_kind)
+    return None if name is None else CHIPS[name].flops

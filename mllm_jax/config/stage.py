@@ -88,6 +88,11 @@ class ComputeConfig(Section, at="compute"):
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""
+    compiler_flags: Literal["auto", "none"] = "auto"
+    """Options of XLA for the train step: those tested for the chip, or none.
+
+    They let transfers between devices run beside products; see docs/preflight.md.
+    """
 
     @property
     def vision_remat(self) -> Remat:

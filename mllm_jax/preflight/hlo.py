@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from mllm_jax.common import loops
 from mllm_jax.common.errors import RunError
+from mllm_jax.preflight.overlap import Products, Span, begun, ends, overlapped
 from mllm_jax.preflight.program import (
     Instruction,
     Program,
@@ -51,6 +52,7 @@ class Collective(NamedTuple):
     group: int  # devices that take part
     count: int  # how many times a step runs it
     where: str  # the operation of the source it comes from
+    overlapped: bool = False  # whether products are computed between its start and its end
 
     @property
     def sent(self) -> int:
@@ -68,9 +70,10 @@ def collectives(text: str) -> list[Collective]:
         RunError: a loop with collectives in it whose number of iterations cannot be read.
     """
     program, entry = parse(text)
+    products = Products(program)
     by_key: dict[str, Collective] = {}
-    for computation, iterations in _running(program, entry):
-        for key, one in _of(program, computation, iterations).items():
+    for running in _running(program, entry, products):
+        for key, one in _of(program, running, products).items():
             if key not in by_key or one.count < by_key[key].count:
                 by_key[key] = one
     return list(by_key.values())
@@ -79,12 +82,23 @@ def collectives(text: str) -> list[Collective]:
 # --------------------------------------------------------------------------------------------- walk
 
 
-def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
-    """(computation, runs in a step) for what runs by itself: not fused, not a reducer."""
-    waiting = [(entry, 1)]
+class _Running(NamedTuple):
+    """A computation that runs by itself: not fused, not a reducer."""
+
+    computation: str
+    iterations: int  # in a step
+    overlapped: bool = False  # whether it was started, and ends after a product
+
+
+def _running(program: Program, entry: str, products: Products) -> Iterator[_Running]:
+    waiting = [_Running(entry, 1)]
     while waiting:
-        computation, iterations = waiting.pop()
-        yield computation, iterations
+        running = waiting.pop()
+        yield running
+        computation, iterations, _ = running
+        computing = products.lines(computation)
+        for started, span in begun(program[computation]):
+            waiting.append(_Running(started, iterations, overlapped(span, computing)))
         for line in program[computation]:
             if line.opcode == "while":
                 body = called(line, "body")[0]
@@ -94,10 +108,11 @@ def _running(program: Program, entry: str) -> Iterator[tuple[str, int]]:
                         f"{line.name}: a loop with collectives whose iterations are not known; "
                         "the program cannot be counted"
                     )
-                waiting.append((body, iterations * (1 if once is None else once)))
-            elif line.opcode in ("call", "conditional", "async-start"):
+                waiting.append(_Running(body, iterations * (1 if once is None else once)))
+            elif line.opcode in ("call", "conditional"):
                 names = ("to_apply", "calls", "branch_computations", "true_computation")
-                waiting += [(c, iterations) for c in called(line, *names, "false_computation")]
+                names += ("false_computation",)
+                waiting += [_Running(name, iterations) for name in called(line, *names)]
 
 
 def _any(program: Program, entry: str) -> bool:
@@ -205,39 +220,50 @@ def _root(program: Program, computation: str) -> Instruction:
 # -------------------------------------------------------------------------------------- collectives
 
 
-def _of(program: Program, computation: str, iterations: int) -> dict[str, Collective]:
+def _of(program: Program, running: _Running, products: Products) -> dict[str, Collective]:
     """Those of one computation and of what is fused in it, each channel once.
 
     TPU programs spread one collective over several fusions, all with its channel's number: start,
     progress beside a product, end. It may start before a loop and progress in its body: the
     computation that runs least often tells how many times it is run.
     """
+    lines = program[running.computation]
+    computing, last = products.lines(running.computation), ends(lines)
     by_name: dict[str, Collective] = {}
-    for place, line, around in _flat(program, computation, ""):
+    spans: dict[str, Span] = {}
+    for number, place, line, around in _flat(program, running.computation):
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
         if place.startswith("all-reduce-scatter"):  # TPU: an all-reduce of which a slice is kept
             kind = "reduce-scatter"
         source = op_name(line) or around or line.name
-        one = _collective(program[place], line, kind, iterations, source)
+        one = _collective(program[place], line, kind, running.iterations, source)
         channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
         # all that shard_map writes have the channel 1; they are not spread
-        alone = channel is None or (channel == "1" and place == computation)
+        alone = channel is None or (channel == "1" and place == running.computation)
         name = f"{place} {line.name}" if alone else f"{channel} {one.shape} {one.group}"
-        by_name.setdefault(f"{kind} {name}", one)
-    return by_name
+        key, span = f"{kind} {name}", Span(number, last.get(line.name, number))
+        by_name.setdefault(key, one)
+        spans[key] = spans.get(key, span).joined(span)
+    return {
+        key: one._replace(overlapped=running.overlapped or overlapped(spans[key], computing))
+        for key, one in by_name.items()
+    }
 
 
-def _flat(
-    program: Program, computation: str, around: str
-) -> Iterator[tuple[str, Instruction, str]]:
-    """(computation, line, source of the fusion around it) of a computation and what it fuses."""
-    for line in program[computation]:
-        yield computation, line, around
+def _flat(program: Program, computation: str) -> Iterator[tuple[int, str, Instruction, str]]:
+    """Lines of a computation and of what it fuses.
+
+    Yields:
+        (number of the computation's line, computation, line, source of the fusion around it).
+    """
+    for number, line in enumerate(program[computation]):
+        yield number, computation, line, ""
         if line.opcode == "fusion":
             for fused in called(line, "calls"):
-                yield from _flat(program, fused, op_name(line))
+                for _, place, inner, around in _flat(program, fused):
+                    yield number, place, inner, around or op_name(line)
 
 
 def _collective(
@@ -268,9 +294,17 @@ def _group_size(line: Instruction) -> int:
 
 
 def summary(operations: list[Collective]) -> dict[str, dict[str, int]]:
-    """{kind: {"operations": how many run in a step, "bytes": what one device sends}}."""
-    kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"operations": 0, "bytes": 0})
+    """What a step sends, by kind.
+
+    Returns:
+        {kind: {"operations": how many run in a step, "bytes": what one device sends, "overlapped":
+        how many of them beside products}}.
+    """
+    kinds: dict[str, dict[str, int]] = defaultdict(
+        lambda: {"operations": 0, "bytes": 0, "overlapped": 0}
+    )
     for one in operations:
         kinds[one.kind]["operations"] += one.count
         kinds[one.kind]["bytes"] += one.sent
+        kinds[one.kind]["overlapped"] += one.sent if one.overlapped else 0
     return {kind: kinds[kind] for kind in KINDS if kind in kinds}

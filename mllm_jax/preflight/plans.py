@@ -29,7 +29,7 @@ from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Kept, Memory, Share
 from mllm_jax.preflight.roofline import Split
 from mllm_jax.preflight.settings import Setting
-from mllm_jax.training import flops, int8_base, optimizer, state, step
+from mllm_jax.training import compiler, flops, int8_base, optimizer, state, step
 from mllm_jax.training.setup import TrainSetup, apply_of, compile_train_step, make_setup
 
 STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
@@ -43,6 +43,8 @@ class Program(NamedTuple):
     collectives: list[hlo.Collective]
     refused: str | None
     host: int = 0  # bytes of the host's memory, for one device
+    flags: compiler.Flags = compiler.NO_FLAGS  # of XLA
+    unknown_flags: tuple[str, ...] = ()  # that this compiler does not know
 
     @property
     def total(self) -> int:
@@ -274,8 +276,9 @@ class Plans:
             "outputs": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
             "code": sizes.generated_code_size_in_bytes,
         }
-        sent = hlo.collectives(compiled.call.as_text())
-        return Program(compiled.seconds, byte_counts, sent, None, sizes.host_temp_size_in_bytes)
+        sent, host = hlo.collectives(compiled.call.as_text()), sizes.host_temp_size_in_bytes
+        flags = compiled.flags, compiled.refused
+        return Program(compiled.seconds, byte_counts, sent, None, host, *flags)
 
 
 def versions() -> dict[str, str]:

@@ -95,6 +95,8 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
         "basis": plans.basis,
         "versions": planning.versions(),
         "compile_seconds": round(program.seconds, 1) if program is not None else None,
+        "compiler_flags": None if program is None else dict(program.flags),
+        "unknown_compiler_flags": [] if program is None else list(program.unknown_flags),
         "setting": {**setting._replace(split=None)._asdict(), "mesh": setting.split._asdict()}
         | plans.shape,
         "memory": {

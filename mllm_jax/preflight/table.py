@@ -1,6 +1,6 @@
 """Formats what preflight estimated as a table for a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 NAMES = {  # field of memory.Memory -> line of the table
@@ -70,7 +70,17 @@ def _head(result: dict[str, Any]) -> list[str]:
         f"{setting['rows']} rows of {setting['length']} tokens and {setting['image_slots']} image "
         f"slots in {microbatches}; {setting['compute']}, parameters "
         f"{parameters}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",
+        *_flags(result),
     ]
+
+
+def _flags(result: dict[str, Any]) -> Iterator[str]:
+    """Options of the compiler: those it was given, and those it does not know."""
+    flags, unknown = result["compiler_flags"], result["unknown_compiler_flags"]
+    if flags:
+        yield f"  compiler flags: {', '.join(f'{name}={value}' for name, value in flags.items())}"
+    if unknown:
+        yield f"  compiler flags that this compiler does not know: {', '.join(unknown)}"
 
 
 def _memory(result: dict[str, Any]) -> list[str]:
@@ -109,12 +119,18 @@ def _collectives(result: dict[str, Any]) -> list[str]:
     kinds = result["collectives"]
     if not any(kind["bytes"] for kind in kinds.values()):
         return ["collectives of a step: none"]
-    rows = [("", "operations", "sent by one device")]
+    compiled = all("overlapped" in kind for kind in kinds.values())
+    columns = ("bytes", "overlapped") if compiled else ("bytes",)
+    rows = [("", "operations", "sent by one device", "beside products")[: 2 + len(columns)]]
     rows += [
-        (name, f"{kind['operations']:,}" if kind["operations"] else "", size(kind["bytes"]))
+        (
+            *(name, f"{kind['operations']:,}" if kind["operations"] else ""),
+            *(size(kind[column]) for column in columns),
+        )
         for name, kind in kinds.items()
     ]
-    rows += [("= total", "", size(sum(kind["bytes"] for kind in kinds.values())))]
+    totals = (sum(kind[column] for kind in kinds.values()) for column in columns)
+    rows += [("= total", "", *map(size, totals))]
     counted = "every iteration of a loop counted" if result["largest_collectives"] else "by formula"
     lines = [f"collectives of a step, {counted}", *_rows(rows)]
     if result["largest_collectives"]:

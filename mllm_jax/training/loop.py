@@ -206,7 +206,7 @@ class Loop:
         counts = train.microbatches, len(data.streams), len(data.languages)
         pairs = self.config.optimizer.pairs
         compiled = compile_train_step(self.setup, now, whole, *counts, self.config.seed, pairs)
-        self.log(f"step compiled, {compiled.seconds:.1f} s")
+        self.log(run_log.compiled(compiled))
         return compiled
 
     def _meter(self, writer: MetricsWriter | NoWriter) -> metrics.Meter:

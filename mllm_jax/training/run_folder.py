@@ -49,7 +49,7 @@ from mllm_jax.models.mllm import NEWLINE
 
 # what may differ between a run and its continuation, and is said then; `train.steps` stretches the
 # schedule, everything else that decides which numbers come out of a step must stay
-FREE = ("train.", "mesh.", "out", "init.")
+FREE = ("train.", "mesh.", "out", "init.", "compute.compiler_flags")
 FREE += tuple(f"data.{n}" for n in ("threads", "workers", "prefetch", "index", "image_cache"))
 MACHINE = "machine.json"
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")

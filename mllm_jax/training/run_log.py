@@ -19,6 +19,7 @@ from mllm_jax.models import neftune
 from mllm_jax.training.heldout import Lowest
 from mllm_jax.training.metrics import Line
 from mllm_jax.training.state import TrainState
+from mllm_jax.training.step import Compiled
 
 
 def devices(mesh: Mesh) -> str:
@@ -79,6 +80,14 @@ def _by_module(params: Mapping[str, Any]) -> Counter[str]:
     for path, leaf in params.items():
         counts[path.split("/")[0]] += 0 if is_scale(path) else math.prod(leaf.shape)
     return counts
+
+
+def compiled(step: Compiled) -> str:
+    """How long the step took to compile, and which of its options the compiler did not know."""
+    line = f"step compiled, {step.seconds:.1f} s"
+    if step.refused:
+        line += f"; without {', '.join(step.refused)}, which this compiler does not know"
+    return line
 
 
 def rates(config: OptimizerConfig) -> str:

@@ -27,7 +27,7 @@ from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, lora, mllm
 from mllm_jax.models.kernels.select import device_of
-from mllm_jax.training import int8_base, optimizer, pairs, state, step
+from mllm_jax.training import compiler, int8_base, optimizer, pairs, state, step
 
 NO_PAIRS = PairsConfig()
 
@@ -212,7 +212,9 @@ def compile_train_step(
         jax.numpy.dtype(setup.model.compute.gradients),
     )
     rows = sharding.batch_sharding(setup.mesh)
-    return step.compile_step(train_step, setup.mesh, now, setup.shardings, batch, rows)
+    kind, choice = setup.mesh.devices.flat[0].device_kind, setup.model.compute.compiler_flags
+    flags = compiler.flags_for(kind, setup.mesh.size, choice)
+    return step.compile_step(train_step, setup.mesh, now, setup.shardings, batch, rows, flags)
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -20,7 +20,7 @@ from mllm_jax.batch import Batch
 from mllm_jax.common.errors import require
 from mllm_jax.distributed.collectives import summed_at_the_end
 from mllm_jax.distributed.sharding import TABLE, constrain, ways
-from mllm_jax.training import pairs
+from mllm_jax.training import compiler, pairs
 from mllm_jax.training.loss import weighted_loss
 from mllm_jax.training.optimizer import Gradient, Optimizer, merge
 from mllm_jax.training.state import TrainState
@@ -140,6 +140,8 @@ class Compiled(NamedTuple):
 
     call: Any  # jax.stages.Compiled: call(state, batch); also has memory_analysis() and as_text()
     seconds: float  # tracing and compiling
+    flags: compiler.Flags  # of XLA that it was compiled with
+    refused: tuple[str, ...]  # names of those that this version of the compiler does not know
 
 
 def compile_step(
@@ -149,6 +151,7 @@ def compile_step(
     shardings: Any,
     batch: Batch,
     batch_sharding: NamedSharding,
+    flags: compiler.Flags = compiler.NO_FLAGS,
 ) -> Compiled:
     """Compiles `step(state, batch)` for this mesh; the old state's memory is given to the new one.
 
@@ -158,6 +161,7 @@ def compile_step(
         state, batch: abstract or real; only shapes and dtypes are read.
         shardings: a tree like `state`.
         batch_sharding: of every array of the batch.
+        flags: of XLA, from `compiler.flags_for`.
     """
     start = time.perf_counter()
     everywhere = NamedSharding(mesh, P())
@@ -168,8 +172,10 @@ def compile_step(
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        compiled = jitted.lower(_abstract(state), _abstract(batch)).compile()
-    return Compiled(compiled, time.perf_counter() - start)
+        lowered = jitted.lower(_abstract(state), _abstract(batch))
+        compiled, refused = compiler.compile_with(lowered, flags)
+    accepted = {name: value for name, value in flags.items() if name not in refused}
+    return Compiled(compiled, time.perf_counter() - start, accepted, refused)
 
 
 def check_rows(mesh: Mesh, rows: int, microbatches: int) -> None:

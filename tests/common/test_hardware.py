@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm_jax.common.hardware import CHIPS, peak_rate
+from mllm_jax.common.hardware import CHIPS, chip_name, peak_rate
 
 
 @pytest.mark.parametrize(
@@ -30,5 +30,6 @@ def test_peak_rates(kind, rate):
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_every_chip_finds_itself_by_its_kind(name: str):
+    assert chip_name(CHIPS[name].kind) == name
     assert peak_rate(CHIPS[name].kind) == CHIPS[name].flops
     assert CHIPS[name].source

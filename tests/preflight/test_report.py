@@ -18,6 +18,7 @@ from mllm_jax.preflight import hardware, table
 from mllm_jax.preflight import plans as planning
 from mllm_jax.preflight import report as preflight
 from mllm_jax.preflight.plans import Plans, Program
+from mllm_jax.training import compiler
 from mllm_jax.training.flops import flops_per_step
 from tests.support import valid_config
 
@@ -148,6 +149,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     result = preflight.estimate(wide.config, "cpu:8")
     assert json.loads(json.dumps(result)) == result
     assert result["basis"] == "compiled for this machine's cpu devices"
+    assert (result["compiler_flags"], result["unknown_compiler_flags"]) == ({}, [])
     assert result["setting"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     memory = result["memory"]
     assert memory["total"] == sum(memory["compiler"].values())
@@ -319,16 +321,21 @@ def preflight_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("libtpu")
-@pytest.mark.parametrize("mesh", [("1", "4"), ("2", "2")])
-def test_a_step_compiled_for_tpus_that_are_not_here(tmp_path: Path, mesh: tuple[str, str]):
+@pytest.mark.parametrize(("chip", "mesh"), [("v5e", ("1", "4")), ("v6e", ("2", "2"))])
+def test_a_step_compiled_for_tpus_that_are_not_here(
+    tmp_path: Path, chip: str, mesh: tuple[str, str]
+):
     path = valid_config.write(tmp_path)
     flags = (*ROWS, "--mesh.data", mesh[0], "--mesh.fsdp", mesh[1], "--train.microbatches", "2")
-    made = preflight_process("--config", str(path), "--hardware", "v5e:2x2", "--json", *flags)
+    made = preflight_process("--config", str(path), "--hardware", f"{chip}:2x2", "--json", *flags)
     assert made.returncode == 0, made.stderr
     lines = made.stderr.splitlines()
     assert all(line.startswith("preflight: ") for line in lines), lines  # libtpu is kept quiet
     result = json.loads(made.stdout)
     assert result["basis"].startswith("compiled by libtpu")
+    # the compiler knows every option of the chip's preset
+    assert result["compiler_flags"] == compiler.PRESETS.get(chip, {})
+    assert result["unknown_compiler_flags"] == []
     memory = result["memory"]
     held = sum(memory["formula"][name] for name in table.HELD)
     # arrays of a TPU are padded to tiles of 8 x 128, which these small ones do not fill

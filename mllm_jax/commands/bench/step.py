@@ -182,6 +182,7 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
         "peak_gib": round(memory / GIB, 2) if memory else None,
         "program_gib": round(prepared.memory / GIB, 3),
         "compile_seconds": round(prepared.compiled.seconds, 2),
+        "compiler_flags": dict(prepared.compiled.flags),
         "flops_per_step": useful,
         "teraflops_per_second": round(useful / seconds / 1e12, 4),
         "mfu": round(useful / seconds / (peak * setup.mesh.size), 4) if peak else None,

@@ -32,6 +32,7 @@ class Site(Files):
     def start(self) -> Any:
         self._started += 1
         environment = {
+            **commands.ONE_DEVICE,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(self._compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -27,6 +27,15 @@ Changes = Annotated[
 ]
 Count = Annotated[int, Range("[0, 10_000]")]
 TOKENS = 2**30  # of a batch: the host builds its arrays whole
+LIMITED = ("cudnn",)  # values of `compute.attention` that need a limit of examples in a row
+
+
+def row_limit(length: int) -> int:
+    """The limit of examples in a row where none is given; a choice of ours.
+
+    Instructions have a few hundred tokens, so that rows seldom have as many.
+    """
+    return max(8, length // 128)
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,12 @@ class DataConfig(Section, at="data"):
     """Rows of a batch, over all devices; a multiple of `train.microbatches`."""
     pack: bool = True
     """Whether several examples share a row; attention stays within an example."""
+    row_examples: Annotated[int, Range("[1, 16_777_216]")] | None = None
+    """Examples that a row may hold, at most; as many as fit if none is given.
+
+    One that would be too many begins another row. `compute.attention: cudnn` needs a limit:
+    `length` / 128, 8 at least, if none is given.
+    """
     window: Annotated[int, Range("[1, 1_048_576]")] = 2048
     """Consecutive examples of the mixture that are packed together."""
     over_long: Literal["drop", "cut", "fail"] = "fail"
@@ -219,6 +234,7 @@ class DataConfig(Section, at="data"):
             f"data.rows={self.rows} x data.length={self.length} is more than the {TOKENS:,} tokens "
             "that a batch may have",
         )
+        self._check_row_examples()
         require(
             len(set(self.languages)) == len(self.languages),
             f"data.languages={list(self.languages)}: a language is listed twice; list each once",
@@ -246,6 +262,33 @@ class DataConfig(Section, at="data"):
                     f"data.streams.{name}.language={stream.language!r} is not in data.languages "
                     f"{list(self.languages)}",
                 )
+
+    def _check_row_examples(self) -> None:
+        most = self.row_examples
+        require(
+            most is None or self.pack,
+            f"data.row_examples={most} has no effect with data.pack=false; leave it out",
+        )
+        require(
+            most is None or most >= self._unit,
+            f"data.row_examples={most}: the two records of a pair share a row; give 2 or more",
+        )
+
+    @property
+    def _unit(self) -> int:
+        """The most examples that packing places together."""
+        return 2 if any(stream.pairs is not None for stream in self.streams.values()) else 1
+
+    @property
+    def segments(self) -> int | None:
+        """The most examples that a row can hold; None: as many as fit."""
+        return self.row_examples if self.pack else self._unit
+
+    def bounded(self) -> "DataConfig":
+        """This section with a limit of examples in a row, for attention that needs one."""
+        if self.segments is not None:
+            return self
+        return dataclasses.replace(self, row_examples=row_limit(self.length))
 
     @property
     def task_of_streams(self) -> list[str | None]:

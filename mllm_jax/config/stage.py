@@ -15,7 +15,7 @@ from mllm_jax.common.errors import quoted, require
 from mllm_jax.common.ranges import NameText, PathText, PatternText, Range, Section, Size, Step, Text
 from mllm_jax.config.adapter import PART as ADAPTER_PART
 from mllm_jax.config.adapter import AdapterConfig
-from mllm_jax.config.data import DataConfig, StreamConfig
+from mllm_jax.config.data import LIMITED, DataConfig, StreamConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.optimizer import OptimizerConfig
 from mllm_jax.config.optimizer import PartConfig as PartConfig
@@ -80,11 +80,11 @@ class ComputeConfig(Section, at="compute"):
     """
     remat_vision: Remat | None = None
     """The same for the image tower, if it is trained; by default as `remat`."""
-    attention: Literal["auto", "dense", "blocks", "loop", "splash"] = "auto"
+    attention: Literal["auto", "dense", "blocks", "loop", "splash", "cudnn", "triton"] = "auto"
     """How attention is computed; `auto` chooses by platform and length.
 
-    `dense` holds all scores, `blocks` an eighth of a row's, `loop` (CPUs) one small block's,
-    `splash` (TPUs, bfloat16) none; see docs/attention.md.
+    `dense` holds all scores, `blocks` an eighth of a row's, `loop` (CPUs) one small block's; none
+    `splash` on TPUs, `cudnn` and `triton` on GPUs, all in bfloat16. See docs/attention.md.
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""
@@ -277,6 +277,8 @@ class Config(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.compute.attention in LIMITED:
+            object.__setattr__(self, "data", self.data.bounded())
         self._check_parts()
         self._check_noise()
         self._check_rounding()

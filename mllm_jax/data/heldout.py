@@ -75,7 +75,8 @@ class HeldOut(Batches):
         sizes = [int(self._streams[ref.stream].sizes[ref.record]) for ref in self.refs]
         tiles = [int(self._streams[ref.stream].tiles[ref.record]) for ref in self.refs]
         shape = self._config.length, self._config.image_slots
-        return [[self.refs[i] for i in row] for row in packing.best_fit(sizes, tiles, *shape)]
+        rows = packing.best_fit(sizes, tiles, *shape, packing.Limit(self._config.row_examples))
+        return [[self.refs[i] for i in row] for row in rows]
 
 
 def heldout_data(

@@ -21,6 +21,7 @@ from mllm_jax.common.int8 import Int8Matrix, dense
 from mllm_jax.config.adapter import KERNEL_SCALE
 from mllm_jax.distributed.sharding import constrain, parts_of
 from mllm_jax.models import lora
+from mllm_jax.models.kernels import cudnn
 from mllm_jax.models.kernels.protocol import SAVED as ATTENTION
 
 DType = Any
@@ -38,7 +39,9 @@ REMAT: dict[str, Callable[..., bool] | None] = {
     # by name: `linear` has a gradient of its own, so a policy does not see the product inside it
     "dots": jax.checkpoint_policies.save_only_these_names(lora.SAVED),
     # outputs and log-sums: attention is not computed again, whatever else is
-    "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
+    "attention": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(ATTENTION), cudnn.saves
+    ),
     "full": None,  # nothing but the layer's input
     # as `attention`, and the layer's input with it, in the host's memory: of all that could be kept
     # these are the fewest bytes for what need not be computed again

@@ -67,6 +67,7 @@ def build(
     device: Device = CPU,
     adapter: AdapterConfig | None = None,
     neftune_alpha: float = 0.0,
+    segments: int | None = None,
 ) -> MLLM:
     """The modules for a config.
 
@@ -77,14 +78,15 @@ def build(
             and whether a few layers are compiled one by one (`layers.stack`).
         adapter: what is trained beside frozen matrices; its parameters are among the model's.
         neftune_alpha: of the noise on token embeddings while the model is trained.
+        segments: the most examples that a row holds; None: as many as fit.
 
     Raises:
         ConfigError: an attention backend that cannot be used on the chip.
     """
-    backend = Selection(compute.attention, device)
+    backend = Selection(compute.attention, device, segments)
     if (c := config.language) is not None:
         heads = c.heads, c.kv_heads, c.head_dim
-        backend.backend(Call(1, 1, *heads, compute.compute, causal=True, packed=True))
+        backend.backend(Call(1, 1, *heads, compute.compute, True, True, segments))
     unroll = device.platform == "cpu"
     vision, language = config.vision, config.language
     connector = None

@@ -48,6 +48,7 @@ dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} }}
 runtime_version {{ major: {cuda[0]} minor: {cuda[1]} }}
 device_description_str: "NVIDIA {kind}"
 """
+OLDEST_CUDNN = 90800
 RESERVED = 1024  # bytes of an SM's shared memory that a block cannot have
 
 
@@ -119,16 +120,20 @@ def as_if_here(chip: Chip) -> Iterator[None]:
     """Within it JAX's checks of a GPU's compute capability answer for this chip.
 
     They ask the devices of this machine, also while a program for others is traced: that of packed
-    cuDNN attention would be refused.
+    cuDNN attention would be refused. Where no cuDNN is installed, it is of the oldest version that
+    this JAX takes.
     """
     assert chip.cores is not None
     from jax._src.cudnn import fused_attention_stablehlo as checks
+    from jax._src.lib import cuda_versions
 
     capability = chip.cores.capability
-    answers = {
+    answers: dict[str, Any] = {
         "check_compute_capability": lambda text: capability >= _capability(text),
         "is_cuda_compute_capability_equal": lambda text: capability == _capability(text),
     }
+    if cuda_versions is None:
+        answers["check_cudnn_version"] = lambda: OLDEST_CUDNN
     before = {name: getattr(checks, name) for name in answers}
     for name, answer in answers.items():
         setattr(checks, name, answer)

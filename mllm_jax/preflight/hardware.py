@@ -69,7 +69,7 @@ class Devices(NamedTuple):
     compiles: bool  # whether a program for them is one for the hardware
     compiler: str | None = None  # what compiles for hardware that is not here
     reason: str | None = None  # why nothing compiles
-    tracing: Callable[[], AbstractContextManager[None]] = nullcontext  # around a step's compilation
+    tracing: Callable[[], AbstractContextManager[None]] = nullcontext  # around tracing of a step
 
 
 def find_devices(hardware: Hardware) -> Devices:
@@ -101,10 +101,11 @@ def _gpu_devices(hardware: Hardware) -> Devices:
     here = [d for d in jax.devices() if hardware.chip.kind in d.device_kind]
     if len(here) >= hardware.count:
         return Devices(here[: hardware.count], True)
+    as_if_here = functools.partial(gpu_target.as_if_here, hardware.chip)
+    tracing = nullcontext if hardware.chip.cores is None else as_if_here
     if reason is not None:
-        return Devices(_cpu_devices(hardware), False, reason=reason)
+        return Devices(_cpu_devices(hardware), False, reason=reason, tracing=tracing)
     described = gpu_target.devices(hardware.chip, hardware.count)
-    tracing = functools.partial(gpu_target.as_if_here, hardware.chip)
     return Devices(described, True, gpu_target.name(), tracing=tracing)
 
 

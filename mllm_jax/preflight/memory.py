@@ -151,7 +151,7 @@ def _language_layer(
     per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
     call = Call(
         *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
-        *(c.head_dim, compute.compute, True, True),
+        *(c.head_dim, compute.compute, True, True, attention.segments),
     )
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)

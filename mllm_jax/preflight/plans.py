@@ -110,8 +110,10 @@ class Plans:
         steps = config.train.steps or STEPS
         mesh = sharding.make_mesh(config.mesh.axes, self._devices.devices)
         images = config.data.image_slots > 0
-        adapter = config.adapter
-        return make_setup(config.model, compute, config.optimizer, mesh, steps, images, adapter)
+        sections = config.model, compute, config.optimizer
+        adapter, segments = config.adapter, config.data.segments
+        with self._devices.tracing():
+            return make_setup(*sections, mesh, steps, images, adapter, segments, self._device)
 
     @functools.cache  # noqa: B019
     def laid_out(self, split: Split) -> TrainSetup:
@@ -213,7 +215,8 @@ class Plans:
 
     @property
     def _attention(self) -> Selection:
-        return Selection(self.config.compute.attention, self._device)
+        data = self.config.data
+        return Selection(self.config.compute.attention, self._device, data.segments)
 
     @property
     def _device(self) -> Device:
@@ -237,7 +240,8 @@ class Plans:
         )
         model = dataclasses.replace(self.config.model, language=language)
         compute = dataclasses.replace(self.config.compute, remat=remat)
-        built = mllm.build(model, compute, self._device, adapter)
+        segments = self.config.data.segments
+        built = mllm.build(model, compute, self._device, adapter, segments=segments)
         held = state.param_dtypes(mllm.abstract_params(built), parts, compute)
         trainable, frozen = optimizer.split(held, parts)
         frozen = int8_base.held(frozen, adapter, axes.logical_axes(frozen))
@@ -247,9 +251,10 @@ class Plans:
             hidden = lambda moving: apply(optimizer.merge(moving, frozen), batch, None)[0]  # noqa: E731
             return jax.vjp(hidden, trainable)[1]
 
-        return memory.kept_per_row(
-            lambda rows: jax.make_jaxpr(pull)(trainable, frozen, self.batch(rows)).out_avals
-        )
+        with self._devices.tracing():
+            return memory.kept_per_row(
+                lambda rows: jax.make_jaxpr(pull)(trainable, frozen, self.batch(rows)).out_avals
+            )
 
     # ------------------------------------------------------------------------------------ program
 

@@ -99,7 +99,9 @@ def _train(
     heldout = open_heldout(config, tokenizer, loader.streams, loader.shares(steps), mesh)
     images = config.data.image_slots > 0
     setup = make_setup(
-        config.model, config.compute, config.optimizer, mesh, steps, images, config.adapter
+        *(config.model, config.compute, config.optimizer, mesh, steps, images),
+        adapter=config.adapter,
+        segments=config.data.segments,
     )
     start = log.seconds
     first = first_params(setup, source, config) if begin.step is None else None

@@ -15,9 +15,12 @@ from mllm_jax.config.stage import Config, OptimizerConfig
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
+from mllm_jax.distributed import sharding
 from mllm_jax.models import neftune
+from mllm_jax.models.backends import backends
 from mllm_jax.training.heldout import Lowest
 from mllm_jax.training.metrics import Line
+from mllm_jax.training.setup import TrainSetup
 from mllm_jax.training.state import TrainState
 from mllm_jax.training.step import Compiled
 
@@ -88,6 +91,16 @@ def compiled(step: Compiled) -> str:
     if step.refused:
         line += f"; without {', '.join(step.refused)}, which this compiler does not know"
     return line
+
+
+def attention(config: Config, setup: TrainSetup) -> str:
+    """How each module's attention is computed."""
+    data, mesh = config.data, setup.mesh
+    rows = data.rows // config.train.microbatches // sharding.ways(mesh, "batch")
+    shape = rows, data.image_slots, data.length, mesh.shape["tensor"]
+    names = ", ".join(f"{module} {name}" for module, name in backends(setup.model, *shape).items())
+    most = "" if data.segments is None else f"; a row holds {data.segments:,} examples at most"
+    return f"attention: {names}{most}"
 
 
 def rates(config: OptimizerConfig) -> str:

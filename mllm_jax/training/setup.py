@@ -26,6 +26,8 @@ from mllm_jax.config.pairs import PairsConfig
 from mllm_jax.config.stage import ComputeConfig, OptimizerConfig
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, lora, mllm
+from mllm_jax.models.backends import backends
+from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.models.kernels.select import device_of
 from mllm_jax.training import compiler, int8_base, optimizer, pairs, state, step
 
@@ -81,6 +83,8 @@ def make_setup(
     steps: int,
     images: bool = True,
     adapter: AdapterConfig | None = None,
+    segments: int | None = None,
+    device: Device | None = None,
 ) -> TrainSetup:
     """The stage for these sections.
 
@@ -92,19 +96,23 @@ def make_setup(
         steps: updates of the whole run, for the schedule.
         images: whether rows have image slots; without them nothing of tower and connector is used.
         adapter: low-rank updates of frozen matrices.
+        segments: the most examples that a row holds; None: as many as fit.
+        device: the chip that the mesh's devices stand for, if they are not of its kind.
 
     Raises:
         ConfigError: a parameter that no part claims or two do, nothing trained that is used, a
-            dimension that does not divide over the mesh, or an adapter where there can be none.
+            dimension that does not divide over the mesh, an adapter where there can be none, or
+            attention that the config names and that cannot compute one of the model's.
     """
-    device = device_of(mesh.devices.flat[0])
+    device = device or device_of(mesh.devices.flat[0])
     int8_base.check(model, adapter, mesh)
     if adapter is not None:
-        base = mllm.abstract_params(mllm.build(model, compute, device))
+        base = mllm.abstract_params(mllm.build(model, compute, device, segments=segments))
         optimizer.check_adapter(base, config.parts, adapter)
         parts = optimizer.with_adapter(config.parts, adapter)
         config = dataclasses.replace(config, parts=parts)
-    built = mllm.build(model, compute, device, adapter, config.neftune_alpha)
+    built = mllm.build(model, compute, device, adapter, config.neftune_alpha, segments)
+    backends(built, 1, int(images), 1, mesh.shape["tensor"])  # refused here, not while it is traced
     params = mllm.abstract_params(built)
     trainable, _ = optimizer.split(state.param_dtypes(params, config.parts, compute), config.parts)
     require(

@@ -94,6 +94,7 @@ def describe(
     if heldout is not None:
         log(run_log.heldout(config, heldout))
     log(run_log.parameters(setup.abstract))
+    log(run_log.attention(config, setup))
     log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
     if config.optimizer.neftune_alpha:
         log(run_log.noise(config))

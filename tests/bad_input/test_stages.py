@@ -129,6 +129,8 @@ VALUES: list[tuple[str, object, str]] = [
     ("data.length", 2, "length"),
     ("data.rows", 0, "rows"),
     ("data.rows", 10**9, "rows"),
+    ("data.row_examples", 0, "row_examples"),
+    ("data.row_examples", 10**9, "row_examples"),
     ("data.window", 0, "window"),
     ("data.window", 10**12, "window"),
     ("data.image_slots", -1, "image_slots"),

@@ -13,6 +13,7 @@ import pytest
 from mllm_jax.__main__ import main
 from mllm_jax.commands.bench import work as bench
 from mllm_jax.distributed.sharding import make_mesh
+from mllm_jax.models.kernels.select import BACKENDS
 from mllm_jax.training.flops import matmul_parameters
 from mllm_jax.training.setup import make_setup
 from tests.support import tiny
@@ -38,6 +39,9 @@ def result(texts) -> dict:
 def test_the_figures_belong_together(result):
     assert (result["size"], result["stage"], result["dtype"]) == ("tiny", "instruct", "float32")
     assert (result["batch"], result["length"], result["devices"]) == (8, 64, 8)
+    assert result["attention"] == "auto"
+    assert result["attention_backends"].keys() == {"vision", "language"}
+    assert set(result["attention_backends"].values()) <= BACKENDS.keys()
     seconds = result["median_step_seconds"]
     assert result["tokens_per_second"] == pytest.approx(8 * 64 / seconds, rel=0.05)
     rate = result["flops_per_step"] / seconds / 1e12

@@ -24,6 +24,25 @@ def test_a_valid_config_is_read_whole():
     assert config.train.epochs is None
 
 
+@pytest.mark.parametrize(
+    ("attention", "flags", "limit", "segments"),
+    [
+        ("auto", (), None, None),
+        ("cudnn", ("--data.length", "64"), 8, 8),
+        ("cudnn", ("--data.length", "4096"), 32, 32),
+        ("cudnn", ("--data.row_examples", "5"), 5, 5),
+        ("blocks", ("--data.row_examples", "5"), 5, 5),
+        ("cudnn", ("--data.pack", "false"), None, 1),
+    ],
+)
+def test_attention_that_needs_a_limit_of_examples_in_a_row(attention, flags, limit, segments):
+    """The resolved config names it, and is valid input that says the same."""
+    flags = ("--compute.attention", attention, *flags)
+    config = loading.build(Config, loading.overridden(TREE, flags))
+    assert (config.data.row_examples, config.data.segments) == (limit, segments)
+    assert loading.build(Config, loading.to_dict(config)) == config
+
+
 # (place, value, the whole message)
 REFUSED = [
     # names
@@ -147,6 +166,21 @@ REFUSED = [
     ("data.length", 0, "data.length=0 must lie in [2, 16_777_216]"),
     ("data.image_slots", -1, "data.image_slots=-1 must lie in [0, 65_536]"),
     ("data.length", 16, "data.length=16 is too short for one image of 16 tokens"),
+    ("data.row_examples", 0, "data.row_examples=0 must lie in [1, 16_777_216]"),
+    (
+        "data",
+        TREE["data"] | {"pack": False, "row_examples": 2},
+        "data.row_examples=2 has no effect with data.pack=false; leave it out",
+    ),
+    (
+        "data",
+        TREE["data"]
+        | {
+            "streams": {"a": {"path": "a.json", "language": "eu", "pairs": "id"}},
+            "row_examples": 1,
+        },
+        "data.row_examples=1: the two records of a pair share a row; give 2 or more",
+    ),
     ("data.rows", 9, "data.rows=9 is not a multiple of train.microbatches=2"),
     # training
     (

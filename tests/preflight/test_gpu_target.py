@@ -89,9 +89,11 @@ def test_without_the_compiler_the_devices_say_why(packages: dict[str, str]):
 
 
 @pytest.mark.usefixtures("gpu_compiler")
-def test_a_step_compiled_for_gpus_that_are_not_here(tmp_path: Path):
+@pytest.mark.parametrize("attention", ["auto", "cudnn"])
+def test_a_step_compiled_for_gpus_that_are_not_here(tmp_path: Path, attention: str):
     """Arguments as the formula has them; every layer's weights are gathered by the program."""
     flags = ("--data.rows", "16", "--data.image_slots", "2", "--mesh.data", "1", "--mesh.fsdp", "8")
+    flags += ("--compute.attention", attention, "--model.vision.heads", "3")
     run = subprocess.run(
         [
             *(sys.executable, "-m", "mllm_jax", "preflight", "--json", "--hardware", "h100:8"),

@@ -69,6 +69,25 @@ def test_what_is_held_is_exact_on_every_mesh(tmp_path: Path, mesh: tuple[int, in
     )
 
 
+@pytest.mark.parametrize("attention", ["cudnn", "triton"])
+def test_attention_of_gpus_by_formula_without_their_compiler(tmp_path: Path, attention: str):
+    """The pretended devices are CPUs; attention is that of the hardware, and has no scores."""
+    words = (*ROWS, *FSDP, "--model.vision.heads", "3", "--data.length", "512")
+    memory = {}
+    for name in ("dense", attention):
+        there = plans(tmp_path, "h100:8", *words, "--compute.attention", name)
+        assert not there.compiles
+        memory[name] = there.memory(there.configured)
+    assert memory[attention].held == memory["dense"].held
+    assert memory[attention].layer < memory["dense"].layer
+
+
+def test_packed_attention_by_cudnn_needs_hopper(tmp_path: Path):
+    there = plans(tmp_path, "a100:8", *ROWS, *FSDP, "--compute.attention", "cudnn")
+    with pytest.raises(ConfigError, match=r"packed rows need compute capability 9\.0"):
+        there.memory(there.configured)
+
+
 def test_held_by_hand(tmp_path: Path):
     """One device: float32 parameters that learn, their two moments, bfloat16 ones that do not."""
     here = plans(tmp_path, "cpu:1", *ROWS)

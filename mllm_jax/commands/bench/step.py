@@ -23,7 +23,9 @@ from mllm_jax.commands.bench.request import WARMUP
 from mllm_jax.commands.bench.work import Work, image_placeholders, synthetic
 from mllm_jax.common.errors import RunError, require
 from mllm_jax.common.hardware import peak_rate
+from mllm_jax.config.data import row_limit
 from mllm_jax.distributed import sharding
+from mllm_jax.models.backends import backends
 from mllm_jax.training import flops, state
 from mllm_jax.training.setup import (
     TrainSetup,
@@ -90,6 +92,7 @@ def prepare(work: Work) -> Prepared:
         steps=1_000,
         images=work.images,
         adapter=work.adapter,
+        segments=work.segments or row_limit(work.length),
     )
     batch = synthetic(work.model, work.rows, work.length, work.images)
     compiled = compile_train_step(setup, setup.abstract, batch, work.microbatches, 1, 1)
@@ -167,6 +170,7 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
         "parameter_dtype": compute.parameters,
         "remat": compute.remat,
         "attention": compute.attention,
+        "attention_backends": backends(setup.model, *_attention_shape(prepared)),
         "batch": work.rows,
         "microbatches": work.microbatches,
         "length": work.length,
@@ -190,6 +194,14 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
         "flops_per_step = tokens * (6 N_matmul + 6 L d T) where trained through, 4 N frozen with "
         "gradient, 2 N frozen forward only; the head's N for `targets` alone",
     }
+
+
+def _attention_shape(prepared: Prepared) -> tuple[int, int, int, int]:
+    """Rows of a microbatch on a device, image slots, tokens, devices that share the heads."""
+    work, mesh = prepared.work, prepared.setup.mesh
+    rows = work.rows // work.microbatches // sharding.ways(mesh, "batch")
+    slots = image_placeholders(work.model, work.images)[1]
+    return rows, slots, work.length, mesh.shape["tensor"]
 
 
 def _count(tree: Any) -> int:

@@ -44,6 +44,7 @@ class Work(NamedTuple):
     microbatches: int = 1  # the rows are worked in so many turns
     adapter: AdapterConfig | None = None
     images: bool = True  # False: rows of text alone
+    segments: int | None = None  # the most examples that a row holds, as the stage file says
 
 
 def from_size(
@@ -107,6 +108,7 @@ def from_config(
     return Work(
         *(config.model, compute, config.optimizer, config.mesh, length, rows),
         adapter=config.adapter,
+        segments=config.data.segments,
     )
 
 

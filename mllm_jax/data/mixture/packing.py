@@ -30,7 +30,24 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
 Counts = Sequence[int] | Int64[np.ndarray, "n"]
 
 
-def best_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
+class Limit(NamedTuple):
+    """How many examples a row may hold, where what is packed are units of several."""
+
+    most: int | None = None  # None: as many as fit
+    counts: Counts | None = None  # examples of each unit, none above `most`; None: one
+
+    def of(self, units: int) -> tuple[int, list[int]]:
+        """The limit as a number that is never reached if there is none, and every count."""
+        counts = [1] * units if self.counts is None else np.asarray(self.counts).tolist()
+        return (sum(counts) + 1 if self.most is None else self.most), counts
+
+
+UNLIMITED = Limit()
+
+
+def best_fit(
+    sizes: Counts, tiles: Counts, length: int, image_slots: int, limit: Limit = UNLIMITED
+) -> Window:
     """Places each example, longest first, into the row where it leaves the least room.
 
     Args:
@@ -38,6 +55,7 @@ def best_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Win
         tiles: image slots of each example; none above `image_slots`.
         length: tokens of a row.
         image_slots: of a row.
+        limit: of the examples in a row.
 
     Returns:
         Rows of indices into `sizes`, ascending within a row, rows by their first index. Every index
@@ -45,47 +63,65 @@ def best_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Win
     """
     tokens, tiles = np.asarray(sizes, np.int64), np.asarray(tiles, np.int64)
     image_slots = min(image_slots, int(tiles.sum()))  # more are never used; each costs a list
+    most, counts = limit.of(len(tokens))
     rows: Window = []
+    left: list[int] = []  # examples that each row may still take
     # rows by free image slots; each list in order of free tokens: (tokens, number of the row)
     free: list[list[tuple[int, int]]] = [[] for _ in range(image_slots + 1)]
     for i in np.lexsort((-tiles, -tokens)).tolist():
-        size, taken = int(tokens[i]), int(tiles[i])
+        size, taken, count = int(tokens[i]), int(tiles[i]), counts[i]
         assert size <= length and taken <= image_slots, "an example above the limits"
+        assert count <= most, "a unit of more examples than a row may hold"
         best: tuple[int, int, int] | None = None  # free tokens, row, free slots
         for slots in range(taken, image_slots + 1):
             at = bisect.bisect_left(free[slots], (size,))
+            while at < len(free[slots]) and left[free[slots][at][1]] < count:
+                at += 1
             if at < len(free[slots]) and (best is None or free[slots][at] < best[:2]):
                 best = (*free[slots][at], slots)
         if best is None:
             room, row, slots = length, len(rows), image_slots
             rows.append([i])
+            left.append(most)
         else:
             room, row, slots = best
             free[slots].pop(bisect.bisect_left(free[slots], (room, row)))
             rows[row].append(i)
-        if room > size:
+        left[row] -= count
+        if room > size and left[row] > 0:
             bisect.insort(free[slots - taken], (room - size, row))
     return sorted(sorted(row) for row in rows)
 
 
-def first_fit(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
+def first_fit(
+    sizes: Counts, tiles: Counts, length: int, image_slots: int, limit: Limit = UNLIMITED
+) -> Window:
     """Each example in order, into the first row that has room: what many trainers do."""
+    most, counts = limit.of(len(sizes))
     rows: Window = []
-    free: list[tuple[int, int]] = []
-    for i, (size, taken) in enumerate(zip(map(int, sizes), map(int, tiles), strict=True)):
-        fits = (row for row, (room, slots) in enumerate(free) if room >= size and slots >= taken)
+    free: list[tuple[int, int, int]] = []
+    examples = zip(map(int, sizes), map(int, tiles), counts, strict=True)
+    for i, (size, taken, count) in enumerate(examples):
+        fits = (
+            row
+            for row, (room, slots, left) in enumerate(free)
+            if room >= size and slots >= taken and left >= count
+        )
         row = next(fits, len(rows))
         if row == len(rows):
             rows.append([])
-            free.append((length, image_slots))
+            free.append((length, image_slots, most))
         rows[row].append(i)
-        free[row] = (free[row][0] - size, free[row][1] - taken)
+        room, slots, left = free[row]
+        free[row] = (room - size, slots - taken, left - count)
     return rows
 
 
-def one_each(sizes: Counts, tiles: Counts, length: int, image_slots: int) -> Window:
+def one_each(
+    sizes: Counts, tiles: Counts, length: int, image_slots: int, limit: Limit = UNLIMITED
+) -> Window:
     """No packing: a row for every example."""
-    del tiles, length, image_slots
+    del tiles, length, image_slots, limit
     return [[i] for i in range(len(sizes))]
 
 

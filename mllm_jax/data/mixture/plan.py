@@ -27,8 +27,9 @@ from jaxtyping import Int64
 
 from mllm_jax.common.errors import require
 from mllm_jax.config.data import DataConfig
+from mllm_jax.data.index.pairing import Pairing
 from mllm_jax.data.mixture.order import Order, Ref
-from mllm_jax.data.mixture.packing import WAYS, Window, best_fit, spread
+from mllm_jax.data.mixture.packing import WAYS, Limit, Window, best_fit, spread
 from mllm_jax.data.mixture.passes import Passes
 from mllm_jax.data.mixture.row_table import RowTable
 from mllm_jax.data.mixture.weights import Measured, mixture_passes, record_weights, stream_passes
@@ -55,6 +56,7 @@ class Plan:
             np.cumsum([0, *(len(stream) for stream in streams)])[:-1],
             np.concatenate([stream.sizes for stream in streams]),
             np.concatenate([stream.tiles for stream in streams]),
+            np.concatenate([_examples(stream) for stream in streams]),
         )
         self._lengths, self._seed = lengths, seed
         self._passes = mixture_passes(streams, data)
@@ -168,6 +170,14 @@ class Lengths(NamedTuple):
     first: Int64[np.ndarray, "s"]  # of each stream
     sizes: Int64[np.ndarray, "n"]
     tiles: Int64[np.ndarray, "n"]
+    examples: Int64[np.ndarray, "n"]  # 2 where a unit is a pair
+
+
+def _examples(stream: Measured) -> Int64[np.ndarray, "n"]:
+    """Examples of every unit of a stream."""
+    if isinstance(stream, Pairing):
+        return 1 + stream.is_pair.astype(np.int64)
+    return np.ones(len(stream), np.int64)
 
 
 class Phase:
@@ -227,10 +237,12 @@ class Phase:
             ends.append(self._cut(ends[-1]))
         _, index = self._examples(range(ends[-1]))
         sizes, tiles = lengths.sizes[index], lengths.tiles[index]
+        shape = data.length, data.image_slots
         for way, pack in WAYS.items():
             rows = 0
             for part in map(slice, ends, ends[1:]):
-                rows += len(pack(sizes[part], tiles[part], data.length, data.image_slots))
+                limit = Limit(data.row_examples, lengths.examples[index[part]])
+                rows += len(pack(sizes[part], tiles[part], *shape, limit))
             slots = max(1, data.image_slots)
             shares[way] = (
                 float(sizes.sum() / (rows * data.length)),
@@ -248,7 +260,8 @@ class Phase:
             return [[i] for i in range(len(positions))]
         streams, index = self._examples(positions)
         sizes, tiles = lengths.sizes[index], lengths.tiles[index]
-        rows = best_fit(sizes, tiles, data.length, data.image_slots)
+        limit = Limit(data.row_examples, lengths.examples[index])
+        rows = best_fit(sizes, tiles, data.length, data.image_slots, limit)
         return spread(rows, streams, [self._order.seed, self.first_row, positions.start])
 
     def _examples(self, positions: range) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
@@ -262,6 +275,7 @@ class Phase:
     def _table_file(self) -> Path:
         data, first = self._data, next(iter(self._data.streams.values()))
         shape = [data.length, data.image_slots, data.window, data.pack, self.first_row]
+        shape += [] if data.row_examples is None else [data.row_examples]
         passes = list(map(str, self._passes.rates))
         identity = [*shape, passes, self._order.identity, self._head]
         digest = blake2b(json.dumps(identity).encode(), digest_size=8)

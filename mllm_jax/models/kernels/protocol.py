@@ -45,6 +45,7 @@ class Call(NamedTuple):
     dtype: str  # of queries, keys and values
     causal: bool
     packed: bool  # whether a row may hold several segments, or padding
+    segments: int | None = None  # the most that a packed row holds; None: as many as fit
 
 
 class Run(Protocol):
@@ -86,6 +87,7 @@ class Backend(NamedTuple):
     run: Run
     refuses: Refuses
     score_bytes: ScoreBytes
+    bounded: bool = False  # whether `run` takes `most`: the limit of segments in a packed row
 
 
 def refuses_nothing(call: Call, device: Device, /) -> str | None:

@@ -1,12 +1,13 @@
 """Chooses the attention backend for a platform and a shape, and runs it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.models.kernels import blocks, dense, loop, splash
+from mllm_jax.models.kernels import blocks, cudnn, dense, loop, splash, triton
 from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device
 
 # name in `compute.attention` -> backend
@@ -15,6 +16,8 @@ BACKENDS: dict[str, Backend] = {
     "blocks": blocks.BACKEND,
     "loop": loop.BACKEND,
     "splash": splash.BACKEND,
+    "cudnn": cudnn.BACKEND,
+    "triton": triton.BACKEND,
 }
 AUTO = "auto"
 # platform -> what `auto` tries, in this order; the last one refuses nothing
@@ -28,6 +31,7 @@ class Selection(NamedTuple):
 
     name: str = AUTO  # `auto` or a key of BACKENDS
     device: Device = CPU
+    segments: int | None = None  # the most that a packed row holds; None: as many as fit
 
     def backend(self, call: Call) -> str:
         """The key of BACKENDS that computes a call.
@@ -84,8 +88,11 @@ def run(
         ConfigError: the backend that the config names cannot compute this.
     """
     B, T, N, H = q.shape
-    call = Call(B, T, N, k.shape[2], H, str(q.dtype), causal, segments is not None)
-    out = BACKENDS[selection.backend(call)].run(q, k, v, segments, causal=causal)
+    packed, most = segments is not None, selection.segments
+    call = Call(B, T, N, k.shape[2], H, str(q.dtype), causal, packed, most)
+    backend = BACKENDS[selection.backend(call)]
+    compute: Any = functools.partial(backend.run, **{"most": most} if backend.bounded else {})
+    out = compute(q, k, v, segments, causal=causal)
     if segments is None:
         return out
     return jnp.where(segments[:, :, None, None] > 0, out, jnp.zeros((), out.dtype))

@@ -14,9 +14,11 @@ from mllm_jax.data.mixture.packing import (
     IMAGES,
     LONG,
     Lengths,
+    Limit,
     assemble,
     best_fit,
     fate,
+    first_fit,
     spread,
 )
 
@@ -59,6 +61,33 @@ def test_best_fit_places_images_first_among_equal_lengths():
 
 def test_best_fit_fills_to_the_last_token():
     assert best_fit([6, 4, 3, 7], [0] * 4, 10, 0) == [[0, 1], [2, 3]]
+
+
+def test_a_limit_of_examples_by_hand():
+    """What is one too many begins another row; nothing is lost or cut."""
+    sizes, none = [5, 3, 9, 2, 4, 1, 6, 2], [0] * 8
+    two = Limit(2)
+    assert best_fit(sizes, none, 10, 0, two) == [[0, 1], [2, 5], [3, 7], [4, 6]]
+    assert first_fit(sizes, none, 10, 0, two) == [[0, 1], [2, 5], [3, 4], [6, 7]]
+    assert best_fit(sizes, none, 10, 0, Limit(1)) == [[i] for i in range(8)]
+    assert best_fit(sizes, none, 10, 0, Limit(8)) == best_fit(sizes, none, 10, 0)
+
+
+def test_a_pair_counts_as_two_examples():
+    """The pair of 4 tokens does not fit beside two records, though there is room for its tokens."""
+    sizes, counts = [5, 1, 4, 2], [1, 1, 2, 1]
+    assert best_fit(sizes, [0] * 4, 20, 0, Limit(3, counts)) == [[0, 2], [1, 3]]
+    assert first_fit(sizes, [0] * 4, 20, 0, Limit(3, counts)) == [[0, 1, 3], [2]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(EXAMPLES, st.integers(2, 5), st.data())
+def test_no_row_holds_more_than_the_limit(examples, most, data):
+    sizes, images = [e[0] for e in examples], [e[1] for e in examples]
+    counts = data.draw(st.lists(st.integers(1, 2), min_size=len(sizes), max_size=len(sizes)))
+    rows = best_fit(sizes, images, 40, 4, Limit(most, counts))
+    assert sorted(i for row in rows for i in row) == list(range(len(examples)))
+    assert all(sum(counts[i] for i in row) <= most for row in rows)
 
 
 @settings(max_examples=100, deadline=None)

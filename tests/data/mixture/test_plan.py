@@ -7,6 +7,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config.data import DataConfig, StreamConfig
 from mllm_jax.config.grids import GridsConfig
 from mllm_jax.config.image_tokens import image_layout
+from mllm_jax.data.index.pairing import pair_up
 from mllm_jax.data.mixture.plan import Phase, Plan
 
 
@@ -89,6 +90,7 @@ def test_the_table_is_kept_and_taken_for_the_same_plan(plan, tmp_path, packed):
         {"image_slots": 4},
         {"window": 16},
         {"window": 64},
+        {"row_examples": 2},
         {"pack": False},
         {"streams": {"a": {"weight": 1.5}}},
         {"streams": {"a": {"epochs": 2.0}, "b": {"epochs": 1.0, "weight": 1.0}}},
@@ -106,6 +108,29 @@ def test_other_lengths_never_take_the_table(plan, tmp_path):
     alone = rows(plan(index=str(tmp_path / "alone"), sizes=longer))
     plan().count(steps=50)
     assert rows(plan(sizes=longer)) == alone
+
+
+def test_no_row_holds_more_examples_than_the_limit(plan):
+    made, free = plan(row_examples=2), plan()
+    held = [len(made.row(number)) for number in range(300)]
+    assert max(held) == 2 < max(len(free.row(number)) for number in range(300))
+    seen = sorted(ref.position for number in range(300) for ref in made.row(number))
+    assert seen == sorted(set(seen)), "every position comes once"
+
+
+def test_the_two_records_of_a_pair_count_apart(tmp_path):
+    """Twelve units of which every third is a pair, 4 tokens each record; three examples a row."""
+    ones, none = np.full(16, 4), np.zeros(16, np.int64)
+    members = np.array([[0, 1], [4, 5], [8, 9], [12, 13]])
+    stream = pair_up(members, ones, none, np.ones(4, bool), ("eu",))
+    config = {"a": StreamConfig(str(tmp_path / "a.json"), pairs="id")}
+    data = DataConfig(config, ("eu",), length=64, image_slots=0, window=12, row_examples=3)
+    made = Plan([stream], data, 0)
+    rows = [made.row(number) for number in range(6)]
+    examples = [sum(len(stream.records(ref.record)) for ref in row) for row in rows]
+    assert max(examples) == 3 and sum(examples) == 16
+    limit = dict(made.fill(windows=1))["best fit"]
+    assert limit == (16 * 4 / (6 * 64), 0.0)
 
 
 def test_a_stream_of_longer_records_is_spread_over_a_window(tmp_path):

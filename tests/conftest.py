@@ -118,8 +118,10 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_mesh() -> Callable[..., Mesh]:
     """`make_mesh(fsdp=4, tensor=2)` over all devices, `make_mesh(devices=1)` over the first."""
 
-    def make(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
-        return sharding.make_mesh((data, fsdp, tensor), jax.devices()[:devices])
+    def make(
+        data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1, devices: int | None = None
+    ) -> Mesh:
+        return sharding.make_mesh((data, fsdp, tensor, context), jax.devices()[:devices])
 
     return make
 

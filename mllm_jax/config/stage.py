@@ -8,6 +8,7 @@ part its own section only.
 The text under a field says what it means: editors show it, `config.reference` prints it.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -233,17 +234,21 @@ class MeshConfig(Section, at="mesh"):
     """Devices over which parameters, optimizer state and rows are split."""
     tensor: Axis = 1
     """Devices over which heads, feed-forward layers and vocabulary are split."""
+    context: Axis = 1
+    """Devices over which the length of a row is split, and parameters as over `fsdp`.
+
+    For rows of 8,192 tokens or more; see docs/launching.md, "Long rows".
+    """
 
     def __post_init__(self):
         super().__post_init__()
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        for name, size in sizes.items():
+        for name, size in dataclasses.asdict(self).items():
             require(size != 0, f"mesh.{name}=0: give a number of devices, or -1 for the rest")
 
     @property
-    def axes(self) -> tuple[int, int, int]:
+    def axes(self) -> tuple[int, int, int, int]:
         """The sizes in the order of the mesh's axes."""
-        return self.data, self.fsdp, self.tensor
+        return self.data, self.fsdp, self.tensor, self.context
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from mllm_jax.common.arithmetic import scattered, take_rows
-from mllm_jax.distributed.sharding import TABLE, parts_of, spec
+from mllm_jax.distributed.sharding import TABLE, mesh_axes, parts_of, spec
 
 
 def per_device(
@@ -31,9 +31,10 @@ def per_device(
     """
     if _mesh().empty:
         return run
-    out_specs = jax.tree.map(spec, outputs, is_leaf=_is_names)
+    complete = partial(spec, complete=True)
+    out_specs = jax.tree.map(complete, outputs, is_leaf=_is_names)
     return jax.shard_map(
-        run, in_specs=tuple(map(spec, inputs)), out_specs=out_specs, check_vma=False
+        run, in_specs=tuple(map(complete, inputs)), out_specs=out_specs, check_vma=False
     )
 
 
@@ -52,35 +53,39 @@ def part(name: str) -> jax.Array | int:
     return 0 if _mesh().empty else jax.lax.axis_index(TABLE[name])
 
 
-def row_axes() -> tuple[str, ...]:
-    """The mesh axes that divide rows, outermost first; asked outside of `per_device`."""
-    manual = _mesh().manual_axes
-    return tuple(axis for axis in TABLE["batch"] if axis not in manual)
+def token_axes() -> tuple[str, ...]:
+    """The mesh axes that divide rows and their length, outermost first.
+
+    Asked outside of `per_device`.
+    """
+    return mesh_axes("batch") + mesh_axes("length")
 
 
 def reduced(
     gradient: jax.Array, over: Sequence[str], *names: str, dtype: Any = jnp.float32
 ) -> jax.Array:
-    """Inside `per_device`: every device's rows' share of a gradient -> this device's part of it.
+    """Inside `per_device`: every device's tokens' share of a gradient -> this device's part of it.
 
-    Summed over all rows. What a row axis divides is scattered while it is summed (reduce-scatter),
-    and the outermost axis comes last, so slow links carry the smallest part.
+    Summed over all tokens. What their axes divide is scattered while it is summed (reduce-scatter),
+    and the other axes come last, the outermost at the end, so slow links carry the smallest part.
 
     Args:
-        gradient: whole along the dimensions that the row axes divide.
-        over: `row_axes()`.
+        gradient: whole along the dimensions that the tokens' axes divide.
+        over: `token_axes()`.
         *names: logical names of its dimensions; they say which part stays here.
         dtype: in which it is summed over devices.
     """
     if _mesh().empty:
         return gradient
     gradient = gradient.astype(dtype)
-    for axis in reversed(over):
-        at = [i for i, name in enumerate(names) if axis in TABLE[name]]
-        if at:
-            gradient = jax.lax.psum_scatter(gradient, axis, scatter_dimension=at[0], tiled=True)
-        else:
-            gradient = jax.lax.psum(gradient, axis)
+    divided: set[str] = set()
+    for i, name in enumerate(names):
+        axes = tuple(axis for axis in TABLE[name] if axis in over)
+        if axes:  # together, so that parts are in the mesh's order
+            gradient = jax.lax.psum_scatter(gradient, axes, scatter_dimension=i, tiled=True)
+            divided.update(axes)
+    for axis in reversed([axis for axis in over if axis not in divided]):
+        gradient = jax.lax.psum(gradient, axis)
     # libtpu 0.0.42 fails on a reduce-scatter that a loop adds up without an operation in between
     # (while_loop_all_reduce_code_motion, RET_CHECK): microbatches on a mesh with data=1
     return jax.lax.optimization_barrier(gradient)
@@ -115,7 +120,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any, reduce: Any = jnp.fl
     Under a mesh neither the table nor the other devices' rows are ever gathered: every device looks
     its columns up for all rows of its fsdp group, tokens of other devices giving zeros, and the
     group exchanges columns for rows. The gradient goes the same way back, adds up in float32 and is
-    summed over `data` only.
+    summed over `data` only. With a context axis the group is fsdp x context, and a row its parts.
 
         device    holds columns    looks up             after the exchange
           0          0..D/2        rows 0 1, 0..D/2     row 0, all columns
@@ -148,10 +153,10 @@ VECTOR_NAMES = (*TOKEN_NAMES, "none")
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _lookup(about: _Table, table: jax.Array, tokens: jax.Array) -> jax.Array:
-    (columns,) = TABLE["embed"]
+    columns = mesh_axes("embed")
 
     def run(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        index, here = _local_tokens(tokens, about.entries)
+        index, here = _local_tokens(tokens, about.entries, columns)
         x = take_rows(table, index, about.compute)
         x = jnp.where(here[..., None], x, jnp.zeros((), about.compute))
         x = jax.lax.all_to_all(x, columns, split_axis=0, concat_axis=2, tiled=True)
@@ -165,12 +170,12 @@ def _lookup_forward(about: _Table, table: Any, tokens: Any) -> tuple[Any, Any]:
 
 
 def _lookup_backward(about: _Table, tokens: Any, dy: Any) -> tuple[Any, None]:
-    (columns,) = TABLE["embed"]
-    others = [axis for axis in row_axes() if axis != columns]  # whose rows are not here yet
+    columns = mesh_axes("embed")
+    others = [axis for axis in token_axes() if axis not in columns]  # whose tokens are not here yet
 
     def run(dy: jax.Array, tokens: jax.Array) -> jax.Array:
         dy = jax.lax.all_to_all(dy, columns, split_axis=2, concat_axis=0, tiled=True)
-        index, here = _local_tokens(tokens, about.entries)
+        index, here = _local_tokens(tokens, about.entries, columns)
         dy = jnp.where(here[..., None], dy, jnp.zeros((), dy.dtype))
         d_table = scattered(dy, index, about.entries, jnp.float32)
         if others:
@@ -183,9 +188,10 @@ def _lookup_backward(about: _Table, tokens: Any, dy: Any) -> tuple[Any, None]:
 _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def _local_tokens(tokens: jax.Array, entries: int) -> tuple[jax.Array, jax.Array]:
+def _local_tokens(
+    tokens: jax.Array, entries: int, columns: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
     """The fsdp group's tokens as rows of this device's part of the table, and which are in it."""
-    (columns,) = TABLE["embed"]
     tokens = jax.lax.all_gather(tokens, columns, tiled=True) - part("vocab") * entries
     here = (tokens >= 0) & (tokens < entries)
     return jnp.where(here, tokens, 0), here

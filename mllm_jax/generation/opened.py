@@ -69,7 +69,7 @@ class Opened:
                 `fsdp`, parameters over `fsdp` and `tensor`; answers are those of one device.
 
         Raises:
-            ConfigError: it does not hold a complete language model.
+            ConfigError: it does not hold a complete language model, or a mesh with a context axis.
         """
         compilation_cache.enable()
         self.source = path if isinstance(path, ModelSource) else open_model(path)
@@ -89,6 +89,8 @@ class Opened:
             f"{self.path}: eos_token_id={quoted(self.ends)} is outside of the token table "
             f"({language.vocab} rows), so no answer would end; correct generation_config.json",
         )
+        context = mesh.shape["context"] if mesh is not None else 1
+        require(context == 1, f"mesh: context={context}: answers are not divided by length; give 1")
         self.mesh = mesh
         device = device_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
         self.compute = compute or compute_for(self.source.config.dtype, device.platform)

@@ -10,10 +10,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.config.model import RopeConfig
-from mllm_jax.distributed.collectives import per_device
+from mllm_jax.distributed import context
+from mllm_jax.distributed.collectives import part, per_device
+from mllm_jax.distributed.sharding import parts_of
 from mllm_jax.models.kernels import select as kernels
 from mllm_jax.models.kernels.masks import MASKED
+from mllm_jax.models.kernels.protocol import Queries
 from mllm_jax.models.kernels.select import Selection
+
+FLOAT32 = jnp.dtype("float32")
 
 
 def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "half"]:
@@ -93,20 +98,41 @@ def attend(
     *,
     causal: bool,
     backend: Selection,
+    reduce: jnp.dtype = FLOAT32,
 ) -> Float[Array, "B T N H"]:
     """Self-attention over a row, each device on its own rows and heads; zeros for padding.
 
+    With a context axis each device has a part of a row's queries, in the order of `context`, and
+    gathers keys and values of the whole row.
+
     Args:
         q, k, v: queries and keys after rotary positions, values; N is a multiple of K.
-        segments: 0 for padding; None where each row is one whole segment.
-        causal: whether later keys are hidden.
+        segments: 0 for padding; None where each row is one whole segment: of images.
+        causal: whether later keys are hidden; always with a context axis.
         backend: as the config names it, on the platform it is for.
+        reduce: dtype in which gradients of keys and values are summed over the context axis.
     """
     run = functools.partial(kernels.run, backend, causal=causal)
-    heads = ("batch", "length", "heads", "head_dim")
-    kv_heads = ("batch", "length", "kv_heads", "head_dim")
     if segments is None:
+        heads, kv_heads = (("images", "none", name, "head_dim") for name in ("heads", "kv_heads"))
         return per_device(run, (heads, kv_heads, kv_heads), heads)(q, k, v)
+    if parts_of("length") > 1:
+        run = functools.partial(_attend_part, backend, reduce)
+    heads, kv_heads = (("batch", "length", name, "head_dim") for name in ("heads", "kv_heads"))
     return per_device(run, (heads, kv_heads, kv_heads, ("batch", "length")), heads)(
         q, k, v, segments
     )
+
+
+def _attend_part(
+    backend: Selection,
+    reduce: jnp.dtype,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """One device's part of the rows: its queries, all keys."""
+    queries = Queries(context.positions(part("length"), parts_of("length"), q.shape[1]), segments)
+    keys, values = (context.whole_rows(x, reduce) for x in (k, v))
+    return kernels.run_part(backend, q, keys, values, queries, context.whole_rows(segments))

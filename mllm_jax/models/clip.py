@@ -68,7 +68,7 @@ class Block(nn.Module):
         attention = Attention(N, H, D, self.backend, *formats, name="attention")
         x = x + attention(self._norm("norm1")(x))
         x = x + MLP(D, F, c.activation, *formats, name="mlp")(self._norm("norm2")(x))
-        return constrain(x, "batch", "length", "none"), state
+        return constrain(x, "images", "none", "none"), state
 
     def _norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.config.norm_eps, self.dtype, name=name)

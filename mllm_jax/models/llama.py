@@ -69,7 +69,7 @@ class Attention(nn.Module):
         v = Einsum("BTD,DKH->BTKH", (D, K, H), None, *formats, name="v")(x)
         if step is None:
             assert segments is not None
-            x = attend(q, k, v, segments, causal=True, backend=self.backend)
+            x = attend(q, k, v, segments, causal=True, backend=self.backend, reduce=self.reduce)
             cache = (k, v) if self.keep else None
         else:
             assert cache is not None

@@ -33,6 +33,8 @@ from mllm_jax.common.trees import flatten, unflatten
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import ComputeConfig
+from mllm_jax.distributed import context
+from mllm_jax.distributed.sharding import constrain, parts_of
 from mllm_jax.models import lora, neftune
 from mllm_jax.models.clip import CLIP
 from mllm_jax.models.connector import Connector
@@ -175,6 +177,8 @@ def head(params: Params) -> Float[Array, "V D"]:
 def image_embeddings(model: MLLM, params: Params, pixels: Pixels) -> Float[Array, "B J D"]:
     """The connector's outputs for the images of each row, slot after slot: J = I * P."""
     B, I = pixels.shape[:2]  # noqa: E741
+    if parts_of("slots") > 1:
+        pixels = constrain(jnp.asarray(pixels), "batch", "slots", "none", "none", "none")
     features = apply(model, params, "vision", pixels.reshape(B * I, *pixels.shape[2:]))
     vectors = apply(model, params, "connector", features)
     return vectors.reshape(B, I * vectors.shape[1], vectors.shape[2])
@@ -195,11 +199,11 @@ def embed(
     if model.connector is None or (vectors is None and inputs.pixels.shape[1] == 0):
         return x
     vectors = image_embeddings(model, params, inputs.pixels) if vectors is None else vectors
-    index = jnp.asarray(inputs.image_index)
+    index, reduce = jnp.asarray(inputs.image_index), jnp.dtype(model.compute.reduce)
     if not model.connector.newline:
-        return _replace_placeholders(x, vectors, index)
+        return _replace_placeholders(x, vectors, index, reduce)
     is_newline = index == vectors.shape[1]
-    x = _replace_placeholders(x, vectors, jnp.where(is_newline, TEXT, index))
+    x = _replace_placeholders(x, vectors, jnp.where(is_newline, TEXT, index), reduce)
     # added where it belongs, not gathered: its gradient is the sum over all rows in float32
     newline = add_shared(jnp.zeros_like(x), params[NEWLINE])
     return jnp.where(is_newline[:, :, None], newline, x)
@@ -209,10 +213,15 @@ def _replace_placeholders(
     token_embeddings: Float[Array, "B T D"],
     image_embeddings: Float[Array, "B J D"],
     image_index: Int[Array, "B T"],
+    reduce: jnp.dtype,
 ) -> Float[Array, "B T D"]:
     """Takes row `image_index[b, t]` of `image_embeddings[b]` wherever it is not negative."""
-    take = functools.partial(take_rows, dtype=image_embeddings.dtype)
-    taken = jax.vmap(take)(image_embeddings, jnp.maximum(image_index, 0))
+    index = jnp.maximum(image_index, 0)
+    if parts_of("length") > 1:
+        taken = context.take_vectors(image_embeddings, index, reduce)
+    else:
+        take = functools.partial(take_rows, dtype=image_embeddings.dtype)
+        taken = jax.vmap(take)(image_embeddings, index)
     return jnp.where((image_index >= 0)[:, :, None], taken, token_embeddings)
 
 
@@ -226,6 +235,8 @@ def hidden(
 ) -> Float[Array, "B T D"]:
     """Final hidden states of packed rows; `hidden @ head(params).T` are the logits.
 
+    With a context axis they are in the order of `distributed.context.balanced`.
+
     Args:
         model: the network.
         params: path -> array.
@@ -238,6 +249,10 @@ def hidden(
     if key is not None and model.adapter is not None and model.adapter.dropout:
         identities = _identities(model, inputs)
         params = lora.with_dropout(model.adapter, params, identities, key)
+    of_positions = ("tokens", "segments", "positions", "image_index")
+    inputs = inputs._replace(
+        **{name: context.balanced(getattr(inputs, name)) for name in of_positions}
+    )
     x = embed(model, params, inputs, vectors)
     if key is not None and model.neftune_alpha:
         assert rows is not None, "NEFTune needs the numbers of the rows"
@@ -250,6 +265,7 @@ def _identities(model: MLLM, inputs: ModelInputs) -> dict[str, UInt32[Array, "ro
     """What tells the positions apart that each module reads, for dropout."""
     pixels = jnp.asarray(inputs.pixels)
     of_text = lora.text_identities(jnp.asarray(inputs.tokens), jnp.asarray(inputs.positions))
+    of_text = context.balanced(of_text)
     images = pixels.reshape(-1, *pixels.shape[2:])
     of_images = lora.image_identities(images, model.config.patches + 1)  # and the class token
     return {"vision": of_images, "connector": of_images, "language": of_text}

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Key
 
 from mllm_jax.batch import TEXT
+from mllm_jax.distributed import context
 from mllm_jax.distributed.sharding import constrain
 
 DRAW = 1  # folded into the key of an update: the adapters' dropout draws other numbers
@@ -54,7 +55,7 @@ def noise(
         of_its_own = jax.random.fold_in(own, row)
         return jax.random.uniform(of_its_own, shape, jnp.float32, -largest, largest)
 
-    return constrain(jax.vmap(of_row)(rows), "batch", "length", "none")
+    return jax.vmap(of_row)(rows)
 
 
 def with_noise(
@@ -67,11 +68,12 @@ def with_noise(
     """The embeddings of rows with noise where they are of text; rounded once.
 
     Args:
-        embeddings: of tokens, image vectors in their places.
-        image_index: see `Batch`.
+        embeddings: of tokens, image vectors in their places; in the order of `context.balanced`.
+        image_index: see `Batch`; in the same order.
         alpha, key, rows: see `noise`.
     """
     _, length, width = embeddings.shape
-    drawn = noise(alpha, key, rows, (length, width))
+    drawn = constrain(noise(alpha, key, rows, (length, width)), "batch", "none", "none")
+    drawn = context.balanced(drawn, "none")
     noisy = (embeddings.astype(jnp.float32) + drawn).astype(embeddings.dtype)
     return jnp.where((image_index == TEXT)[:, :, None], noisy, embeddings)

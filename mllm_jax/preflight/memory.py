@@ -36,6 +36,12 @@ class Share(NamedTuple):
     images: int  # slots of its rows in a microbatch
     tensor: int  # devices that share a layer's heads and units
     platform: Platform = "gpu"  # whose compiler decides what stays in memory at the same time
+    parts: int = 1  # devices that share a row: `length` is that of one's part
+
+    @property
+    def keys(self) -> int:
+        """Tokens of a whole row."""
+        return self.length * self.parts
 
 
 class Memory(NamedTuple):
@@ -151,7 +157,7 @@ def _language_layer(
     per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
     call = Call(
         *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
-        *(c.head_dim, compute.compute, True, True, attention.segments),
+        *(c.head_dim, compute.compute, True, True, attention.segments, share.parts),
     )
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)

@@ -29,7 +29,7 @@ from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Kept, Memory, Share
 from mllm_jax.preflight.roofline import Split
 from mllm_jax.preflight.settings import Setting
-from mllm_jax.training import compiler, flops, int8_base, optimizer, state, step
+from mllm_jax.training import compiler, flops, int8_base, long_rows, optimizer, state, step
 from mllm_jax.training.setup import TrainSetup, apply_of, compile_train_step, make_setup
 
 STEPS = 1_000  # of a run whose length only its data tells: constants of the schedule, no shapes
@@ -127,6 +127,7 @@ class Plans:
         """Raises ConfigError for rows that do not divide over mesh and microbatches."""
         mesh = self.laid_out(setting.split).mesh
         step.check_rows(mesh, setting.rows, setting.microbatches)
+        long_rows.check(self.config, mesh, self._device)
 
     def possible(self, setting: Setting) -> bool:
         """Whether all dimensions divide."""
@@ -158,9 +159,10 @@ class Plans:
         """What one device has of a step."""
         rows = setting.rows // setting.microbatches // (setting.split.data * setting.split.fsdp)
         data = self.config.data
-        images = rows * data.image_slots
+        images = rows * data.image_slots // setting.split.context
         tensor, platform = setting.split.tensor, self.hardware.chip.platform
-        return Share(rows, setting.microbatches, data.length, images, tensor, platform)
+        length, parts = data.length // setting.split.context, setting.split.context
+        return Share(rows, setting.microbatches, length, images, tensor, platform, parts)
 
     def state_bytes(self, split: Split) -> int:
         """Parameters and moments of one device: what no other option makes smaller."""
@@ -196,13 +198,13 @@ class Plans:
             copies=memory.copies_bytes(trainable, share, compute),
             gradients=memory.gradient_bytes(trainable, compute)
             * (2 if share.microbatches > 1 else 1),
-            activations=share.rows * kept.device,
+            activations=share.rows * kept.device // share.parts,
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
             layer=memory.layer_bytes(
                 model, share, compute, moves, self._attention, self.config.adapter
             ),
-            host=share.rows * kept.host,
+            host=share.rows * kept.host // share.parts,
         )
 
     def weight_bytes(self, paths: Collection[str] | None = None) -> int:

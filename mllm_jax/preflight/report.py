@@ -20,6 +20,7 @@ from mllm_jax.config.model import ModelConfig
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import hardware, hlo, memory, roofline, table
 from mllm_jax.preflight import plans as planning
+from mllm_jax.preflight.memory import Share
 from mllm_jax.preflight.plans import Plans, Program
 from mllm_jax.preflight.roofline import Work
 from mllm_jax.preflight.settings import Setting, fewer_microbatches, near, whole_rows
@@ -144,8 +145,18 @@ def sent(plans: Plans, setting: Setting) -> dict[str, dict[str, int]]:
         memory.float32_bytes({p: x for p, x in setup.params.items() if p in trained}),
         share.rows * share.length * plans.language.width * size,
         plans.language.layers,
+        _keys(plans, setting, share),
     )
     return {kind: {"operations": 0, "bytes": count} for kind, count in kinds.items()}
+
+
+def _keys(plans: Plans, setting: Setting, share: Share) -> tuple[int, int]:
+    """Bytes of a layer's keys and values that are gathered, and of gradients that are scattered."""
+    c, compute = plans.language, plans.config.compute
+    numbers = share.rows * share.keys * 2 * c.kv_heads // share.tensor * c.head_dim
+    passes = 1 if setting.remat in ("none", "dots") else 2
+    reduced = 4 if "float32" in (compute.reduce, compute.compute) else 2
+    return numbers * passes * memory.width(compute), numbers * reduced
 
 
 def work(plans: Plans, setting: Setting, sent: int) -> Work:

@@ -62,6 +62,7 @@ class Split(NamedTuple):
     data: int
     fsdp: int
     tensor: int
+    context: int = 1
 
 
 def sent_by_formula(
@@ -72,12 +73,15 @@ def sent_by_formula(
     float32_shard: int,
     activations: int,
     layers: int,
+    keys: tuple[int, int] = (0, 0),
 ) -> dict[str, int]:
     """Bytes one device sends in a step, by kind, as the layout asks for; rings as in `hlo`.
 
     Weights are gathered for the forward and for the backward pass of every microbatch; gradients
     are scattered in the compute dtype; slices of the data axis exchange theirs in float32; a layer
     under tensor parallelism sums its output twice in each direction, twice more when recomputed.
+    Over the context axis, which divides parameters as fsdp does, keys and values are gathered for
+    every pass forward, and their gradients scattered.
 
     Args:
         split: the mesh.
@@ -87,12 +91,16 @@ def sent_by_formula(
         float32_shard: bytes of the gradients one device keeps.
         activations: bytes of one layer's output for a microbatch.
         layers: of the language model.
+        keys: bytes of one layer's keys and values of whole rows for a microbatch: gathered in all
+            passes, and of their gradients.
     """
-    fsdp = (split.fsdp - 1) / split.fsdp
+    shards = split.fsdp * split.context
+    fsdp, context = (shards - 1) / shards, (split.context - 1) / split.context
+    gathered, scattered = (layers * microbatches * count * context for count in keys)
     data, tensor = (2 * (n - 1) / n for n in (split.data, split.tensor))
     return {
-        "all-gather": round(2 * microbatches * weights * fsdp),
-        "reduce-scatter": round(microbatches * trained * fsdp),
+        "all-gather": round(2 * microbatches * weights * fsdp + gathered),
+        "reduce-scatter": round(microbatches * trained * fsdp + scattered),
         "all-reduce": round(
             data * float32_shard + 6 * layers * microbatches * activations * tensor
         ),

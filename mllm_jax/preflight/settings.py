@@ -43,6 +43,8 @@ class Setting(NamedTuple):
             "--mesh.fsdp": (self.split.fsdp, other.split.fsdp),
             "--mesh.tensor": (self.split.tensor, other.split.tensor),
         }
+        if self.split.context > 1 or other.split.context > 1:
+            values["--mesh.context"] = self.split.context, other.split.context
         # a mesh is written completely: one of its numbers may be -1, what remains, in the file
         whole = self.split != other.split
         return " ".join(
@@ -86,9 +88,10 @@ def whole_rows(rows: int, microbatches: int, parts: int) -> tuple[int, int]:
 
 def _splits(base: Split, devices: int) -> Iterator[Split]:
     yield base
+    devices //= base.context
     for tensor in (n for n in range(1, MOST_TENSOR + 1) if devices % n == 0):
         for fsdp in (n for n in range(1, devices + 1) if (devices // tensor) % n == 0):
-            split = Split(devices // tensor // fsdp, fsdp, tensor)
+            split = Split(devices // tensor // fsdp, fsdp, tensor, base.context)
             if split != base:
                 yield split
 

@@ -62,11 +62,12 @@ def _head(result: dict[str, Any]) -> list[str]:
     microbatches = f"{count} microbatch" + ("es" if count > 1 else "")
     parameters = setting["parameters"]
     parameters += ", frozen language layers int8" if setting["base"] == "int8" else ""
+    context = f" x context {mesh['context']}" if mesh["context"] > 1 else ""
     return [
         f"{result['hardware']}: {result['chips']} x {chip['kind']} ({chip['source']})",
         f"  {result['basis']}" + (f" in {compiled} s" if compiled else ""),
         f"  {versions}",
-        f"  mesh data {mesh['data']} x fsdp {mesh['fsdp']} x tensor {mesh['tensor']}; "
+        f"  mesh data {mesh['data']} x fsdp {mesh['fsdp']} x tensor {mesh['tensor']}{context}; "
         f"{setting['rows']} rows of {setting['length']} tokens and {setting['image_slots']} image "
         f"slots in {microbatches}; {setting['compute']}, parameters "
         f"{parameters}, remat {setting['remat']}, loss chunk {setting['loss_chunk']}",

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.common.loops import at_most
-from mllm_jax.distributed.collectives import highest, per_device, reduced, row_axes, summed
+from mllm_jax.distributed.collectives import highest, per_device, reduced, summed, token_axes
 from mllm_jax.training.loss import chunks, scaled, some_first
 
 
@@ -77,7 +77,7 @@ def _loop(
     rows = ("batch", "length")
     names = (*rows, "none"), ("vocab", "none"), rows
     outputs = rows, names[0] if needed[0] else None, ("vocab", "embed") if needed[1] else None
-    work = partial(_own_part, how=how, needed=needed, over=row_axes())
+    work = partial(_own_part, how=how, needed=needed, over=token_axes())
     run = per_device(work, names, outputs)
     each, d_hidden, d_head = run(hidden, head.astype(hidden.dtype), partners)
     return jnp.sum(each), d_hidden, None if d_head is None else d_head.astype(head.dtype)

@@ -15,8 +15,9 @@ from mllm_jax.common.errors import require
 from mllm_jax.common.int8 import BLOCK, SCALE, block_axis, quantised
 from mllm_jax.config.adapter import KERNEL, KERNEL_SCALE, AdapterConfig, is_scale, kernel_of
 from mllm_jax.config.model import ModelConfig
+from mllm_jax.distributed.sharding import mesh_axes, ways
 
-DIVIDED = "embed"  # logical name of the dimension along which blocks lie: fsdp divides it
+DIVIDED = "embed"  # logical name of the dimension along which blocks lie: devices divide it
 
 
 def check(model: ModelConfig, adapter: AdapterConfig | None, mesh: Mesh) -> None:
@@ -24,11 +25,12 @@ def check(model: ModelConfig, adapter: AdapterConfig | None, mesh: Mesh) -> None
     language = model.language
     if adapter is None or adapter.base != "int8" or language is None:
         return
-    fsdp = mesh.shape["fsdp"]
+    parts = ways(mesh, DIVIDED)
+    axes = " x ".join(f"mesh.{axis}={mesh.shape[axis]}" for axis in mesh_axes(DIVIDED, mesh))
     require(
-        language.width % (BLOCK * fsdp) == 0,
+        language.width % (BLOCK * parts) == 0,
         f"adapter.base=int8: model.language.width={language.width} must be a multiple of "
-        f"{BLOCK * fsdp} (blocks of {BLOCK} x mesh.fsdp={fsdp}); choose a smaller mesh.fsdp or "
+        f"{BLOCK * parts} (blocks of {BLOCK} x {axes}); choose a smaller mesh.fsdp or "
         "adapter.base=compute",
     )
 

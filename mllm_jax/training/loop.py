@@ -23,6 +23,7 @@ from mllm_jax.distributed.processes import Stop
 from mllm_jax.distributed.watchdog.heartbeat import waits_for
 from mllm_jax.training import (
     flops,
+    long_rows,
     metrics,
     run_folder,
     run_inputs,
@@ -87,6 +88,7 @@ def _train(
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     source = open_model(config.init.weights) if config.init.weights else None
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    long_rows.check(config, mesh)
     check_source(config, source)
     tokenizer = load_tokenizer(source.files if source else config.init.tokenizer or "")
     run_inputs.check_tokenizer(config, begin.step, tokenizer)

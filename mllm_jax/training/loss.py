@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.common.loops import at_most
-from mllm_jax.distributed.collectives import highest, part, per_device, reduced, row_axes, summed
+from mllm_jax.distributed.collectives import highest, part, per_device, reduced, summed, token_axes
 
 # a chunk is an eighth of a device's positions or less, but no product of fewer than 512 rows
 PARTS, SMALLEST = 8, 512
@@ -132,7 +132,7 @@ def _loop(
     rows = ("batch", "length")
     names = (*rows, "none"), ("vocab", "none"), rows, rows
     outputs = rows, names[0] if needed[0] else None, ("vocab", "embed") if needed[1] else None
-    work = partial(_own_part, how=how, needed=needed, over=row_axes())
+    work = partial(_own_part, how=how, needed=needed, over=token_axes())
     run = per_device(work, names, outputs)
     in_compute_dtype = head.astype(hidden.dtype)  # before it is gathered
     token_losses, d_hidden, d_head = run(hidden, in_compute_dtype, targets, weights)

@@ -97,7 +97,7 @@ def attention(config: Config, setup: TrainSetup) -> str:
     """How each module's attention is computed."""
     data, mesh = config.data, setup.mesh
     rows = data.rows // config.train.microbatches // sharding.ways(mesh, "batch")
-    shape = rows, data.image_slots, data.length, mesh.shape["tensor"]
+    shape = rows, data.image_slots, data.length, mesh.shape["tensor"], mesh.shape["context"]
     names = ", ".join(f"{module} {name}" for module, name in backends(setup.model, *shape).items())
     most = "" if data.segments is None else f"; a row holds {data.segments:,} examples at most"
     return f"attention: {names}{most}"

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mllm_jax.batch import Batch
 from mllm_jax.common.errors import require
+from mllm_jax.distributed import context
 from mllm_jax.distributed.collectives import summed_at_the_end
 from mllm_jax.distributed.sharding import TABLE, constrain, ways
 from mllm_jax.training import compiler, pairs
@@ -56,8 +57,8 @@ def make_train_step(
     counter alone: `finite` in the metrics tells the host, which ends the run.
 
     Args:
-        apply: (params, batch, update) -> (hidden [B, T, D] in compute dtype, head [V, D] as it is
-            held).
+        apply: (params, batch, update) -> (hidden [B, T, D] in compute dtype and in the order of
+            `context.balanced`, head [V, D] as it is held).
         optimizer: from `make_optimizer`.
         microbatches: the rows are worked in so many turns; gradients add up in `held_in`.
         chunk: positions whose logits exist at the same time.
@@ -216,10 +217,11 @@ def _judge(
         added, of_pairs = None, {}
         if terms is not None and scales is not None:
             added, of_pairs = pairs.penalty(terms, scales, hidden, head, batch, chunk, reduce)
-        targets, weights = jnp.asarray(batch.targets), jnp.asarray(batch.weights)
+        # in the order of the hidden states
+        fields = batch.targets, batch.weights, batch.streams, batch.languages
+        targets, weights, streams, languages = map(context.balanced, fields)
         loss, token_losses = weighted_loss(hidden, head, targets, weights, chunk, reduce)
         weighted = token_losses * weights
-        streams, languages = jnp.asarray(batch.streams), jnp.asarray(batch.languages)
         sums = {
             "loss_sum": loss,
             "trained_tokens": jnp.sum(weights),
@@ -228,7 +230,7 @@ def _judge(
             "language_loss_sum": _by_number(weighted, languages, n_languages),
             "language_tokens": _by_number(weights, languages, n_languages),
         }
-        return token_losses, added, sums | of_pairs
+        return context.restored(token_losses), added, sums | of_pairs
 
     return judge
 

@@ -100,7 +100,7 @@ def test_the_smallest_part_crosses_data(make_mesh):
     mesh = make_mesh(data=2, fsdp=4)
     rows = jnp.ones((B, D))
     with jax.set_mesh(mesh):
-        run = functools.partial(_reduced, over=collectives.row_axes())
+        run = functools.partial(_reduced, over=collectives.token_axes())
         work = collectives.per_device(run, (("batch", "none"),), ("none", "embed"))
         text = toy.text(jax.jit(work).lower(rows).compile())
     crossing = [made for made in hlo.collectives(text, mesh) if "data" in made.axes]
@@ -128,7 +128,7 @@ def test_sums_and_parts(make_mesh, shape):
     outputs = ("batch",), ("batch",), ("vocab", "embed")
     mesh = make_mesh(**shape)
     with jax.set_mesh(mesh):
-        run = functools.partial(run, over=collectives.row_axes())
+        run = functools.partial(run, over=collectives.token_axes())
         work = collectives.per_device(run, inputs, outputs)
         peak, centre, gradient = jax.jit(work)(scores, vectors)
     np.testing.assert_array_equal(peak, scores.max(axis=1))

@@ -44,27 +44,33 @@ def test_ranks_are_not_promoted():
 )
 def test_mesh_sizes(data: int, fsdp: int, tensor: int, sizes: tuple[int, ...]):
     mesh = sharding.make_mesh((data, fsdp, tensor))
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert tuple(mesh.shape.values()) == sizes
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_names == ("data", "fsdp", "tensor", "context")
+    assert tuple(mesh.shape.values()) == (*sizes, 1)
+    assert mesh.axis_types == (AxisType.Auto,) * 4
     assert {device.id for device in mesh.devices.flat} == set(range(8))
 
 
 def test_a_mesh_over_some_of_the_devices():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(-1, -1, 1), "mesh: -1 is allowed at most once, got data=-1 fsdp=-1 tensor=1"),
+        (
+            MeshConfig(-1, -1, 1),
+            "mesh: -1 is allowed at most once, got data=-1 fsdp=-1 tensor=1 context=1",
+        ),
         (
             MeshConfig(-1, 3, 1),
-            "mesh: 8 devices do not divide by 3 (data, fsdp, tensor = [-1, 3, 1])",
+            "mesh: 8 devices do not divide by 3 (data=-1 fsdp=3 tensor=1 context=1)",
         ),
-        (MeshConfig(2, 2, 1), "mesh: data x fsdp x tensor = 4, but there are 8 devices"),
-        (MeshConfig(4, 4, 1), "mesh: data x fsdp x tensor = 16, but there are 8 devices"),
+        (MeshConfig(2, 2, 1), "mesh: data x fsdp x tensor x context = 4, but there are 8 devices"),
+        (
+            MeshConfig(4, 2, context=2),
+            "mesh: data x fsdp x tensor x context = 16, but there are 8 devices",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(config: MeshConfig, message: str):
@@ -223,7 +229,7 @@ def test_data_alone_takes_the_slow_links(hardware, sizes):
     """A group of fsdp x tensor shares a slice, and slices follow one another along data."""
     devices = HARDWARE[hardware]
     placed = sharding.arrange(devices, *sizes)
-    assert placed.shape == sizes
+    assert placed.shape == (*sizes, 1)
     assert {d.id for d in placed.flat} == {d.id for d in devices}
     numbers = [{device.slice_index for device in group.flat} for group in placed]
     assert all(len(group) == 1 for group in numbers)
@@ -238,15 +244,23 @@ def test_neighbours_of_a_tpu_slice_are_neighbours_in_its_torus():
         assert sorted(spread) in ([0, 0, 3], [0, 1, 1])
 
 
+def test_tensor_has_nearer_neighbours_than_context():
+    """Four lines of a 4 x 4 torus: context between them, tensor along each."""
+    placed = sharding.arrange(tpu_slices(1, 4), 1, 1, 4, 4)
+    assert placed.shape == (1, 1, 4, 4)
+    lines = [{d.coords[axis] for d in placed[0, 0, :, 0]} for axis in (0, 1)]
+    assert sorted(map(len, lines)) == [1, 4]
+
+
 def test_a_tpu_axis_may_be_split():
     """fsdp=8 is no product of a 4 x 4 torus's axes, and is laid out all the same."""
-    assert sharding.arrange(tpu_slices(1, 4), 2, 8, 1).shape == (2, 8, 1)
+    assert sharding.arrange(tpu_slices(1, 4), 2, 8, 1).shape == (2, 8, 1, 1)
 
 
 def test_fsdp_over_several_slices_is_laid_out_slice_by_slice_and_said():
     placed = sharding.arrange(gpu_nodes(4, 4), 1, 8, 2)
     assert [d.slice_index for d in placed.flat] == sorted(d.slice_index for d in placed.flat)
-    assert all(len({d.slice_index for d in group}) == 1 for group in placed[0])
+    assert all(len({d.slice_index for d in group}) == 1 for group in placed[0, :, :, 0])
     warning = sharding.slow_links(Mesh(placed, sharding.AXES))
     assert warning == (
         "mesh: fsdp=8 x tensor=2 is more than the 4 devices of a slice, so parameters cross the "
@@ -263,6 +277,11 @@ def test_fsdp_over_several_slices_is_laid_out_slice_by_slice_and_said():
             gpu_nodes(2, 4), (1, 1, 8),
             "mesh: tensor=8 does not divide the 4 devices of a slice (2 slices); give a divisor of "
             "4, and more fsdp instead",
+        ),
+        (
+            gpu_nodes(2, 4), (1, 1, 2, 4),
+            "mesh: tensor=2 x context=4 does not divide the 4 devices of a slice (2 slices); give "
+            "a divisor of 4, and more fsdp instead",
         ),
         (
             sorted(gpu_nodes(2, 4), key=lambda d: d.id)[:6], (6, 1, 1),
@@ -290,6 +309,7 @@ def processes(count: int, each: int) -> list[Device]:
         # a tensor group over two processes: both load its rows
         (processes(4, 2), (1, 2, 4), 4, [[0, 1], [0, 1], [2, 3], [2, 3]]),
         (processes(4, 1), (1, 1, 4), 3, [[0, 1, 2]] * 4),
+        (processes(4, 1), (1, 2, 1, 2), 4, [[0, 1], [0, 1], [2, 3], [2, 3]]),  # a context group
         # hosts of a TPU hold squares of chips: their rows are not in one piece
         (
             tpu_slices(1, 4), (1, 16, 1), 16,
@@ -298,7 +318,7 @@ def processes(count: int, each: int) -> list[Device]:
     ],
 )  # fmt: skip
 def test_rows_that_a_process_must_load(devices, sizes, rows, expected):
-    mesh = Mesh(np.array(devices, object).reshape(sizes), sharding.AXES)
+    mesh = Mesh(np.array(devices, object).reshape(*sizes, *[1] * (4 - len(sizes))), sharding.AXES)
     assert [sharding.rows_here(mesh, rows, i) for i in range(len(expected))] == expected
 
 

@@ -17,9 +17,9 @@ from mllm_jax.models import axes, mllm
 
 def test_the_devices_of_this_process():
     mesh = ALL.mesh()
-    assert mesh is not None and dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert mesh is not None and tuple(mesh.shape.values()) == (8, 1, 1, 1)
     mesh = Devices(6, tensor=2).mesh()
-    assert mesh is not None and dict(mesh.shape) == {"data": 3, "fsdp": 1, "tensor": 2}
+    assert mesh is not None and tuple(mesh.shape.values()) == (3, 1, 2, 1)
     assert mesh.devices.ravel().tolist() == jax.devices()[:6]
     assert Devices(1).mesh() is None
 

@@ -169,7 +169,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert json.loads(json.dumps(result)) == result
     assert result["basis"] == "compiled for this machine's cpu devices"
     assert (result["compiler_flags"], result["unknown_compiler_flags"]) == ({}, [])
-    assert result["setting"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert result["setting"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     memory = result["memory"]
     assert memory["total"] == sum(memory["compiler"].values())
     assert memory["margin"] == memory["limit"] - memory["total"]

@@ -13,10 +13,16 @@ def test_all_of_them_divide_and_none_is_the_given_one():
     assert GIVEN not in found
     assert len(set(found)) == len(found)
     for setting in found:
-        data, fsdp, tensor = setting.split
+        data, fsdp, tensor, _ = setting.split
         assert data * fsdp * tensor == 8
         assert setting.rows % (setting.microbatches * data * fsdp) == 0
         assert setting.rows <= GIVEN.rows
+
+
+def test_a_context_axis_stays():
+    given = GIVEN._replace(split=Split(1, 2, 1, 4))
+    splits = {setting.split for setting in near(given, 8)}
+    assert splits == {Split(1, 2, 1, 4), Split(2, 1, 1, 4), Split(1, 1, 2, 4)}
 
 
 def test_nearest_first():
@@ -59,6 +65,10 @@ def test_remat_only_goes_towards_less_memory():
         ({"rows": 32}, "--data.rows 32"),
         ({"microbatches": 4}, "--train.microbatches 4"),
         ({"split": Split(1, 4, 2)}, "--mesh.data 1 --mesh.fsdp 4 --mesh.tensor 2"),
+        (
+            {"split": Split(1, 2, 1, 4)},
+            "--mesh.data 1 --mesh.fsdp 2 --mesh.tensor 1 --mesh.context 4",
+        ),
         ({}, ""),
     ],
 )

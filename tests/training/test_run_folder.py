@@ -160,5 +160,6 @@ def test_the_machine_is_noted(tmp_path):
     run_folder.write_machine(tmp_path, sharding.make_mesh((2, 2, 1), jax.devices()[:4]))
     machine = read_json(tmp_path / run_folder.MACHINE)
     assert machine["devices"] == "4 x cpu"
-    assert (machine["processes"], machine["mesh"]) == (1, {"data": 2, "fsdp": 2, "tensor": 1})
+    assert machine["processes"] == 1
+    assert machine["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1, "context": 1}
     assert machine["versions"]["jax"] == jax.__version__

@@ -188,7 +188,8 @@ def test_sizes_that_do_not_divide_are_refused_with_the_numbers(make_mesh):
         packed.make_setup("align", make_mesh(data=2, tensor=4))
     assert str(error.value) == (
         "mesh: language/layers/attention/k/kernel has kv_heads=2, which does not divide over "
-        "4 devices (mesh {'data': 2, 'fsdp': 1, 'tensor': 4}); give tensor a size that divides it"
+        "4 devices (mesh {'data': 2, 'fsdp': 1, 'tensor': 4, 'context': 1}); give tensor a size "
+        "that divides it"
     )
 
 

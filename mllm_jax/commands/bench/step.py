@@ -26,7 +26,7 @@ from mllm_jax.common.hardware import peak_rate
 from mllm_jax.config.data import row_limit
 from mllm_jax.distributed import sharding
 from mllm_jax.models.backends import backends
-from mllm_jax.training import flops, state
+from mllm_jax.training import flops, long_rows, state
 from mllm_jax.training.setup import (
     TrainSetup,
     compile_train_step,
@@ -87,6 +87,8 @@ def prepare(work: Work) -> Prepared:
         f"--batch {work.rows} does not divide over {parts} devices{turns}; give a multiple of "
         f"{parts * work.microbatches}",
     )
+    batch = synthetic(work.model, work.rows, work.length, work.images)
+    long_rows.check_rows(work.model, work.compute, work.length, batch.pixels.shape[1], mesh)
     setup = make_setup(
         *(work.model, work.compute, work.optimizer, mesh),
         steps=1_000,
@@ -94,7 +96,6 @@ def prepare(work: Work) -> Prepared:
         adapter=work.adapter,
         segments=work.segments or row_limit(work.length),
     )
-    batch = synthetic(work.model, work.rows, work.length, work.images)
     compiled = compile_train_step(setup, setup.abstract, batch, work.microbatches, 1, 1)
     return Prepared(work, setup, batch, compiled)
 
@@ -196,12 +197,12 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
     }
 
 
-def _attention_shape(prepared: Prepared) -> tuple[int, int, int, int]:
-    """Rows of a microbatch on a device, image slots, tokens, devices that share the heads."""
+def _attention_shape(prepared: Prepared) -> tuple[int, int, int, int, int]:
+    """Rows of a microbatch on a device, image slots, tokens, devices that share heads, and rows."""
     work, mesh = prepared.work, prepared.setup.mesh
     rows = work.rows // work.microbatches // sharding.ways(mesh, "batch")
     slots = image_placeholders(work.model, work.images)[1]
-    return rows, slots, work.length, mesh.shape["tensor"]
+    return rows, slots, work.length, mesh.shape["tensor"], mesh.shape["context"]
 
 
 def _count(tree: Any) -> int:

@@ -32,7 +32,7 @@ from mllm_jax.evaluation.items import make_items
 from mllm_jax.evaluation.parts import questions_of
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.samples import sampler
-from mllm_jax.training import run_folder, run_inputs, step, weights_biases
+from mllm_jax.training import long_rows, run_folder, run_inputs, step, weights_biases
 from mllm_jax.training.heldout import is_complete, open_heldout
 from mllm_jax.training.setup import make_setup
 from mllm_jax.training.start import check_samples, check_source
@@ -204,6 +204,7 @@ def _check_stage(
     weights_biases.check(config.train.wandb)
     mesh = sharding.make_mesh(config.mesh.axes, devices)
     step.check_rows(mesh, config.data.rows, config.train.microbatches)
+    long_rows.check(config, mesh)
     tokenizer = load_tokenizer(files)
     run_inputs.check_tokenizer(config, begin.step, tokenizer)
     several = jax.process_count() > 1

@@ -38,6 +38,8 @@ Tree = dict[str, Any]
 
 def of_model(opened: Answerer, rows: int) -> Tree:
     """The part that does not depend on tasks."""
+    sizes = {} if opened.mesh is None else dict(opened.mesh.shape)
+    sizes.pop("context", None)  # one device: answers are not divided by length
     return {
         "model": str(opened.path),
         "model_sha256": model_digest(opened),
@@ -47,7 +49,7 @@ def of_model(opened: Answerer, rows: int) -> Tree:
         "compute": opened.compute.compute,
         "rows": rows,
         "device": jax.local_devices()[0].device_kind,
-        **({} if opened.mesh is None else {"mesh": dict(opened.mesh.shape)}),
+        **({"mesh": sizes} if sizes else {}),
         "versions": versions(*LIBRARIES),
     }
 

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
-from mllm_jax.models.kernels import masks
+from mllm_jax.models.kernels import context, masks
 from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, refuses_nothing
 
 # products of two matrices, added up and left in float32
@@ -163,13 +163,15 @@ unit.defvjp(_forward, _backward)
 
 
 def score_bytes(call: Call, /) -> int:
-    """Scores of all blocks of queries in every unit, float32.
+    """Scores of all blocks of queries in every unit, float32; of one block of a part of a row.
 
     Blocks do not depend on each other, and compilers let them run side by side: their scores stay
     from a layer's second forward pass to its backward pass (read from compiled programs).
     """
+    if call.parts > 1:
+        return context.score_bytes(call)
     seen = sum((end - start) * keys for start, end, keys in blocks(call.length, call.causal))
     return 4 * call.rows * call.heads * seen
 
 
-BACKEND = Backend(attend, refuses_nothing, score_bytes)
+BACKEND = Backend(attend, refuses_nothing, score_bytes, run_part=context.attend_part)

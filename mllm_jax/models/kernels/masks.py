@@ -44,11 +44,34 @@ def alive(
         size: positions of a block.
     """
     n = length // size
-    if segments is None:
-        seen = jnp.ones((n, n), bool)
-    else:
-        last = jnp.where(segments == 0, jnp.iinfo(jnp.int32).max, segments)  # padding is behind
-        by_block = last.reshape(n, size)
-        low, high = jnp.min(by_block, axis=1), jnp.max(by_block, axis=1)
-        seen = (low[:, None] <= high[None, :]) & (low[None, :] <= high[:, None])
+    seen = jnp.ones((n, n), bool) if segments is None else _meet(segments, segments, size)
     return jnp.tril(seen) if causal else seen
+
+
+def alive_part(
+    positions: Int[Array, "T"], queries: Int[Array, "T"], segments: Int[Array, "S"], size: int
+) -> Bool[Array, "n m"]:
+    """`alive` for the queries of a part of a row, causal: [queries, keys].
+
+    Args:
+        positions: of the queries in the row; a block of them is one of the row's.
+        queries: their segments.
+        segments: of the keys, those of the whole row.
+        size: positions of a block.
+    """
+    own = positions[::size] // size  # the number of each block in the row
+    earlier = jnp.arange(segments.shape[0] // size)[None, :] <= own[:, None]
+    return _meet(queries, segments, size) & earlier
+
+
+def _meet(queries: Int[Array, "T"], keys: Int[Array, "S"], size: int) -> Bool[Array, "n m"]:
+    """Which blocks may have a segment in common."""
+    (low, high), (first, last) = _ends(queries, size), _ends(keys, size)
+    return (low[:, None] <= last[None, :]) & (first[None, :] <= high[:, None])
+
+
+def _ends(segments: Int[Array, "T"], size: int) -> tuple[Int[Array, "n"], Int[Array, "n"]]:
+    """The lowest and the highest segment of every block."""
+    behind = jnp.where(segments == 0, jnp.iinfo(jnp.int32).max, segments)  # padding is behind
+    by_block = behind.reshape(-1, size)
+    return jnp.min(by_block, axis=1), jnp.max(by_block, axis=1)

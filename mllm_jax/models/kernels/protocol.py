@@ -46,6 +46,12 @@ class Call(NamedTuple):
     causal: bool
     packed: bool  # whether a row may hold several segments, or padding
     segments: int | None = None  # the most that a packed row holds; None: as many as fit
+    parts: int = 1  # devices that share a row: `length` is of the queries, `keys` of the keys
+
+    @property
+    def keys(self) -> int:
+        """Keys of a row, S."""
+        return self.length * self.parts
 
 
 class Run(Protocol):
@@ -62,6 +68,29 @@ class Run(Protocol):
         causal: bool,
     ) -> Float[Array, "B T N H"]:
         """Attention within segments; `segments` is None where each row is one whole segment."""
+        ...
+
+
+class Queries(NamedTuple):
+    """The queries of a part of a row, where devices share it."""
+
+    positions: Int[Array, "T"]  # in the row, ascending: two runs of equal length
+    segments: Int[Array, "B T"]
+
+
+class RunPart(Protocol):
+    """The function of a backend for queries of a part of a row; causal."""
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K H"],
+        queries: Queries,
+        segments: Int[Array, "B S"],
+        /,
+    ) -> Float[Array, "B T N H"]:
+        """Attention of these queries within segments; `segments` are those of the keys."""
         ...
 
 
@@ -88,6 +117,7 @@ class Backend(NamedTuple):
     refuses: Refuses
     score_bytes: ScoreBytes
     bounded: bool = False  # whether `run` takes `most`: the limit of segments in a packed row
+    run_part: RunPart | None = None  # None: it computes whole rows alone
 
 
 def refuses_nothing(call: Call, device: Device, /) -> str | None:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.models.kernels import blocks, cudnn, dense, loop, splash, triton
-from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device
+from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device, Queries
 
 # name in `compute.attention` -> backend
 BACKENDS: dict[str, Backend] = {
@@ -40,7 +40,7 @@ class Selection(NamedTuple):
             ConfigError: the backend that the config names cannot.
         """
         if self.name != AUTO:
-            reason = BACKENDS[self.name].refuses(call, self.device)
+            reason = self._refuses(self.name, call)
             if reason is None:
                 return self.name
             raise ConfigError(
@@ -50,13 +50,15 @@ class Selection(NamedTuple):
 
     def _alternative(self, call: Call) -> str:
         platform = self.device.platform
-        if platform == "cpu" and call.length <= SHORT:
+        if platform == "cpu" and (call.length <= SHORT or call.parts > 1):
             return "blocks"
-        able = (name for name in PREFERRED[platform] if not self._refuses(name, call))
+        able = (name for name in PREFERRED[platform] if self._refuses(name, call) is None)
         return next(able)
 
-    def _refuses(self, name: str, call: Call) -> bool:
-        return BACKENDS[name].refuses(call, self.device) is not None
+    def _refuses(self, name: str, call: Call) -> str | None:
+        if call.parts > 1 and BACKENDS[name].run_part is None:
+            return "does not divide a row over mesh.context"
+        return BACKENDS[name].refuses(call, self.device)
 
 
 def device_of(device: Any) -> Device:
@@ -93,6 +95,38 @@ def run(
     backend = BACKENDS[selection.backend(call)]
     compute: Any = functools.partial(backend.run, **{"most": most} if backend.bounded else {})
     out = compute(q, k, v, segments, causal=causal)
-    if segments is None:
-        return out
+    return out if segments is None else _without_padding(out, segments)
+
+
+def run_part(
+    selection: Selection,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    queries: Queries,
+    segments: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """Causal attention of a part of the queries of rows, on one device; zeros for padding.
+
+    Args:
+        selection: the backend.
+        q: of the part; N is a multiple of K.
+        k, v: of whole rows; S is a multiple of T.
+        queries: where they are.
+        segments: of the keys; 0 for padding.
+
+    Raises:
+        ConfigError: the backend that the config names cannot compute this.
+    """
+    B, T, N, H = q.shape
+    parts, most = k.shape[1] // T, selection.segments
+    call = Call(B, T, N, k.shape[2], H, str(q.dtype), True, True, most, parts)
+    of_part = BACKENDS[selection.backend(call)].run_part
+    assert of_part is not None, "refused where the backend is chosen"
+    return _without_padding(of_part(q, k, v, queries, segments), queries.segments)
+
+
+def _without_padding(
+    out: Float[Array, "B T N H"], segments: Int[Array, "B T"]
+) -> Float[Array, "B T N H"]:
     return jnp.where(segments[:, :, None, None] > 0, out, jnp.zeros((), out.dtype))

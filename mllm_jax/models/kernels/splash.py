@@ -12,6 +12,7 @@ kernel reads which ones from an array of its own, one for each row:
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_jax.models.kernels import masks
-from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device
+from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device, Queries
 
 LANES = 128  # blocks are multiples of a vector register's lanes
 LARGEST = 640  # positions of a block at most; up to there a row is one block
@@ -62,17 +63,48 @@ def attend(
         q, k, v, segments, causal: likewise.
         interpret: compute with plain operations, for tests on other platforms.
     """
-    B, T, _, H = q.shape
+    B, T = q.shape[:2]
     cut = grid(T)
     if segments is None and cut.length > T:
         segments = jnp.ones((B, T), jnp.int32)
-    q = (q.astype(jnp.float32) / math.sqrt(H)).astype(q.dtype)  # the kernel does not scale
-    q, k, v = (_padded(x, cut.length).transpose(0, 2, 1, 3) for x in (q, k, v))
+    q, k, v = (_padded(x, cut.length).transpose(0, 2, 1, 3) for x in (_scaled(q), k, v))
     run = functools.partial(_row, cut, causal, interpret)
     if segments is not None:
         segments = _padded(segments, cut.length)
     out = jax.vmap(run)(q, k, v, segments)
     return out.transpose(0, 2, 1, 3)[:, :T]
+
+
+def attend_part(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    queries: Queries,
+    segments: Int[Array, "B S"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """See `protocol.RunPart`; blocks of keys after a block of queries are dead too."""
+    size = part_block(q.shape[1])
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (_scaled(q), k, v))
+
+    def run(q: Array, k: Array, v: Array, of_queries: Array, of_keys: Array) -> Array:
+        alive = masks.alive_part(queries.positions, of_queries, of_keys, size)
+        infos = _infos(alive, queries.positions)
+        return _kernel(size, True, interpret, infos)(q, k, v, (of_queries, of_keys))
+
+    return jax.vmap(run)(q, k, v, queries.segments, segments).transpose(0, 2, 1, 3)
+
+
+def part_block(length: int) -> int:
+    """Positions of a block where a device has two runs of `length` / 2; 0 if none divides them."""
+    sizes = range(LANES, LARGEST + 1, LANES)
+    return max((size for size in sizes if length // 2 % size == 0), default=0)
+
+
+def _scaled(q: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    """The kernel does not scale."""
+    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
 
 
 def _padded(x: Array, length: int) -> Array:
@@ -89,16 +121,23 @@ def _row(
     v: Float[Array, "K T H"],
     segments: Int[Array, "T"] | None,
 ) -> Float[Array, "N T H"]:
+    kernel = _kernel(cut.block, causal, interpret, _mask_infos(cut, causal, segments))
+    return kernel(q, k, v, None if segments is None else (segments, segments))
+
+
+def _kernel(
+    size: int, causal: bool, interpret: bool, infos: tuple[Any, Any]
+) -> Callable[[Array, Array, Array, tuple[Array, Array] | None], Any]:
+    """The kernel for blocks of `size`: queries, keys, values, segments of queries and keys."""
     # imported here: Pallas takes a second to load, and other platforms never need it
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    size = cut.block
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), size),
         **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), size),
         **dict.fromkeys(("block_q_dq", "block_kv_dq"), size),
     )
-    forward, backward = _mask_infos(cut, causal, segments)
+    forward, backward = infos
     kernel = splash.SplashAttentionKernel(
         forward,
         forward,
@@ -112,9 +151,7 @@ def _row(
         mask_function=_earlier if causal else None,
         interpret=interpret,
     )
-    ids = None if segments is None else splash.SegmentIds(segments, segments)
-    out: Any = kernel(q, k, v, ids)
-    return out
+    return lambda q, k, v, ids: kernel(q, k, v, None if ids is None else splash.SegmentIds(*ids))
 
 
 def _earlier(queries: Array, keys: Array) -> Array:
@@ -122,10 +159,7 @@ def _earlier(queries: Array, keys: Array) -> Array:
 
 
 def _mask_infos(cut: Grid, causal: bool, segments: Array | None) -> tuple[Any, Any]:
-    """What the kernel reads of blocks: by queries (output, their gradient), by keys (theirs).
-
-    For a dead block `data_next` names the next one that is alive, so that nothing else is fetched.
-    """
+    """What the kernel reads of blocks of whole rows, see `_infos`."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_mask_info as mask_info,
     )
@@ -134,7 +168,22 @@ def _mask_infos(cut: Grid, causal: bool, segments: Array | None) -> tuple[Any, A
     if cut.blocks == 1 or (segments is None and not causal):
         info = mask_info.MaskInfo(None, None, None, None, positions)
         return info, info
-    alive = masks.alive(segments, causal, cut.length, cut.block)
+    return _infos(masks.alive(segments, causal, cut.length, cut.block), positions)
+
+
+def _infos(alive: Bool[Array, "n m"], positions: Any) -> tuple[Any, Any]:
+    """What the kernel reads of blocks: by queries (output, their gradient), by keys (theirs).
+
+    For a dead block `data_next` names the next one that is alive, so that nothing else is fetched.
+
+    Args:
+        alive: blocks of queries, of keys.
+        positions: of the queries in their row, which hide later keys; None if nothing does.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask_info as mask_info,
+    )
+
     number = alive.astype(jnp.int32)[None]  # alike for all heads
     keys, queries = _next_alive(alive), _next_alive(alive.T).T
     return (
@@ -143,16 +192,16 @@ def _mask_infos(cut: Grid, causal: bool, segments: Array | None) -> tuple[Any, A
     )
 
 
-def _next_alive(alive: Bool[Array, "n n"]) -> Int[Array, "n n"]:
+def _next_alive(alive: Bool[Array, "n m"]) -> Int[Array, "n m"]:
     """The column of the first true entry from each entry on, in reading order; 0 behind the last.
 
-    No line is without one: a block of queries sees its own keys.
+    No line is without one in a whole row: a block of queries sees its own keys.
     """
-    n = alive.shape[0]
-    order = jnp.arange(n * n, dtype=jnp.int32)
-    entries = jnp.where(alive.reshape(-1), order, n * n)
+    size, columns = alive.size, alive.shape[1]
+    order = jnp.arange(size, dtype=jnp.int32)
+    entries = jnp.where(alive.reshape(-1), order, size)
     first = jax.lax.cummin(entries, reverse=True)
-    return jnp.where(first < n * n, first % n, 0).reshape(n, n)
+    return jnp.where(first < size, first % columns, 0).reshape(alive.shape)
 
 
 def refuses(call: Call, device: Device, /) -> str | None:
@@ -161,13 +210,18 @@ def refuses(call: Call, device: Device, /) -> str | None:
         return f"needs a TPU, not a {device.platform}"
     if call.dtype != "bfloat16":
         return f"computes {call.dtype} products in bfloat16"
+    if call.parts > 1 and not part_block(call.length):
+        return (
+            f"needs rows of a multiple of {2 * LANES * call.parts} tokens with mesh.context="
+            f"{call.parts}, not {call.keys}"
+        )
     return None
 
 
 def score_bytes(call: Call, /) -> int:
     """None: scores stay in the chip's vector memory. The log-sums, float32, in full lanes."""
-    cut = grid(call.length)
-    return 4 * call.rows * call.heads * cut.length * LANES
+    length = grid(call.length).length if call.parts == 1 else call.length
+    return 4 * call.rows * call.heads * length * LANES
 
 
-BACKEND = Backend(attend, refuses, score_bytes)
+BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)

@@ -118,7 +118,7 @@ def test_eight_devices_equal_one(single, make_mesh, shape):
 
 
 def test_eight_devices_in_microbatches_equal_one(single, make_mesh):
-    assert_same(run(make_mesh(fsdp=4, tensor=2), microbatches=4), single)
+    assert_same(run(make_mesh(data=2, fsdp=2, tensor=2), microbatches=4), single)
 
 
 def test_microbatches_keep_rows_on_their_device(make_mesh):

@@ -47,8 +47,13 @@ def init_params(abstract):
 
 
 def apply(params, batch, number=None):
-    """(params, batch) -> (hidden [B, T, D], head [V, D])."""
-    x = jnp.take(params["language/embedding"], batch.tokens, axis=0)
+    """(params, batch) -> (hidden [B, T, D], head [V, D]).
+
+    The lookup is a product: of a gather from a table that is divided, inside of a sum over `data`
+    alone, XLA's partitioner dies (its device groups are those of all axes). The model has its own.
+    """
+    words = jax.nn.one_hot(batch.tokens, V)
+    x = jnp.einsum("btv,vd->btd", words, params["language/embedding"])
     x = x + jnp.einsum("btd,de->bte", x, params["connector/linear_1/kernel"])
     x = x + params["connector/linear_1/bias"][None, None]
     up = jax.nn.gelu(jnp.einsum("btd,df->btf", x, params["language/mlp/up/kernel"]))

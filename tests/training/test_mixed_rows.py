@@ -61,6 +61,7 @@ def test_resumed_equals_straight_to_the_bit(straight, tmp_path):
         np.testing.assert_array_equal(x, expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(data, straight, tmp_path):
     run = train(stage(data, tmp_path / "run", mesh={"data": 2, "fsdp": 2, "tensor": 2}))
     one, eight = tiny.numbers(straight), tiny.numbers(run)

@@ -47,6 +47,7 @@ Params = Mapping[str, Any]  # path -> array
 
 NEWLINE = "connector/newline"  # path of the newline vector
 TOWERS: dict[str, type[CLIP] | type[SigLIP]] = {"clip": CLIP, "siglip": SigLIP}
+DRAWN = Selection("dense")  # see `init`
 ADAPTER_DRAW = 3  # folded into the key of `init`: other draws stay as they are without adapters
 
 
@@ -113,20 +114,26 @@ def build(
 
 
 def init(model: MLLM, key: jax.Array) -> dict[str, jax.Array]:
-    """Random parameters by path, float32; each path starts with vision, connector or language."""
+    """Random parameters by path, float32; each path starts with vision, connector or language.
+
+    Layers are drawn side by side (`layers.stack`). Not every attention can be batched so, and none
+    has parameters: it is the dense one here, of which nothing is computed.
+    """
     vision_key, connector_key, language_key = jax.random.split(key, 3)
     nested: dict[str, Any] = {}
     if model.vision is not None:
         size = model.vision.config.image_size
         pixels = jnp.zeros((1, size, size, 3), jnp.uint8)
-        nested["vision"] = model.vision.init(vision_key, pixels)["params"]
+        tower = model.vision.clone(backend=DRAWN)
+        nested["vision"] = tower.init(vision_key, pixels)["params"]
     if model.connector is not None:
         features = jnp.zeros((1, 1, model.connector.features), model.compute.compute)
         nested["connector"] = model.connector.init(connector_key, features)["params"]
     if model.language is not None:
         x = jnp.zeros((1, 1, model.language.config.width), model.compute.compute)
         ones = jnp.ones((1, 1), jnp.int32)
-        nested["language"] = model.language.init(language_key, x, ones, ones)["params"]
+        decoder = model.language.clone(backend=DRAWN)
+        nested["language"] = decoder.init(language_key, x, ones, ones)["params"]
     params = flatten(nested)
     if model.adapter is not None:
         params |= lora.init(model.adapter, params, jax.random.fold_in(key, ADAPTER_DRAW))

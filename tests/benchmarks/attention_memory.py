@@ -80,7 +80,7 @@ def main(word: str, names: list[str]) -> None:
                 "head_dim": shape[2],
                 "temporary_bytes": sizes.temp_size_in_bytes,
                 "custom_calls": len(re.findall(KERNELS, text)),
-                "square_buffers": len(re.findall(rf"\[(?:\d+,)*{length},{length}\]", text)),
+                "square_buffers": len(re.findall(rf"\[(?:\d+,)+{length},{length}\]", text)),
                 "seconds": round(time.perf_counter() - started, 1),
                 **installed("jax", "jaxlib", *COMPILERS[parsed.chip.platform]),
             }

@@ -27,12 +27,16 @@ def attention(q: Any, k: Any, v: Any, **options: Any) -> Any:
     """As `jax._src.cudnn.fused_attention_stablehlo.dot_product_attention`."""
     mask, scale = options["mask_type"].name, options["scale"]
     np.testing.assert_allclose(scale, q.shape[3] ** -0.5)
-    if options.get("q_offsets") is None:
+    assert q.shape[1] % 2 == 0, "JAX refuses gradients of an odd number of positions"
+    lengths, offsets = options.get("q_seqlen"), options.get("q_offsets")
+    assert options.get("kv_seqlen") is lengths and options.get("kv_offsets") is offsets
+    if lengths is None:
         assert mask in ("NO_MASK", "CAUSAL")
         return dense.attend(q, k, v, None, causal=mask == "CAUSAL")
     assert mask in ("PADDING", "PADDING_CAUSAL")
-    lengths, offsets = options["q_seqlen"], options["q_offsets"]
-    assert options["kv_seqlen"] is lengths and options["kv_offsets"] is offsets
+    if offsets is None:
+        offsets = jnp.zeros_like(lengths)
+        return _packed(mask == "PADDING_CAUSAL", q, k, v, lengths[:, None], offsets[:, None])
     assert lengths.dtype == offsets.dtype == jnp.int32
     rows, most = lengths.shape
     assert offsets.shape == (rows, most + 1) and most > 1, "one sequence: offsets are not read"

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.models.kernels import dense
 from mllm_jax.models.kernels.protocol import Backend, Call, Device
 
 FORWARD = "dot_product_attention_fwd_wrapper"  # the primitive that gives output and log-sums
@@ -70,33 +69,42 @@ def attend(
     # imported here: it is not part of JAX's public interface, and other platforms never need it
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-    scale = 1 / math.sqrt(q.shape[3])
-    if segments is None:
-        mask = cudnn.MaskType.CAUSAL if causal else cudnn.MaskType.NO_MASK
-        out: Any = cudnn.dot_product_attention(q, k, v, scale=scale, mask_type=mask)
-        return out
-    if q.shape[1] == 1:  # drawing parameters (`layers.stack`) batches such a row: JAX's would fail
-        return dense.attend(q, k, v, segments, causal=causal)
-    assert most is not None, "packed rows need a limit of segments"
-    # the gradient of these zeros is zero too, whatever the kernel leaves there
-    covered = (segments > 0)[:, :, None, None]
-    q, k, v = (jnp.where(covered, x, jnp.zeros((), x.dtype)) for x in (q, k, v))
-    if not GROUPED:
-        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    lengths, offsets = sequences(segments, max(most, 2))  # of one, JAX would ignore the offsets
-    out = cudnn.dot_product_attention(
-        q,
-        k,
-        v,
-        q_seqlen=lengths,
-        kv_seqlen=lengths,
-        q_offsets=offsets,
-        kv_offsets=offsets,
-        scale=scale,
-        mask_type=cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING,
+    T, (q, k, v) = q.shape[1], (_even(x) for x in (q, k, v))
+    mask = "CAUSAL" if causal else "NO_MASK"
+    arguments: dict[str, Any] = {}
+    if segments is not None:
+        assert most is not None, "packed rows need a limit of segments"
+        segments = _even(segments)
+        # the gradient of these zeros is zero too, whatever the kernel leaves there
+        covered = (segments > 0)[:, :, None, None]
+        q, k, v = (jnp.where(covered, x, jnp.zeros((), x.dtype)) for x in (q, k, v))
+        if not GROUPED:
+            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        arguments = _packed(segments, most)
+    elif q.shape[1] > T:
+        lengths = jnp.full(q.shape[:1], T, jnp.int32)
+        arguments = {"q_seqlen": lengths, "kv_seqlen": lengths}
+    if arguments:
+        mask = "PADDING_CAUSAL" if causal else "PADDING"
+    out: Any = cudnn.dot_product_attention(
+        *(q, k, v), **arguments, scale=1 / math.sqrt(q.shape[3]), mask_type=cudnn.MaskType[mask]
     )
-    too_many = (segments > most)[:, :, None, None]
-    return jnp.where(too_many, jnp.asarray(jnp.nan, out.dtype), out)
+    if segments is not None and most is not None:
+        too_many = (segments > most)[:, :, None, None]
+        out = jnp.where(too_many, jnp.asarray(jnp.nan, out.dtype), out)
+    return out[:, :T]
+
+
+def _even(x: Array) -> Array:
+    """One more position, of zeros, where their number is odd: JAX has no gradient of such rows."""
+    return jnp.pad(x, [(0, x.shape[1] % 2 if n == 1 else 0) for n in range(x.ndim)])
+
+
+def _packed(segments: Int[Array, "B T"], most: int) -> dict[str, Array]:
+    """The arguments that say where sequences are."""
+    lengths, offsets = sequences(segments, max(most, 2))  # of one, JAX would ignore the offsets
+    of_queries = {"q_seqlen": lengths, "q_offsets": offsets}
+    return {**of_queries, "kv_seqlen": lengths, "kv_offsets": offsets}
 
 
 def refuses(call: Call, device: Device, /) -> str | None:

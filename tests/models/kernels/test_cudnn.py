@@ -85,6 +85,15 @@ def test_more_segments_than_the_limit_are_not_a_number(monkeypatch):
     assert np.isfinite(out[[0, 2]]).all() and np.isfinite(out[1, :20]).all()
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_odd_number_of_positions(monkeypatch, packed):
+    """As CLIP's 577: JAX has no gradient of such rows, so they are one longer."""
+    cudnn_contract.install(monkeypatch)
+    attend = functools.partial(cudnn.attend, most=3)
+    segments = jnp.asarray(SEGMENTS[1:2, :39]) if packed else None
+    against_dense(attend, arrays(1, 39, 2, 2, 8), segments, packed)
+
+
 @pytest.mark.slow
 def test_eight_devices_are_one(monkeypatch, make_mesh):
     cudnn_contract.install(monkeypatch)
@@ -102,9 +111,9 @@ def test_eight_devices_are_one(monkeypatch, make_mesh):
 # ---------------------------------------------------------------------------------------- programs
 
 
-def lowered(causal: bool, packed: bool, remat: str = "full") -> str:
+def lowered(causal: bool, packed: bool, remat: str = "full", T: int = 640) -> str:
     """The StableHLO of loss and gradients for a GPU, which needs neither GPU nor its compiler."""
-    B, T, N, K, H = 2, 640, 4, 2, 64
+    B, N, K, H = 2, 4, 2, 64
     run = functools.partial(select.run, Selection("cudnn", H100, 16), causal=causal)
 
     def loss(q, k, v, segments):
@@ -131,6 +140,8 @@ def test_whole_images_are_not_masked():
     text = lowered(causal=False, packed=False)
     assert text.count(r"\22mask_type\22: \22NO_MASK\22") == 3
     assert "640x640" not in text
+    odd = lowered(causal=False, packed=False, T=577)
+    assert odd.count(r"\22mask_type\22: \22PADDING\22") == 3 and "577x577" not in odd
 
 
 def test_attention_is_kept_where_the_policy_says_so():

@@ -118,15 +118,14 @@ def logits_bytes(language: LanguageConfig, share: Share, chunk: int) -> int:
 def head_bytes(
     language: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, divided: bool
 ) -> int:
-    """The output table as the loss has it, gathered, in the compute dtype.
+    """The output table as the loss has it, gathered, in the compute dtype, and its gradient."""
+    table = language.vocab * language.width // share.tensor * width(compute)
+    return table + head_gradient_bytes(language, share, trained and divided)
 
-    Trained: with its float32 gradient before and after it is summed over the devices (`divided`:
-    whether there are several).
-    """
-    size = language.vocab * language.width // share.tensor
-    if not trained:
-        return size * width(compute)
-    return size * (width(compute) + (8 if divided else 0))
+
+def head_gradient_bytes(language: LanguageConfig, share: Share, summed: bool) -> int:
+    """The output table's gradient in float32, before and after it is summed over the devices."""
+    return language.vocab * language.width // share.tensor * 8 if summed else 0
 
 
 def layer_bytes(
@@ -136,11 +135,15 @@ def layer_bytes(
     trained: bool,
     attention: Selection,
     adapter: AdapterConfig | None = None,
+    head_gradient: int = 0,
 ) -> int:
-    """The backward pass of one language layer, or the forward pass of a vision layer if larger."""
+    """The backward pass of one language layer, or the forward pass of a vision layer if larger.
+
+    `head_gradient` is of `head_gradient_bytes`: TPU programs sum it over the devices meanwhile.
+    """
     largest = 0
     if model.language is not None:
-        largest = _language_layer(model.language, share, compute, trained, attention)
+        largest = _language_layer(model.language, share, compute, trained, attention, head_gradient)
         largest += _of_adapter(model.language, share, compute, adapter)
     if model.vision is not None:
         largest = max(largest, _vision_layer(model.vision, share, compute))
@@ -148,7 +151,12 @@ def layer_bytes(
 
 
 def _language_layer(
-    c: LanguageConfig, share: Share, compute: ComputeConfig, trained: bool, attention: Selection
+    c: LanguageConfig,
+    share: Share,
+    compute: ComputeConfig,
+    trained: bool,
+    attention: Selection,
+    head_gradient: int,
 ) -> int:
     size, tokens = width(compute), share.rows * share.length
     heads = (2 * c.heads + 2 * c.kv_heads) * c.head_dim
@@ -161,8 +169,10 @@ def _language_layer(
     )
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)
-    if backend == "blocks" and share.platform == "tpu":
-        scores *= 2  # TPU programs have as much again, for the gradients (seen in compiled ones)
+    if share.platform == "tpu":
+        # seen in compiled programs: the output table's gradient waits in memory for its sum, and
+        # the gradients of all scores, where it had been
+        scores += max(scores if backend == "blocks" else 0, head_gradient)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
     # and weights are gathered for the pass back while those for the second pass forth are in use

@@ -186,6 +186,7 @@ class Plans:
         of_layers = (path for path in trained if path.startswith("language/layers/"))
         moves = not all(map(is_adapter, of_layers))  # adapters need no gradients of whole matrices
         divided = math.prod(setting.split) > setting.split.tensor
+        summed = memory.head_gradient_bytes(self.language, share, head in trained and divided)
         kept = self._kept(setting.remat, share.tensor)
         if share.platform == "cpu":  # which has one memory
             kept = Kept(sum(kept), 0)
@@ -202,7 +203,7 @@ class Plans:
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
             layer=memory.layer_bytes(
-                model, share, compute, moves, self._attention, self.config.adapter
+                model, share, compute, moves, self._attention, self.config.adapter, summed
             ),
             host=share.rows * kept.host // share.parts,
         )

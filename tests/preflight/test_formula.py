@@ -11,12 +11,14 @@ import pytest
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 # what a record does not say: the stage file, and what the program of its day did otherwise
+BLOCKS = ("--compute.attention", "blocks")
 BEFORE = ("--compute.reduce", "bfloat16")  # the head's and the kernels' gradients, 2026-11-21
 FILES = {
-    "preflight-2026-11-21.jsonl": (None, BEFORE),
-    "preflight-latxa-instruct-2026-11-26.jsonl": ("latxa_instruct/instruct.yaml", ()),
-    "preflight-ndino-2026-11-26.jsonl": ("ndino", ()),
-    "preflight-gpu-2026-11-26.jsonl": (None, ()),
+    "preflight-2026-11-21.jsonl": (None, (*BLOCKS, *BEFORE)),
+    "preflight-latxa-instruct-2026-11-26.jsonl": ("latxa_instruct/instruct.yaml", BLOCKS),
+    "preflight-ndino-2026-11-26.jsonl": ("ndino", BLOCKS),
+    "preflight-gpu-2026-11-26.jsonl": (None, BLOCKS),
+    "preflight-tpu-2026-11-26.jsonl": (None, ()),  # `auto`: splash
 }
 WITHIN = 0.1  # of the whole
 ESTIMATE = """
@@ -51,9 +53,7 @@ def flags(name: str, setting: dict[str, Any]) -> list[str]:
     values = {f"--mesh.{axis}": count for axis, count in setting["mesh"].items()}
     values |= {f"--data.{key}": setting[key] for key in ("rows", "length", "image_slots")}
     values["--train.microbatches"] = setting["microbatches"]
-    # they were compiled with this attention, whatever is chosen today
-    words = [str(word) for pair in values.items() for word in pair]
-    return [*words, "--compute.attention", "blocks", *FILES[name][1]]
+    return [*(str(word) for pair in values.items() for word in pair), *FILES[name][1]]
 
 
 @pytest.mark.slow

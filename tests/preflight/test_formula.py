@@ -18,21 +18,25 @@ FILES = {
     "preflight-latxa-instruct-2026-11-26.jsonl": ("latxa_instruct/instruct.yaml", BLOCKS),
     "preflight-ndino-2026-11-26.jsonl": ("ndino", BLOCKS),
     "preflight-gpu-2026-11-26.jsonl": (None, BLOCKS),
+    "preflight-gpu-cudnn-2026-11-26.jsonl": (None, ("--compute.attention", "cudnn")),
     "preflight-tpu-2026-11-26.jsonl": (None, ()),  # `auto`: splash
 }
 WITHIN = 0.1  # of the whole
 ESTIMATE = """
-import json, sys
+import functools, json, sys
+from contextlib import nullcontext
 import jax
 jax.config.update("jax_num_cpu_devices", 256)
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
-from mllm_jax.preflight import hardware
+from mllm_jax.preflight import gpu_target, hardware
 from mllm_jax.preflight.plans import Plans
 for line in sys.stdin:
     path, word, flags = json.loads(line)
     target = hardware.parse(word)
-    devices = hardware.Devices(jax.devices()[: target.count], False)
+    tracing = functools.partial(gpu_target.as_if_here, target.chip)
+    tracing = nullcontext if target.chip.cores is None else tracing
+    devices = hardware.Devices(jax.devices()[: target.count], False, tracing=tracing)
     plans = Plans(loading.load(Config, path, flags), target, devices)
     print(plans.memory(plans.configured).total, flush=True)
 """

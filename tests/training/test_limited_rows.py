@@ -1,0 +1,48 @@
+"""Whole runs whose rows hold a limit of examples, with attention that needs one.
+
+cuDNN's kernel is a stand-in that computes what it promises (`tests.support.cudnn_contract`); the
+way from the config over packing and the model to its offsets is the real one.
+"""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mllm_jax.models.kernels import cudnn
+from mllm_jax.models.kernels.protocol import Device
+from mllm_jax.training import loop, setup
+from tests.support import cudnn_contract, tiny
+
+MOST = 2
+
+
+@pytest.fixture
+def on_hopper(monkeypatch) -> None:
+    """This machine's devices count as H100, and the kernel as one that takes float32."""
+    monkeypatch.setattr(setup, "device_of", lambda _: Device("gpu", (9, 0)))
+    monkeypatch.setattr(cudnn, "DTYPES", ("float32",))
+    cudnn_contract.install(monkeypatch)
+
+
+def losses(run) -> list[float]:
+    return [line["loss"] for line in tiny.numbers(run)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_a_run_with_cudnn_is_one_with_dense_attention(data, tmp_path, capsys, mesh):
+    runs = {}
+    for name in ("dense", "cudnn"):
+        config = tiny.config(
+            *(data, tmp_path / name),
+            data={"row_examples": MOST},
+            compute={"attention": name},
+            train={"steps": 3, "save_every": 3},
+            mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
+        )
+        runs[name] = losses(loop.train(config, devices=jax.devices()[: math.prod(mesh)]))
+    assert "attention: vision cudnn, language cudnn; a row holds 2" in capsys.readouterr().err
+    np.testing.assert_allclose(runs["cudnn"], runs["dense"], rtol=1e-5)

@@ -75,6 +75,8 @@ def _check_rows(plans: Plans) -> None:
         parts = configured.split.data * configured.split.fsdp
         rows, microbatches = whole_rows(configured.rows, configured.microbatches, parts)
         flags = configured._replace(rows=rows, microbatches=microbatches).flags(configured)
+        if not flags:  # the rows are not what is wrong
+            raise
         raise ConfigError(f"{error}; for example {flags}") from error
 
 

@@ -30,6 +30,21 @@ def losses(run) -> list[float]:
     return [line["loss"] for line in tiny.numbers(run)]
 
 
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_with_cudnn_is_one_with_blocks(data, tmp_path):
+    """The kernel itself, in bfloat16, where a difference of its rounding is not an error."""
+    runs = {}
+    for name in ("blocks", "cudnn"):
+        config = tiny.config(
+            *(data, tmp_path / name),
+            data={"row_examples": MOST},
+            compute={"attention": name, "compute": "bfloat16"},
+            train={"steps": 3, "save_every": 3},
+        )
+        runs[name] = losses(loop.train(config, devices=jax.devices()[:1]))
+    np.testing.assert_allclose(runs["cudnn"], runs["blocks"], rtol=1e-2)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_hopper")
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])

@@ -175,6 +175,9 @@ def _language_layer(
         scores += max(scores if backend == "blocks" else 0, head_gradient)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
+    # keys and values of whole rows, and their gradients, where devices share a row
+    keys = share.rows * share.keys * 2 * c.kv_heads * c.head_dim // share.tensor
+    scores += keys * (size + summed) if share.parts > 1 else 0
     # and weights are gathered for the pass back while those for the second pass forth are in use
     return weights * (2 * size + (summed if trained else 0)) + tokens * per_token * size + scores
 

@@ -20,6 +20,7 @@ FILES = {
     "preflight-gpu-2026-11-26.jsonl": (None, BLOCKS),
     "preflight-gpu-cudnn-2026-11-26.jsonl": (None, ("--compute.attention", "cudnn")),
     "preflight-tpu-2026-11-26.jsonl": (None, ()),  # `auto`: splash
+    "preflight-long-rows-2026-11-26.jsonl": (None, ()),
 }
 WITHIN = 0.1  # of the whole
 ESTIMATE = """

@@ -43,10 +43,27 @@ def rotary_frequencies(config: RopeConfig, head_dim: int) -> Float[np.ndarray, "
 
 
 def rotary_tables(
-    config: RopeConfig, head_dim: int, positions: Int[Array, "B T"]
+    config: RopeConfig,
+    head_dim: int,
+    positions: Int[Array, "B T"],
+    length: int | None = None,
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
-    """Cosines and sines of every position, float32, ready to meet [B, T, heads, H/2]."""
+    """Cosines and sines of every position, float32, ready to meet [B, T, heads, H/2].
+
+    Args:
+        config: of the model.
+        head_dim: H.
+        positions: of the tokens.
+        length: computes those of 0 to length - 1, which all positions must be among (others get
+            NaN), and looks them up. XLA fuses cosines into every rotation of layers that are
+            compiled one by one, and computes them again for each head; not what was looked up.
+    """
     frequencies = jnp.asarray(rotary_frequencies(config, head_dim))
+    if length is not None:
+        angles = jnp.arange(length).astype(jnp.float32)[:, None] * frequencies[None, :]
+        rows = (jnp.take(table, positions, axis=0) for table in (jnp.cos(angles), jnp.sin(angles)))
+        cos, sin = (row[:, :, None] for row in rows)
+        return cos, sin
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -161,7 +161,7 @@ class Llama(nn.Module):
         """Embeddings -> final hidden states."""
         c = self.config
         x = constrain(x, "batch", "length", "none")
-        tables = rotary_tables(c.rope, c.head_dim, positions)
+        tables = self._tables(positions)
         block, remat = self._block(False), self.compute.remat
         x, _ = stack(self, block, c.layers, remat, x, tables, segments, unroll=self.unroll)
         if self.is_initializing() and not c.tied:
@@ -183,7 +183,7 @@ class Llama(nn.Module):
         """
         c, T = self.config, x.shape[1]
         x = constrain(x, "batch", "length", "none")
-        tables = rotary_tables(c.rope, c.head_dim, positions)
+        tables = self._tables(positions)
         block, remat = self._block(True), self.compute.remat
         shared, used = (tables, segments), c.layers - 1
         x, kept = stack(self, block, c.layers, remat, x, *shared, used=used, unroll=self.unroll)
@@ -225,6 +225,11 @@ class Llama(nn.Module):
             keys.append(k)
             values.append(v)
         return self.norm(x), Cache(tuple(keys), tuple(values), cache.first, cache.used + 1)
+
+    def _tables(self, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
+        """Rotary tables of whole rows: their positions are below T."""
+        length = positions.shape[1] if self.unroll else None
+        return rotary_tables(self.config.rope, self.config.head_dim, positions, length)
 
     def _block(self, keep: bool) -> Block:
         formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)

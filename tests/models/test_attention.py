@@ -49,6 +49,16 @@ def test_rotations_at_the_last_position_equal_transformers():
         np.testing.assert_allclose(ours[0, :, 0], theirs[0, :, :64].numpy(), atol=2e-7)
 
 
+def test_rotations_that_are_looked_up_are_those_of_their_positions():
+    positions = jnp.array([[0, 1, 2, 0, 1], [4, 3, 2, 1, 0]])
+    computed = attention.rotary_tables(RopeConfig(), 8, positions)
+    looked_up = attention.rotary_tables(RopeConfig(), 8, positions, length=5)
+    for ours, reference in zip(looked_up, computed, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-7)
+    beyond = attention.rotary_tables(RopeConfig(), 8, positions, length=4)
+    assert np.isnan(beyond[0][1, 0]).all() and np.isfinite(beyond[0][0]).all()
+
+
 def test_rotation_turns_halves_by_hand():
     config = RopeConfig(theta=100.0)  # frequencies 1 and 1/10 for a head of 4
     tables = attention.rotary_tables(config, 4, jnp.array([[0, 2]]))

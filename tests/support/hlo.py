@@ -62,25 +62,36 @@ def _axes(line: program.Instruction, mesh: Mesh) -> frozenset[str]:
 # ------------------------------------------------------------------------------ what is not allowed
 
 
-def assert_gathers_one_layer_at_most(text: str, mesh: Mesh, params: Any) -> None:
+def assert_gathers_one_layer_at_most(
+    text: str, mesh: Mesh, params: Any, of_rows: Sequence[Shape] = ()
+) -> None:
     """All-gathers cross `fsdp` alone, and give one layer's slice or a parameter without layers.
 
     So no stacked parameter (all layers at once) is ever whole, no parameter is gathered over
     `tensor`, and no activation is gathered at all. Whole numbers (tokens) are free, those of
-    matrices in int8 are not.
+    matrices in int8 are not. With a context axis parameters cross it with `fsdp`.
 
     Args:
         text: the compiled program.
         mesh: its mesh.
         params: tree of arrays or shapes; what lies under "layers" is stacked on its first axis.
+        of_rows: shapes of activations that may be gathered over `context`.
     """
     allowed = {_split(shape, names, mesh, {"tensor"}) for shape, names in _each(params, (True,))}
+    shards = {axis for axis in sharding.TABLE["embed"] if mesh.shape[axis] > 1}
+    rows = set(map(_bag, of_rows))
+
+    def fits(made: Collective) -> bool:
+        fine = rows if made.axes == {"context"} else set()
+        fine = fine | (allowed if made.axes == shards else set())
+        return all(_bag(shape) in fine for _, shape in made.shapes)
+
     wrong = [
         made.says()
         for made in collectives(text, mesh)
         if made.kind == "all-gather"
         and any(dtype[0] not in "su" or dtype == "s8" for dtype, _ in made.shapes)
-        and (made.axes != {"fsdp"} or any(_bag(shape) not in allowed for _, shape in made.shapes))
+        and not fits(made)
     ]
     assert not wrong, "gathered:\n" + "\n".join(wrong)
 
@@ -112,10 +123,11 @@ def assert_only_gradients_cross(text: str, mesh: Mesh, axis: str, trained: Any) 
         axis: one that lies on slow links.
         trained: tree of the trained parameters, arrays or shapes.
     """
+    shards = set(sharding.TABLE["embed"])
     allowed = {
-        _split(shape, names, mesh, set(split))
+        _split(shape, names, mesh, split)
         for shape, names in _each(trained, (True, False))
-        for split in ((), ("fsdp",), ("tensor",), ("fsdp", "tensor"))
+        for split in (set(), shards, {"tensor"}, {*shards, "tensor"})
     }
     wrong = [
         made.says()

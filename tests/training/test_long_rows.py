@@ -1,6 +1,7 @@
 """Rows that devices share by length: the numbers of one device, and what is refused."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.training import long_rows, setup, state, step
 from mllm_jax.training.loop import train
-from tests.support import packed, tiny
+from tests.support import hlo, packed, tiny
 from tests.support.packed import Run
 from tests.training.test_setup import assert_same_gradient
 
@@ -37,6 +38,7 @@ def longer(batch: Batch) -> Batch:
     return batch._replace(image_index=index.astype(np.int32), pixels=pixels, **changes)
 
 
+@functools.cache
 def compiled(stage: str, mesh: Any, microbatches: int) -> Run:
     """`packed.compiled` for longer rows."""
     made = packed.make_setup(stage, mesh)
@@ -70,6 +72,26 @@ def test_shared_rows_equal_one_device(make_mesh, shape, stage, microbatches):
     for name, value in got.items():
         np.testing.assert_allclose(value, want[name], rtol=1e-5, err_msg=name)
     assert_same_gradient(gradient, want_gradient)
+
+
+def test_no_device_has_activations_of_a_whole_row(make_mesh):
+    """Keys, values and image vectors alone are gathered over `context`; nothing of it over `data`.
+
+    Parameters cross fsdp and context together, a layer at a time.
+    """
+    mesh = make_mesh(**ALL_AXES)
+    made = compiled("instruct", mesh, 2)
+    c, rows = packed.MODEL.language, 2  # of a microbatch, on a device
+    assert c is not None
+    whole = (rows, LENGTH, c.kv_heads, c.head_dim), (rows, SLOTS * packed.P, c.width)
+    hlo.assert_gathers_one_layer_at_most(made.text, mesh, made.setup.abstract.params, whole)
+    used = jax.eval_shape(made.setup.optimizer.used, made.setup.abstract.trainable)
+    hlo.assert_only_gradients_cross(made.text, mesh, "data", used)
+    hlo.assert_crosses_in_no_loop(made.text, mesh, "data")
+    shapes = [set(shape) for _, shape in hlo.shapes(made.text)]
+    for width in (c.width, c.mlp):
+        assert {rows, width, LENGTH // 2} in shapes
+        assert {rows, width, LENGTH} not in shapes and {width, rows * LENGTH} not in shapes
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def layer_bytes(
 ) -> int:
     """The backward pass of one language layer, or the forward pass of a vision layer if larger.
 
-    `head_gradient` is of `head_gradient_bytes`: TPU programs sum it over the devices meanwhile.
+    `head_gradient` is of `head_gradient_bytes`: programs sum it over the devices afterwards.
     """
     largest = 0
     if model.language is not None:
@@ -169,10 +169,11 @@ def _language_layer(
     )
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)
-    if share.platform == "tpu":
+    if share.platform != "cpu":
         # seen in compiled programs: the output table's gradient waits in memory for its sum, and
-        # the gradients of all scores, where it had been
-        scores += max(scores if backend == "blocks" else 0, head_gradient)
+        # in those of TPUs the gradients of all scores, where it had been
+        again = scores if backend == "blocks" and share.platform == "tpu" else 0
+        scores += max(again, head_gradient)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
     # keys and values of whole rows, and their gradients, where devices share a row

@@ -285,7 +285,7 @@ def test_nothing_fits(tmp_path: Path, monkeypatch):
         (
             "h200:8",
             "--mesh.fsdp 3 --mesh.data 2",
-            "mesh: data x fsdp x tensor = 6, but there are 8",
+            "mesh: data x fsdp x tensor x context = 6, but there are 8",
         ),
         ("h200:8", "--mesh.fsdp 3", "mesh: 8 devices do not divide by 3"),
         (

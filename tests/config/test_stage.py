@@ -57,7 +57,7 @@ REFUSED = [
         "en",
         "data.streams.words.lang: unknown key; did you mean 'language'?",
     ),
-    ("mesh", {"zzz": 1}, "mesh.zzz: unknown key; allowed are data, fsdp, tensor"),
+    ("mesh", {"zzz": 1}, "mesh.zzz: unknown key; allowed are data, fsdp, tensor, context"),
     (
         "optimizer.parts.frozen.match",
         ...,

@@ -236,7 +236,7 @@ def test_refusals_write_nothing(data, straight, tmp_path):
         ({"data": {"image_slots": 1}}, "image_slots"),
         ({"optimizer": {"parts": {"a": {"match": "language/.*"}}}},
          r"optimizer\.parts: no part claims connector/linear_1/bias"),
-        ({"mesh": {"data": 3}}, "data x fsdp x tensor = 3, but there are 8 devices"),
+        ({"mesh": {"data": 3}}, "data x fsdp x tensor x context = 3, but there are 8 devices"),
     ]  # fmt: skip
     for sections, message in cases:
         with pytest.raises(ConfigError, match=message):

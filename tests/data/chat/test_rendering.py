@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,8 @@ BOMBS = [
     (LOOPS, "stopped after 2 seconds of work"),
     (CALLS, "stopped after 2 seconds of work"),
     ("{{ 9 ** (9 ** 9) }}", "stopped after 2 seconds of work"),
-    (DOUBLED + "{{ n.s }}", "needs more than 1024 MiB of memory"),
+    # a slow machine is still copying when its two seconds are over
+    (DOUBLED + "{{ n.s }}", "needs more than 1024 MiB of memory|stopped after 2 seconds of work"),
     ("{{ 'a' * 10 ** 11 }}", "needs more than 1024 MiB of memory"),
     ("{{ '%99999999999d' % 1 }}", "refuses the conversation"),
     ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "calls itself without end"),
@@ -63,7 +65,7 @@ def test_work_without_end_is_one_line(template, reason, tokenizer):
     with pytest.raises(ConfigError) as error:
         rendered(tokenizer, template)
     message = str(error.value)
-    assert reason in message and "\n" not in message and len(message) < 600
+    assert re.search(reason, message) and "\n" not in message and len(message) < 600
     assert rendered(tokenizer, PLAIN).startswith("<|begin_of_text|>user: Kaixo"), "begun again"
 
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.models.kernels.protocol import Backend, Call, Device
+from mllm_jax.models.kernels import padding
+from mllm_jax.models.kernels.protocol import Backend, Call, Device, older_than
 
 FORWARD = "dot_product_attention_fwd_wrapper"  # the primitive that gives output and log-sums
 DTYPES = ("bfloat16", "float16")
@@ -97,7 +98,7 @@ def attend(
 
 def _even(x: Array) -> Array:
     """One more position, of zeros, where their number is odd: JAX has no gradient of such rows."""
-    return jnp.pad(x, [(0, x.shape[1] % 2 if n == 1 else 0) for n in range(x.ndim)])
+    return padding.longer(x, x.shape[1] + x.shape[1] % 2)
 
 
 def _packed(segments: Int[Array, "B T"], most: int) -> dict[str, Array]:
@@ -114,10 +115,8 @@ def refuses(call: Call, device: Device, /) -> str | None:
     if call.dtype not in DTYPES:
         return f"computes {' and '.join(DTYPES)}, not {call.dtype}"
     oldest = HOPPER if call.packed else AMPERE
-    if device.capability is None or device.capability < oldest:
-        have = "unknown" if device.capability is None else "{}.{}".format(*device.capability)
-        what = "packed rows need" if call.packed else "needs"
-        return f"{what} compute capability {oldest[0]}.{oldest[1]} or newer, this GPU's is {have}"
+    if reason := older_than(oldest, device):
+        return f"{'packed rows need' if call.packed else 'needs'} {reason}"
     if call.head_dim % 8 or call.head_dim > WIDEST:
         return f"needs head widths that are multiples of 8 up to {WIDEST}, not {call.head_dim}"
     if call.packed and call.segments is None:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.common.loops import at_most
-from mllm_jax.models.kernels import blocks, masks
+from mllm_jax.models.kernels import blocks, masks, padding
 from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, refuses_nothing
 
 SIZE = 128  # positions of a block
@@ -60,16 +60,13 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """See `protocol.Run`."""
     B, T, N, H = q.shape
-    K, room = k.shape[2], -T % SIZE
-    if room:
-        segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
-        segments = jnp.pad(segments, ((0, 0), (0, room)))
-        q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+    K, length = k.shape[2], T + -T % SIZE
+    q, k, v, segments = padding.longer_rows(q, k, v, segments, length)
     size = K * rows_together(B, K)
     units = blocks.units(q, k, v, segments)
     groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), units)
     out = jax.lax.map(functools.partial(_group, causal), groups)
-    return blocks.heads(out.reshape(units.q.shape), (B, T + room, N, H))[:, :T]
+    return blocks.heads(out.reshape(units.q.shape), (B, length, N, H))[:, :T]
 
 
 def rows_together(rows: int, kv_heads: int) -> int:

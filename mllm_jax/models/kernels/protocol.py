@@ -120,6 +120,15 @@ class Backend(NamedTuple):
     run_part: RunPart | None = None  # None: it computes whole rows alone
 
 
+def older_than(oldest: tuple[int, int], device: Device) -> str | None:
+    """What an older GPU lacks, to be read after "needs"; None: its capability is enough."""
+    have = device.capability
+    if have is not None and have >= oldest:
+        return None
+    number = "unknown" if have is None else "{}.{}".format(*have)
+    return "compute capability {}.{} or newer, this GPU's is ".format(*oldest) + number
+
+
 def refuses_nothing(call: Call, device: Device, /) -> str | None:
     """`Backend.refuses` of what runs everywhere."""
     del call, device

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mllm_jax.models.kernels import masks
+from mllm_jax.models.kernels import masks, padding
 from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device, Queries
 
 LANES = 128  # blocks are multiples of a vector register's lanes
@@ -63,14 +63,10 @@ def attend(
         q, k, v, segments, causal: likewise.
         interpret: compute with plain operations, for tests on other platforms.
     """
-    B, T = q.shape[:2]
-    cut = grid(T)
-    if segments is None and cut.length > T:
-        segments = jnp.ones((B, T), jnp.int32)
-    q, k, v = (_padded(x, cut.length).transpose(0, 2, 1, 3) for x in (_scaled(q), k, v))
+    T, cut = q.shape[1], grid(q.shape[1])
+    q, k, v, segments = padding.longer_rows(_scaled(q), k, v, segments, cut.length)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     run = functools.partial(_row, cut, causal, interpret)
-    if segments is not None:
-        segments = _padded(segments, cut.length)
     out = jax.vmap(run)(q, k, v, segments)
     return out.transpose(0, 2, 1, 3)[:, :T]
 
@@ -105,11 +101,6 @@ def part_block(length: int) -> int:
 def _scaled(q: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
     """The kernel does not scale."""
     return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
-
-
-def _padded(x: Array, length: int) -> Array:
-    """Zeros, which are padding's segment too, behind the positions of dimension 1."""
-    return jnp.pad(x, [(0, length - x.shape[1] if n == 1 else 0) for n in range(x.ndim)])
 
 
 def _row(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device
+from mllm_jax.models.kernels import padding
+from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device, older_than
 
 MODULE = "jax.experimental.pallas.ops.gpu.attention"
 BLOCK = 128  # positions of the kernel's blocks; shorter rows are one block
@@ -56,14 +57,9 @@ def attend(
         q, k, v, segments, causal: likewise.
         interpret: compute with plain operations, for tests on other platforms.
     """
-    B, T = q.shape[:2]
-    more = padded(T) - T
-    if segments is None and more:
-        segments = jnp.ones((B, T), jnp.int32)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-    if segments is not None:
-        segments = jnp.pad(segments, ((0, 0), (0, more)))
-    out: Any = _attention(Kind(causal, interpret), q, k, v, segments)
+    T = q.shape[1]
+    rows = padding.longer_rows(q, k, v, segments, padded(T))
+    out: Any = _attention(Kind(causal, interpret), *rows)
     return out[:, :T]
 
 
@@ -130,9 +126,8 @@ def refuses(call: Call, device: Device, /) -> str | None:
         return f"needs a GPU, not a {device.platform}"
     if call.dtype not in DTYPES:
         return f"computes {call.dtype} products in TF32"
-    if device.capability is None or device.capability < AMPERE:
-        have = "unknown" if device.capability is None else "{}.{}".format(*device.capability)
-        return f"needs compute capability 8.0 or newer, this GPU's is {have}"
+    if reason := older_than(AMPERE, device):
+        return f"needs {reason}"
     if call.head_dim not in WIDTHS:
         return f"needs head widths of {', '.join(map(str, WIDTHS))}, not {call.head_dim}"
     if importlib.util.find_spec(MODULE) is None:

@@ -35,19 +35,28 @@ def load(
     Raises:
         ConfigError: as `loading.load`; the section is left out and the weights are not there.
     """
-    tree = read_yaml(path)
+    return build(read_yaml(path), path, overrides, model)
+
+
+def build(
+    keys: Mapping[Any, Any],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    model: "ModelConfig | None" = None,
+) -> Config:
+    """As `load`, from the keys of a file that has been read; `path` is for messages."""
     require(
-        "stages" not in tree,
+        "stages" not in keys,
         f"{path}: a recipe, where a stage file is expected; mllm-jax recipe and prepare take it, "
         "other commands one of its stages",
     )
-    loading.check_keys(Config, tree)  # a misspelt `model` is not a model that is left out
-    section = tree.get("model")
+    loading.check_keys(Config, keys)  # a misspelt `model` is not a model that is left out
+    section = keys.get("model")
     if section is None or _has_grids_alone(section):
         if model is None:
-            model = _model_of(loading.overridden(tree, overrides))
-        tree["model"] = loading.to_dict(model) | (section or {})
-    return loading.build(Config, loading.overridden(tree, overrides))
+            model = _model_of(loading.overridden(keys, overrides))
+        keys = {**keys, "model": loading.to_dict(model) | (section or {})}
+    return loading.build(Config, loading.overridden(keys, overrides))
 
 
 def _has_grids_alone(section: Any) -> bool:

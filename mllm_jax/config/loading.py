@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,9 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     return build(cls, overridden(read_yaml(path), overrides))
 
 
-def overridden(tree: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
+def overridden(keys: Mapping[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]:
     """A config file's tree with overrides in it, as in `load`; the tree itself is not changed."""
-    tree, removed = copy.deepcopy(tree), set()
+    tree, removed = copy.deepcopy(dict(keys)), set()
     for key, value in _flags(overrides):
         if value is None and (key in removed or _remove(tree, key.split("."))):
             removed.add(key)
@@ -52,12 +52,12 @@ def overridden(tree: dict[Any, Any], overrides: Sequence[str]) -> dict[Any, Any]
     return tree
 
 
-def build(cls: type[T], tree: dict[Any, Any]) -> T:
+def build(cls: type[T], tree: Mapping[Any, Any]) -> T:
     """A nested dict as a config section; strict about names and types. Raises ConfigError."""
     return _read(cls, tree, "")
 
 
-def check_keys(cls: type, tree: dict[Any, Any], location: str = "") -> None:
+def check_keys(cls: type, tree: Mapping[Any, Any], location: str = "") -> None:
     """Raises a ConfigError for a key that the section does not have."""
     keys = [key_of(name) for name in hints(cls)]
     for name in tree:

@@ -12,6 +12,7 @@ import yaml
 from mllm_jax.commands.prepare import tables as prepare
 from mllm_jax.commands.recipe import checks as recipe_checks
 from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.commands.recipe.files import build_stages, load_recipe
 from mllm_jax.commands.recipe.tree import check_name
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.index import build
@@ -194,8 +195,8 @@ def test_several_processes_find_the_second_stages_missing_index(
     }
     files.recipe["evaluate"] = None
     path = files.write()
-    read = recipe.load_recipe(path)
-    stages = recipe.load_stages(path, read, files.out)
+    read = load_recipe(path)
+    stages = build_stages(read, files.out)
     prepare.run(stages["align"], workers=1)
     monkeypatch.setattr(recipe_checks.jax, "process_count", lambda: 2)
     one = jax.devices()[:1]
@@ -239,4 +240,4 @@ def test_prepare_names_the_stage_that_is_wrong(files: Files):
 def test_a_stage_file_is_not_a_recipe(files: Files):
     files.write()
     with pytest.raises(ConfigError, match=r"align\.yaml: a stage file, where a recipe is expected"):
-        recipe.load_recipe(files.root / "align.yaml")
+        load_recipe(files.root / "align.yaml")

@@ -8,6 +8,7 @@ import pytest
 from mllm_jax.commands.sweep import stages as sweep
 from mllm_jax.commands.sweep.plan import load_runs, make_plan
 from mllm_jax.commands.sweep.runs import read_runs, select
+from mllm_jax.common import yaml_file
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.yaml_file import read_yaml
 from mllm_jax.config import loading
@@ -141,6 +142,19 @@ def test_a_dry_run_says_what_is_shared_and_how_to_run_it(
     assert not out.exists()
     files.run(dry_run=True, only=["50-2"])
     assert "2 stages are trained for 1 models" in capsys.readouterr().out
+
+
+def test_every_file_is_read_once_for_all_runs(files: Files, monkeypatch: pytest.MonkeyPatch):
+    texts, parse = [], yaml_file.parse_yaml
+
+    def counted(text: str) -> Any:
+        texts.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(yaml_file, "parse_yaml", counted)
+    files.run(dry_run=True)
+    names = ["sweep.yaml", "recipe.yaml", *files.recipe["stages"]]
+    assert texts == [(files.root / name).read_text() for name in names]
 
 
 def bad_key(files: Files) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_jax.commands.recipe.stages import load_recipe, load_stages
+from mllm_jax.commands.recipe.files import build_stages, load_recipe
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config import loading
@@ -31,7 +31,7 @@ def main(
         ConfigError: as `report.estimate`, with the stage's name; a stage file is wrong.
     """
     recipe = load_recipe(path, overrides)
-    stages = load_stages(path, recipe, Path(recipe.config.out))
+    stages = build_stages(recipe, Path(recipe.config.out))
     selected = recipe.tree.only(only) if only else recipe.tree
     results: dict[str, dict[str, Any]] = {}  # layout -> result: stages of one file are alike
     named: dict[str, tuple[list[str], dict[str, Any]]] = {}

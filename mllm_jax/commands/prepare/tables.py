@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mllm_jax.commands.recipe.checks import source_files
-from mllm_jax.commands.recipe.stages import load_recipe, load_stages
+from mllm_jax.commands.recipe.files import build_stages, load_recipe
 from mllm_jax.common.errors import ConfigError, one_line
 from mllm_jax.common.folders import check_file
 from mllm_jax.common.json_file import write_json
@@ -80,7 +80,7 @@ def run_recipe(
     if json_file is not None:
         check_file(json_file)
     recipe = load_recipe(path, overrides)
-    stages = load_stages(path, recipe, Path(recipe.config.out))
+    stages = build_stages(recipe, Path(recipe.config.out))
     files, reports = source_files(stages), {}
     for name in (recipe.tree.only(only) if only else recipe.tree).files:
         config = stages[name]

@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from mllm_jax.commands.recipe import stages as recipe
+from mllm_jax.commands.recipe.files import load_recipe
 from mllm_jax.commands.report import pages
 from mllm_jax.commands.report.compared import FOLDER as COMPARED
 from mllm_jax.commands.report.pages import PAGE
@@ -144,7 +145,7 @@ def _prepare(out: Path, share: float) -> None:
 
 def _compare(out: Path) -> None:
     """Evaluates the stage before the last one too, and writes the page with the comparison."""
-    section = recipe.load_recipe(out / "configs" / "recipe.yaml").config.evaluate
+    section = load_recipe(out / "configs" / "recipe.yaml").config.evaluate
     assert section is not None
     folder = out / COMPARED / BEFORE
     numbers = (section.max_new_tokens, section.rows)

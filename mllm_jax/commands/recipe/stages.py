@@ -11,44 +11,28 @@ Several processes train and answer the evaluation's questions together; process 
 weights, exports and writes the summary.
 """
 
-import dataclasses
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mllm_jax.checkpoints import stage_file
 from mllm_jax.checkpoints.fingerprints import Module, compare_modules
 from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.commands.recipe import results
 from mllm_jax.commands.recipe.checks import check_folders, check_questions, check_stages
-from mllm_jax.commands.recipe.overrides import NONE, Overrides, sort_overrides
+from mllm_jax.commands.recipe.files import Recipe, build_stages, load_recipe, shapes
 from mllm_jax.commands.recipe.summary import Summary
-from mllm_jax.commands.recipe.tree import Tree, read_tree
+from mllm_jax.commands.recipe.tree import Tree
 from mllm_jax.commands.report import pages
-from mllm_jax.common.errors import ConfigError, quoted, require
+from mllm_jax.common.errors import require
 from mllm_jax.common.folders import exclusive
-from mllm_jax.common.yaml_file import read_yaml
-from mllm_jax.config import loading
-from mllm_jax.config.model import ModelConfig
-from mllm_jax.config.recipe import RecipeConfig
 from mllm_jax.config.stage import Config
-from mllm_jax.conversion import conversions
 from mllm_jax.distributed import processes
 from mllm_jax.generation.samples import sampler
 from mllm_jax.training import loop, run_folder
 from mllm_jax.training.heldout import is_complete
-from mllm_jax.training.optimizer import assign, check_adapter
-
-
-class Recipe(NamedTuple):
-    """A recipe file as it is read."""
-
-    config: RecipeConfig
-    tree: Tree
-    overrides: Overrides = NONE  # of its stages
+from mllm_jax.training.optimizer import assign
 
 
 def run(
@@ -80,7 +64,7 @@ def run(
     selected = recipe.tree.only(only) if only else recipe.tree
     out = Path(out if out is not None else recipe.config.out)
     with exclusive(out) if processes.is_first() else nullcontext():
-        return _run(recipe, selected, load_stages(path, recipe, out), out, devices)
+        return _run(recipe, selected, build_stages(recipe, out), out, devices)
 
 
 def _run(
@@ -121,71 +105,6 @@ def _run(
         results.finish(recipe.config, selected, stages, out, summary)
         pages.run(out)
     return out
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe file with the overrides that are its own, and those of its stages.
-
-    Raises:
-        ConfigError: the file or an override is not valid.
-    """
-    keys = read_yaml(path).keys()
-    require(
-        "stages" in keys or "data" not in keys,
-        f"{path}: a stage file, where a recipe is expected; mllm-jax train and prepare take it by "
-        "--config",
-    )
-    tree = read_tree(loading.load(RecipeConfig, path))
-    sorted_overrides = sort_overrides(overrides, list(tree.files))
-    config = loading.load(RecipeConfig, path, sorted_overrides.recipe)
-    return Recipe(config, tree, sorted_overrides)
-
-
-def load_stages(path: Path, recipe: Recipe, out: Path) -> dict[str, Config]:
-    """The stages by name, checked against each other; `recipe.checks` looks at the disk.
-
-    A stage's output is OUT/<its name>; where it starts from another one, its weights are that
-    stage's, whose model it has where its file leaves that out.
-
-    Raises:
-        ConfigError: as in `run`.
-    """
-    stages: dict[str, Config] = {}
-    for name, file in recipe.tree.files.items():
-        start = recipe.tree.parents[name]
-        model = _model_of_run(out / name) if start is None else stages[start].model
-        config = _load_stage(path.parent / file, recipe.overrides.of(name), model)
-        if start is not None:
-            weights = str(out / start)
-            config = dataclasses.replace(
-                config, init=dataclasses.replace(config.init, weights=weights)
-            )
-            _check_same_model(start, stages[start], config, path.parent / file)
-        stages[name] = dataclasses.replace(config, out=str(out / name))
-        _check_parts(config)
-    return stages
-
-
-def _check_parts(config: Config) -> None:
-    """Every parameter belongs to one part, and adapters are of frozen matrices."""
-    shapes, parts = _shapes(config.model), config.optimizer.parts
-    assign(shapes, parts)
-    if config.adapter is not None:
-        check_adapter(shapes, parts, config.adapter)
-
-
-def _model_of_run(run: Path) -> ModelConfig | None:
-    """The model of a first stage that has begun."""
-    begun = run / "config.yaml"
-    return loading.load(Config, begun).model if begun.is_file() else None
-
-
-def _load_stage(file: Path, overrides: Sequence[str], model: ModelConfig | None) -> Config:
-    try:
-        return stage_file.load(file, overrides, model)
-    except ConfigError as error:
-        prefix = "" if str(error).startswith(str(file)) else f"{file}: "
-        raise ConfigError(f"{prefix}{error}") from error
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -243,12 +162,6 @@ def _check_followers(name: str, tree: Tree, stages: Mapping[str, Config]) -> Non
         )
 
 
-def _check_same_model(start: str, before: Config, config: Config, file: Path) -> None:
-    for key, (old, new) in run_folder.model_differences(before.model, config.model).items():
-        difference = f"model.{key} is {quoted(new)}, but {quoted(old)} in stage {start}"
-        raise ConfigError(f"{file}: {difference}; all stages of a recipe train one model")
-
-
 # ------------------------------------------------------------------------------------------ modules
 
 
@@ -258,24 +171,18 @@ def module_table(config: Config) -> list[Module]:
     Raises:
         RuntimeError: a frozen parameter is not what it was before.
     """
-    shapes, init = _shapes(config.model), config.init
+    all_shapes, init = shapes(config.model), config.init
     before = {}
     if init.weights is not None:
         source = open_model(init.weights)
-        drawn = run_folder.drawn_paths(config, shapes, source.config.model)
-        before = source.leaves({p: x for p, x in shapes.items() if p not in drawn}, init.fresh)
-    after = open_model(config.out).leaves(shapes)
-    owner = assign(shapes, config.optimizer.parts)
+        drawn = run_folder.drawn_paths(config, all_shapes, source.config.model)
+        before = source.leaves({p: x for p, x in all_shapes.items() if p not in drawn}, init.fresh)
+    after = open_model(config.out).leaves(all_shapes)
+    owner = assign(all_shapes, config.optimizer.parts)
     trained = {path: config.optimizer.parts[part].train for path, part in owner.items()}
     if config.adapter is not None:  # read with the adapters merged into them
-        trained |= dict.fromkeys(config.adapter.targets(shapes), True)
+        trained |= dict.fromkeys(config.adapter.targets(all_shapes), True)
     return compare_modules(before, after, trained)
-
-
-@functools.cache
-def _shapes(model: ModelConfig) -> dict[str, Any]:
-    """Path -> shape of every parameter."""
-    return conversions.abstract(model)
 
 
 def _print_modules(stage: str, modules: list[Module]) -> None:

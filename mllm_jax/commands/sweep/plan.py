@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_jax.commands.recipe.checks import naming
-from mllm_jax.commands.recipe.stages import Recipe, load_recipe, load_stages
+from mllm_jax.commands.recipe.files import Recipe, build_stages, override_recipe, read_recipe
 from mllm_jax.commands.recipe.tree import Tree
 from mllm_jax.commands.sweep.runs import Run
 from mllm_jax.common.errors import ConfigError, quoted, require
@@ -86,14 +86,14 @@ def load_runs(sweep: SweepConfig, recipe: Path, runs: Sequence[Run]) -> list[Loa
             `evaluate`, or runs that are evaluated in different ways.
     """
     loaded: list[Loaded] = []
-    load_recipe(recipe)  # what is wrong with the recipe itself is not a run's
+    file = read_recipe(recipe)  # what is wrong with the recipe itself is not a run's
     for run in runs:
         if run.model:
             continue
         with naming_run(run.name):
-            one = load_recipe(recipe, run.arguments)
+            one = override_recipe(file, run.arguments)
             one = one._replace(config=dataclasses.replace(one.config, export=sweep.export))
-            loaded.append(Loaded(run, one, load_stages(recipe, one, Path(sweep.out) / STAGES)))
+            loaded.append(Loaded(run, one, build_stages(one, Path(sweep.out) / STAGES)))
     first = loaded[0]
     require(
         first.recipe.config.evaluate is not None,

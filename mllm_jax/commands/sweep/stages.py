@@ -87,12 +87,12 @@ def load_sweep(path: Path) -> SweepConfig:
     Raises:
         ConfigError: it is not valid, or a file of another kind.
     """
-    keys = read_yaml(path).keys()
+    keys = read_yaml(path)
     require(
         "stages" not in keys,
         f"{path}: a recipe, where a sweep file is expected; mllm-jax recipe takes it",
     )
-    return loading.load(SweepConfig, path)
+    return loading.build(SweepConfig, keys)
 
 
 def _check(plan: Plan, recipe: RecipeConfig, devices: Sequence[Any] | None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated, Literal
 
+from mllm_jax.common.errors import require
 from mllm_jax.common.ranges import NameText, PathText, Range, Section, Size
 
 
@@ -46,6 +47,23 @@ class EvaluateConfig(Section, at="evaluate"):
     """Devices that share the parameters, as `mesh.fsdp` in training; the others divide the rows."""
     tensor: Annotated[int, Range("[1, 65_536]")] = 1
     """Devices that share heads and vocabulary, as `mesh.tensor` in training."""
+    fidelity: Annotated[tuple[NameText, ...], Size("[0, 1_000]")] = ()
+    """Languages to tell apart, as `[eu, es, en]`: how many answers are in that of their question.
+
+    None by default. Questions about images are then asked without them too.
+    """
+    identifier: PathText | None = None
+    """With `fidelity`: a fastText model such as GlotLID's, in the place of py3langid."""
+    chrf: bool = False
+    """Whether chrF2, chrF++ and BLEU against the true answers are computed, by sacrebleu."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.identifier is None or len(self.fidelity) > 0,
+            "evaluate.identifier: is used with evaluate.fidelity alone; give the languages that it "
+            "tells apart, or leave it out",
+        )
 
 
 @dataclass(frozen=True)

@@ -90,23 +90,23 @@ class Extras:
         if self._identifier is not None:
             require(
                 task.kind == "generate",
-                f"--fidelity: task {task.name} asks for no text whose language could be identified",
+                f"fidelity: task {task.name} asks for no text whose language could be identified",
             )
             try:
                 text_fidelity(["a" * LETTERS], (), language, self.languages, self._identifier)
             except ConfigError as error:
-                raise ConfigError(f"--fidelity: task {task.name}: {error}") from error
+                raise ConfigError(f"fidelity: task {task.name}: {error}") from error
         if self.chrf:
             require(
                 task.kind == "generate",
-                f"--chrf: task {task.name} asks for no text that could be compared",
+                f"chrf: task {task.name} asks for no text that could be compared",
             )
             try:
                 translation_scores(["a"], [["a"]])  # whether it is installed
                 for question in questions:
                     references(question.id, question.truth)
             except ConfigError as error:
-                raise ConfigError(f"--chrf: task {task.name}: {error}") from error
+                raise ConfigError(f"chrf: task {task.name}: {error}") from error
 
     def of(self, lines: Sequence[Line], without_images: Sequence[Line] = ()) -> Extra:
         """The numbers of the answers in one language.

@@ -174,8 +174,9 @@ def evaluate_tasks(
 
 
 def printed(results: Sequence[tables.Result]) -> str:
-    """What the terminal shows: for free data alone the table that it has always had."""
-    if [type(one.task).family for one in results] == ["free"] * len(results):
+    """What the terminal shows: of LLaVA JSON data alone a table of exact match and losses."""
+    free = all(type(one.task).family == "free" for one in results)
+    if free and not any(one.extra.numbers for one in results):
         return summary.table(write.free_scores(results))
     return tables.markdown(results)
 

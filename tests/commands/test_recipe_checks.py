@@ -170,6 +170,26 @@ def test_numbers_of_the_evaluation_have_ranges(files: Files, field: dict[str, in
         files.run()
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"identifier": "lid.bin"},
+            r"^evaluate\.identifier: is used with evaluate\.fidelity",
+        ),
+        ({"fidelity": ["en", "es"]}, "^evaluate: fidelity: task free: language 'eu' is not among"),
+        ({"fidelity": ["eu"]}, "^evaluate: fidelity: task free: .* needs two languages or more"),
+        ({"fidelity": ["eu", "en"], "identifier": "lid.bin"}, r"^evaluate: lid\.bin: no such file"),
+        ({"chrf": 1}, r"^evaluate\.chrf: expected true or false, got 1"),
+    ],
+)
+def test_what_is_computed_beside_scores_is_checked(files: Files, fields: dict, message: str):
+    files.recipe["evaluate"] |= fields
+    with pytest.raises(ConfigError, match=message):
+        files.run()
+    assert not files.out.exists()
+
+
 @pytest.mark.parametrize("name", ["hf", "HF", "evaluation", "summary.json", ".", ".hidden"])
 def test_a_stage_is_not_named_as_what_a_recipe_writes(files: Files, name: str):
     files.stages[name] = files.stages.pop("instruct")

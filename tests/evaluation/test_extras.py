@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from mllm_jax import __main__ as command_line
+from mllm_jax.commands.recipe import results
+from mllm_jax.config.recipe import EvaluateConfig
 from mllm_jax.data.records.parse import IMAGE, Turn
 from mllm_jax.evaluation import asking
 from mllm_jax.evaluation.parts import text_alone
@@ -108,6 +111,18 @@ def test_what_a_picture_costs_is_measured_stored_and_scored(run, data, tmp_path,
     assert json.loads(again.read_text())["metrics"] == result["metrics"]
 
 
+def test_a_recipe_has_the_same_numbers(run, data, tmp_path, capsys, spoken):
+    asked, images = str(data / "asked.json"), str(data / "images")
+    options: dict[str, Any] = {"fidelity": ("eu", "en"), "chrf": True, "rows": 2, "devices": 1}
+    results.evaluate_model(EvaluateConfig(asked, images, **options), run, tmp_path / "recipe")
+    assert "| image_loss" in capsys.readouterr().out
+    assert evaluate(run, data, tmp_path / "command", *ASKED) == 0
+    for name in ("answers.jsonl", WITHOUT, "results.json"):
+        assert (tmp_path / "recipe" / name).read_bytes() == (
+            tmp_path / "command" / name
+        ).read_bytes()
+
+
 def test_measured_before_and_interrupted(run, data, tmp_path, capsys, spoken, monkeypatch):
     """Only what was not asked is asked; the folder is the same to the byte."""
     assert evaluate(run, data, tmp_path / "whole", *ASKED) == 0
@@ -170,12 +185,12 @@ def test_questions_lose_their_images_alone():
     [
         (("--fidelity", "es", "en"), "'eu' is not among those to tell apart: es, en"),
         (("--fidelity", "eu"), "needs two languages or more"),
-        (("--fidelity", "eu", "zz"), "--fidelity: task free: py3langid"),
+        (("--fidelity", "eu", "zz"), "fidelity: task free: py3langid"),
         (("--identifier", "lid.bin"), "--identifier is used with --fidelity"),
         (("--fidelity", "eu", "en", "--identifier", "no.bin"), "no.bin: no such file"),
         (("--task", "xstorycloze.yaml", "--language", "eu", "--fidelity", "eu", "en"),
          "asks for no text"),
-        (("--task", "mmmu.yaml", "--language", "eu", "--chrf"), "--chrf: task mmmu: "),
+        (("--task", "mmmu.yaml", "--language", "eu", "--chrf"), "chrf: task mmmu: "),
     ],
 )  # fmt: skip
 def test_refused_before_anything_is_asked(more, message, run, data, tmp_path, monkeypatch, capsys):

@@ -201,7 +201,7 @@ def test_chrf_and_bleu_with_their_signatures(tmp_path: Path, capsys: pytest.Capt
 
 def test_no_chrf_of_letters(tmp_path: Path):
     samples = file(tmp_path, (SAMPLE,), "samples.jsonl")
-    with pytest.raises(ConfigError, match="--chrf: task xstorycloze asks for no text"):
+    with pytest.raises(ConfigError, match="chrf: task xstorycloze asks for no text"):
         scoring.score("xstorycloze", samples, language="eu", extras=Extras(chrf=True))
 
 

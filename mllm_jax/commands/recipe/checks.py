@@ -16,6 +16,7 @@ import jax
 
 from mllm_jax.checkpoints.hf.files import TEMPLATE
 from mllm_jax.checkpoints.open_model import open_model
+from mllm_jax.commands.recipe.results import extras_of
 from mllm_jax.commands.recipe.tree import Tree
 from mllm_jax.common.errors import ConfigError, quoted, require
 from mllm_jax.config import loading
@@ -153,7 +154,8 @@ def check_questions(
         tree: of the stages.
 
     Raises:
-        ConfigError: as `evaluate.evaluate`; there will be no chat template.
+        ConfigError: as `evaluate.evaluate`; there will be no chat template, or no language
+            identifier that knows the languages.
     """
     kinds = {  # stages of a tree mostly differ in none of the three
         (source_files(stages, tree.path(stage)), template, stages[stage].model)
@@ -175,7 +177,10 @@ def check_prompts(c: EvaluateConfig, kinds: Iterable[tuple[Path, str | None, Mod
         ConfigError: as in `check_questions`.
     """
     task = runner.free_task(c.data, c.images, c.max_new_tokens)
-    questions = [one for of in questions_of(task).values() for one in of]
+    by_language, extras = questions_of(task), extras_of(c)
+    for language, of in by_language.items():
+        extras.check(task, language, of)
+    questions = [one for of in by_language.values() for one in of]
     for files, template, model in kinds:
         tokenizer = load_tokenizer(files)
         template = template or load_template(files, tokenizer)

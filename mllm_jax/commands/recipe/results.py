@@ -21,6 +21,7 @@ from mllm_jax.config.stage import Config, FolderConfig
 from mllm_jax.conversion import conversions
 from mllm_jax.distributed import processes, sharding
 from mllm_jax.evaluation import runner
+from mllm_jax.evaluation.extras import Extras
 from mllm_jax.evaluation.results import progress
 from mllm_jax.generation.devices import Devices
 from mllm_jax.models import axes
@@ -122,9 +123,20 @@ def evaluate_model(section: EvaluateConfig, model: str | Path, folder: Path) -> 
         ConfigError: as `evaluation.runner.evaluate`.
     """
     task = runner.free_task(section.data, section.images, section.max_new_tokens)
+    devices, extras = _devices(section), extras_of(section)
     runner.evaluate_tasks(
-        model, [task], folder, rows=section.rows, resume=True, devices=_devices(section)
+        model, [task], folder, rows=section.rows, resume=True, devices=devices, extras=extras
     )
+
+
+def extras_of(section: EvaluateConfig) -> Extras:
+    """What is computed of the answers beside their scores.
+
+    Raises:
+        ConfigError: the language identifier cannot be opened.
+    """
+    model = section.identifier
+    return Extras(section.fidelity, None if model is None else Path(model), section.chrf)
 
 
 def finish(

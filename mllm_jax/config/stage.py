@@ -81,11 +81,13 @@ class ComputeConfig(Section, at="compute"):
     """
     remat_vision: Remat | None = None
     """The same for the image tower, if it is trained; by default as `remat`."""
-    attention: Literal["auto", "dense", "blocks", "loop", "splash", "cudnn", "triton"] = "auto"
+    attention: Literal[
+        "auto", "dense", "blocks", "loop", "splash", "cudnn", "tokamax", "triton"
+    ] = "auto"
     """How attention is computed; `auto` chooses by platform and length.
 
     `dense` holds all scores, `blocks` an eighth of a row's, `loop` (CPUs) one small block's; none
-    `splash` on TPUs, `cudnn` and `triton` on GPUs, all in bfloat16. See docs/attention.md.
+    `splash` on TPUs, `cudnn`, `tokamax` and `triton` on GPUs, in bfloat16; see docs/attention.md.
     """
     loss_chunk: Annotated[int, Range("[1, 16_777_216]")] = 512
     """Positions of a row whose logits are in memory at the same time, at most."""

@@ -8,9 +8,10 @@ takes is not what it would be, and the workspace of cuDNN is not in the numbers.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.extend import backend
 
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.common.hardware import Chip, GpuCores
@@ -115,33 +116,44 @@ def describe(kind: str, cores: GpuCores) -> str:
     return _TARGET.format(cores=cores, kind=kind, optin=optin, cuda=cuda, cudnn=cudnn)
 
 
+class Described(NamedTuple):
+    """What kernels ask of a GPU."""
+
+    compute_capability: str
+    device_kind: str
+    core_count: int
+    platform: str = "gpu"
+
+
 @contextmanager
 def as_if_here(chip: Chip) -> Iterator[None]:
-    """Within it JAX's checks of a GPU's compute capability answer for this chip.
+    """Within it what kernels ask of the GPU that is here is answered for this chip.
 
-    They ask the devices of this machine, also while a program for others is traced: that of packed
-    cuDNN attention would be refused. Where no cuDNN is installed, it is of the oldest version that
-    this JAX takes.
+    They ask also while a program for others is traced: packed attention would be refused, by JAX's
+    checks before cuDNN and by tokamax. Where no cuDNN is installed, it is of the oldest version
+    that this JAX takes.
     """
     assert chip.cores is not None
     from jax._src.cudnn import fused_attention_stablehlo as checks
     from jax._src.lib import cuda_versions
 
     capability = chip.cores.capability
-    answers: dict[str, Any] = {
-        "check_compute_capability": lambda text: capability >= _capability(text),
-        "is_cuda_compute_capability_equal": lambda text: capability == _capability(text),
+    device = Described("{}.{}".format(*capability), f"NVIDIA {chip.kind}", chip.cores.count)
+    answers: dict[tuple[Any, str], Any] = {
+        (checks, "check_compute_capability"): lambda text: capability >= _capability(text),
+        (checks, "is_cuda_compute_capability_equal"): lambda text: capability == _capability(text),
+        (backend, "get_default_device"): lambda: device,
     }
     if cuda_versions is None:
-        answers["check_cudnn_version"] = lambda: OLDEST_CUDNN
-    before = {name: getattr(checks, name) for name in answers}
-    for name, answer in answers.items():
-        setattr(checks, name, answer)
+        answers[checks, "check_cudnn_version"] = lambda: OLDEST_CUDNN
+    before = {place: getattr(*place) for place in answers}
+    for place, answer in answers.items():
+        setattr(*place, answer)
     try:
         yield
     finally:
-        for name, check in before.items():
-            setattr(checks, name, check)
+        for place, check in before.items():
+            setattr(*place, check)
 
 
 def _capability(text: str) -> tuple[int, ...]:

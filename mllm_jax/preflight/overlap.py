@@ -17,7 +17,9 @@ from mllm_jax.preflight.program import Instruction, Program, called
 
 PRODUCTS = ("dot", "convolution")
 # targets of custom calls that compute: cuBLAS and cuDNN, Pallas on TPUs and on GPUs
-KERNELS = re.compile(r"custom_call_target=\"[^\"]*(gemm|matmul|cudnn|fmha|tpu_custom_call|triton)")
+KERNELS = re.compile(
+    r"custom_call_target=\"[^\"]*(gemm|matmul|cudnn|fmha|tpu_custom_call|triton|mosaic)"
+)
 CALLS = ("calls", "body", "to_apply", "branch_computations")
 
 

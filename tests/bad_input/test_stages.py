@@ -96,6 +96,7 @@ VALUES: list[tuple[str, object, str]] = [
     ("compute.loss_chunk", 10**15, "loss_chunk"),
     ("compute.attention", "flash", "attention"),
     ("compute.attention", "cudnn", "needs a GPU, not a cpu; choose"),
+    ("compute.attention", "tokamax", "needs a GPU, not a cpu; choose"),
     ("compute.attention", "triton", "needs a GPU, not a cpu; choose"),
     ("compute.remat", "some", "remat"),
     ("data.streams", {}, "streams"),

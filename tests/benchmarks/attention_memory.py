@@ -1,7 +1,7 @@
 """Temporary memory of one attention, forward and backward, as compilers for TPUs and GPUs say.
 
     PYTHONPATH=. python tests/benchmarks/attention_memory.py v6e:2x2 splash blocks
-    PYTHONPATH=. python tests/benchmarks/attention_memory.py h100:1 cudnn triton blocks
+    PYTHONPATH=. python tests/benchmarks/attention_memory.py h100:1 cudnn tokamax triton blocks
 
 One JSON object a line. Nothing runs, so no such device is needed; preflight's extras are.
 """
@@ -23,7 +23,10 @@ from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.models.kernels.select import Selection
 from mllm_jax.preflight import gpu_target, hardware
 
-KERNELS = r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha\w+|__gpu\$xla\.gpu\.triton)"'
+KERNELS = (
+    r'custom_call_target="(?:tpu_custom_call|'
+    r'__cudnn\$fmha\w+|__gpu\$xla\.gpu\.triton|mosaic_gpu\w*)"'
+)
 COMPILERS = {"tpu": ("libtpu",), "gpu": gpu_target.PACKAGES, "cpu": ()}
 LANGUAGE, TOWER = (32, 8, 128, True), (16, 16, 64, False)  # heads, key/value heads, width, causal
 
@@ -82,7 +85,7 @@ def main(word: str, names: list[str]) -> None:
                 "custom_calls": len(re.findall(KERNELS, text)),
                 "square_buffers": len(re.findall(rf"\[(?:\d+,)+{length},{length}\]", text)),
                 "seconds": round(time.perf_counter() - started, 1),
-                **installed("jax", "jaxlib", *COMPILERS[parsed.chip.platform]),
+                **installed("jax", "jaxlib", "tokamax", *COMPILERS[parsed.chip.platform]),
             }
             print(json.dumps(line), flush=True)
 

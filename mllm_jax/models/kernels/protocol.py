@@ -125,8 +125,12 @@ def older_than(oldest: tuple[int, int], device: Device) -> str | None:
     have = device.capability
     if have is not None and have >= oldest:
         return None
-    number = "unknown" if have is None else "{}.{}".format(*have)
-    return "compute capability {}.{} or newer, this GPU's is ".format(*oldest) + number
+    return f"compute capability {named(oldest)} or newer, this GPU's is {named(have)}"
+
+
+def named(capability: tuple[int, int] | None) -> str:
+    """A compute capability for a message."""
+    return "unknown" if capability is None else "{}.{}".format(*capability)
 
 
 def refuses_nothing(call: Call, device: Device, /) -> str | None:

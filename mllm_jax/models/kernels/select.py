@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.models.kernels import blocks, cudnn, dense, loop, splash, triton
+from mllm_jax.models.kernels import blocks, cudnn, dense, loop, splash, tokamax, triton
 from mllm_jax.models.kernels.protocol import CPU, Backend, Call, Device, Queries
 
 # name in `compute.attention` -> backend
@@ -17,6 +17,7 @@ BACKENDS: dict[str, Backend] = {
     "loop": loop.BACKEND,
     "splash": splash.BACKEND,
     "cudnn": cudnn.BACKEND,
+    "tokamax": tokamax.BACKEND,
     "triton": triton.BACKEND,
 }
 AUTO = "auto"

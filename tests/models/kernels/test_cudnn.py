@@ -189,7 +189,7 @@ def test_bytes_that_preflight_counts():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["cudnn", "triton", "blocks"])
+@pytest.mark.parametrize("name", ["cudnn", "tokamax", "triton", "blocks"])
 @pytest.mark.parametrize("packed", [True, False])
 def test_on_gpus(name, packed):
     """The kernels themselves in bfloat16, against dense attention in float32."""

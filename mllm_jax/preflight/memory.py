@@ -170,10 +170,12 @@ def _language_layer(
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)
     if share.platform != "cpu":
-        # seen in compiled programs: the output table's gradient waits in memory for its sum, and
-        # in those of TPUs the gradients of all scores, where it had been
-        again = scores if backend == "blocks" and share.platform == "tpu" else 0
-        scores += max(again, head_gradient)
+        # seen in compiled programs: the output table's gradient waits in memory for its sum, in
+        # those of TPUs beside room for the result; there also the gradients of all scores, where
+        # it had been
+        of_tpu = share.platform == "tpu"
+        again = scores if backend == "blocks" and of_tpu else 0
+        scores += max(again, head_gradient if of_tpu else head_gradient // 2)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
     summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
     # keys and values of whole rows, and their gradients, where devices share a row

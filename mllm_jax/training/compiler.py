@@ -17,18 +17,17 @@ from mllm_jax.common import hardware
 Flags = Mapping[str, bool | int | str]  # name of an option of XLA -> value, of its type
 
 NO_FLAGS: Flags = {}
-# key of hardware.CHIPS -> what its compiler is given, with several devices
-PRESETS: dict[str, Flags] = {
-    # v6e waits for every all-gather by default. Names as in MaxText's benchmarks/xla_flags_library
-    # (CF_FOR_ALL_GATHER): an all-gather goes on beside the products of several fusions.
-    "v6e": {
-        "xla_enable_async_all_gather": True,
-        "xla_tpu_enable_async_collective_fusion": True,
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-        "xla_tpu_overlap_compute_collective_tc": True,
-    },
+# v5p and v6e wait for every all-gather by default; with these it goes on beside the products of
+# several fusions. Names as in MaxText's benchmarks/xla_flags_library (CF_FOR_ALL_GATHER).
+ASYNC_GATHERS: Flags = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
 }
+# key of hardware.CHIPS -> what its compiler is given, with several devices
+PRESETS: dict[str, Flags] = {"v5p": ASYNC_GATHERS, "v6e": ASYNC_GATHERS}
 UNKNOWN = re.compile(r"No such compile option: '?(\w+)'?")
 
 

@@ -345,20 +345,22 @@ def preflight_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("libtpu")
-@pytest.mark.parametrize(("chip", "mesh"), [("v5e", ("1", "4")), ("v6e", ("2", "2"))])
+@pytest.mark.parametrize(
+    ("word", "mesh"), [("v5e:2x2", ("1", "4")), ("v5p:2x2x1", ("2", "2")), ("v6e:2x2", ("2", "2"))]
+)
 def test_a_step_compiled_for_tpus_that_are_not_here(
-    tmp_path: Path, chip: str, mesh: tuple[str, str]
+    tmp_path: Path, word: str, mesh: tuple[str, str]
 ):
     path = valid_config.write(tmp_path)
     flags = (*ROWS, "--mesh.data", mesh[0], "--mesh.fsdp", mesh[1], "--train.microbatches", "2")
-    made = preflight_process("--config", str(path), "--hardware", f"{chip}:2x2", "--json", *flags)
+    made = preflight_process("--config", str(path), "--hardware", word, "--json", *flags)
     assert made.returncode == 0, made.stderr
     lines = made.stderr.splitlines()
     assert all(line.startswith("preflight: ") for line in lines), lines  # libtpu is kept quiet
     result = json.loads(made.stdout)
     assert result["basis"].startswith("compiled by libtpu")
     # the compiler knows every option of the chip's preset
-    assert result["compiler_flags"] == compiler.PRESETS.get(chip, {})
+    assert result["compiler_flags"] == compiler.PRESETS.get(word[:3], {})
     assert result["unknown_compiler_flags"] == []
     memory = result["memory"]
     held = sum(memory["formula"][name] for name in table.HELD)

@@ -32,7 +32,7 @@ from mllm_jax.data.records.parse import Turn
 from mllm_jax.distributed import sharding
 from mllm_jax.generation.contexts import Contexts
 from mllm_jax.generation.shapes import bucket
-from mllm_jax.models import axes, mllm
+from mllm_jax.models import axes, decoding, mllm
 from mllm_jax.models.kernels.select import device_of
 
 File = str | Path | bytes
@@ -100,6 +100,8 @@ class Opened:
     def params(self) -> dict[str, jax.Array]:
         """The parameters by path in compute format, on the first device or the mesh.
 
+        Each language layer has arrays of its own, see `decoding.unstack`.
+
         Raises:
             ConfigError: as `ModelSource.load`, or a dimension that the mesh does not divide.
         """
@@ -110,12 +112,13 @@ class Opened:
             names = axes.logical_axes(shapes)
             sharding.check_divides(self.mesh, names, shapes)
             places = sharding.shardings(self.mesh, names)
-        return self.source.load(
+        stacked = self.source.load(
             {
                 path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=places[path])
                 for path, x in shapes.items()
             }
         )
+        return decoding.unstack(stacked)
 
     def prompt(
         self,

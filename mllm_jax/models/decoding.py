@@ -6,15 +6,16 @@
 Prompts end together: padding is on the left, so the next token of every row takes the same slot.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.batch import ModelInputs
 from mllm_jax.models import mllm
+from mllm_jax.models.layers import layer_of
 from mllm_jax.models.llama import Cache
 from mllm_jax.models.mllm import MLLM, Params
 
@@ -44,6 +45,38 @@ def prefill(
     return mllm.logits(x, mllm.head(params))[:, 0], cache
 
 
+LAYERS = "language/layers/"
+
+
+def unstack(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Gives each language layer arrays of its own: "language/layers/3/attention/q/kernel".
+
+    A program that reads one token after another would copy all layers out of stacked arrays at each
+    call: products take whole arrays, on GPUs more so than on TPUs.
+
+    Args:
+        params: path -> array, stacked [L, ...]; emptied, so that one stacked array at a time is
+            held twice.
+    """
+    unstacked: dict[str, jax.Array] = {}
+    for path in list(params):
+        array = params.pop(path)
+        if not path.startswith(LAYERS):
+            unstacked[path] = array
+            continue
+        for n, layer in enumerate(_slices(array)):
+            unstacked[f"{LAYERS}{n}/{path.removeprefix(LAYERS)}"] = layer
+    return unstacked
+
+
+def _slices(array: jax.Array) -> list[jax.Array]:
+    """An array for each index of the first dimension, laid out as the array is."""
+    home: Any = array.sharding
+    if isinstance(home, NamedSharding):
+        home = NamedSharding(home.mesh, PartitionSpec(*home.spec[1:]))
+    return jax.jit(list, out_shardings=home)(array)
+
+
 class Decoder(NamedTuple):
     """Parameters as decoding reads them, once for all tokens.
 
@@ -55,20 +88,21 @@ class Decoder(NamedTuple):
 
 
 def decoder(model: MLLM, params: Params) -> Decoder:
-    """Takes each layer's parameters by themselves, matrices in the compute dtype."""
+    """Takes each layer's parameters by themselves, matrices in the compute dtype.
+
+    Unstacked parameters that have this dtype are not copied (`unstack`); stacked ones are.
+    """
     assert model.language is not None
     dtype = jnp.dtype(model.compute.compute)
-    stacked = mllm.part_of(model, params, "language")["layers"]
+    layers = mllm.part_of(model, params, "language")["layers"]
 
-    def taken(path: Any, x: jax.Array, n: int) -> jax.Array:
+    def cast(path: Any, x: jax.Array) -> jax.Array:
         is_matrix = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
-        return x[n].astype(dtype) if is_matrix else x[n]  # int8 stays as it is held
+        return x.astype(dtype) if is_matrix else x  # int8 stays as it is held
 
-    def layer(n: int) -> Any:
-        return jax.tree_util.tree_map_with_path(functools.partial(taken, n=n), stacked)
-
-    layers = tuple(layer(n) for n in range(model.language.config.layers))
-    return Decoder(layers, mllm.head(params).astype(dtype))
+    of_layers = (layer_of(layers, n) for n in range(model.language.config.layers))
+    each = tuple(jax.tree_util.tree_map_with_path(cast, layer) for layer in of_layers)
+    return Decoder(each, mllm.head(params).astype(dtype))
 
 
 def decode(

@@ -7,7 +7,7 @@ Their gradients are summed over rows, and over devices, before they are cast bac
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -221,6 +221,16 @@ class LayerNorm(nn.Module):
         return x.astype(self.dtype)
 
 
+def is_unstacked(params: Mapping[str, Any]) -> bool:
+    """Whether blocks have arrays of their own, by number ("0", "1", ...), not one array for all."""
+    return "0" in params
+
+
+def layer_of(params: Mapping[str, Any], n: int) -> Any:
+    """The parameters of block n: a slice of stacked ones, which is a copy, or its own arrays."""
+    return params[str(n)] if is_unstacked(params) else jax.tree.map(lambda w: w[n], params)
+
+
 def stack(
     parent: nn.Module,
     block: nn.Module,
@@ -237,7 +247,9 @@ def stack(
     Few blocks may be compiled one by one (`unroll`).
 
     Args:
-        parent: the module whose parameter "layers" holds the stacked weights, [L, ...] each.
+        parent: the module whose parameter "layers" holds the stacked weights, [L, ...] each. Where
+            it holds the weights of each block apart (`decoding.unstack`), none is copied, and each
+            block gets a body of its own.
         block: an unbound module with `block(x, state, *shared) -> (x, state)`.
         layers: L.
         remat: a key of REMAT.
@@ -263,8 +275,9 @@ def stack(
     else:
         params = parent.param("layers", init)
     count = layers if used is None else used
+    apart = is_unstacked(params)
     # of some parameters all layers may be here, of others the used ones alone
-    whole = any(leaf.shape[0] > count for leaf in jax.tree.leaves(params))
+    whole = not apart and any(leaf.shape[0] > count for leaf in jax.tree.leaves(params))
 
     def body(h: Any, layer: Any) -> tuple[Any, Any]:
         one, layer_state = layer  # its parameters, or its number
@@ -276,6 +289,12 @@ def stack(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    if apart:
+        states = []
+        for n in range(count):
+            x, new = body(x, (layer_of(params, n), jax.tree.map(lambda s, n=n: s[n], state)))
+            states.append(new)
+        return x, jax.tree.map(lambda *each: jnp.stack(each), *states) if states else None
     # a slice of all used layers would be a copy of nearly the whole tower, once a microbatch
     inputs = jnp.arange(count) if whole else params, state
     # rematerialised layers stay a loop: out of one, the compiler may join what was to be repeated

@@ -17,7 +17,7 @@ from mllm_jax.distributed.collectives import lookup
 from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend, attend_cached, rotary_tables, rotate
 from mllm_jax.models.kernels.select import Selection
-from mllm_jax.models.layers import Einsum, RMSNorm, stack
+from mllm_jax.models.layers import Einsum, RMSNorm, layer_of, stack
 
 
 class Cache(NamedTuple):
@@ -187,7 +187,7 @@ class Llama(nn.Module):
         block, remat = self._block(True), self.compute.remat
         shared, used = (tables, segments), c.layers - 1
         x, kept = stack(self, block, c.layers, remat, x, *shared, used=used, unroll=self.unroll)
-        params = jax.tree.map(lambda w: w[c.layers - 1], self.get_variable("params", "layers"))
+        params = layer_of(self.get_variable("params", "layers"), c.layers - 1)
         out: Any = block.apply({"params": params}, x, None, tables, segments)
         of_layers = [(kept[0][n], kept[1][n]) for n in range(c.layers - 1)] + [out[1]]
         keys = tuple(_with_room(k.transpose(0, 2, 3, 1), slots - T, 3) for k, _ in of_layers)

@@ -9,10 +9,9 @@ import pytest
 from mllm_jax import __main__ as command_line
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.data.records.parse import user_turn
-from mllm_jax.distributed import sharding
 from mllm_jax.generation.devices import ALL, Devices
 from mllm_jax.generation.engine import Answerer
-from mllm_jax.models import axes, mllm
+from tests.support import unstacked
 
 
 def test_the_devices_of_this_process():
@@ -45,7 +44,7 @@ def test_any_number_of_pictures_on_any_number_of_devices(run, opened, wide, data
     mesh = devices.mesh()
     assert mesh is not None
     shared = Answerer(run, mesh=mesh)
-    places = sharding.shardings(mesh, axes.logical_axes(mllm.abstract_params(shared.model)))
+    places = unstacked.shardings(shared.model, mesh)
     shared.__dict__["params"] = jax.device_put(wide, places)
     files = sorted((data / "images").iterdir())
     asked = [(user_turn("a", 0), []), (user_turn("Zein kolore?", 1), files[:1])]

@@ -12,10 +12,10 @@ from mllm_jax.batch import ModelInputs
 from mllm_jax.config.model import LanguageConfig, ModelConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.data.records.parse import user_turn
-from mllm_jax.distributed import sharding
 from mllm_jax.generation import programs
 from mllm_jax.generation.engine import Answerer
-from mllm_jax.models import axes, mllm
+from mllm_jax.models import mllm
+from tests.support import unstacked
 
 LAYERS, ROWS, HEADS, WIDTH = 3, 8, 2, 16
 CONFIG = ModelConfig(
@@ -31,7 +31,7 @@ def shapes(length: int) -> tuple[Any, ModelInputs]:
     """Parameters and rows, without any array."""
     whole: Any = jax.ShapeDtypeStruct((ROWS, length), jnp.int32)
     pixels: Any = jax.ShapeDtypeStruct((ROWS, 0, 1, 1, 3), jnp.uint8)
-    return mllm.abstract_params(MODEL), ModelInputs(whole, whole, whole, whole, pixels)
+    return unstacked.shapes(MODEL), ModelInputs(whole, whole, whole, whole, pixels)
 
 
 def request() -> Any:
@@ -47,13 +47,21 @@ def request() -> Any:
     )
 
 
-@pytest.fixture(scope="module")
-def decoding() -> str:
-    """The compiled program of decoding behind prompts of 200 tokens, 232 slots."""
-    params, inputs = shapes(200)
+def compiled_decode(params: Any) -> Any:
+    """The program of decoding behind prompts of 200 tokens, 232 slots."""
+    _, inputs = shapes(200)
     begun = jax.eval_shape(lambda p, i: programs.prefill(MODEL, 232, p, i, None), params, inputs)
-    lowered = programs.decode.lower(MODEL, False, 32, params, *begun, request())
-    return str(lowered.compile().as_text())
+    return programs.decode.lower(MODEL, False, 32, params, *begun, request()).compile()
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Any:
+    return compiled_decode(unstacked.shapes(MODEL))
+
+
+@pytest.fixture(scope="module")
+def decoding(compiled) -> str:
+    return str(compiled.as_text())
 
 
 def test_a_token_copies_no_cache(decoding):
@@ -76,6 +84,14 @@ def test_the_cache_is_given_away(decoding):
     """Its memory is that of the result: no second cache while a program runs."""
     (aliased,) = re.findall(r"input_output_alias=\{(.*?)\}, entry", decoding)
     assert aliased.count("alias") == 2 * LAYERS + 2  # first and used as well
+
+
+def test_a_call_copies_no_parameters(compiled):
+    """Layers that are held apart are read where they are; stacked ones are copied at each call."""
+    stacked = mllm.abstract_params(MODEL)
+    size = sum(x.size * 4 for path, x in stacked.items() if "/layers/" in path)
+    copying = compiled_decode(stacked).memory_analysis().temp_size_in_bytes
+    assert compiled.memory_analysis().temp_size_in_bytes < copying - 0.95 * size
 
 
 def test_prompts_have_no_square_of_scores():
@@ -116,7 +132,7 @@ def test_one_device_equals_eight(run, opened, wide, data, make_mesh, shape):
     names = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     mesh = make_mesh(**names)
     shared = Answerer(run, mesh=mesh)
-    placed = sharding.shardings(mesh, axes.logical_axes(mllm.abstract_params(shared.model)))
+    placed = unstacked.shardings(shared.model, mesh)
     assert {path: x.sharding for path, x in shared.params.items()} == placed
     shared.__dict__["params"] = jax.device_put(wide, placed)
     files = sorted((data / "images").iterdir())

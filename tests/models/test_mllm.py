@@ -290,6 +290,28 @@ def test_cache_equals_whole_row_left_padded(params):
     np.testing.assert_allclose(scores, jnp.stack([whole[0][31], whole[1][19]]), atol=2e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_unstacked_layers_answer_alike(params, layers):
+    """To the bit: whole rows, prompts, and a token behind them."""
+    assert CONFIG.language is not None
+    language = dataclasses.replace(CONFIG.language, layers=layers)
+    model = mllm.build(dataclasses.replace(CONFIG, language=language), COMPUTE)
+    params = {p: x[:layers] if p.startswith(decoding.LAYERS) else x for p, x in params.items()}
+    inputs = inputs_of(row([conversation(1, 1, 8)], 32, 1))
+    token, position = jnp.array([5]), jnp.array([32])
+
+    @jax.jit
+    def run(params):
+        scores, cache = decoding.prefill(model, params, inputs, 40)
+        decoder = decoding.decoder(model, params)
+        read = decoding.decode(model, params, decoder, token, position, cache)
+        return mllm.hidden(model, params, inputs), scores, cache, read
+
+    apart = decoding.unstack(dict(params))
+    assert f"language/layers/{layers - 1}/mlp/up/kernel" in apart
+    jax.tree.map(np.testing.assert_array_equal, run(apart), run(params))
+
+
 @pytest.mark.parametrize(
     ("kind", "bias"), [("linear", True), ("linear", False), ("mlp", True), ("mlp", False)]
 )

@@ -30,6 +30,7 @@ from mllm_jax.generation import programs
 from mllm_jax.models import mllm
 from mllm_jax.preflight import hlo, program
 from mllm_jax.training.setup import compile_train_step, make_setup
+from tests.support import unstacked
 
 NOTHING = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call")
 
@@ -124,7 +125,7 @@ def decoding() -> Any:
     """Up to 32 tokens behind 6 prompts of 96, by the language model of `tiny`."""
     work = from_size("tiny", "instruct", 64, 6, "float32", "none")
     model = mllm.build(ModelConfig(language=work.model.language), work.compute)
-    params, row = mllm.abstract_params(model), jax.ShapeDtypeStruct((6, 96), jnp.int32)
+    params, row = unstacked.shapes(model), jax.ShapeDtypeStruct((6, 96), jnp.int32)
     pixels = jax.ShapeDtypeStruct((6, 0, 1, 1, 3), jnp.uint8)
     inputs: Any = ModelInputs(*[row] * 4, pixels)  # type: ignore[arg-type]
     begun = jax.eval_shape(lambda p, i: programs.prefill(model, 128, p, i, None), params, inputs)

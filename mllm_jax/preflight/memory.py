@@ -24,7 +24,7 @@ from mllm_jax.config.model import LanguageConfig, ModelConfig, VisionConfig
 from mllm_jax.config.stage import ComputeConfig
 from mllm_jax.models.kernels.protocol import Call
 from mllm_jax.models.kernels.select import BACKENDS, Selection
-from mllm_jax.training.loss import chunks
+from mllm_jax.training.chunks import chunks
 
 
 class Share(NamedTuple):

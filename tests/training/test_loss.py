@@ -7,7 +7,8 @@ import pytest
 
 from mllm_jax.distributed import sharding
 from mllm_jax.training import loss as loss_module
-from mllm_jax.training.loss import chunks, weighted_loss
+from mllm_jax.training.chunks import chunks
+from mllm_jax.training.loss import weighted_loss
 from tests.training import toy
 
 B, T, D, V = 4, 37, 16, 64

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mllm_jax.models.kernels import padding
-from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device, named
+from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, Device, Queries, named
 
 PACKAGE = "tokamax"
 EXTRA = "pip install 'mllm-jax[tokamax]'"
@@ -45,8 +45,26 @@ def attend(
     """See `protocol.Run`."""
     T = q.shape[1]
     *rows, segments = padding.longer_rows(q, k, v, segments, padded(T))
-    ranges = None if segments is None else spans(segments)
-    out: Any = _attention(causal, *rows, ranges)
+    first, behind = (None, None) if segments is None else spans(segments)
+    # told of causality, the kernel stops at each query by itself
+    out: Any = _attention(causal, *rows, first, None if causal else behind)
+    return out[:, :T]
+
+
+def attend_part(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    queries: Queries,
+    segments: Int[Array, "B S"],
+) -> Float[Array, "B T N H"]:
+    """See `protocol.RunPart`."""
+    (B, T), positions = q.shape[:2], queries.positions
+    first = jnp.take(spans(segments)[0], positions, axis=1)
+    behind = jnp.broadcast_to(positions[None] + 1, (B, T)).astype(first.dtype)
+    q, first, behind = (padding.longer(x, padded(T)) for x in (q, first, behind))
+    # queries that are added see the first key: the softmax of nothing is not a number
+    out: Any = _attention(False, q, k, v, first, jnp.maximum(behind, 1))
     return out[:, :T]
 
 
@@ -67,34 +85,41 @@ def spans(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(causal: bool, q: Any, k: Any, v: Any, ranges: Any) -> Any:
-    return _forward(causal, q, k, v, ranges)[0]
+def _attention(
+    causal: bool,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    first: Int[Array, "B T"] | None,
+    behind: Int[Array, "B T"] | None,
+) -> Any:
+    """Attention to the keys from `first` on that are before `behind`."""
+    return _forward(causal, q, k, v, first, behind)[0]
 
 
-def _forward(causal: bool, q: Any, k: Any, v: Any, ranges: Any) -> tuple[Any, tuple[Any, ...]]:
-    operation, call = _call(causal, q, k, v, ranges)
+def _forward(causal: bool, *arrays: Any) -> tuple[Any, tuple[Any, ...]]:
+    operation, call = _call(causal, *arrays)
     out, sums = operation(*call.args, **call.kwargs | {"return_residuals": True})
     out, *sums = (checkpoint_name(x, SAVED) for x in (out, *sums))
-    return out, (q, k, v, ranges, out, tuple(sums))
+    return out, (arrays, out, tuple(sums))
 
 
 def _backward(causal: bool, residuals: tuple[Any, ...], d_out: Any) -> tuple[Any, ...]:
-    q, k, v, ranges, out, sums = residuals
-    operation, call = _call(causal, q, k, v, ranges)
+    arrays, out, sums = residuals
+    operation, call = _call(causal, *arrays)
     options = {name: x for name, x in call.kwargs.items() if name != "return_residuals"}
     gradients = operation.vjp(sums, out, d_out, *call.args, **options)
-    return *(gradients[name] for name in "qkv"), None
+    return *(gradients[name] for name in "qkv"), None, None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _call(causal: bool, q: Any, k: Any, v: Any, ranges: Any) -> tuple[Any, Any]:
+def _call(causal: bool, q: Any, k: Any, v: Any, first: Any, behind: Any) -> tuple[Any, Any]:
     """The kernel, and its arguments as it completes them."""
     operation, Mask = _kernel()
-    first, behind = (None, None) if ranges is None else (x[:, None, :] for x in ranges)
-    # its blocks end with the query where it is told of causality, which implies the end
-    mask = Mask(k_start=first, k_end=None if causal else behind, is_causal=causal)
+    of_heads = lambda x: None if x is None else x[:, None, :]  # noqa: E731
+    mask = Mask(k_start=of_heads(first), k_end=of_heads(behind), is_causal=causal)
     return operation, operation.bind(q, k, v, mask=mask, logits_scale=1 / math.sqrt(q.shape[3]))
 
 
@@ -134,9 +159,10 @@ def refuses(call: Call, device: Device, /) -> str | None:
 
 def score_bytes(call: Call, /) -> int:
     """No scores: three sums of each query, float32; gradients of keys and values of every head."""
-    positions = call.rows * padded(call.length) * call.heads
-    gradients = 2 * 2 * positions * call.head_dim if call.heads > call.kv_heads else 0
-    return 3 * 4 * positions + gradients
+    of_heads = call.rows * call.heads
+    keys = of_heads * padded(call.keys) * call.head_dim
+    gradients = 2 * 2 * keys if call.heads > call.kv_heads else 0
+    return 3 * 4 * of_heads * padded(call.length) + gradients
 
 
-BACKEND = Backend(attend, refuses, score_bytes)
+BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)

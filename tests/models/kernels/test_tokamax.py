@@ -21,6 +21,7 @@ from mllm_jax.models.kernels import select, tokamax
 from mllm_jax.models.kernels.protocol import Backend, Call, Device, refuses_nothing
 from mllm_jax.models.kernels.select import Selection
 from tests.support.attention import against_dense, arrays, outputs
+from tests.support.attention_parts import case, compare
 
 pytest.importorskip("tokamax", reason="needs tokamax: pip install 'mllm-jax[tokamax]'")
 
@@ -65,6 +66,12 @@ def test_packed_rows_are_those_of_dense(causal: bool):
 def test_whole_images(length: int):
     """Padded to whole blocks, as CLIP's 577 positions, and of whole blocks."""
     against_dense(tokamax.attend, arrays(1, length, 2, 2, 16), None, False)
+
+
+@pytest.mark.usefixtures("reference")
+def test_a_row_that_devices_share():
+    """Parts of 48 queries, padded to a block, over keys of the whole row."""
+    compare(tokamax.attend_part, 2, *case(96), 2e-5)
 
 
 @pytest.mark.usefixtures("reference")
@@ -140,3 +147,4 @@ def test_bytes_that_preflight_counts():
     sums = 3 * 4 * 2 * 2048 * 32
     assert tokamax.score_bytes(CALL._replace(kv_heads=32)) == sums
     assert tokamax.score_bytes(CALL) == sums + 4 * 2 * 2048 * 32 * 128
+    assert tokamax.score_bytes(CALL._replace(parts=4)) == sums + 4 * 2 * 4 * 2048 * 32 * 128

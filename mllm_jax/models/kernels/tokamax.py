@@ -158,11 +158,12 @@ def refuses(call: Call, device: Device, /) -> str | None:
 
 
 def score_bytes(call: Call, /) -> int:
-    """No scores: three sums of each query, float32; gradients of keys and values of every head."""
-    of_heads = call.rows * call.heads
-    keys = of_heads * padded(call.keys) * call.head_dim
-    gradients = 2 * 2 * keys if call.heads > call.kv_heads else 0
-    return 3 * 4 * of_heads * padded(call.length) + gradients
+    """No scores: three sums of each query, float32.
+
+    Gradients of keys and values, which the kernel gives for every head, are not counted: the MLP's
+    arrays, which are more, are gone by then.
+    """
+    return 3 * 4 * call.rows * call.heads * padded(call.length)
 
 
 BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)

@@ -28,7 +28,15 @@ def test_the_costliest_operations_have_names(bench_stage, tmp_path, capsys):
     assert all(cost["operation"] in printed.err for cost in costs)
     assert list(folder.rglob("*.xplane.pb")), "XProf reads this"
     (perfetto,) = folder.rglob("perfetto_trace.json.gz")
-    assert json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
+    events = [e for e in json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"] if e]
+    assert {event["ph"] for event in events} == {"M", "X"}, "names, and events with a duration"
+    timed = [event for event in events if event["ph"] == "X"]
+    assert all({"name", "pid", "tid", "ts", "dur"} <= event.keys() for event in timed)
+    named = {(e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
+    assert {(event["pid"], event["tid"]) for event in timed} <= named
+    # without these XProf knows no step time, and says so on its first page
+    steps = [event for event in timed if event["name"].startswith(trace.STEP)]
+    assert [step["args"]["step_num"] for step in steps] == ["0", "1", "2"]
 
 
 def test_a_folder_that_holds_something_is_refused(bench_stage, tmp_path, capsys):

@@ -19,6 +19,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.preflight import program
 
 STEPS = 3  # that are traced
+STEP = "train"  # what XProf and Perfetto call one; the name that XProf's documentation uses
 COUNT = 10  # operations of the table
 CONTAINERS = ("while", "call", "conditional")  # their time is that of what they run
 WIDTH = 60  # characters of the code's place in the table

@@ -24,17 +24,23 @@ FILES = {
     "preflight-long-rows-2026-11-26.jsonl": (None, ()),
 }
 WITHIN = 0.1  # of the whole
-# what the formula does not meet: (records, hardware, stage file) -> its share of what was printed
-TPU = "preflight-tpu-2026-11-26.jsonl"
+# what the formula does not meet: (records, hardware, stage file, rows) -> its share of the printed
+TPU, GPU = "preflight-tpu-2026-11-26.jsonl", "preflight-gpu-2026-11-26.jsonl"
+TOKAMAX = "preflight-gpu-tokamax-2026-11-26.jsonl"
+LONG = "preflight-long-rows-2026-11-26.jsonl"
 MISSED = {
     # with `data` 1 libtpu scatters float32 gradients by permutes, which hold 1.8 GiB more
-    (TPU, "v5e:4x4", "configs/basque/instruct.yaml"): 0.889,
+    (TPU, "v5e:4x4", "configs/basque/instruct.yaml", "16 x 2048"): 0.889,
     # 0.4 GiB of small programs; why is not known
-    (TPU, "v5e:16x16", "configs/basque/align.yaml"): 0.88,
-    (TPU, "v5p:4x4x4", "configs/basque/align.yaml"): 0.87,
-    (TPU, "v6e:8x8", "configs/basque/align.yaml"): 0.88,
+    (TPU, "v5e:16x16", "configs/basque/align.yaml", "256 x 2048"): 0.88,
+    (TPU, "v5p:4x4x4", "configs/basque/align.yaml", "256 x 2048"): 0.87,
+    (TPU, "v6e:8x8", "configs/basque/align.yaml", "256 x 2048"): 0.88,
     # 3.3 GiB too much where a device has eight rows of 4,096 at once
-    ("preflight-gpu-tokamax-2026-11-26.jsonl", "h100:8", "configs/basque/instruct.yaml"): 1.10,
+    (TOKAMAX, "h100:8", "configs/basque/instruct.yaml", "64 x 4096"): 1.10,
+    # on GPUs the masks of all blocks of attention, and what stands in for hidden scores, in
+    # float32, are in memory while the layers' first pass goes through them: 5.6 GiB and 90 GiB
+    (GPU, "h100:8", "configs/basque/align.yaml", "64 x 8192"): 0.67,
+    (LONG, "h200:1", "configs/basque/instruct.yaml", "8 x 32768"): 0.88,
 }
 ESTIMATE = """
 import functools, json, sys
@@ -69,7 +75,8 @@ def stage_file(name: str, result: dict[str, Any]) -> str:
 
 def flags(name: str, result: dict[str, Any]) -> list[str]:
     if result.get("flags"):
-        return [*result["flags"].split(), *FILES[name][1]]
+        named = result["flags"].split()
+        return named if "--compute.attention" in named else [*named, *FILES[name][1]]
     setting = result["setting"]
     values = {f"--mesh.{axis}": count for axis, count in setting["mesh"].items()}
     values |= {f"--data.{key}": setting[key] for key in ("rows", "length", "image_slots")}
@@ -85,9 +92,10 @@ def test_the_formula_is_within_a_tenth_of_what_compilers_printed():
             if (compiler := result["memory"]["compiler"]) is None:
                 continue
             stage, hardware = stage_file(name, result), result["hardware"]
+            rows = f"{result['setting']['rows']} x {result['setting']['length']}"
             lines.append(json.dumps([stage, hardware, flags(name, result)]))
             printed.append(compiler["arguments"] + compiler["temporary"])
-            names.append((name, hardware, stage))
+            names.append((name, hardware, stage, rows))
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     run = subprocess.run(
         [sys.executable, "-c", ESTIMATE],
@@ -103,5 +111,5 @@ def test_the_formula_is_within_a_tenth_of_what_compilers_printed():
     shares = [total / size for total, size in zip(totals, printed, strict=True)]
     assert len(shares) >= 15
     far = [(name, s) for name, s in zip(names, shares, strict=True) if abs(s - 1) > WITHIN]
-    assert len(far) == len(MISSED), far
-    assert dict(far) == pytest.approx(MISSED, abs=0.01)
+    assert {name for name, _ in far} == set(MISSED), far
+    assert [share for _, share in far] == pytest.approx([MISSED[n] for n, _ in far], abs=0.01)

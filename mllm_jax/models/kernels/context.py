@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.common.loops import at_most
-from mllm_jax.models.kernels import masks
+from mllm_jax.models.kernels import masks, online
 from mllm_jax.models.kernels.protocol import SAVED, Call, Queries
 
 LARGEST = 512  # positions of a block at most
@@ -89,25 +89,14 @@ def _forward(q: Array, k: Array, v: Array, places: Places) -> tuple[Array, tuple
     n, B, b, K, G, H = q.shape
 
     def of_queries(i: Array) -> tuple[Array, Array]:
-        def add(j: Array, sums: Any) -> Any:
-            top, total, out = sums
+        def add(j: Array, sums: online.Sums) -> online.Sums:
+            values = functools.partial(_product, "BKGts,BsKH->BKGtH")
             scores = _scores(q, k, places, i, j)
-            higher = jnp.maximum(top, jnp.max(scores, axis=-1))
-            weights = jnp.exp(scores - higher[..., None])
-            shrink = jnp.exp(top - higher)
-            total = total * shrink + jnp.sum(weights, axis=-1)
-            more = _product("BKGts,BsKH->BKGtH", weights.astype(v.dtype), v[j])
-            return higher, total, out * shrink[..., None] + more
+            return online.add(sums, scores, lambda x: values(x.astype(v.dtype), v[j]))
 
-        shape = (B, K, G, b)
-        start = (
-            jnp.full(shape, masks.MASKED, jnp.float32),
-            jnp.zeros(shape, jnp.float32),
-            jnp.zeros((*shape, H), jnp.float32),
-        )
-        top, total, out = _through_keys(places, i, add, start)
-        out = (out / total[..., None]).transpose(0, 3, 1, 2, 4)
-        return out.astype(q.dtype), top + jnp.log(total)
+        sums = _through_keys(places, i, add, online.start((B, K, G, b, H)))
+        out, logsum = online.done(sums)
+        return out.transpose(0, 3, 1, 2, 4).astype(q.dtype), logsum[..., 0]
 
     out, logsums = jax.lax.map(of_queries, jnp.arange(n))
     out, logsums = checkpoint_name(out, SAVED), checkpoint_name(logsums, SAVED)

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.common.arithmetic import einsum
 from mllm_jax.common.loops import at_most
-from mllm_jax.models.kernels import blocks, masks, padding
+from mllm_jax.models.kernels import blocks, masks, online, padding
 from mllm_jax.models.kernels.protocol import SAVED, Backend, Call, refuses_nothing
 
 SIZE = 128  # positions of a block
@@ -97,21 +97,15 @@ def _forward(causal: bool, units: blocks.Units) -> tuple[Array, Saved]:
     def of_queries(at: Any, written: tuple[Array, Array]) -> tuple[Array, Array]:
         rows = _rows(units.q, at)
 
-        def with_keys(block: Any, sums: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-            top, total, out = sums
-            scores = _scores(causal, units, rows, at, block)
-            higher = jnp.maximum(top, jnp.max(scores, axis=2, keepdims=True))
-            weights, shrunk = jnp.exp(scores - higher), jnp.exp(top - higher)
-            total = shrunk * total + jnp.sum(weights, axis=2, keepdims=True)
-            more = _product(weights.astype(units.v.dtype), _block(units.v, block))
-            return higher, total, shrunk * out + more
+        def with_keys(block: Any, sums: online.Sums) -> online.Sums:
+            scores, values = _scores(causal, units, rows, at, block), _block(units.v, block)
+            return online.add(sums, scores, lambda x: _product(x.astype(values.dtype), values))
 
-        zeros = jnp.zeros((U, SIZE * G, 1))
-        start = zeros + masks.MASKED, zeros, jnp.zeros((U, SIZE * G, H))
+        start = online.start((U, SIZE * G, H))
         with at_most(len(first)):
-            top, total, out = jax.lax.fori_loop(first[at], end[at], with_keys, start)
-        done = (out / total).astype(units.q.dtype).reshape(U, SIZE, G, H)
-        return _write(written[0], done, at), _write(written[1], top + jnp.log(total), at)
+            out, logsum = online.done(jax.lax.fori_loop(first[at], end[at], with_keys, start))
+        out = out.astype(units.q.dtype).reshape(U, SIZE, G, H)
+        return _write(written[0], out, at), _write(written[1], logsum, at)
 
     empty = jnp.zeros_like(units.q), jnp.zeros((U, T * G, 1))
     out, logsum = jax.lax.fori_loop(0, len(first), of_queries, empty)

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
-from tensorboardX.record_writer import masked_crc32c
-
 from mllm_jax.common.failures import naming
+from mllm_jax.common.imports import without
+
+with without("torch"):  # tensorboardX imports it where it can, seconds that no event needs
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+    from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+    from tensorboardX.record_writer import masked_crc32c
 
 
 class EventFile:

@@ -1,7 +1,6 @@
 """A folder with one good input of every kind, and what holds for a command on a bad one."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.support import commands, workplace
 from tests.support.once import once
+from tests.support.restored import Restored
 from tests.support.workplace import Case
 
 SECONDS, MEBIBYTES = 10.0, 1024.0  # what a refusal may cost
@@ -21,10 +21,16 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "workplace", workplace.make)
 
 
+@pytest.fixture(scope="session")
+def copy(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Restored:
+    """A copy of it for the tests of this process to change."""
+    return Restored(good, tmp_path_factory.mktemp("copy") / "place")
+
+
 @pytest.fixture
-def place(good: Path, tmp_path: Path) -> Path:
-    """A copy of it for one test to change."""
-    return Path(shutil.copytree(good, tmp_path / "place", symlinks=True))
+def place(copy: Restored) -> Path:
+    """The copy as it was before the tests that changed it."""
+    return copy.restore()
 
 
 @pytest.fixture

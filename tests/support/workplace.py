@@ -10,7 +10,7 @@ model/ hf/ clip/ llama/     a model folder, and Hugging Face folders
 import dataclasses
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mllm_jax.config.stage import Config
 from mllm_jax.conversion import conversions
 from mllm_jax.training.loop import train
 from tests.support import tiny
+from tests.support.restored import scan
 
 Change = Callable[[Path], Any]
 
@@ -68,15 +69,10 @@ def make(folder: Path) -> None:
 def listing(folder: Path) -> dict[str, int]:
     """Every file and folder with its size: what a refusal must leave as it was."""
 
-    def walk(inside: Path) -> Iterator[Path]:
-        for path in sorted(inside.iterdir()):
-            if not path.name.endswith(CACHES):
-                yield path
-                if path.is_dir() and not path.is_symlink():
-                    yield from walk(path)
-
     return {
-        str(p.relative_to(folder)): p.lstat().st_size if p.is_file() else 0 for p in walk(folder)
+        name: state[2] if len(state) > 1 else 0
+        for name, state in scan(folder).items()
+        if not any(part.endswith(CACHES) for part in name.split("/"))
     }
 
 

@@ -19,10 +19,13 @@ import pytest
 import yaml
 
 from mllm_jax.checkpoints.frozen import frozen_leaves
+from mllm_jax.checkpoints.open_model import open_model
 from mllm_jax.common.errors import LOST, PREEMPTED
 from mllm_jax.config import loading
+from mllm_jax.conversion import conversions
 from mllm_jax.data.chat.tokenizer import load_tokenizer
 from mllm_jax.data.loader import Loader
+from mllm_jax.distributed import sharding
 from mllm_jax.training.heldout import open_heldout
 from mllm_jax.training.loop import train
 from tests.support import disks, tiny, weights
@@ -120,6 +123,49 @@ def test_frozen_parameters_of_several_processes(data, tmp_path):
     assert (one / file).read_bytes() == (two / file).read_bytes()
     for path, leaf in frozen_leaves(two).items():
         assert leaf.read().tobytes() == weights.arrays(data)[path].tobytes(), path
+
+
+@pytest.mark.parametrize(
+    ("mesh", "processes", "resumed"),
+    [
+        ({"data": 1, "context": 4}, 2, 1),
+        ({"data": 2, "context": 2}, 4, 2),
+        ({"data": 1, "tensor": 2, "context": 2}, 2, 4),
+    ],
+    ids=str,
+)
+def test_processes_that_divide_the_length_of_rows(stage, tmp_path, mesh, processes, resumed):
+    """As one process of four devices to the bit, resumed too; as one device but for rounding."""
+    axes = [mesh.get(axis, 1) for axis in sharding.AXES]
+    rows = sharding.make_mesh(axes, jax.devices()[:4]).devices.reshape(-1, axes[-1])
+    here = [{device.id // (4 // processes) for device in row} for row in rows]
+    assert all(len(numbers) > 1 for numbers in here)  # each row is of several processes
+    words = [word for axis, size in mesh.items() for word in (f"--mesh.{axis}", str(size))]
+    words += ["--lost-after", "60"]  # four processes on few cores may take long to end
+    one, several, again = (tmp_path / name for name in ("one", "several", "again"))
+    run(stage, one, 1, *words)
+    run(stage, several, processes, *words)
+    run(stage, again, processes, *words, "--train.stop_at", "5")
+    run(stage, again, resumed, *words, "--resume", "--train.stop_at", str(STEPS))
+    for out in (several, again):
+        assert tiny.numbers(out) == tiny.numbers(one)
+        assert_same_parameters(out, one)
+    config = loading.load(tiny.Config, stage, ["--out", str(tmp_path / "single")])
+    single = train(config, devices=jax.devices()[:1])
+    for name in ("loss", "grad_norm", "heldout/loss"):
+        values = [[x[name] for x in tiny.numbers(out) if name in x] for out in (several, single)]
+        np.testing.assert_allclose(*values, rtol=1e-4, err_msg=name)
+    assert_same_parameters(several, single, atol=1e-4)
+
+
+def assert_same_parameters(run: Path, other: Path, atol: float = 0) -> None:
+    """Those of the last checkpoints."""
+    config = loading.load(tiny.Config, run / "config.yaml", [])
+    opened = (open_model(folder) for folder in (run, other))
+    leaves, others = (model.leaves(conversions.abstract(config.model)) for model in opened)
+    for path, leaf in leaves.items():
+        want = others[path].read()
+        np.testing.assert_allclose(leaf.read(), want, rtol=0, atol=atol, err_msg=path)
 
 
 def test_sigterm_to_one_process_stops_all_at_one_step(stage, straight, tmp_path):

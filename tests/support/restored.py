@@ -22,7 +22,7 @@ class Restored:
         """Makes the folder what it was; gives its path."""
         now, before = scan(self.folder), self.states
         changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
-        changed |= {name for name in self.recent if not _is_folder(before[name])}
+        changed |= {name for name in self.recent - changed if not self._is_original(name)}
         for name in sorted(changed & now.keys(), reverse=True):  # what is in a folder comes first
             if not _is_folder(now[name]):
                 (self.folder / name).unlink()
@@ -38,6 +38,13 @@ class Restored:
                 shutil.copy2(self.original / name, path, follow_symlinks=False)
             before[name] = _state(path.lstat())
         return self.folder
+
+    def _is_original(self, name: str) -> bool:
+        """Whether a file holds what it should; of a folder its state says so."""
+        here, there = self.folder / name, self.original / name
+        if here.is_symlink():
+            return here.readlink() == there.readlink()
+        return here.is_dir() or here.read_bytes() == there.read_bytes()
 
 
 def scan(folder: Path, prefix: str = "") -> dict[str, State]:

@@ -69,6 +69,7 @@ def test_what_is_held_is_exact_on_every_mesh(tmp_path: Path, mesh: tuple[int, in
     )
 
 
+@pytest.mark.filterwarnings("ignore:The out_shape and scratch_shapes:DeprecationWarning")  # tokamax
 @pytest.mark.parametrize("attention", ["cudnn", "tokamax", "triton"])
 def test_attention_of_gpus_by_formula_without_their_compiler(tmp_path: Path, attention: str):
     """The pretended devices are CPUs; attention is that of the hardware, and has no scores."""

@@ -1,5 +1,6 @@
 """Outputs and gradients of an attention backend, beside those of dense attention in float32."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mllm_jax.models import attention
 from mllm_jax.models.kernels import dense
+from mllm_jax.models.kernels.select import Selection
+
+SEGMENTS = np.zeros((3, 40), np.int32)  # padding behind, between and before segments
+SEGMENTS[0, :12], SEGMENTS[0, 12:31] = 1, 2
+SEGMENTS[1, :9], SEGMENTS[1, 12:20], SEGMENTS[1, 20:] = 1, 2, 3
+SEGMENTS[2, 7:] = 1
 
 
 def arrays(B: int, T: int, N: int, K: int, H: int) -> list[Any]:
@@ -39,3 +47,15 @@ def against_dense(
     for ours, reference in zip(outputs(attend, inputs, segments, causal), expected, strict=True):
         assert np.all(np.isfinite(ours))
         np.testing.assert_allclose(ours, reference, atol=2e-5)
+
+
+def eight_devices_are_one(
+    selection: Selection, inputs: Sequence[Any], segments: Any, make_mesh: Callable[..., Any]
+) -> None:
+    """Rows and heads divided over a mesh, causal."""
+    attend = functools.partial(attention.attend, backend=selection)
+    expected = outputs(attend, inputs, segments, True)
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        divided = outputs(attend, inputs, segments, True)
+    for ours, reference in zip(divided, expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-6)

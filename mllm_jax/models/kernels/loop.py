@@ -60,7 +60,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """See `protocol.Run`."""
     B, T, N, H = q.shape
-    K, length = k.shape[2], T + -T % SIZE
+    K, length = k.shape[2], padding.whole_blocks(T, SIZE)
     q, k, v, segments = padding.longer_rows(q, k, v, segments, length)
     size = K * rows_together(B, K)
     units = blocks.units(q, k, v, segments)

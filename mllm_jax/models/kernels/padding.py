@@ -4,6 +4,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
+def whole_blocks(length: int, block: int) -> int:
+    """The length of rows that are whole blocks: 577 positions are 640 of 128."""
+    return -(-length // block) * block
+
+
 def longer(x: Array, length: int) -> Array:
     """[B, T, ...] with zeros behind its positions, so that they are `length`."""
     return jnp.pad(x, [(0, length - size if axis == 1 else 0) for axis, size in enumerate(x.shape)])

@@ -43,7 +43,7 @@ def grid(length: int) -> Grid:
     2,048 are 4 of 512; 1,152 are 3 of 384; 1,408 -> 1,536 are 3 of 512.
     """
     step = LANES if length <= LARGEST else 2 * LANES
-    padded = -(-length // step) * step
+    padded = padding.whole_blocks(length, step)
     sizes = range(LANES, LARGEST + 1, LANES)
     return Grid(padded, max(size for size in sizes if padded % size == 0))
 

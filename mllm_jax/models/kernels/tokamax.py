@@ -44,7 +44,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """See `protocol.Run`."""
     T = q.shape[1]
-    *rows, segments = padding.longer_rows(q, k, v, segments, padded(T))
+    *rows, segments = padding.longer_rows(q, k, v, segments, padding.whole_blocks(T, BLOCK))
     first, behind = (None, None) if segments is None else spans(segments)
     # told of causality, the kernel stops at each query by itself
     out: Any = _attention(causal, *rows, first, None if causal else behind)
@@ -62,15 +62,11 @@ def attend_part(
     (B, T), positions = q.shape[:2], queries.positions
     first = jnp.take(spans(segments)[0], positions, axis=1)
     behind = jnp.broadcast_to(positions[None] + 1, (B, T)).astype(first.dtype)
-    q, first, behind = (padding.longer(x, padded(T)) for x in (q, first, behind))
+    length = padding.whole_blocks(T, BLOCK)
+    q, first, behind = (padding.longer(x, length) for x in (q, first, behind))
     # queries that are added see the first key: the softmax of nothing is not a number
     out: Any = _attention(False, q, k, v, first, jnp.maximum(behind, 1))
     return out[:, :T]
-
-
-def padded(length: int) -> int:
-    """The length of rows as the kernel takes them: 577 -> 640."""
-    return -(-length // BLOCK) * BLOCK
 
 
 def spans(segments: Int[Array, "B T"]) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
@@ -163,7 +159,7 @@ def score_bytes(call: Call, /) -> int:
     Gradients of keys and values, which the kernel gives for every head, are not counted: the MLP's
     arrays, which are more, are gone by then.
     """
-    return 3 * 4 * call.rows * call.heads * padded(call.length)
+    return 3 * 4 * call.rows * call.heads * padding.whole_blocks(call.length, BLOCK)
 
 
 BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)

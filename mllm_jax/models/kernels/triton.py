@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 def padded(length: int) -> int:
     """The length of rows as the kernel takes them: 577 -> 640, 40 -> 64."""
     if length > BLOCK:
-        return -(-length // BLOCK) * BLOCK
+        return padding.whole_blocks(length, BLOCK)
     return max(SMALLEST, 1 << (length - 1).bit_length())
 
 

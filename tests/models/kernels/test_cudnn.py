@@ -13,13 +13,19 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.common.hardware import CHIPS
-from mllm_jax.models import attention, layers
+from mllm_jax.models import layers
 from mllm_jax.models.kernels import cudnn, dense, select
 from mllm_jax.models.kernels.protocol import Call, Device
 from mllm_jax.models.kernels.select import Selection
 from mllm_jax.preflight import gpu_target
 from tests.support import cudnn_contract
-from tests.support.attention import against_dense, arrays, outputs
+from tests.support.attention import (
+    SEGMENTS,
+    against_dense,
+    arrays,
+    eight_devices_are_one,
+    outputs,
+)
 
 H100 = Device("gpu", (9, 0))
 CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True, segments=16)
@@ -50,12 +56,6 @@ def test_what_jax_makes_of_them():
     of_queries, of_keys = (np.asarray(x).reshape(-1)[:4] for x in fixed[2:])
     assert (of_queries // (6 * 8)).tolist() == [0, 2, 5, 8]
     assert (of_keys // (keys.shape[2] * 8)).tolist() == [0, 2, 5, 8]
-
-
-SEGMENTS = np.zeros((3, 40), np.int32)  # padding behind, between and before segments
-SEGMENTS[0, :12], SEGMENTS[0, 12:31] = 1, 2
-SEGMENTS[1, :9], SEGMENTS[1, 12:20], SEGMENTS[1, 20:] = 1, 2, 3
-SEGMENTS[2, 7:] = 1
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -98,14 +98,9 @@ def test_an_odd_number_of_positions(monkeypatch, packed):
 def test_eight_devices_are_one(monkeypatch, make_mesh):
     cudnn_contract.install(monkeypatch)
     monkeypatch.setattr(cudnn, "DTYPES", ("float32",))
-    attend = functools.partial(attention.attend, backend=Selection("cudnn", H100, 3))
     segments = jnp.asarray(np.concatenate([SEGMENTS, SEGMENTS[:1]]))
     inputs = arrays(4, 40, 4, 2, 8)
-    expected = outputs(attend, inputs, segments, True)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        found = outputs(attend, inputs, segments, True)
-    for ours, reference in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, reference, atol=1e-6)
+    eight_devices_are_one(Selection("cudnn", H100, 3), inputs, segments, make_mesh)
 
 
 # ---------------------------------------------------------------------------------------- programs

@@ -16,21 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.models import attention, layers
+from mllm_jax.models import layers
 from mllm_jax.models.kernels import select, tokamax
 from mllm_jax.models.kernels.protocol import Backend, Call, Device, refuses_nothing
 from mllm_jax.models.kernels.select import Selection
-from tests.support.attention import against_dense, arrays, outputs
+from tests.support.attention import SEGMENTS, against_dense, arrays, eight_devices_are_one
 from tests.support.attention_parts import case, compare
 
 pytest.importorskip("tokamax", reason="needs tokamax: pip install 'mllm-jax[tokamax]'")
 
 H100 = Device("gpu", (9, 0))
 CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True)
-SEGMENTS = np.zeros((3, 40), np.int32)  # padding behind, between and before segments
-SEGMENTS[0, :12], SEGMENTS[0, 12:31] = 1, 2
-SEGMENTS[1, :9], SEGMENTS[1, 12:20], SEGMENTS[1, 20:] = 1, 2, 3
-SEGMENTS[2, 7:] = 1
 
 
 @pytest.fixture
@@ -93,14 +89,9 @@ def test_attention_is_kept_where_the_policy_says_so():
 def test_eight_devices_are_one(monkeypatch: pytest.MonkeyPatch, make_mesh):
     backend = Backend(tokamax.attend, refuses_nothing, tokamax.score_bytes)
     monkeypatch.setitem(select.BACKENDS, "tokamax", backend)
-    attend = functools.partial(attention.attend, backend=Selection("tokamax"))
     segments = jnp.asarray(np.concatenate([SEGMENTS, SEGMENTS[:1]]))
     inputs = arrays(4, 40, 4, 2, 8)
-    expected = outputs(attend, inputs, segments, True)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        found = outputs(attend, inputs, segments, True)
-    for ours, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, other, atol=1e-6)
+    eight_devices_are_one(Selection("tokamax"), inputs, segments, make_mesh)
 
 
 def test_the_command_line_is_not_read(monkeypatch: pytest.MonkeyPatch):

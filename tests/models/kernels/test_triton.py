@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_jax.models import attention
 from mllm_jax.models.kernels import select, triton
 from mllm_jax.models.kernels.protocol import Backend, Call, Device, refuses_nothing
 from mllm_jax.models.kernels.select import Selection
-from tests.support.attention import against_dense, arrays, outputs
+from tests.support.attention import against_dense, arrays, eight_devices_are_one
 
 A100 = Device("gpu", (8, 0))
 CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True)
@@ -41,15 +40,10 @@ def test_other_lengths_without_segments(length, causal):
 def test_eight_devices_are_one(monkeypatch, make_mesh):
     backend = Backend(interpreted, refuses_nothing, triton.score_bytes)
     monkeypatch.setitem(select.BACKENDS, "triton", backend)
-    attend = functools.partial(attention.attend, backend=Selection("triton"))
     segments = np.ones((4, 160), np.int32)
     segments[0, 90:], segments[1, 100:], segments[2, 30:150] = 2, 0, 2
     inputs = arrays(4, 160, 4, 2, 16)
-    expected = outputs(attend, inputs, jnp.asarray(segments), True)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        found = outputs(attend, inputs, jnp.asarray(segments), True)
-    for ours, reference in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, reference, atol=1e-6)
+    eight_devices_are_one(Selection("triton"), inputs, jnp.asarray(segments), make_mesh)
 
 
 @pytest.mark.parametrize(

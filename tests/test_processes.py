@@ -141,7 +141,6 @@ def test_processes_that_divide_the_length_of_rows(stage, tmp_path, mesh, process
     here = [{device.id // (4 // processes) for device in row} for row in rows]
     assert all(len(numbers) > 1 for numbers in here)  # each row is of several processes
     words = [word for axis, size in mesh.items() for word in (f"--mesh.{axis}", str(size))]
-    words += ["--lost-after", "60"]  # four processes on few cores may take long to end
     one, several, again = (tmp_path / name for name in ("one", "several", "again"))
     run(stage, one, 1, *words)
     run(stage, several, processes, *words)
@@ -166,6 +165,28 @@ def assert_same_parameters(run: Path, other: Path, atol: float = 0) -> None:
     for path, leaf in leaves.items():
         want = others[path].read()
         np.testing.assert_allclose(leaf.read(), want, rtol=0, atol=atol, err_msg=path)
+
+
+SLOW = """
+import os, sys, time
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep({seconds})
+if "MLLM_JAX_GUARD" in os.environ:
+    sys.slow = Slow()  # deleted when the interpreter ends, at which no thread sends heartbeats
+"""
+
+
+def test_processes_that_take_long_to_end_have_finished(stage, straight, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW.format(seconds=LOST_AFTER + 5))
+    local = Local(
+        stage, tmp_path / "run", 2, variables={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    )
+    local.reach(STEPS)
+    start = time.monotonic()
+    assert local.end() == 0, local.said()
+    assert time.monotonic() - start > LOST_AFTER + 5 and "error" not in local.said()
+    assert tiny.numbers(local.out) == straight
 
 
 def test_sigterm_to_one_process_stops_all_at_one_step(stage, straight, tmp_path):

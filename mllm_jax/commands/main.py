@@ -117,6 +117,8 @@ def _run(arguments: Sequence[str]) -> int:
             if cluster is not None:
                 processes.join(cluster)
             VERBS[options.verb].run(options)
+            if heartbeat is not None:
+                heartbeat.finish()
     except (ConfigError, RunError) as error:
         return _ended(heartbeat, error.exit_code, "; ".join([str(error), *notes(error)]))
     except KeyboardInterrupt:

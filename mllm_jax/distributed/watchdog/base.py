@@ -93,6 +93,7 @@ class Watchdog:
                 self.me.heartbeat = time.monotonic()
                 self.me.error = message.get("error", self.me.error)
                 self.me.waits = message.get("waits")
+                self.me.ending = self.me.ending or "ending" in message
         if pipe.closed:
             self.selector.unregister(pipe.socket)
 

@@ -85,10 +85,10 @@ class Follower(Watchdog):
         if ended or now - self._spoke > interval(self.timeouts.lost_after):
             self._spoke, self._sent = now, self.me.code is not None
             me = self.me
-            silence = now - me.heartbeat
-            self.connection.send(silence=silence, code=me.code, error=me.error, waits=me.waits)
+            status = {"code": me.code, "error": me.error, "waits": me.waits, "ending": me.ending}
+            self.connection.send(silence=now - me.heartbeat, **status)
         if self._verdict is None:
-            lost = lost_how(self._leader, now, self.timeouts.lost_after)
+            lost = lost_how(self._leader, now, self.timeouts)
             if lost and not (self._sent and self.me.code in (0, PREEMPTED)):
                 text = f"process 0 of {self.cluster.processes} (host {self._leader.host}) {lost}"
                 return Verdict(f"{text}; all processes end", LOST, True)

@@ -101,6 +101,12 @@ class Heartbeat:
         sys.__excepthook__(kind, error, trace)
         self.end(1, None)
 
+    def finish(self) -> None:
+        """Reports that the work is done: while the interpreter ends, no thread sends heartbeats."""
+        global _wait
+        _wait = "the others, at the end", time.monotonic()  # in JAX's exit handler
+        self._connection.send(ending=True)
+
     def leave(self, code: int, line: str | None) -> NoReturn:
         """Ends this process; an interrupt is printed here, since only this process got it."""
         if code == INTERRUPTED:
@@ -110,7 +116,7 @@ class Heartbeat:
 
     def end(self, code: int, error: str | None) -> NoReturn:
         """Reports an error and ends this process at once: JAX would wait for the others."""
-        self._connection.send(error=error and one_line(error))
+        self._connection.send(error=error and one_line(error), ending=True)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # a closed pipe: nobody reads it
                 stream.flush()

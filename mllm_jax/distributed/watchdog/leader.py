@@ -94,6 +94,7 @@ class Leader(Watchdog):
             if message["code"] is not None and member.code is None:
                 member.code, member.since = message["code"], now
             member.error, member.waits = message["error"], message["waits"]
+            member.ending = message["ending"]
         if connection.closed:
             member.gone = True
             self.selector.unregister(connection.socket)

@@ -17,6 +17,7 @@ from mllm_jax.common.errors import LOST, PREEMPTED
 
 HERE = Path(__file__).resolve().parent
 LOST_AFTER = 2.0
+STUCK_AFTER = 2.0
 
 
 def free_port() -> int:
@@ -35,12 +36,19 @@ def free_port() -> int:
 class Run:
     """Processes of one run; `acts` says what each trainer does."""
 
-    def __init__(self, folder: Path, acts: list[str], counts: list[int], numbers: list[int]):
+    def __init__(
+        self,
+        folder: Path,
+        acts: list[str],
+        counts: list[int],
+        numbers: list[int],
+        stuck_after: float,
+    ):
         self.folder, self.port = folder, free_port()
         self.watchdogs = [
             subprocess.Popen(
                 [sys.executable, HERE / "watched.py", f"127.0.0.1:{self.port}"]
-                + [str(x) for x in (count, number, LOST_AFTER, folder, act)],
+                + [str(x) for x in (count, number, LOST_AFTER, stuck_after, folder, act)],
                 stderr=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(HERE.parents[2])},
@@ -82,9 +90,10 @@ def run(tmp_path):
     """Starts a run; what is left of it is killed at the end."""
     made: list[Run] = []
 
-    def start(*acts: str, counts=None, numbers=None) -> Run:
+    def start(*acts: str, counts=None, numbers=None, stuck_after=STUCK_AFTER) -> Run:
         n = len(acts)
-        made.append(Run(tmp_path, list(acts), counts or [n] * n, numbers or list(range(n))))
+        counts, numbers = counts or [n] * n, numbers or list(range(n))
+        made.append(Run(tmp_path, list(acts), counts, numbers, stuck_after))
         return made[-1]
 
     yield start
@@ -98,6 +107,41 @@ def run(tmp_path):
 def test_all_done(run):
     codes, said, _ = run("done", "done", "done").ends()
     assert (codes, said) == ([0, 0, 0], ["", "", ""])
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_that_has_finished_may_take_long_to_end(run, slow):
+    """The interpreter ends without heartbeats: whoever has said that it is done has not stalled."""
+    acts = ["done", "done"]
+    acts[slow] = f"done, and ends in {2 * LOST_AFTER}"
+    codes, said, seconds = run(*acts, stuck_after=60).ends()
+    assert (codes, said) == ([0, 0], ["", ""]) and seconds > 2 * LOST_AFTER
+
+
+def test_one_that_has_finished_and_never_ends_is_named(run):
+    codes, said, seconds = run("done", "done, and ends in 60", stuck_after=4).ends()
+    assert codes == [LOST, LOST]
+    text = f"process 1 of 2 (host {socket.gethostname()}) has ended its work, but still runs: no h"
+    assert 4 < seconds < 15 and all(text in words for words in said), said
+
+
+def test_an_error_is_told_though_its_process_takes_long_to_end(run):
+    codes, said, _ = run("sleep", f"refuse, and ends in {2 * LOST_AFTER}", stuck_after=60).ends()
+    assert codes == [2, 2] and said[1] == ""
+    assert "process 1 of 2 (host " in said[0] and said[0].endswith("a whole number\n")
+
+
+def test_a_failure_does_not_wait_for_one_that_has_finished(run):
+    codes, said, seconds = run("done, and ends in 60", "exit1", stuck_after=60).ends()
+    assert codes == [1, 1] and seconds < 10
+    assert all("process 1 of 2 " in words and "with code 1" in words for words in said), said
+
+
+def test_one_that_waits_for_what_a_finished_one_will_not_do(run):
+    codes, said, _ = run("wait for the end of step 6", "done, and waits for the others").ends()
+    assert codes == [LOST] * 2
+    assert all("all processes are alive, but have waited" in words for words in said), said
+    assert all(") for the others, at the end; all" in words for words in said), said
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -216,6 +260,21 @@ def test_sigterm_reaches_the_trainers_and_is_said_once(run):
     codes, said, _ = it.ends()
     assert codes == [PREEMPTED, PREEMPTED]
     assert said == ["mllm-jax: error: SIGTERM: step 7 is saved\n", ""]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_sigterm_and_one_that_falls_with_the_first_to_end(run, first):
+    """JAX aborts a process when that of number 0 has ended, also if both were about to."""
+    it = run(*["sleep" if i == first else "abort at SIGTERM" for i in range(2)])
+    it.pids(0)
+    for watchdog in it.watchdogs:
+        watchdog.terminate()
+    codes, said, seconds = it.ends()
+    assert codes == [PREEMPTED, PREEMPTED] and seconds < LOST_AFTER
+    text = f"mllm-jax: error: process {first} of 2 (host {socket.gethostname()}): "
+    assert [line for line in said[0].splitlines() if "mllm-jax" in line] == [
+        f"{text}SIGTERM: step 7 is saved"
+    ]
 
 
 def test_one_that_does_not_stop_with_the_others_is_ended(run):

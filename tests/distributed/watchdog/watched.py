@@ -1,4 +1,4 @@
-"""One watched process of a test: watched.py PORT N I LOST_AFTER FOLDER ACT."""
+"""One watched process of a test: watched.py PORT N I LOST_AFTER STUCK_AFTER FOLDER ACT."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ from mllm_jax.distributed.watchdog.run import watch
 
 
 def main() -> int:
-    coordinator, processes, process, lost_after, folder, act = sys.argv[1:]
-    timeouts = Timeouts(float(lost_after), join_within=2.0, stuck_after=2.0)
+    coordinator, processes, process, lost_after, stuck_after, folder, act = sys.argv[1:]
+    timeouts = Timeouts(float(lost_after), join_within=2.0, stuck_after=float(stuck_after))
     cluster = Cluster(coordinator, int(processes), int(process), None, timeouts)
     trainer = str(Path(__file__).with_name("trainer.py"))
     try:

@@ -33,6 +33,8 @@ from mllm_jax.distributed import sharding
 from mllm_jax.generation.contexts import Contexts
 from mllm_jax.generation.shapes import bucket
 from mllm_jax.models import axes, decoding, mllm
+from mllm_jax.models.backends import verified
+from mllm_jax.models.kernels import verify
 from mllm_jax.models.kernels.select import device_of
 
 File = str | Path | bytes
@@ -95,6 +97,7 @@ class Opened:
         device = device_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
         self.compute = compute or compute_for(self.source.config.dtype, device.platform)
         self.model = mllm.build(self.config, self.compute, device)
+        verified(self.model, 1, 1, verify.LONGEST, 1 if mesh is None else mesh.shape["tensor"])
 
     @functools.cached_property
     def params(self) -> dict[str, jax.Array]:

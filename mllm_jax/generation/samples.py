@@ -26,6 +26,8 @@ from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.prompt_text import prompt_text
 from mllm_jax.models import mllm
+from mllm_jax.models.backends import verified
+from mllm_jax.models.kernels import verify
 from mllm_jax.models.kernels.select import device_of
 
 
@@ -126,3 +128,4 @@ class _Answerer(Answerer):
         self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
         device = device_of(mesh.devices.flat[0])
         self.model = mllm.build(config.model, self.compute, device, config.adapter)
+        verified(self.model, 1, 1, verify.LONGEST, mesh.shape["tensor"])

@@ -105,11 +105,12 @@ def _train(
         adapter=config.adapter,
         segments=config.data.segments,
     )
+    attention = run_log.attention(config, setup)
     start = log.seconds
     first = first_params(setup, source, config) if begin.step is None else None
     seconds = log.seconds - start
     run = begin_folder(config, source, loader, steps, begin, inputs)
-    describe(log, config, setup, loader, heldout, steps, begin, inputs)
+    describe(log, config, setup, loader, heldout, steps, begin, inputs, attention)
     keep = Keep(config.train.keep, config.train.keep_every, config.train.keep_best)
     checkpoints, frozen = Checkpoints(run, keep), FrozenParams(run)
     start = log.seconds

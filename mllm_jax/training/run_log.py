@@ -17,7 +17,7 @@ from mllm_jax.data.index.stream import StreamIndex
 from mllm_jax.data.loader import Loader
 from mllm_jax.distributed import sharding
 from mllm_jax.models import neftune
-from mllm_jax.models.backends import backends
+from mllm_jax.models.backends import backends, verified
 from mllm_jax.training.heldout import Lowest
 from mllm_jax.training.metrics import Line
 from mllm_jax.training.setup import TrainSetup
@@ -94,11 +94,19 @@ def compiled(step: Compiled) -> str:
 
 
 def attention(config: Config, setup: TrainSetup) -> str:
-    """How each module's attention is computed."""
+    """How each module's attention is computed; kernels are tried for it.
+
+    Raises:
+        ConfigError: a kernel fails here, or its numbers are wrong.
+    """
     data, mesh = config.data, setup.mesh
     rows = data.rows // config.train.microbatches // sharding.ways(mesh, "batch")
     shape = rows, data.image_slots, data.length, mesh.shape["tensor"], mesh.shape["context"]
-    names = ", ".join(f"{module} {name}" for module, name in backends(setup.model, *shape).items())
+    errors = verified(setup.model, *shape)
+    names = ", ".join(
+        f"{module} {name}" + (f" ({errors[module]:.2%} off float32)" if module in errors else "")
+        for module, name in backends(setup.model, *shape).items()
+    )
     most = "" if data.segments is None else f"; a row holds {data.segments:,} examples at most"
     return f"attention: {names}{most}"
 

@@ -80,8 +80,12 @@ def describe(
     steps: int,
     begin: run_folder.Beginning,
     inputs: run_inputs.Inputs,
+    attention: str,
 ) -> None:
-    """Logs what the run consists of, and notes its machine; not before every check has passed."""
+    """Logs what the run consists of, and notes its machine; not before every check has passed.
+
+    `attention` is the line of `run_log.attention`, which is such a check.
+    """
     for note in [*begin.notes, *inputs.notes]:
         log(f"resume: {note}")
     log(run_log.devices(setup.mesh))
@@ -94,7 +98,7 @@ def describe(
     if heldout is not None:
         log(run_log.heldout(config, heldout))
     log(run_log.parameters(setup.abstract))
-    log(run_log.attention(config, setup))
+    log(attention)
     log(f"learning rate: {run_log.rates(config.optimizer)}, {config.optimizer.schedule}")
     if config.optimizer.neftune_alpha:
         log(run_log.noise(config))

@@ -8,6 +8,7 @@ from mllm_jax.config.stage import ComputeConfig, Config
 from mllm_jax.distributed import sharding
 from mllm_jax.models import mllm
 from mllm_jax.models.backends import backends
+from mllm_jax.models.kernels import tokamax
 from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.training import run_log
 from mllm_jax.training.setup import make_setup
@@ -23,12 +24,15 @@ def model(attention: str, segments: int | None = 8, compute: str = "bfloat16") -
 
 
 def test_each_module_by_its_own_shape():
-    assert backends(model("auto"), 2, 4, 64) == {"vision": "blocks", "language": "blocks"}
+    assert backends(model("auto"), 2, 4, 64) == {"vision": "cudnn", "language": "cudnn"}
+    exact = {"vision": "blocks", "language": "blocks"}
+    assert backends(model("auto", compute="float32"), 2, 4, 64) == exact
     assert backends(model("cudnn"), 2, 4, 64) == {"vision": "cudnn", "language": "cudnn"}
     assert backends(model("cudnn"), 2, 0, 64) == {"language": "cudnn"}
 
 
-def test_the_image_tower_may_refuse_what_the_language_model_takes():
+def test_the_image_tower_may_refuse_what_the_language_model_takes(monkeypatch):
+    monkeypatch.setattr(tokamax, "PACKAGE", "absent_package")
     built = model("cudnn")
     twelve_wide = loading.build(Config, TREE).model
     built = mllm.build(twelve_wide, built.compute, H100, segments=8)

@@ -76,7 +76,10 @@ def stage_file(name: str, result: dict[str, Any]) -> str:
 def flags(name: str, result: dict[str, Any]) -> list[str]:
     if result.get("flags"):
         named = result["flags"].split()
-        return named if "--compute.attention" in named else [*named, *FILES[name][1]]
+        if "--compute.attention" in named:
+            return named
+        # `auto` was `blocks` on GPUs
+        return [*named, *(BLOCKS if result["chip"]["platform"] == "gpu" else FILES[name][1])]
     setting = result["setting"]
     values = {f"--mesh.{axis}": count for axis, count in setting["mesh"].items()}
     values |= {f"--data.{key}": setting[key] for key in ("rows", "length", "image_slots")}

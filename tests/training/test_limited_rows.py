@@ -5,11 +5,14 @@ way from the config over packing and the model to its offsets is the real one.
 """
 
 import math
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mllm_jax.common.errors import ConfigError
 from mllm_jax.models.kernels import cudnn
 from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.training import loop, setup
@@ -59,5 +62,23 @@ def test_a_run_with_cudnn_is_one_with_dense_attention(data, tmp_path, capsys, me
             mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)),
         )
         runs[name] = losses(loop.train(config, devices=jax.devices()[: math.prod(mesh)]))
-    assert "attention: vision cudnn, language cudnn; a row holds 2" in capsys.readouterr().err
+    expected = r"attention: vision cudnn \(.* off float32\), language cudnn \(.*\); a row holds 2"
+    assert re.search(expected, capsys.readouterr().err)
     np.testing.assert_allclose(runs["cudnn"], runs["dense"], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_a_run_whose_kernel_is_wrong_here_does_not_begin(data, tmp_path, monkeypatch):
+    """Offsets of other rows: a fault that a version of cuDNN could have."""
+    right = cudnn.sequences
+
+    def wrong(segments, most):
+        lengths, offsets = right(segments, most)
+        return cudnn.Sequences(lengths, jnp.roll(offsets, 1, axis=0))
+
+    monkeypatch.setattr(cudnn, "sequences", wrong)
+    compute = {"attention": "cudnn"}
+    config = tiny.config(data, tmp_path / "run", data={"row_examples": MOST}, compute=compute)
+    with pytest.raises(ConfigError, match="cudnn: on this cpu the output is off dense attention"):
+        loop.train(config, devices=jax.devices()[:1])
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mllm_jax.batch import Batch
 from mllm_jax.commands.bench import trace
@@ -23,9 +24,9 @@ from mllm_jax.commands.bench.request import WARMUP
 from mllm_jax.commands.bench.work import Work, image_placeholders, synthetic
 from mllm_jax.common.errors import RunError, require
 from mllm_jax.common.hardware import peak_rate
-from mllm_jax.config.data import row_limit
+from mllm_jax.config.data import LIMITED, row_limit
 from mllm_jax.distributed import sharding
-from mllm_jax.models.backends import backends
+from mllm_jax.models.backends import backends, verified
 from mllm_jax.training import flops, long_rows, state
 from mllm_jax.training.setup import (
     TrainSetup,
@@ -47,6 +48,7 @@ class Prepared(NamedTuple):
     setup: TrainSetup
     batch: Batch
     compiled: Compiled
+    attention_errors: dict[str, float]  # of the kernels, see `backends.verified`
 
     @property
     def memory(self) -> int:
@@ -94,10 +96,16 @@ def prepare(work: Work) -> Prepared:
         steps=1_000,
         images=work.images,
         adapter=work.adapter,
-        segments=work.segments or row_limit(work.length),
+        segments=work.segments or _limit(work),
     )
+    errors = verified(setup.model, *_attention_shape(work, mesh))
     compiled = compile_train_step(setup, setup.abstract, batch, work.microbatches, 1, 1)
-    return Prepared(work, setup, batch, compiled)
+    return Prepared(work, setup, batch, compiled, errors)
+
+
+def _limit(work: Work) -> int | None:
+    """The examples that a row may hold where attention needs a limit, as in a stage."""
+    return row_limit(work.length) if work.compute.attention in LIMITED else None
 
 
 def measure(
@@ -172,7 +180,8 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
         "parameter_dtype": compute.parameters,
         "remat": compute.remat,
         "attention": compute.attention,
-        "attention_backends": backends(setup.model, *_attention_shape(prepared)),
+        "attention_backends": backends(setup.model, *_attention_shape(work, setup.mesh)),
+        "attention_errors": {name: round(x, 5) for name, x in prepared.attention_errors.items()},
         "batch": work.rows,
         "microbatches": work.microbatches,
         "length": work.length,
@@ -198,9 +207,8 @@ def report(prepared: Prepared, times: Times) -> dict[str, Any]:
     }
 
 
-def _attention_shape(prepared: Prepared) -> tuple[int, int, int, int, int]:
+def _attention_shape(work: Work, mesh: Mesh) -> tuple[int, int, int, int, int]:
     """Rows of a microbatch on a device, image slots, tokens, devices that share heads, and rows."""
-    work, mesh = prepared.work, prepared.setup.mesh
     rows = work.rows // work.microbatches // sharding.ways(mesh, "batch")
     slots = image_placeholders(work.model, work.images)[1]
     return rows, slots, work.length, mesh.shape["tensor"], mesh.shape["context"]

@@ -142,4 +142,4 @@ def saves(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name == FORWARD
 
 
-BACKEND = Backend(attend, refuses, score_bytes, bounded=True)
+BACKEND = Backend(attend, refuses, score_bytes, bounded=True, kernel=True)

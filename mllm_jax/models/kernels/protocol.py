@@ -118,6 +118,7 @@ class Backend(NamedTuple):
     score_bytes: ScoreBytes
     bounded: bool = False  # whether `run` takes `most`: the limit of segments in a packed row
     run_part: RunPart | None = None  # None: it computes whole rows alone
+    kernel: bool = False  # no operations of JAX: `verify` tries it where it is to run
 
 
 def older_than(oldest: tuple[int, int], device: Device) -> str | None:

@@ -22,7 +22,11 @@ BACKENDS: dict[str, Backend] = {
 }
 AUTO = "auto"
 # platform -> what `auto` tries, in this order; the last one refuses nothing
-PREFERRED = {"cpu": ("loop",), "gpu": ("blocks",), "tpu": ("splash", "blocks")}
+PREFERRED = {
+    "cpu": ("loop",),
+    "gpu": ("cudnn", "tokamax", "triton", "blocks"),
+    "tpu": ("splash", "blocks"),
+}
 # on CPUs `blocks` is the quicker one up to here, `loop` above: docs/attention.md
 SHORT = 640
 

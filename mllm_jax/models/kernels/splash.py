@@ -215,4 +215,4 @@ def score_bytes(call: Call, /) -> int:
     return 4 * call.rows * call.heads * length * LANES
 
 
-BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)
+BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part, kernel=True)

@@ -162,4 +162,4 @@ def score_bytes(call: Call, /) -> int:
     return 3 * 4 * call.rows * call.heads * padding.whole_blocks(call.length, BLOCK)
 
 
-BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part)
+BACKEND = Backend(attend, refuses, score_bytes, run_part=attend_part, kernel=True)

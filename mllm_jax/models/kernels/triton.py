@@ -145,4 +145,4 @@ def score_bytes(call: Call, /) -> int:
     return 2 * 4 * positions + repeated
 
 
-BACKEND = Backend(attend, refuses, score_bytes)
+BACKEND = Backend(attend, refuses, score_bytes, kernel=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.models.kernels import select
+from mllm_jax.models.kernels import select, tokamax
 from mllm_jax.models.kernels.protocol import Backend, Call, Device
 from mllm_jax.models.kernels.select import Selection
 
@@ -15,7 +15,6 @@ CALL = Call(2, 2048, 32, 8, 128, "bfloat16", causal=True, packed=True)
     [
         ("cpu", select.SHORT, "blocks"),
         ("cpu", select.SHORT + 1, "loop"),
-        ("gpu", 64, "blocks"),
         ("tpu", 64, "splash"),
     ],
 )
@@ -23,6 +22,33 @@ def test_auto_goes_by_platform_and_shape(platform, length, expected):
     call = CALL._replace(length=length)
     assert Selection("auto", Device(platform)).backend(call) == expected
     assert Selection("blocks", Device(platform)).backend(call) == "blocks"
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes", "expected"),
+    [
+        ((9, 0), {"segments": 16}, "cudnn"),
+        ((9, 0), {}, "tokamax"),  # cuDNN needs a limit of examples in a row
+        ((9, 0), {"parts": 2}, "tokamax"),
+        ((10, 0), {}, "triton"),
+        ((8, 0), {"segments": 16}, "triton"),
+        ((8, 0), {"packed": False, "causal": False, "length": 577}, "cudnn"),
+        ((8, 0), {"parts": 2}, "blocks"),
+        ((8, 0), {"head_dim": 72}, "blocks"),
+        ((9, 0), {"dtype": "float32", "segments": 16}, "blocks"),
+        ((7, 5), {}, "blocks"),
+        (None, {}, "blocks"),
+    ],
+)
+def test_auto_on_gpus_takes_the_first_kernel_that_can(monkeypatch, capability, changes, expected):
+    monkeypatch.setattr(tokamax, "PACKAGE", "jax")  # which is installed
+    call = CALL._replace(**changes)
+    assert Selection("auto", Device("gpu", capability), call.segments).backend(call) == expected
+
+
+def test_auto_goes_without_tokamax_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr(tokamax, "PACKAGE", "absent_package")
+    assert Selection("auto", Device("gpu", (9, 0))).backend(CALL) == "triton"
 
 
 def test_what_cannot_be_exact_is_refused():

@@ -288,7 +288,7 @@ class Config(Section):
             object.__setattr__(self, "data", self.data.bounded())
         self._check_parts()
         self._check_noise()
-        self._check_rounding()
+        check_rounding(self.optimizer, self.compute)
         require(
             self.compute.remat_vision is None or self.model.vision is not None,
             f"compute.remat_vision={self.compute.remat_vision} has no effect: the model has no "
@@ -345,14 +345,6 @@ class Config(Section):
             "pairs; name the field that two records share under data.streams.*.pairs",
         )
 
-    def _check_rounding(self) -> None:
-        rounding, parameters = self.optimizer.rounding, self.compute.parameters
-        require(
-            rounding == "nearest" or parameters == "bfloat16",
-            f"optimizer.rounding={rounding} has no effect on float32 parameters; set "
-            "compute.parameters to bfloat16, or leave it out",
-        )
-
     def _check_parts(self) -> None:
         parts = self.optimizer.parts
         require(
@@ -364,6 +356,16 @@ class Config(Section):
             f"optimizer.parts.{ADAPTER_PART}: the name is taken: the section adapter has its own "
             "learning_rate; rename the part",
         )
+
+
+def check_rounding(optimizer: OptimizerConfig, compute: ComputeConfig) -> None:
+    """Raises ConfigError for a rounding of parameters that need none."""
+    rounding = optimizer.rounding
+    require(
+        rounding == "nearest" or compute.parameters == "bfloat16",
+        f"optimizer.rounding={rounding} has no effect on {compute.parameters} parameters; set "
+        "compute.parameters to bfloat16, or leave it out",
+    )
 
 
 @dataclass(frozen=True)

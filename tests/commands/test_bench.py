@@ -154,6 +154,26 @@ def test_settings_are_all_combinations():
     }  # fmt: skip
 
 
+def test_options_of_a_stage_change_a_size():
+    words = "--optimizer.moments int8 --optimizer.rounding kahan --mesh.fsdp 8 --mesh.data 1"
+    plain = bench.from_size("8b", "instruct", 2048, 8, "bfloat16", "full")
+    work = bench.from_size("8b", "instruct", 2048, 8, "bfloat16", "full", overrides=words.split())
+    assert (work.optimizer.moments, work.optimizer.rounding) == ("int8", "kahan")
+    assert (work.mesh.fsdp, work.mesh.data) == (8, 1)
+    assert work.optimizer.parts == plain.optimizer.parts and work.compute == plain.compute
+    planned = make_setup(
+        work.model, work.compute, work.optimizer, make_mesh(work.mesh.axes), steps=10
+    )
+    moments = {x.dtype.name for x in jax.tree.leaves(planned.abstract.opt_state) if x.ndim}
+    assert {"int8", "uint8"} & moments and "bfloat16" in moments, "codes, Kahan's rests"
+
+
+def test_options_are_named_in_the_result(capsys):
+    assert main([*WORDS, "--optimizer.moments", "bfloat16"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["overrides"] == "--optimizer.moments bfloat16"
+
+
 def test_a_stage_file_is_timed_as_it_is(data, tmp_path):
     config = tiny.config(data, tmp_path / "run", train={"microbatches": 2})
     work = bench.from_config(config, None, None, None, None)
@@ -176,6 +196,18 @@ def test_a_stage_file_is_timed_as_it_is(data, tmp_path):
         ("bench --size tiny --batch 3", "--batch 3 does not divide over 8 devices"),
         ("bench --size tiny --length 17 --batch 8", "--length 17: too short for an image of 16"),
         ("bench --config none.yaml --stage align", "--stage align has no effect with --config"),
+        ("bench --size tiny --optimizer.moment int8", "did you mean 'moments'?"),
+        ("bench --size tiny --optimizer.rounding kahan", "no effect on float32 parameters"),
+        ("bench --size tiny --data.workers 2", "data: unknown key; allowed are compute, optimizer"),
+        ("bench --size tiny --lenght 64", "--lenght: unknown option; mllm-jax bench --help"),
+        (
+            "bench --size tiny --batch 8 --data.rows 8",
+            "--data.rows says what --batch does; give --batch alone",
+        ),
+        (
+            "bench --size tiny --sweep --compute.remat full",
+            "--compute.remat says what --remat does; give --remat alone",
+        ),
     ],
 )
 def test_refusals(words, said, capsys):

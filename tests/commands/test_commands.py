@@ -275,11 +275,18 @@ CALLS = [
     ),
     ("bench", "main", "bench --size tiny", (Request(size="tiny"),), {}),
     (
+        "bench",
+        "main",
+        "bench --config c.yaml --optimizer.moments int8",
+        (Request(config="c.yaml", overrides=("--optimizer.moments", "int8")),),
+        {},
+    ),
+    (
         "bench --data",
         "main",
-        "bench --data --config c.yaml --steps 7 --json o.json",
+        "bench --data --config c.yaml --steps 7 --json o.json --data.workers 2",
         ("c.yaml",),
-        {"steps": 7, "json_file": "o.json"},
+        {"steps": 7, "json_file": "o.json", "overrides": ["--data.workers", "2"]},
     ),
     (
         "bench",
@@ -607,7 +614,7 @@ def test_a_fault_of_ours_keeps_its_traceback(fake, error: Exception):
         "bench --size tiny --config c.yaml",
         "bench --size huge",
         "bench --size tiny --steps -1",
-        "bench --size tiny --mesh.data 2",
+        "evaluate m --mesh.data 2",
     ],
 )
 def test_wrong_usage_is_code_2(words: str, capsys):

@@ -7,8 +7,12 @@ from mllm_jax.commands.bench.request import RANKS, ROUNDS, STEPS, Request
 from mllm_jax.commands.flags import Usage, names, several, whole
 from mllm_jax.common.errors import require
 
-USAGE = Usage("throughput of the real step on synthetic rows, or of a stage's loader")
-OF_LOADER = ("config", "steps", "json_file")  # the flags that --data takes
+USAGE = Usage(
+    "throughput of the real step on synthetic rows, or of a stage's loader",
+    "(--config FILE | --size NAME) [--data] [options] [--section.key value ...]",
+    overrides=True,
+)
+OF_LOADER = ("config", "steps", "json_file", "overrides")  # the flags that --data takes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Request)}
+    values["overrides"] = tuple(options.overrides)
     if options.data:
         used = [name for name in values if name not in OF_LOADER and values[name]]
         unused = ", ".join(f"--{name.replace('_', '-')}" for name in used)
@@ -66,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
 
         from mllm_jax.commands.bench import loader
 
-        loader.main(options.config, steps=options.steps, json_file=options.json_file)
+        given = {name: getattr(options, name) for name in ("steps", "json_file", "overrides")}
+        loader.main(options.config, **given)
         return
     request = Request(**values)
     request.check()

@@ -143,6 +143,7 @@ def _ours(request: Request, root: Path) -> list[dict[str, Any]]:
     for name in ("batch", "attention", "remat"):
         values = getattr(request, name)
         flags += [f"--{name}", ",".join(map(str, values))] if values else []
+    flags += request.overrides  # PyTorch's step has none of these options
     command = [sys.executable, "-m", "mllm_jax", "bench", *flags]
     return objects(command, root, "mllm-jax bench")
 

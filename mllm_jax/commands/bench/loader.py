@@ -1,4 +1,4 @@
-"""DOOR bench --data: how fast batches are made, without a model; and how fast a far step is found.
+"""`mllm-jax bench --data`: how fast batches are made, without a model, and a far step is found.
 
 Field names as in tests/benchmarks/pytorch_loader.py. CPU seconds are those of this process and of
 its workers, so images_per_cpu_second says what one core does. Images are decoded again every time.
@@ -8,6 +8,7 @@ import dataclasses
 import json
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,23 @@ FAR = 100_000  # the step that is sought
 WARMUP = 8  # batches before the clock starts
 
 
-def main(config: str, steps: int, json_file: str | None = None) -> None:
+def main(
+    config: str, steps: int, json_file: str | None = None, overrides: Sequence[str] = ()
+) -> None:
     """`mllm-jax bench --data --config FILE`: times a stage's loader and prints one JSON object.
 
     Args:
         config: a stage file.
         steps: timed batches, after WARMUP.
         json_file: where the object is also written.
+        overrides: options of the stage, as in `stage_file.load`.
 
     Raises:
         ConfigError: bad input, as in a run.
     """
     if json_file is not None:
         check_file(json_file)
-    text = json.dumps(measure(stage_file.load(config), steps))
+    text = json.dumps(measure(stage_file.load(config, overrides), steps))
     print(text)
     if json_file is not None:
         write_whole(Path(json_file), text + "\n")

@@ -4,11 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mllm_jax.common.errors import require
+from mllm_jax.config.loading import split_flags
 
 WARMUP = 2  # steps before the clock starts: caches and allocators settle
 STEPS, ROUNDS = 5, 5  # timed steps; rounds with --baseline
 SIZED = {"stage": "instruct", "length": 1024, "batch": 2, "dtype": "float32", "remat": "none"}
 RANKS = "[1, 65_536]"
+SAME = {  # options of a stage that have a flag: give one of the two
+    "--compute.attention": "attention",
+    "--compute.remat": "remat",
+    "--data.rows": "batch",
+    "--data.length": "length",
+    "--train.microbatches": "microbatches",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Request:
     baseline: bool = False  # PyTorch in turn
     rounds: int | None = None  # with the baseline
     json_file: str | None = None  # takes the objects that are printed
+    overrides: Sequence[str] = ()  # options of the stage, or of a size's compute, optimizer, mesh
 
     @property
     def several(self) -> bool:
@@ -71,3 +80,10 @@ class Request:
             self.rounds is None or self.baseline,
             f"bench: --rounds {self.rounds} has no effect without --baseline",
         )
+        for word, _ in split_flags(self.overrides):
+            require("." in word, f"bench: {word}: unknown option; mllm-jax bench --help lists all")
+            flag = SAME.get(word)
+            require(
+                flag is None or not (self.sweep or getattr(self, flag)),
+                f"bench: {word} says what --{flag} does; give --{flag} alone",
+            )

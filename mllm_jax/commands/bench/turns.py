@@ -61,7 +61,7 @@ def _asked(request: Request) -> tuple[Work, Axes]:
     """The work in its first setting, and the settings that are tried."""
     rows = request.batch[0] if request.batch else None
     if request.config is not None:
-        config = stage_file.load(request.config)
+        config = stage_file.load(request.config, request.overrides)
         first = from_config(config, request.length, rows, request.dtype, None)
     else:
         first = from_size(
@@ -72,6 +72,7 @@ def _asked(request: Request) -> tuple[Work, Axes]:
             request.dtype or SIZED["dtype"],
             SIZED["remat"],
             request.lora,
+            request.overrides,
         )
     first = first._replace(images=not request.text_only)
     axes = Axes(request.batch, request.microbatches, request.attention, request.remat)
@@ -142,7 +143,8 @@ def _needs_more(work: Work, other: Work) -> bool:
 def _named(request: Request, result: dict[str, Any]) -> dict[str, Any]:
     size = request.size or Path(request.config or "").stem
     stage = "config" if request.config else request.stage or SIZED["stage"]
-    return {"size": size, "stage": stage, "lora": request.lora, **result}
+    named = {"size": size, "stage": stage, "lora": request.lora}
+    return {**named, "overrides": " ".join(request.overrides), **result}
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ rows.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,14 @@ from mllm_jax.common.errors import require
 from mllm_jax.config import loading
 from mllm_jax.config.adapter import AdapterConfig
 from mllm_jax.config.model import ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from mllm_jax.config.stage import ComputeConfig, Config, MeshConfig, OptimizerConfig, PartConfig
+from mllm_jax.config.stage import (
+    ComputeConfig,
+    Config,
+    MeshConfig,
+    OptimizerConfig,
+    PartConfig,
+    check_rounding,
+)
 from mllm_jax.data.images.tiles import Placeholders, placeholders
 
 # vision (width, mlp, layers, heads, image, patch),
@@ -47,6 +55,18 @@ class Work(NamedTuple):
     segments: int | None = None  # the most examples that a row holds, as the stage file says
 
 
+@dataclass(frozen=True)
+class SizeOptions:
+    """What overrides can change of a size: sections of a stage file."""
+
+    compute: ComputeConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        check_rounding(self.optimizer, self.compute)
+
+
 def from_size(
     size: str,
     stage: str,
@@ -55,6 +75,7 @@ def from_size(
     dtype: str,
     remat: str,
     lora: int | None = None,
+    overrides: Sequence[str] = (),
 ) -> Work:
     """A model of this size: mlp connector, parameters in `dtype`.
 
@@ -66,6 +87,10 @@ def from_size(
         dtype: number format of parameters and products.
         remat: as `compute.remat`.
         lora: rank of adapters in the language layers, which are then frozen; for "instruct".
+        overrides: options of `SizeOptions`, as in `loading.load`.
+
+    Raises:
+        ConfigError: an override that is not valid.
     """
     v, t = SIZES[size]
     model = ModelConfig(
@@ -94,7 +119,11 @@ def from_size(
         parts=parts, learning_rate=1e-5, schedule="constant", warmup_ratio=0.0, weight_decay=0.01
     )
     adapter = AdapterConfig(LORA, rank=lora, alpha=2.0 * lora) if lora else None
-    return Work(model, compute, adamw, MeshConfig(), length, rows, adapter=adapter)
+    options = loading.to_dict(SizeOptions(compute, adamw))
+    options = loading.build(SizeOptions, loading.overridden(options, overrides))
+    return Work(
+        *(model, options.compute, options.optimizer, options.mesh, length, rows), adapter=adapter
+    )
 
 
 def from_config(

@@ -194,8 +194,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Measures what the command line asks for and prints it."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="times a training step of transformers' LLaVA")
     parser.add_argument("--size", choices=bench.SIZES, default="small")
     parser.add_argument("--stage", choices=FROZEN, default="instruct", help="what is trained")
@@ -212,7 +212,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--attention", default="sdpa", help="sdpa, flash_attention_2 or eager")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--remat", action="store_true", help="with gradient checkpointing")
-    print(json.dumps(measure(parser.parse_args(words))))
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measures what the command line asks for and prints it."""
+    print(json.dumps(measure(parse(words))))
 
 
 if __name__ == "__main__":

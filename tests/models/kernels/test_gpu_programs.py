@@ -44,7 +44,6 @@ def compiled(name: str, chip: str) -> jax.stages.Compiled:
 
 
 @pytest.mark.usefixtures("gpu_compiler")
-@pytest.mark.filterwarnings("ignore:The out_shape and scratch_shapes:DeprecationWarning")  # tokamax
 @pytest.mark.parametrize(("name", "chip"), KERNELS)
 def test_the_kernel_is_in_the_program_and_no_square_of_the_length(name: str, chip: str):
     text = compiled(name, chip).as_text() or ""

@@ -163,10 +163,7 @@ def _language_layer(
     weights = (c.width * heads + 3 * c.width * c.mlp) // share.tensor
     # gate, up and their product with what comes back for each; queries, keys, values and theirs
     per_token = 5 * c.width + (6 * c.mlp + 2 * heads) // share.tensor
-    call = Call(
-        *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
-        *(c.head_dim, compute.compute, True, True, attention.segments, share.parts),
-    )
+    call = language_call(c, share, compute, attention)
     backend = attention.backend(call)
     scores = BACKENDS[backend].score_bytes(call)
     if share.platform != "cpu":
@@ -177,12 +174,22 @@ def _language_layer(
         again = scores if backend == "blocks" and of_tpu else 0
         scores += max(again, head_gradient if of_tpu else head_gradient // 2)
     # a layer's gradients stand whole before they are summed over devices, in `compute.reduce`
-    summed = 4 if "float32" in (compute.reduce, compute.compute) else 2
+    summed = reduced_width(compute)
     # keys and values of whole rows, and their gradients, where devices share a row
     keys = share.rows * share.keys * 2 * c.kv_heads * c.head_dim // share.tensor
     scores += keys * (size + summed) if share.parts > 1 else 0
     # and weights are gathered for the pass back while those for the second pass forth are in use
     return weights * (2 * size + (summed if trained else 0)) + tokens * per_token * size + scores
+
+
+def language_call(
+    c: LanguageConfig, share: Share, compute: ComputeConfig, attention: Selection
+) -> Call:
+    """A language layer's attention as one device computes it."""
+    return Call(
+        *(share.rows, share.length, c.heads // share.tensor, c.kv_heads // share.tensor),
+        *(c.head_dim, compute.compute, True, True, attention.segments, share.parts),
+    )
 
 
 def _of_adapter(
@@ -212,6 +219,11 @@ def _vision_layer(c: VisionConfig, share: Share, compute: ComputeConfig) -> int:
 def width(compute: ComputeConfig) -> int:
     """Bytes of a number in the compute dtype."""
     return 4 if compute.compute == "float32" else 2
+
+
+def reduced_width(compute: ComputeConfig) -> int:
+    """Bytes of a number that is summed over devices within a layer."""
+    return 4 if "float32" in (compute.reduce, compute.compute) else 2
 
 
 def copies_bytes(placed: Any, share: Share, compute: ComputeConfig) -> int:

@@ -203,7 +203,7 @@ class Plans:
             logits=memory.logits_bytes(self.language, share, compute.loss_chunk),
             head=memory.head_bytes(self.language, share, compute, head in trained, divided),
             layer=memory.layer_bytes(
-                model, share, compute, moves, self._attention, self.config.adapter, summed
+                model, share, compute, moves, self.attention, self.config.adapter, summed
             ),
             host=share.rows * kept.host // share.parts,
         )
@@ -217,7 +217,8 @@ class Plans:
         return round(sum(used[p] * (int8.BYTES if p in of_int8 else each) for p in chosen))
 
     @property
-    def _attention(self) -> Selection:
+    def attention(self) -> Selection:
+        """The backend as the stage names it, on this hardware."""
         data = self.config.data
         return Selection(self.config.compute.attention, self._device, data.segments)
 

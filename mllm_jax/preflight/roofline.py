@@ -73,13 +73,15 @@ def sent_by_formula(
     float32_shard: int,
     activations: int,
     layers: int,
+    again: bool,
     keys: tuple[int, int] = (0, 0),
 ) -> dict[str, int]:
     """Bytes one device sends in a step, by kind, as the layout asks for; rings as in `hlo`.
 
     Weights are gathered for the forward and for the backward pass of every microbatch; gradients
-    are scattered in the compute dtype; slices of the data axis exchange theirs in float32; a layer
-    under tensor parallelism sums its output twice in each direction, twice more when recomputed.
+    are scattered in the compute dtype; slices of the data axis exchange theirs in float32. A layer
+    under tensor parallelism sums what attention and feed-forward give, and in the backward pass the
+    gradients of what queries, keys, values, gate and up read, one by one, as compiled programs do.
     Over the context axis, which divides parameters as fsdp does, keys and values are gathered for
     every pass forward, and their gradients scattered.
 
@@ -89,8 +91,9 @@ def sent_by_formula(
         weights: bytes in the compute dtype of one tensor part of all weights that a step uses.
         trained: likewise of those that are trained.
         float32_shard: bytes of the gradients one device keeps.
-        activations: bytes of one layer's output for a microbatch.
+        activations: bytes of one layer's output for a microbatch, as it is summed.
         layers: of the language model.
+        again: whether the sum of what attention gives is computed a second time.
         keys: bytes of one layer's keys and values of whole rows for a microbatch: gathered in all
             passes, and of their gradients.
     """
@@ -98,10 +101,9 @@ def sent_by_formula(
     fsdp, context = (shards - 1) / shards, (split.context - 1) / split.context
     gathered, scattered = (layers * microbatches * count * context for count in keys)
     data, tensor = (2 * (n - 1) / n for n in (split.data, split.tensor))
+    sums = (2 + 5 + again) * layers * microbatches
     return {
         "all-gather": round(2 * microbatches * weights * fsdp + gathered),
         "reduce-scatter": round(microbatches * trained * fsdp + scattered),
-        "all-reduce": round(
-            data * float32_shard + 6 * layers * microbatches * activations * tensor
-        ),
+        "all-reduce": round(data * float32_shard + sums * activations * tensor),
     }

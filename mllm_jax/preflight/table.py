@@ -1,6 +1,6 @@
 """Formats what preflight estimated as a table for a terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 NAMES = {  # field of memory.Memory -> line of the table
@@ -21,7 +21,7 @@ HELD = ("trainable", "frozen", "moments", "batch", "images")
 
 def render(result: dict[str, Any]) -> str:
     """The whole page; `result` as `report.estimate` returns it."""
-    parts = (_head, _memory, _collectives, _bound, _nearest, _fewer)
+    parts = (_head, _memory, _collectives, _bound, _nearest, _quicker)
     lines = (part(result) for part in parts)
     return "\n\n".join("\n".join(part) for part in lines if part)
 
@@ -179,15 +179,30 @@ def _nearest(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _fewer(result: dict[str, Any]) -> list[str]:
-    one = result["fewer_microbatches"]
+def _quicker(result: dict[str, Any]) -> list[str]:
+    one = result["quicker"]
     if one is None:
         return []
-    now = sum(kind["bytes"] for kind in result["collectives"].values())
+    basis = "compiled" if one["compiled"] else "by formula"
     return [
-        "fewer microbatches fit, and gather the weights less often",
+        "quicker, and it fits",
         f"  {one['flags']}",
-        f"    {size(one['total'])}, {size(one['margin'])} free, "
-        + ("compiled" if one["compiled"] else "by formula")
-        + f"; sends {size(one['sent'])} instead of {size(now)}",
+        f"    {size(one['total'])}, {size(one['margin'])} free, {basis}",
+        *(f"    {gain}" for gain in gains(result, one)),
     ]
+
+
+def gains(result: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[str]:
+    """What another setting changes, a line each."""
+    bound, other = result["bound"], one["bound"]
+    if bound is not None and other["seconds"] != bound["seconds"]:
+        yield (
+            f"no step is faster than {seconds(other['seconds'])} instead of "
+            f"{seconds(bound['seconds'])}: MFU at most {100 * other['mfu']:.1f} % instead of "
+            f"{100 * bound['mfu']:.1f} %"
+        )
+    sent = sum(kind["bytes"] for kind in result["collectives"].values())
+    host = result["memory"]["host"]
+    for verb, old, new in (("sends", sent, one["sent"]), ("leaves to the host", host, one["host"])):
+        if old != new:
+            yield f"{verb} {size(new)} instead of {size(old)}"

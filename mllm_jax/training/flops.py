@@ -53,7 +53,7 @@ class Part(NamedTuple):
     prefixes: tuple[str, ...]  # of the paths of its parameters, products or not
     tokens: float  # that go through it in a step
     weights: dict[str, Weights]  # path -> the weights that stand in a product
-    attention: float  # FLOPs forward per token
+    attention: float  # FLOPs forward per token; 0 but for a tower's layers
 
 
 def flops_per_step(
@@ -78,7 +78,7 @@ def flops_per_step(
     """
     total = 3 * adapters_forward(model, trainable, rows, length, images, rank)
     through = False  # through: something here or before is trained
-    for part in _way(model, rows, length, images, targets):
+    for part in forward_parts(model, rows, length, images, targets):
         through = through or any(path.startswith(part.prefixes) for path in trainable)
         for path, weights in part.weights.items():
             factor = 6 if path in trainable else 4 if through else 2
@@ -98,7 +98,7 @@ def adapters_forward(
     """FLOPs of the adapters' products in one forward pass; arguments as `flops_per_step`'s."""
     products = [
         part.tokens * rank * one.layers * (one.inputs + one.outputs)
-        for part in _way(model, rows, length, images)
+        for part in forward_parts(model, rows, length, images)
         for path, one in part.weights.items()
         if path.removesuffix(KERNEL) + A in trainable
     ]
@@ -111,13 +111,14 @@ def matmul_parameters(model: ModelConfig) -> dict[str, int]:
     Vision layers behind the feature layer are not used and do not count. A tied head is under
     "language/embedding", whose only product it is.
     """
-    return {path: one.size for part in _way(model, 1, 1, 1) for path, one in part.weights.items()}
+    parts = forward_parts(model, 1, 1, 1)
+    return {path: one.size for part in parts for path, one in part.weights.items()}
 
 
-def _way(
+def forward_parts(
     model: ModelConfig, rows: int, length: int, images: int, targets: float | None = None
 ) -> list[Part]:
-    """The parts in the order of the forward pass."""
+    """The parts in the order of the forward pass; arguments as `flops_per_step`'s."""
     way: list[Part] = []
     vision, language = model.vision, model.language
     if vision is not None:

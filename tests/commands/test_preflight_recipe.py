@@ -35,6 +35,9 @@ def test_stages_that_are_laid_out_alike_share_a_line(recipe: Path, capsys, monke
     assert "h200:8: 8 x H200" in printed and "estimated by formula" in printed
     lines = [line for line in printed.splitlines() if "GiB" in line and "yes" in line]
     assert [line.split("|")[1].strip() for line in lines] == ["first", "second, third"]
+    # what is quicker is below, with what it gains
+    assert "\nfirst: quicker, and it fits: --train.microbatches 1\n" in printed
+    assert "no step is faster than" in printed
 
 
 def test_json_is_an_object_for_each_line(recipe: Path, capsys):

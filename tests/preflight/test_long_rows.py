@@ -6,7 +6,7 @@ import pytest
 
 from mllm_jax.common.errors import ConfigError
 from mllm_jax.preflight import plans as planning
-from mllm_jax.preflight import report, table
+from mllm_jax.preflight import report, table, work
 from tests.preflight.test_report import WIDE, near_the_compiler, plans
 
 SHARED = ("--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.context", "2")
@@ -35,7 +35,7 @@ def test_a_program_with_a_context_axis(tmp_path: Path):
     near_the_compiler(here)
     program = here.compiled(here.configured)
     assert program.memory["arguments"] == here.memory(here.configured).held + 4
-    formula = report.sent(here, here.configured)
+    formula = work.sent(here, here.configured)
     assert program.sent["all-gather"]["bytes"] >= 0.9 * formula["all-gather"]["bytes"]
     table_of = table.render(report._describe(here, here.configured, program))
     assert "mesh data 2 x fsdp 2 x tensor 1 x context 2; 16 rows" in table_of

@@ -14,7 +14,7 @@ from mllm_jax.common.errors import ConfigError
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.models import layers
-from mllm_jax.preflight import hardware, table
+from mllm_jax.preflight import hardware, table, work
 from mllm_jax.preflight import plans as planning
 from mllm_jax.preflight import report as preflight
 from mllm_jax.preflight.plans import Plans, Program
@@ -69,7 +69,6 @@ def test_what_is_held_is_exact_on_every_mesh(tmp_path: Path, mesh: tuple[int, in
     )
 
 
-@pytest.mark.filterwarnings("ignore:The out_shape and scratch_shapes:DeprecationWarning")  # tokamax
 @pytest.mark.parametrize("attention", ["cudnn", "tokamax", "triton"])
 def test_attention_of_gpus_by_formula_without_their_compiler(tmp_path: Path, attention: str):
     """The pretended devices are CPUs; attention is that of the hardware, and has no scores."""
@@ -90,7 +89,7 @@ def test_packed_attention_by_cudnn_needs_hopper(tmp_path: Path, capsys):
     assert printed.out == ""
     assert printed.err == (
         "mllm-jax: error: compute.attention=cudnn: packed rows need compute capability 9.0 or "
-        "newer, this GPU's is 8.0; choose blocks\n"
+        "newer, this GPU's is 8.0; choose triton\n"
     )
 
 
@@ -160,7 +159,7 @@ def test_activations_follow_remat_rows_and_tensor(tmp_path: Path):
 
 def test_collectives_of_a_compiled_step(wide: Plans):
     """Every layer's weights are gathered for both passes, whatever else the compiler sends."""
-    sent, formula = wide.compiled(wide.configured).sent, preflight.sent(wide, wide.configured)
+    sent, formula = wide.compiled(wide.configured).sent, work.sent(wide, wide.configured)
     assert sent["all-gather"]["bytes"] >= 0.9 * formula["all-gather"]["bytes"]
     total = sum(kind["bytes"] for kind in sent.values())
     assert total < 5 * sum(kind["bytes"] for kind in formula.values())
@@ -182,7 +181,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert memory["fits"] is True
     assert result["bound"] is None  # nobody publishes rates of pretended devices
     assert result["nearest"] is None
-    assert result["fewer_microbatches"] is None  # there is one
+    assert result["quicker"] is None  # there is one microbatch, and no rates for less remat
     paths = wide.setup("full").abstract.trainable
     useful = flops_per_step(wide.config.model, paths, 16, 512, 32)
     assert result["work"]["useful"] == useful
@@ -226,25 +225,6 @@ def test_what_does_not_fit_gets_the_nearest_that_do(tmp_path: Path, monkeypatch)
     page = table.render(result)
     assert "DOES NOT FIT" in page
     assert found[0]["flags"] in page
-
-
-def test_where_it_fits_fewer_microbatches_that_do_are_named(tmp_path: Path, monkeypatch):
-    """The fewest that fit, with what they send; none where one more row at a time is too much."""
-    words = (*WIDE, *FSDP, "--data.rows", "64", "--train.microbatches", "8")
-    result = preflight.estimate(load(tmp_path, *words), "h200:8")
-    one = result["fewer_microbatches"]
-    assert one["flags"] == "--train.microbatches 1" and not one["compiled"]
-    again = preflight.estimate(load(tmp_path, *words, *one["flags"].split()), "h200:8")
-    assert one["total"] == again["memory"]["total"]
-    assert one["sent"] == sum(kind["bytes"] for kind in again["collectives"].values())
-    assert again["fewer_microbatches"] is None
-    assert one["flags"] in table.render(result)
-    needed = [result["memory"]["total"], one["total"]]
-    for limit, fewest in ((sum(needed) // 2, ("2", "4")), (needed[0], ())):
-        small = hardware.CHIPS["h200"]._replace(memory=limit)
-        monkeypatch.setitem(hardware.CHIPS, "h200", small)
-        one = preflight.estimate(load(tmp_path, *words), "h200:8")["fewer_microbatches"]
-        assert one is None if not fewest else one["flags"].split()[1] in fewest
 
 
 def test_nearest_settings_are_compiled_where_that_is_possible(tmp_path: Path, monkeypatch):

@@ -31,17 +31,25 @@ def test_no_rates_no_bound():
         (Split(1, 1, 1), 0, 0, 0),
         (Split(1, 4, 1), 2 * 3 * 800 * 3 // 4, 3 * 400 * 3 // 4, 0),
         (Split(2, 4, 1), 2 * 3 * 800 * 3 // 4, 3 * 400 * 3 // 4, 2 * 1000 // 2),
-        (Split(1, 1, 2), 0, 0, 6 * 5 * 3 * 10),
+        (Split(1, 1, 2), 0, 0, (2 + 5) * 5 * 3 * 10),
         (Split(1, 2, 1, 2), 2 * 3 * 800 * 3 // 4, 3 * 400 * 3 // 4, 0),
     ],
 )
 def test_bytes_sent(split: Split, gathered: int, scattered: int, reduced: int):
-    found = sent_by_formula(split, 3, 800, 400, 1000, 10, 5)
+    found = sent_by_formula(split, 3, 800, 400, 1000, 10, 5, False)
     assert found == {"all-gather": gathered, "reduce-scatter": scattered, "all-reduce": reduced}
 
 
+def test_what_is_summed_again():
+    """Two tensor devices, 5 layers, 3 microbatches of 10 bytes: attention's sum once more."""
+    once, twice = (
+        sent_by_formula(Split(1, 1, 2), 3, 0, 0, 0, 10, 5, again) for again in (False, True)
+    )
+    assert twice["all-reduce"] - once["all-reduce"] == 5 * 3 * 10
+
+
 def test_keys_and_values_cross_the_context_axis_in_every_layer_and_microbatch():
-    found = sent_by_formula(Split(1, 1, 1, 2), 3, 0, 0, 0, 0, 5, (8, 16))
+    found = sent_by_formula(Split(1, 1, 1, 2), 3, 0, 0, 0, 0, 5, True, (8, 16))
     assert found == {
         "all-gather": 5 * 3 * 8 // 2,
         "reduce-scatter": 5 * 3 * 16 // 2,

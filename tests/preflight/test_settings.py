@@ -3,7 +3,7 @@
 import pytest
 
 from mllm_jax.preflight.roofline import Split
-from mllm_jax.preflight.settings import Setting, fewer_microbatches, near, whole_rows
+from mllm_jax.preflight.settings import Setting, near, quicker, whole_rows
 
 GIVEN = Setting("none", 64, 2, Split(1, 8, 1))
 
@@ -41,12 +41,17 @@ def test_nearest_first():
     }
 
 
-def test_fewer_microbatches_of_the_same_rows_that_divide_over_the_devices():
-    """64 rows over 8 devices: eight each, so that four, two or one microbatches are possible."""
-    assert fewer_microbatches(GIVEN._replace(microbatches=8)) == [
-        GIVEN._replace(microbatches=n) for n in (1, 2, 4)
-    ]
-    assert fewer_microbatches(GIVEN._replace(microbatches=1)) == []
+def test_what_may_be_quicker_has_the_same_rows_and_mesh():
+    """64 rows over 8 devices, eight each: one, two, four or eight microbatches with any remat."""
+    given = GIVEN._replace(remat="full")
+    found = quicker(given)
+    remats = ("none", "dots", "attention", "full")
+    every = {given._replace(remat=r, microbatches=n) for r in remats for n in (1, 2, 4, 8)}
+    assert len(found) == len(every) - 1
+    assert set(found) == every - {given}
+    # what keeps activations in the host's memory is not quicker, unless it is what is asked for
+    of_offload = {setting.remat for setting in quicker(GIVEN._replace(remat="offload"))}
+    assert of_offload == {*remats, "offload"}
 
 
 def test_remat_only_goes_towards_less_memory():

@@ -32,11 +32,12 @@ def equations(closed: Any) -> Iterator[Any]:
     """Every equation of a program, those of its inner programs too."""
     for equation in closed.eqns:
         yield equation
-        for inner in _inner(equation.params):
-            yield from equations(inner)
+        for program in inner(equation.params):
+            yield from equations(program)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
+def inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs that an equation holds."""
     for value in params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, ClosedJaxpr):

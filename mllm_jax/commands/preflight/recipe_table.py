@@ -1,7 +1,7 @@
 """The stages of a recipe on given hardware: one line each."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import report
-from mllm_jax.preflight.table import seconds, size
+from mllm_jax.preflight.table import gains, seconds, size
 
 HEAD = ("stage", "rows", "memory", "of", "fits", "sent", "a step, at least", "by", "MFU, at most")
 
@@ -79,4 +79,12 @@ def _table(stages: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> str:
     head = f"{first['hardware']}: {first['chips']} x {chip['kind']} ({chip['source']})\n"
     head += f"  {first['basis']}\n"
     head += f"  {', '.join(f'{name} {version}' for name, version in versions.items())}\n\n"
-    return head + markdown_table(HEAD, rows)
+    return head + markdown_table(HEAD, rows) + "".join(_quicker(stages))
+
+
+def _quicker(stages: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Iterator[str]:
+    """Lines for the stages that have a quicker setting that fits."""
+    for names, result in stages:
+        if (one := result["quicker"]) is not None:
+            gain = "; ".join(gains(result, one))
+            yield f"\n{', '.join(names)}: quicker, and it fits: {one['flags']}\n  {gain}\n"

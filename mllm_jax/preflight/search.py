@@ -23,7 +23,7 @@ OFF = (
 
 
 class Tried(NamedTuple):
-    """A setting that fits."""
+    """A setting: what it takes, by formula or compiled, and how quick it may be."""
 
     setting: Setting
     total: int  # bytes of memory of one device
@@ -95,11 +95,12 @@ def quicker(plans: Plans) -> dict[str, Any] | None:
     By formula and published rates: nothing is timed.
     """
     limit, configured = NEARLY * plans.limit, _estimated(plans, plans.configured)
-    others = (_estimated(plans, one) for one in settings.quicker(plans.configured))
-    fitting = [one for one in others if one.total <= limit and one.is_quicker(configured)]
+    fitting = [
+        one for one in by_formula(plans) if one.total <= limit and one.is_quicker(configured)
+    ]
     tried, now = 0, _built(plans, plans.configured)
     assert now is not None, "the stage's own setting fits"
-    for estimated in sorted(fitting, key=lambda one: one.order):
+    for estimated in fitting:
         if tried == TRIED_QUICKER:
             break
         if estimated.total > limit:
@@ -111,6 +112,16 @@ def quicker(plans: Plans) -> dict[str, Any] | None:
         elif one.is_quicker(now):
             return _described(plans, one)
     return None
+
+
+def by_formula(plans: Plans) -> list[Tried]:
+    """The stage's rows and mesh under any remat and microbatches, whether they fit or not.
+
+    The quickest first; the stage's own setting is among them.
+    """
+    own = plans.configured
+    estimates = [_estimated(plans, one) for one in [own, *settings.quicker(own)]]
+    return sorted(estimates, key=lambda one: one.order)
 
 
 def _estimated(plans: Plans, setting: Setting) -> Tried:

@@ -47,8 +47,8 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     """What a step asks of the hardware; `sent`: bytes over one device's links.
 
     Memory is read and written at least for: the weights forward, for gradients of what they are
-    multiplied with, and where their products are computed again; what is kept for the backward
-    pass; the optimizer's state.
+    multiplied with, and where their products are computed again; what the backward pass reads of
+    the layers, which is written whether it was kept or is computed again; the optimizer's state.
     """
     config, data = plans.config, plans.config.data
     setup, share = plans.laid_out(setting.split), plans.share(setting)
@@ -60,8 +60,9 @@ def work(plans: Plans, setting: Setting, sent: int) -> Work:
     read = plans.weight_bytes() + plans.weight_bytes(again.weights)
     read += plans.weight_bytes(set(_read_backward(plans, trained)))
     bytes_now = plans.memory(setting)
-    # what is in the host's memory passes through the device's on its way there and back
-    kept = 2 * bytes_now.activations + 4 * bytes_now.host
+    of_layers = plans.memory(setting._replace(remat="none")).activations
+    # what the host keeps is also read on its way there, and written on its way back
+    kept = 2 * of_layers + 2 * bytes_now.host
     moved = (
         share.microbatches * (read // share.tensor + kept)
         + 2 * (bytes_now.trainable + bytes_now.moments)

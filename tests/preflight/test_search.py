@@ -112,8 +112,8 @@ def test_less_remat_where_arithmetic_takes_the_time(tmp_path: Path, monkeypatch)
     assert names(found(int(need["none", 4] * room) + 1)) == "--compute.remat none"
     eight = "--compute.remat none --train.microbatches 8"
     assert names(found(int(need["none", 4] * room) - 1)) == eight
-    # of such narrow layers attention is more arithmetic than the products
-    assert names(found(int(need["none", 8] * room) - 1)).startswith("--compute.remat attention")
+    # of such narrow layers attention is as much arithmetic as the products; these need weights
+    assert names(found(int(need["none", 8] * room) - 1)) == "--compute.remat dots"
     slow(monkeypatch, memory=need["full", 8])
     words = (*WORDS, "--compute.remat", "full", "--train.microbatches", "8")
     assert preflight.estimate(load(tmp_path, *words), "h200:8")["quicker"] is None

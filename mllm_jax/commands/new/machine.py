@@ -10,13 +10,19 @@ import jax
 from mllm_jax.commands.new.choices import Choice
 from mllm_jax.common.hardware import CHIPS, Chip
 from mllm_jax.config.stage import Config
+from mllm_jax.preflight import search
 from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.plans import Plans
-from mllm_jax.preflight.settings import Setting
+from mllm_jax.preflight.search import Tried
 
 GIB = 2**30
 USED = 0.8  # of the memory that the formula may fill: it is an estimate
-REMATS = ("none", "full")
+KEPT = {  # compute.remat -> what of a layer is kept for the backward pass
+    "none": "everything is kept for the backward pass",
+    "dots": "products are kept for the backward pass, the rest is computed again, to fit",
+    "attention": "attention is kept for the backward pass, the rest is computed again, to fit",
+    "full": "layers are computed again in the backward pass, to fit",
+}
 
 
 class Fit(NamedTuple):
@@ -50,7 +56,9 @@ def memory() -> int:
 
 
 def fit(config: Config, rows: Choice) -> Fit:
-    """The fewest microbatches, and the least recomputing, with which a stage fits.
+    """The microbatches and the recomputing with which a stage fits and may be quickest.
+
+    By preflight's formula and the chip's published rates; nothing is compiled or timed.
 
     Args:
         config: the stage, with any `microbatches` and `remat`.
@@ -62,28 +70,18 @@ def fit(config: Config, rows: Choice) -> Fit:
         rows = Choice(total, f"{rows.why}; a multiple of {count} devices")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=total))
     plans = Plans(config, _hardware(), Devices(jax.devices(), True))
-    limit = memory()
-    each = total // count
-    turns = [n for n in range(1, each + 1) if each % n == 0]
-    last = None
-    for microbatches in turns:
-        for remat in REMATS:
-            setting = Setting(remat, total, microbatches, plans.configured.split)
-            need = plans.memory(setting).total
-            last = (microbatches, remat, need)
-            if need <= USED * limit:
-                return Fit(rows, *_chosen(microbatches, remat, need, limit, total), True)
-    assert last is not None
-    return Fit(rows, *_chosen(*last, limit, total), False)
+    limit, tried = memory(), search.by_formula(plans)
+    fitting = [one for one in tried if one.total <= USED * limit]
+    chosen = fitting[0] if fitting else min(tried, key=lambda one: one.total)
+    return Fit(rows, *_choices(chosen, limit), bool(fitting))
 
 
-def _chosen(
-    microbatches: int, remat: str, need: int, limit: int, rows: int
-) -> tuple[Choice, Choice]:
-    size = f"{need / GIB:.2f} of {limit / GIB:.0f} GiB by preflight's formula"
-    why = f"machine: {rows // microbatches} rows at a time take {size}"
-    effect = "everything is kept for the backward pass" if remat == "none" else "recomputed, to fit"
-    return Choice(microbatches, why), Choice(remat, f"machine: {effect}")
+def _choices(chosen: Tried, limit: int) -> tuple[Choice, Choice]:
+    setting = chosen.setting
+    size = f"{chosen.total / GIB:.2f} of {limit / GIB:.0f} GiB by preflight's formula"
+    why = f"machine: {setting.rows // setting.microbatches} rows at a time take {size}"
+    effect = KEPT[setting.remat]
+    return Choice(setting.microbatches, why), Choice(setting.remat, f"machine: {effect}")
 
 
 def _hardware() -> Hardware:

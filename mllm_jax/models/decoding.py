@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 
 from mllm_jax.batch import ModelInputs
 from mllm_jax.models import mllm
-from mllm_jax.models.layers import layer_of
 from mllm_jax.models.llama import Cache
 from mllm_jax.models.mllm import MLLM, Params
 
@@ -78,31 +77,16 @@ def _slices(array: jax.Array) -> list[jax.Array]:
 
 
 class Decoder(NamedTuple):
-    """Parameters as decoding reads them, once for all tokens.
+    """Parameters as decoding reads them, once for all tokens."""
 
-    Slices of stacked parameters, or casts of them, would otherwise be made for every token.
-    """
-
-    layers: tuple[Any, ...]  # of each block, nested
-    head: Float[Array, "V D"]
+    layers: Any  # nested: of all blocks, stacked or apart
+    head: Float[Array, "V D"]  # in the compute dtype
 
 
 def decoder(model: MLLM, params: Params) -> Decoder:
-    """Takes each layer's parameters by themselves, matrices in the compute dtype.
-
-    Unstacked parameters that have this dtype are not copied (`unstack`); stacked ones are.
-    """
-    assert model.language is not None
-    dtype = jnp.dtype(model.compute.compute)
+    """Casts the output table; the layers are left as they are held."""
     layers = mllm.part_of(model, params, "language")["layers"]
-
-    def cast(path: Any, x: jax.Array) -> jax.Array:
-        is_matrix = path[-1].key == "kernel" and jnp.issubdtype(x.dtype, jnp.floating)
-        return x.astype(dtype) if is_matrix else x  # int8 stays as it is held
-
-    of_layers = (layer_of(layers, n) for n in range(model.language.config.layers))
-    each = tuple(jax.tree_util.tree_map_with_path(cast, layer) for layer in of_layers)
-    return Decoder(each, mllm.head(params).astype(dtype))
+    return Decoder(layers, mllm.head(params).astype(jnp.dtype(model.compute.compute)))
 
 
 def decode(

@@ -3,7 +3,6 @@
 Packed rows in training, a key/value cache in generation.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ from mllm_jax.distributed.collectives import lookup
 from mllm_jax.distributed.sharding import constrain
 from mllm_jax.models.attention import attend, attend_cached, rotary_tables, rotate
 from mllm_jax.models.kernels.select import Selection
-from mllm_jax.models.layers import Einsum, RMSNorm, layer_of, stack
+from mllm_jax.models.layers import Einsum, RMSNorm, is_unstacked, layer_of, stack
 
 
 class Cache(NamedTuple):
@@ -204,7 +203,7 @@ class Llama(nn.Module):
         self,
         x: Float[Array, "B 1 D"],
         positions: Int[Array, "B 1"],
-        layers: Sequence[Any],
+        layers: Any,
         cache: Cache,
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Reads one token of every row into the cache.
@@ -212,15 +211,16 @@ class Llama(nn.Module):
         Args:
             x: their embeddings.
             positions: theirs.
-            layers: the parameters of each block.
+            layers: the parameters of all blocks, see `layer_of`.
             cache: of what was read before.
         """
         c = self.config
         tables = rotary_tables(c.rope, c.head_dim, positions)
         step = Step(cache.used, _visible(cache, cache.used))
         keys, values, block = [], [], self._block(False)
-        for layer, *state in zip(layers, cache.keys, cache.values, strict=True):
-            out: Any = block.apply({"params": layer}, x, tuple(state), tables, None, step)
+        for n, state in enumerate(zip(cache.keys, cache.values, strict=True)):
+            layer, x = _layer_behind(x, layers, n)
+            out: Any = block.apply({"params": layer}, x, state, tables, None, step)
             x, (k, v) = out
             keys.append(k)
             values.append(v)
@@ -234,6 +234,16 @@ class Llama(nn.Module):
     def _block(self, keep: bool) -> Block:
         formats = jnp.dtype(self.compute.compute), jnp.dtype(self.compute.reduce)
         return Block(self.config, self.backend, *formats, keep, parent=None)
+
+
+def _layer_behind(x: Array, layers: Any, n: int) -> tuple[Any, Array]:
+    """Block n's parameters, and x, before which they are not sliced, cast or gathered.
+
+    Compilers would do so for all blocks at the same time, and hold the language model once more.
+    """
+    apart = is_unstacked(layers)
+    own, x = jax.lax.optimization_barrier((layers[str(n)] if apart else layers, x))
+    return own if apart else layer_of(own, n), x
 
 
 def _visible(cache: Cache, slot: Int[Array, ""] | int) -> Bool[Array, "B S"]:

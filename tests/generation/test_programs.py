@@ -87,11 +87,29 @@ def test_the_cache_is_given_away(decoding):
 
 
 def test_a_call_copies_no_parameters(compiled):
-    """Layers that are held apart are read where they are; stacked ones are copied at each call."""
-    stacked = mllm.abstract_params(MODEL)
-    size = sum(x.size * 4 for path, x in stacked.items() if "/layers/" in path)
-    copying = compiled_decode(stacked).memory_analysis().temp_size_in_bytes
-    assert compiled.memory_analysis().temp_size_in_bytes < copying - 0.95 * size
+    """Layers that are held apart are read where they are; stacked ones are sliced in the loop."""
+    stacked = compiled_decode(mllm.abstract_params(MODEL))
+    kernels = ("32,48", "48,32", "1,32,48", "1,48,32")  # of a layer's feed-forward
+    made = [f"f32[{kernel}]" for kernel in kernels]
+    parts = [str(program.as_text()).partition("\nENTRY") for program in (compiled, stacked)]
+    (apart, _, apart_entry), (body, _, entry) = parts
+    sliced = lambda text: [x for x in re.findall(r"= (\S+\])\S* slice\(", text) if x in made]  # noqa: E731
+    assert not sliced(apart) and not sliced(apart_entry) and not sliced(entry)
+    assert len(sliced(body)) == 3 * LAYERS
+
+
+def test_a_layer_is_read_behind_the_one_before():
+    """Or XLA gathers, casts or slices all layers at once, and holds the language model again."""
+    for params in (unstacked.shapes(MODEL), mllm.abstract_params(MODEL)):
+        _, inputs = shapes(200)
+        begun = jax.eval_shape(
+            lambda p, i: programs.prefill(MODEL, 232, p, i, None), params, inputs
+        )
+        text = programs.decode.lower(MODEL, False, 32, params, *begun, request()).as_text()
+        barriers = re.findall(r"optimization_barrier (.*) :", text)
+        assert len(barriers) == LAYERS
+        streams = [line.split(", ")[-1] for line in barriers]
+        assert len(set(streams)) == LAYERS  # each waits for another x
 
 
 def test_prompts_have_no_square_of_scores():

@@ -35,6 +35,12 @@ MISSED = {
     (TPU, "v5e:16x16", "configs/basque/align.yaml", "256 x 2048"): 0.88,
     (TPU, "v5p:4x4x4", "configs/basque/align.yaml", "256 x 2048"): 0.87,
     (TPU, "v6e:8x8", "configs/basque/align.yaml", "256 x 2048"): 0.88,
+    (TPU, "v5e:16x16", "configs/basque/align.yaml", "256 x 4096"): 0.86,
+    (TPU, "v5p:4x4x4", "configs/basque/align.yaml", "128 x 4096"): 0.85,
+    (TPU, "v6e:8x8", "configs/basque/align.yaml", "128 x 4096"): 0.87,
+    # 9 and 5 GiB too much where a device has 65,536 or 32,768 tokens at once
+    (TOKAMAX, "h100:8", "configs/basque/align.yaml", "64 x 8192"): 1.32,
+    (TOKAMAX, "h200:1", "configs/basque/align.yaml", "8 x 32768"): 1.18,
     # 3.3 GiB too much where a device has eight rows of 4,096 at once
     (TOKAMAX, "h100:8", "configs/basque/instruct.yaml", "64 x 4096"): 1.10,
     # on GPUs the masks of all blocks of attention, and what stands in for hidden scores, in

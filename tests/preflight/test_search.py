@@ -188,6 +188,24 @@ def test_few_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert second <= 0.9 * first
 
 
+def test_after_one_that_did_not_fit_the_next_needs_clearly_less(tmp_path: Path, monkeypatch):
+    """The formula is within a tenth: of 100, 95 and 80 bytes the second is not compiled."""
+    here = plans(tmp_path, "cpu:8", *WORDS)
+    given = [here.configured._replace(microbatches=n) for n in (1, 2, 8)]
+    monkeypatch.setattr(settings, "quicker", lambda _: given)
+    needs = {1: 100, 2: 95, 8: 80, 4: 70}  # by microbatches; the last is configured
+
+    def estimated(_: Plans, setting: Setting) -> Tried:
+        count = setting.microbatches
+        one = tried(20.0 if count == 4 else 10.0, float(count), total=needs[count])
+        return one._replace(setting=setting)
+
+    monkeypatch.setattr(search, "_estimated", estimated)
+    asked = compiling(here, monkeypatch, lambda setting: False)
+    assert search.quicker(here) is None
+    assert [setting.microbatches for setting in asked] == [1, 8]
+
+
 def test_what_a_compiled_program_sends_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Fewer microbatches that send no less in the end are not shown."""
     slow(monkeypatch, "cpu")

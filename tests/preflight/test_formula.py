@@ -22,6 +22,7 @@ FILES = {
     "preflight-gpu-tokamax-2026-11-26.jsonl": (None, ("--compute.attention", "tokamax")),
     "preflight-tpu-2026-11-26.jsonl": (None, ()),  # `auto`: splash
     "preflight-long-rows-2026-11-26.jsonl": (None, ()),
+    "preflight-remat-2026-11-26.jsonl": (None, ()),
 }
 WITHIN = 0.1  # of the whole
 # what the formula does not meet: (records, hardware, stage file, rows) -> its share of the printed

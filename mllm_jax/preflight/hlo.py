@@ -240,8 +240,10 @@ def _of(program: Program, running: _Running, products: Products) -> dict[str, Co
         source = op_name(line) or around or line.name
         one = _collective(program[place], line, kind, running.iterations, source)
         channel = next(iter(re.findall(r"channel_id=(\d+)", line.text)), None)
-        # all that shard_map writes have the channel 1; they are not spread
-        alone = channel is None or (channel == "1" and place == running.computation)
+        # all that shard_map writes have the channel 1, and the permutes of a decomposed product one
+        # of their own; they are not spread
+        apart = channel == "1" or kind == "collective-permute"
+        alone = channel is None or (apart and place == running.computation)
         name = f"{place} {line.name}" if alone else f"{channel} {one.shape} {one.group}"
         key, span = f"{kind} {name}", Span(number, last.get(line.name, number))
         by_name.setdefault(key, one)

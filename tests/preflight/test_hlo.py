@@ -228,6 +228,19 @@ def test_a_permutation_sends_what_it_has():
     assert (one.kind, one.sent) == ("collective-permute", 32)
 
 
+def test_permutes_of_a_product_share_a_channel_and_are_several():
+    """As libtpu scatters a product's sum: both ways round, and again behind the loop."""
+    line = "  %{0} = f32[8]{{0}} collective-permute(%{1}), channel_id=26, "
+    line += "source_target_pairs={{{{{2}}}}}\n"
+    there, back = "{0,1},{1,0}", "{1,0},{0,1}"
+    inside = line.format("p1", "x", there) + line.format("p2", "x", back)
+    behind = line.format("p3", "a", there)
+    program = loop("scatter", 7, inside) + entry(call("scatter") + "\n" + behind)
+    found = hlo.collectives(program)
+    assert sorted(one.count for one in found) == [1, 7, 7]
+    assert hlo.summary(found)["collective-permute"]["bytes"] == 15 * 32
+
+
 def test_bytes_of_shapes():
     assert shape_bytes(
         "(f32[4,8]{1,0:T(8,128)}, /*index=1*/bf16[2]{0}, s32[], u8[3], pred[5])"

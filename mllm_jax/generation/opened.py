@@ -33,8 +33,6 @@ from mllm_jax.distributed import sharding
 from mllm_jax.generation.contexts import Contexts
 from mllm_jax.generation.shapes import bucket
 from mllm_jax.models import axes, decoding, mllm
-from mllm_jax.models.backends import verified
-from mllm_jax.models.kernels import verify
 from mllm_jax.models.kernels.select import device_of
 
 File = str | Path | bytes
@@ -97,7 +95,6 @@ class Opened:
         device = device_of(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
         self.compute = compute or compute_for(self.source.config.dtype, device.platform)
         self.model = mllm.build(self.config, self.compute, device)
-        verified(self.model, 1, 1, verify.LONGEST, 1 if mesh is None else mesh.shape["tensor"])
 
     @functools.cached_property
     def params(self) -> dict[str, jax.Array]:
@@ -272,9 +269,13 @@ class Opened:
 
 
 def compute_for(stored: str, platform: str) -> ComputeConfig:
-    """The parameters' own number format; float32 on CPUs: faster there, and it holds all others."""
+    """The parameters' own number format; float32 on CPUs: faster there, and it holds all others.
+
+    On GPUs attention is plain JAX: a prompt is read once, and no kernel has to be tried for it.
+    """
     dtype = "bfloat16" if stored == "bfloat16" and platform != "cpu" else "float32"
-    return ComputeConfig(compute=dtype, parameters=dtype, remat="none")
+    attention = "blocks" if platform == "gpu" else "auto"
+    return ComputeConfig(compute=dtype, parameters=dtype, remat="none", attention=attention)
 
 
 def _shifted(row: packing.Row, places: int) -> packing.Row:

@@ -7,6 +7,7 @@ Prompts come from the tokens that the held-out loss is measured on, so a sample 
 training shows it. Documents have no prompt and are left out.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,15 +20,13 @@ from jax.sharding import Mesh
 from mllm_jax.batch import TEXT, Example
 from mllm_jax.checkpoints.hf.tokenizer import end_ids, special_ids
 from mllm_jax.common.errors import require
-from mllm_jax.config.stage import ComputeConfig, Config
+from mllm_jax.config.stage import Config
 from mllm_jax.data.chat.encoder import Encoded
 from mllm_jax.data.heldout import HeldOut
 from mllm_jax.data.images.tiles import Tiles
 from mllm_jax.generation.engine import Answerer
 from mllm_jax.generation.prompt_text import prompt_text
 from mllm_jax.models import mllm
-from mllm_jax.models.backends import verified
-from mllm_jax.models.kernels import verify
 from mllm_jax.models.kernels.select import device_of
 
 
@@ -125,7 +124,9 @@ class _Answerer(Answerer):
     def __init__(self, config: Config, tokenizer: Any, ends: tuple[int, ...], mesh: Mesh):
         self.config, self.tokenizer, self.ends, self.mesh = config.model, tokenizer, ends, mesh
         compute = config.compute
-        self.compute = ComputeConfig(compute.compute, compute.parameters, remat="none")
-        device = device_of(mesh.devices.flat[0])
-        self.model = mllm.build(config.model, self.compute, device, config.adapter)
-        verified(self.model, 1, 1, verify.LONGEST, mesh.shape["tensor"])
+        self.compute = dataclasses.replace(compute, remat="none", remat_vision=None)
+        device, segments = device_of(mesh.devices.flat[0]), config.data.segments
+        # attention is that of the steps, which was tried before the run
+        self.model = mllm.build(
+            config.model, self.compute, device, config.adapter, segments=segments
+        )

@@ -23,7 +23,7 @@ from mllm_jax.config.stage import Config
 from mllm_jax.distributed import sharding
 from mllm_jax.models import axes, mllm
 from mllm_jax.models.kernels.protocol import Device
-from mllm_jax.models.kernels.select import Selection
+from mllm_jax.models.kernels.select import Selection, device_of
 from mllm_jax.preflight import gpu_target, hlo, memory
 from mllm_jax.preflight.hardware import Devices, Hardware
 from mllm_jax.preflight.memory import Kept, Memory, Share
@@ -224,7 +224,9 @@ class Plans:
 
     @property
     def _device(self) -> Device:
-        chip = self.hardware.chip
+        chip, here = self.hardware.chip, device_of(self._devices.devices[0])
+        if here.platform == chip.platform and here.capability is not None:
+            return here
         return Device(chip.platform, chip.cores.capability if chip.cores is not None else None)
 
     @functools.cache  # noqa: B019

@@ -38,15 +38,16 @@ class Tried(NamedTuple):
         return self.bound.seconds if self.bound is not None else 0.0
 
     @property
-    def order(self) -> tuple[float, float, int]:
+    def order(self) -> tuple[float, float, int, int]:
         """The quickest first: by the bound, then the time if nothing overlapped, then memory.
 
-        Without rates by FLOPs, then by bytes sent.
+        Without rates by FLOPs, then by bytes sent and the fewest turns.
         """
+        turns = self.setting.microbatches
         if self.bound is None:
-            return self.work.done, float(self.sent), self.total
+            return self.work.done, float(self.sent), turns, self.total
         times = self.bound.compute + self.bound.memory + self.bound.links
-        return self.bound.seconds, times, self.total
+        return self.bound.seconds, times, turns, self.total
 
     def is_quicker(self, than: "Tried") -> bool:
         """Whether the bound is clearly lower, or as low while less is sent (links, host).

@@ -188,11 +188,11 @@ def _quicker(result: dict[str, Any]) -> list[str]:
         "quicker, and it fits",
         f"  {one['flags']}",
         f"    {size(one['total'])}, {size(one['margin'])} free, {basis}",
-        *(f"    {gain}" for gain in gains(result, one)),
+        *(f"    {change}" for change in changes(result, one)),
     ]
 
 
-def gains(result: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[str]:
+def changes(result: Mapping[str, Any], one: Mapping[str, Any]) -> Iterator[str]:
     """What another setting changes, a line each."""
     bound, other = result["bound"], one["bound"]
     if bound is not None and other["seconds"] != bound["seconds"]:

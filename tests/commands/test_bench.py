@@ -168,6 +168,18 @@ def test_options_of_a_stage_change_a_size():
     assert {"int8", "uint8"} & moments and "bfloat16" in moments, "codes, Kahan's rests"
 
 
+def test_kernels_are_tried_before_they_are_timed(monkeypatch, capsys):
+    dense = BACKENDS["dense"]
+    monkeypatch.setitem(BACKENDS, "loop", dense._replace(kernel=True))
+    assert main([*WORDS, "--attention", "loop"]) == 0
+    errors = json.loads(capsys.readouterr().out)["attention_errors"]
+    assert errors == {"vision": 0.0, "language": 0.0}, "dense attention beside itself"
+    blind = lambda q, k, v, segments, *, causal: dense.run(q, k, v, None, causal=causal)  # noqa: E731
+    monkeypatch.setitem(BACKENDS, "loop", dense._replace(kernel=True, run=blind))
+    assert main([*WORDS, "--attention", "loop"]) == 2
+    assert "the kernel is wrong here; choose blocks" in capsys.readouterr().err
+
+
 def test_options_are_named_in_the_result(capsys):
     assert main([*WORDS, "--optimizer.moments", "bfloat16"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -71,3 +71,12 @@ def test_rows_grow_to_a_multiple_of_the_devices(config, monkeypatch):
     with_memory(monkeypatch, 2**40)
     fit = machine.fit(config, Choice(12, "ours"))
     assert fit.rows == Choice(16, "ours; a multiple of 8 devices")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "unknown"])
+def test_without_rates_no_more_turns_than_memory_asks_for(config, monkeypatch, kind):
+    chip = CHIPS["cpu"] if kind == "cpu" else CHIPS["h100-pcie"]
+    monkeypatch.setattr(machine, "_hardware", lambda: Hardware(f"{kind}:8", kind, chip, 8))
+    with_memory(monkeypatch, 2**40)
+    fit = machine.fit(config, Choice(64, "ours"))
+    assert (fit.microbatches.value, fit.remat.value) == (1, "none")

@@ -7,6 +7,9 @@ import pytest
 import yaml
 
 from mllm_jax.__main__ import main
+from mllm_jax.commands.preflight import recipe_table
+from mllm_jax.config import loading
+from mllm_jax.config.stage import Config
 from mllm_jax.preflight import report
 from tests.support import valid_config
 
@@ -39,6 +42,22 @@ def test_stages_that_are_laid_out_alike_share_a_line(recipe: Path, capsys, monke
     flags = "--compute.remat none --train.microbatches 1"
     assert f"\nfirst: quicker, and it fits: {flags}\n" in printed
     assert "no step is faster than" in printed
+
+
+def test_an_adapter_makes_another_layout(recipe: Path):
+    """Of all else that memory depends on, too."""
+    config = loading.build(Config, valid_config.tree())
+    others = [
+        ["--data.row_examples", "9"],
+        ["--data.rows", "32"],
+        ["--compute.remat", "dots"],
+        ["--adapter.match", "language/layers/.*/kernel", "--adapter.rank", "4"],
+    ]
+    layouts = {recipe_table._layout(config)}
+    for flags in others:
+        tree = loading.overridden(valid_config.tree(), flags)
+        layouts.add(recipe_table._layout(loading.build(Config, tree)))
+    assert len(layouts) == 1 + len(others)
 
 
 def test_json_is_an_object_for_each_line(recipe: Path, capsys):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mllm_jax.common.errors import ConfigError
-from mllm_jax.models.kernels import cudnn
+from mllm_jax.models.kernels import cudnn, verify
 from mllm_jax.models.kernels.protocol import Device
 from mllm_jax.training import loop, setup
 from tests.support import cudnn_contract, tiny
@@ -26,6 +26,7 @@ def on_hopper(monkeypatch) -> None:
     """This machine's devices count as H100, and the kernel as one that takes float32."""
     monkeypatch.setattr(setup, "device_of", lambda _: Device("gpu", (9, 0)))
     monkeypatch.setattr(cudnn, "DTYPES", ("float32",))
+    verify._tried.cache_clear()  # of what another test put into the kernel's place
     cudnn_contract.install(monkeypatch)
 
 

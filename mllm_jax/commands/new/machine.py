@@ -79,7 +79,8 @@ def fit(config: Config, rows: Choice) -> Fit:
 def _choices(chosen: Tried, limit: int) -> tuple[Choice, Choice]:
     setting = chosen.setting
     size = f"{chosen.total / GIB:.2f} of {limit / GIB:.0f} GiB by preflight's formula"
-    why = f"machine: {setting.rows // setting.microbatches} rows at a time take {size}"
+    count = setting.rows // setting.microbatches
+    why = f"machine: {count} {'row' if count == 1 else 'rows'} at a time take {size}"
     effect = KEPT[setting.remat]
     return Choice(setting.microbatches, why), Choice(setting.remat, f"machine: {effect}")
 

@@ -11,7 +11,7 @@ from mllm_jax.common.markdown import markdown_table
 from mllm_jax.config import loading
 from mllm_jax.config.stage import Config
 from mllm_jax.preflight import report
-from mllm_jax.preflight.table import gains, seconds, size
+from mllm_jax.preflight.table import changes, seconds, size
 
 HEAD = ("stage", "rows", "memory", "of", "fits", "sent", "a step, at least", "by", "MFU, at most")
 
@@ -53,8 +53,8 @@ def main(
 def _layout(config: Config) -> str:
     """What a stage's layout on devices depends on, as text."""
     data = config.data
-    numbers = (data.rows, data.length, data.image_slots, config.train.microbatches)
-    sections = (config.model, config.compute, config.optimizer, config.mesh)
+    numbers = (data.rows, data.length, data.image_slots, data.segments, config.train.microbatches)
+    sections = (config.model, config.compute, config.optimizer, config.mesh, config.adapter)
     return json.dumps([numbers, *map(loading.to_dict, sections)])
 
 
@@ -86,5 +86,5 @@ def _quicker(stages: Sequence[tuple[Sequence[str], Mapping[str, Any]]]) -> Itera
     """Lines for the stages that have a quicker setting that fits."""
     for names, result in stages:
         if (one := result["quicker"]) is not None:
-            gain = "; ".join(gains(result, one))
-            yield f"\n{', '.join(names)}: quicker, and it fits: {one['flags']}\n  {gain}\n"
+            change = "; ".join(changes(result, one))
+            yield f"\n{', '.join(names)}: quicker, and it fits: {one['flags']}\n  {change}\n"

@@ -6,6 +6,7 @@ So the kernels that a run is about to use attend to a few random rows, packed if
 its heads, number formats and limits; outputs and gradients are compared with float32.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from mllm_jax.common.errors import ConfigError, require
 from mllm_jax.models.kernels import select
-from mllm_jax.models.kernels.protocol import Call, Queries
+from mllm_jax.models.kernels.protocol import Backend, Call, Queries
 from mllm_jax.models.kernels.select import BACKENDS, Selection
 
 # root mean square of the difference over that of the reference. bfloat16 alone makes 0.0017 to
@@ -53,9 +54,20 @@ def verify(selection: Selection, call: Call) -> float | None:
     name = selection.backend(call)
     if not BACKENDS[name].kernel:
         return None
+    shared = call.parts > 1
+    longest = LONGEST // 2 if shared else LONGEST
+    few = call._replace(rows=1 if shared else 2, length=min(call.length, longest))
+    return _tried(name, BACKENDS[name], selection, few)
+
+
+@functools.cache  # a sweep asks for the same again
+def _tried(name: str, backend: Backend, selection: Selection, call: Call) -> float:
+    """The error of a backend, `name`, for a few rows. Raises ConfigError, as `verify`."""
+    del backend  # part of the key alone
     rows = _rows(call)
     try:
-        ours = _outputs(selection, call.causal, rows)
+        # the backend that was chosen for all rows, whatever would be for these
+        ours = _outputs(selection._replace(name=name), call.causal, rows)
     except Exception as error:  # of whatever kind: it is the kernel's, and the run ends with it
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
@@ -85,9 +97,7 @@ def _kind() -> str:
 
 
 def _rows(call: Call) -> Rows:
-    shared = call.parts > 1
-    B, T = (1, min(call.length, LONGEST // 2)) if shared else (2, min(call.length, LONGEST))
-    S = T * call.parts
+    B, T, S = call.rows, call.length, call.keys
     drawn = jax.random.split(jax.random.key(0), 4)
     shapes = [(B, T, call.heads), (B, S, call.kv_heads), (B, S, call.kv_heads), (B, T, call.heads)]
     q, k, v, g = (
@@ -96,7 +106,7 @@ def _rows(call: Call) -> Rows:
     )
     segments = _segments(B, S, call.segments) if call.packed else None
     queries = None
-    if shared:
+    if call.parts > 1:
         assert segments is not None, "whole images are not divided by length"
         positions = _positions(T, call.parts)
         queries = Queries(positions, segments[:, positions])

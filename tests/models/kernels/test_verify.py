@@ -117,10 +117,33 @@ def test_every_kernel_of_a_package_is_tried():
     assert kernels == {"splash", "cudnn", "tokamax", "triton"}
 
 
-def test_long_rows_are_cut_and_short_ones_are_not():
-    lengths = [verify._rows(PACKED._replace(length=n)).q.shape[1] for n in (40, 1024, 8192)]
-    assert lengths == [40, 1024, 1024]
-    shared = verify._rows(SHARED._replace(length=4096, parts=4))
+def test_long_rows_are_cut_and_short_ones_are_not(monkeypatch):
+    tried = []
+    monkeypatch.setattr(verify, "_tried", lambda *given: tried.append(given) or 0.0)
+    selection = standing_in(monkeypatch, dense.attend, dense.attend_part)
+    for call in (PACKED._replace(length=n) for n in (40, 1024, 8192)):
+        verify.verify(selection, call)
+    verify.verify(selection, SHARED._replace(length=4096, parts=4))
+    calls = [call for *_, call in tried]
+    assert [(call.rows, call.length) for call in calls] == [(2, 40), (2, 1024), (2, 1024), (1, 512)]
+    shared = verify._rows(calls[-1])
     assert (shared.q.shape[1], shared.k.shape[1]) == (512, 2048)
     assert shared.queries is not None
     assert shared.queries.positions[jnp.array([0, 255, 256, 511])].tolist() == [0, 255, 1792, 2047]
+
+
+def test_what_is_tried_is_what_was_chosen_for_all_rows(monkeypatch):
+    """cuDNN refuses very many rows, and would not refuse the few that are tried."""
+
+    def refuses(call: Call, device: Any, /) -> str | None:
+        return "needs fewer rows" if call.rows > 2 else None
+
+    wrong = Backend(blind, refuses, dense.score_bytes, kernel=True)
+    right = Backend(dense.attend, refuses_nothing, dense.score_bytes, kernel=True)
+    monkeypatch.setitem(select.BACKENDS, "cudnn", wrong)
+    monkeypatch.setitem(select.BACKENDS, "triton", right)
+    monkeypatch.setitem(select.PREFERRED, "cpu", ("cudnn", "triton"))
+    call = PACKED._replace(length=select.SHORT + 1)
+    assert verify.verify(Selection("auto"), call) is not None
+    with pytest.raises(ConfigError, match=r"auto \(cudnn\)"):
+        verify.verify(Selection("auto"), call._replace(rows=2))

@@ -45,10 +45,12 @@ class Program(NamedTuple):
     host: int = 0  # bytes of the host's memory, for one device
     flags: compiler.Flags = compiler.NO_FLAGS  # of XLA
     unknown_flags: tuple[str, ...] = ()  # that this compiler does not know
+    peak: int | None = None  # bytes held at the same time, where that is less than `memory` (TPUs)
 
     @property
     def total(self) -> int:
-        return sum(self.memory.values())
+        """Bytes that a device must have: libtpu accepts and refuses programs by their peak."""
+        return sum(self.memory.values()) if self.peak is None else self.peak
 
     @property
     def sent(self) -> dict[str, dict[str, int]]:
@@ -289,7 +291,9 @@ class Plans:
         }
         sent, host = hlo.collectives(compiled.call.as_text()), sizes.host_temp_size_in_bytes
         flags = compiled.flags, compiled.refused
-        return Program(compiled.seconds, byte_counts, sent, None, host, *flags)
+        # elsewhere temporary memory is one allocation, whose size is what is needed
+        peak = sizes.peak_memory_in_bytes if self.hardware.chip.platform == "tpu" else None
+        return Program(compiled.seconds, byte_counts, sent, None, host, *flags, peak)
 
 
 def versions() -> dict[str, str]:

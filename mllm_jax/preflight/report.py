@@ -93,6 +93,7 @@ def _describe(plans: Plans, setting: Setting, program: Program | None) -> dict[s
         "memory": {
             "formula": formula._asdict() | {"temporary": formula.temporary, "total": formula.total},
             "compiler": None if program is None else program.memory,
+            "peak": None if program is None else program.peak,
             "refused": None if program is None else program.refused,
             "total": total,
             "host": formula.host if program is None else program.host,

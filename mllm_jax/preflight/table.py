@@ -103,6 +103,8 @@ def _memory(result: dict[str, Any]) -> list[str]:
         rows += [("program", "", by_compiler("code"))]
     total = size(sum(compiled_sizes.values())) if compiler else ""
     rows += [("= total", size(formula["total"]), total)]
+    if (peak := memory["peak"]) is not None:
+        rows += [("at the same time, at most", "", size(peak))]
     lines = ["memory of one device", *_rows(rows)]
     lines += ["  temporary = the three above + the larger of (logits + table) and (layer)"]
     if memory["refused"]:

@@ -18,16 +18,18 @@ Flags = Mapping[str, bool | int | str]  # name of an option of XLA -> value, of 
 
 NO_FLAGS: Flags = {}
 # v5p and v6e wait for every all-gather by default; with these it goes on beside the products of
-# several fusions. Names as in MaxText's benchmarks/xla_flags_library (CF_FOR_ALL_GATHER).
-ASYNC_GATHERS: Flags = {
+# several fusions (names as in MaxText's benchmarks/xla_flags_library, CF_FOR_ALL_GATHER). With the
+# last one a kernel's gradient is scattered part by part, beside the product that makes it.
+BESIDE_PRODUCTS: Flags = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_tpu_decompose_einsum_reduce_scatter": True,
 }
 # key of hardware.CHIPS -> what its compiler is given, with several devices
-PRESETS: dict[str, Flags] = {"v5p": ASYNC_GATHERS, "v6e": ASYNC_GATHERS}
+PRESETS: dict[str, Flags] = {"v5p": BESIDE_PRODUCTS, "v6e": BESIDE_PRODUCTS}
 UNKNOWN = re.compile(r"No such compile option: '?(\w+)'?")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_result_and_table(wide: Plans, monkeypatch: pytest.MonkeyPatch):
     assert (result["compiler_flags"], result["unknown_compiler_flags"]) == ({}, [])
     assert result["setting"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1}
     memory = result["memory"]
+    assert memory["peak"] is None
     assert memory["total"] == sum(memory["compiler"].values())
     assert memory["margin"] == memory["limit"] - memory["total"]
     assert memory["fits"] is True
@@ -347,6 +349,12 @@ def test_a_step_compiled_for_tpus_that_are_not_here(
     held = sum(memory["formula"][name] for name in table.HELD)
     # arrays of a TPU are padded to tiles of 8 x 128, which these small ones do not fill
     assert held <= memory["compiler"]["arguments"] <= 4 * held
+    # libtpu decides by what is held at the same time
+    assert memory["total"] == memory["peak"] < sum(memory["compiler"].values())
+    assert memory["peak"] > memory["compiler"]["arguments"]
+    page = table.render(result)
+    assert re.search(rf"at the same time, at most +{re.escape(table.size(memory['peak']))}\n", page)
+    assert f"FITS: {table.size(memory['peak'])} of" in page
     # 3 layers, 2 turns: gathered forward and backward
     assert result["collectives"]["all-gather"]["operations"] >= 2 * 2 * 3
     assert 0 < result["bound"]["mfu"] < 1

@@ -109,7 +109,8 @@ def lost_how(m: Member, now: float, timeouts: Timeouts) -> str | None:
     patience = max(lost_after, timeouts.stuck_after) if m.ending else lost_after
     if now - m.heartbeat > patience and not now - m.heard > 3 * interval(lost_after):
         how = "has ended its work, but still runs" if m.ending else "has stalled"
-        return f"{how}: no heartbeat for {now - m.heartbeat:.0f} s"
+        said = "" if m.error is None else f"; it said: {m.error}"
+        return f"{how}: no heartbeat for {now - m.heartbeat:.0f} s{said}"
     return None
 
 

@@ -131,6 +131,13 @@ def test_an_error_is_told_though_its_process_takes_long_to_end(run):
     assert "process 1 of 2 (host " in said[0] and said[0].endswith("a whole number\n")
 
 
+def test_an_error_is_told_though_its_process_never_ends(run):
+    codes, said, seconds = run("sleep", "refuse, and ends in 60", stuck_after=4).ends()
+    assert codes == [LOST, LOST] and 4 < seconds < 15
+    assert all("but still runs: no heartbeat for " in words for words in said), said
+    assert all(" s; it said: " in words and "a whole number; all" in words for words in said), said
+
+
 def test_a_failure_does_not_wait_for_one_that_has_finished(run):
     codes, said, seconds = run("done, and ends in 60", "exit1", stuck_after=60).ends()
     assert codes == [1, 1] and seconds < 10

@@ -40,6 +40,7 @@ def test_with_room_for_all_nothing_is_computed_again(config, monkeypatch):
     assert fit.remat.why == "machine: everything is kept for the backward pass"
 
 
+@pytest.mark.slow
 def test_with_less_room_the_quickest_that_fits(config, monkeypatch):
     tried = estimates(config)
     assert {one.setting.remat for one in tried} == {"none", "dots", "attention", "full"}

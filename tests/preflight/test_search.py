@@ -70,6 +70,7 @@ def test_the_quickest_first():
     assert sorted([more, less], key=lambda one: one.order) == [less, more]
 
 
+@pytest.mark.slow
 def test_of_all_that_fit_none_has_a_lower_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is shown is what the flags give, and none of the others that fit is quicker."""
     words = [*WORDS, "--compute.remat", "full"]
@@ -92,6 +93,7 @@ def test_of_all_that_fit_none_has_a_lower_bound(tmp_path: Path, monkeypatch: pyt
         assert one["bound"]["seconds"] == least < result["bound"]["seconds"]
 
 
+@pytest.mark.slow
 def test_less_remat_where_arithmetic_takes_the_time(tmp_path: Path, monkeypatch):
     """The least that fits: with more microbatches than configured where only that makes room."""
     slow(monkeypatch)

@@ -242,8 +242,8 @@ def _layer_behind(x: Array, layers: Any, n: int) -> tuple[Any, Array]:
     Compilers would do so for all blocks at the same time, and hold the language model once more.
     """
     apart = is_unstacked(layers)
-    own, x = jax.lax.optimization_barrier((layers[str(n)] if apart else layers, x))
-    return own if apart else layer_of(own, n), x
+    behind, x = jax.lax.optimization_barrier((layers[str(n)] if apart else layers, x))
+    return behind if apart else layer_of(behind, n), x
 
 
 def _visible(cache: Cache, slot: Int[Array, ""] | int) -> Bool[Array, "B S"]:

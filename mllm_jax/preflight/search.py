@@ -120,8 +120,9 @@ def by_formula(plans: Plans) -> list[Tried]:
 
     The quickest first; the stage's own setting is among them.
     """
-    own = plans.configured
-    estimates = [_estimated(plans, one) for one in [own, *settings.quicker(own)]]
+    configured = plans.configured
+    others = settings.quicker(configured)
+    estimates = [_estimated(plans, setting) for setting in [configured, *others]]
     return sorted(estimates, key=lambda one: one.order)
 
 

@@ -55,16 +55,16 @@ class Command(NamedTuple):
 
 def commands() -> list[Command]:
     """In order of worth; PyTorch's step right after ours, on the same card."""
-    found = []
+    listed = []
     for group, files in TESTS.items():
-        found.append(Command(group, group, ["pytest", "-q", "-m", "gpu", *files.split()]))
+        listed.append(Command(group, group, ["pytest", "-q", "-m", "gpu", *files.split()]))
     for group, (shared, theirs, ours) in STEPS.items():
         both = [*shared.split(), "--dtype", "bfloat16", "--steps", "5"]
         torch = ["tests.benchmarks.pytorch_baseline", *both, "--device", "cuda", *theirs.split()]
-        found.append(Command(group, f"{group}-ours", ["mllm_jax", "bench", *both, *ours.split()]))
-        found.append(Command(group, f"{group}-pytorch", torch))
-        found.append(Command(group, f"{group}-pytorch-compiled", [*torch, "--compile"]))
-    return found
+        listed.append(Command(group, f"{group}-ours", ["mllm_jax", "bench", *both, *ours.split()]))
+        listed.append(Command(group, f"{group}-pytorch", torch))
+        listed.append(Command(group, f"{group}-pytorch-compiled", [*torch, "--compile"]))
+    return listed
 
 
 def run(command: Command, out: Path, limit: float = LIMIT) -> bool:
@@ -83,9 +83,9 @@ def run(command: Command, out: Path, limit: float = LIMIT) -> bool:
         except subprocess.TimeoutExpired:
             code = f"no end after {limit:g} s"
     steps = command.words[0] != "pytest"
-    found = [line for line in log.read_text().splitlines() if line.startswith('{"') and steps]
+    objects = [line for line in log.read_text().splitlines() if line.startswith('{"') and steps]
     with (out / "results.jsonl").open("a") as results:
-        for line in found:
+        for line in objects:
             results.write(json.dumps({"name": command.name, **json.loads(line)}) + "\n")
     said = "ok" if code == 0 else f"FAILED ({code}), see {log}"
     print(f"{command.name}: {said}, {time.perf_counter() - start:.0f} s", flush=True)

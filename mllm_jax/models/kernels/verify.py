@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mllm_jax.common.errors import ConfigError, require
+from mllm_jax.distributed import context
 from mllm_jax.models.kernels import select
 from mllm_jax.models.kernels.protocol import Backend, Call, Queries
 from mllm_jax.models.kernels.select import BACKENDS, Selection
@@ -24,6 +25,9 @@ from mllm_jax.models.kernels.select import BACKENDS, Selection
 LIMIT = 0.02
 LONGEST = 1024  # positions of a row that is tried, 512 of one that devices share
 ENDS = (0.29, 0.55, 0.91)  # of the segments in a row that is tried, as parts of it; then padding
+# JAX's errors while compiling and running are RuntimeErrors; what kernels raise of what they cannot
+# do, or of a JAX that they do not know
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
 NAMES = ("output", "gradient of queries", "gradient of keys", "gradient of values")
 
 
@@ -68,7 +72,7 @@ def _tried(name: str, backend: Backend, selection: Selection, call: Call) -> flo
     try:
         # the backend that was chosen for all rows, whatever would be for these
         ours = _outputs(selection._replace(name=name), call.causal, rows)
-    except Exception as error:  # of whatever kind: it is the kernel's, and the run ends with it
+    except FAILURES as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"{_option(selection, name)} fails on this {_kind()}: {type(error).__name__}: "
@@ -108,7 +112,7 @@ def _rows(call: Call) -> Rows:
     queries = None
     if call.parts > 1:
         assert segments is not None, "whole images are not divided by length"
-        positions = _positions(T, call.parts)
+        positions = context.positions(0, call.parts, T)  # of the first device
         queries = Queries(positions, segments[:, positions])
     return Rows(q, k, v, g, segments, queries)
 
@@ -123,13 +127,6 @@ def _segments(rows: int, length: int, most: int | None) -> jax.Array:
         numbers[0, start:end] = number
         start = end
     return jnp.asarray(numbers)
-
-
-def _positions(length: int, parts: int) -> jax.Array:
-    """Of the queries of the first of the devices: the first and the last of 2 `parts` chunks."""
-    half = length // 2
-    first, last = np.arange(half), np.arange((2 * parts - 1) * half, 2 * parts * half)
-    return jnp.asarray(np.concatenate([first, last]), jnp.int32)
 
 
 def _outputs(selection: Selection, causal: bool, rows: Rows) -> list[np.ndarray]:
